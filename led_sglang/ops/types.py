@@ -1,0 +1,74 @@
+"""Inputs and outputs shared by every backend of the LED step.
+
+Shape letters: `R` rows, `D` captured latent layers, `K` candidates, `V` vocabulary, `H` hidden size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Head:
+    """The LM head, or one tensor-parallel rank's rows of it."""
+
+    weight: Tensor  # (V_shard, H) in the model's dtype
+    num_rows: int  # rows of `weight` that are real vocabulary, the rest is padding
+    first_id: int = 0  # vocabulary id of row 0
+    bias: Tensor | None = None  # (V_shard,)
+    scale: float = 1.0  # multiplies the logits
+    softcap: float | None = None  # logits = softcap * tanh(logits / softcap)
+    final_norm: Callable[[Tensor], Tensor] | None = None  # (N, H) -> (N, H), for `latent_norm`
+    all_gather: Callable[[Tensor], Tensor] | None = None  # (n,) -> (ranks, n); None = the head is whole
+
+
+@dataclass(frozen=True)
+class LedRows:
+    """What each row asked for; all tensors live on the step's device."""
+
+    active: Tensor  # (R,) bool: inside its phase; other rows never explore and cost no latent work
+    depth: Tensor  # (R,) int64, 1..D+1
+    top_k: Tensor  # (R,) int64, 1..K
+    temperature: Tensor  # (R,) float32 > 0; ignored where greedy
+    greedy: Tensor  # (R,) bool: temperature 1, arg-max of the branch the coin picks
+    exploit: Tensor  # (R,) bool: False = always explore (ablation)
+    latent_norm: Tensor  # (R,) bool: final norm on the latents (ablation)
+    normalize_layers: Tensor  # (R,) bool: each layer normalised over the candidates before the sum (ablation)
+    latent_offset: Tensor  # (R,) int64, 0 = the paper, 1 = the released code (one layer earlier)
+    min_p: Tensor  # (R,) float32 in [0, 1]: candidates below min_p * max p^L are dropped
+    full: Tensor  # (R,) bool: compute the explore branch even where the coin says exploit (trace)
+    max_depth: int  # host-known upper bound of `depth` in this batch
+    max_top_k: int  # host-known upper bound of `top_k` in this batch: K
+    any_full: bool  # host-known: some row has `full`
+    any_norm: bool  # host-known: some row has `latent_norm`
+    all_norm: bool  # host-known: every row has `latent_norm`
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Uniforms in [0, 1), equal on all tensor-parallel ranks."""
+
+    coin: Tensor  # (R,) float64
+    token: Tensor  # (R,) float64
+
+
+@dataclass(frozen=True)
+class LedStep:
+    """One decoded step. Entries of rows that are not `ok` or not active are meaningless.
+
+    Where a row neither explored nor asked for `full`, `depth` is 1, `explore_probs` equal `exploit_probs` and `entropy`
+    is that of the exploit branch: the explore branch was not computed.
+    """
+
+    token_ids: Tensor  # (R,) int64
+    ok: Tensor  # (R,) bool: False = non-finite input, use the engine's token
+    explored: Tensor  # (R,) bool: the coin picked the explore branch
+    depth: Tensor  # (R,) int64: depth of maximum entropy, 1 = final layer alone
+    confidence: Tensor  # (R,) float32: max_v p^L(v)
+    entropy: Tensor  # (R,) float32, nats, of the aggregate at `depth`
+    candidate_ids: Tensor  # (R, K) int64, most probable first
+    exploit_probs: Tensor  # (R, K) float32, zero beyond the row's top_k
+    explore_probs: Tensor  # (R, K) float32
+    logprob: Tensor  # (R,) float32: log p_LED of token_ids (Eq. 6 with the coin summed out); valid where full or explored

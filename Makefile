@@ -1,0 +1,46 @@
+# Every target does the set-up it needs; `make env` alone makes .venv.
+PYTHON_VENV := .venv/bin/python
+# Nothing here ever fetches a model or a data set.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help env serve test check soak accuracy bench constraints clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make env                 the pinned environment in .venv"
+	@echo "make serve ARGS='...'    the LED server; without --model-path it serves the embedded model"
+	@echo "make test ARGS='...'     the tests (pytest arguments in ARGS)"
+	@echo "make check               lint, types, import rules"
+	@echo "make soak ARGS='10'      minutes of mixed load with faults, then an audit"
+	@echo "make accuracy ARGS='...' the embedded model on its held-out problems"
+	@echo "make bench ARGS='...'    LED on against LED off on this machine"
+	@echo "make constraints         write constraints.txt from .venv"
+	@echo "make clean               remove .venv, caches and build products"
+
+env:
+	@scripts/make_env
+
+serve: env
+	@exec $(PYTHON_VENV) -m led_sglang.launch $(ARGS)
+
+test: env
+	@exec $(PYTHON_VENV) -m pytest $(ARGS)
+
+check: env
+	@scripts/check
+
+soak: env
+	@exec $(PYTHON_VENV) -m tests.soak $(ARGS)
+
+accuracy: env
+	@exec $(PYTHON_VENV) -m led_sglang.embedded.accuracy $(ARGS)
+
+bench: env
+	@exec $(PYTHON_VENV) benchmarks/bench_server.py $(ARGS)
+
+constraints: env
+	@scripts/freeze
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

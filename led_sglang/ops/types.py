@@ -6,7 +6,6 @@ Shape letters: `R` rows, `D` captured latent layers, `K` candidates, `V` vocabul
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -44,6 +43,8 @@ class LedRows:
     any_full: bool  # host-known: some row has `full`
     any_norm: bool  # host-known: some row has `latent_norm`
     all_norm: bool  # host-known: every row has `latent_norm`
+    any_min_p: bool = True  # host-known: False promises that every `min_p` is 0
+    mixed_top_k: bool = True  # host-known: False promises that every `top_k` equals `max_top_k`
 
 
 @dataclass(frozen=True)
@@ -71,4 +72,6 @@ class LedStep:
     candidate_ids: Tensor  # (R, K) int64, most probable first
     exploit_probs: Tensor  # (R, K) float32, zero beyond the row's top_k
     explore_probs: Tensor  # (R, K) float32
-    logprob: Tensor  # (R,) float32: log p_LED of token_ids (Eq. 6 with the coin summed out); valid where full or explored
+    logprob: (
+        Tensor  # (R,) float32: log p_LED of token_ids (Eq. 6 with the coin summed out); valid where full or explored
+    )

@@ -1,0 +1,76 @@
+"""The LED step: one decoded token per row, in pure torch (and Triton), without any engine."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from led_sglang.ops import eager, fused, reference
+from led_sglang.ops.noise import uniforms
+from led_sglang.ops.thinking import ThinkingMachine, ThinkingTables
+from led_sglang.ops.types import Head, LedRows, LedStep, Noise
+
+__all__ = [
+    "BACKENDS",
+    "Head",
+    "LedRows",
+    "LedStep",
+    "Noise",
+    "ThinkingMachine",
+    "ThinkingTables",
+    "led_step",
+    "uniforms",
+]
+
+Backend = Callable[[Tensor, Tensor, Head, LedRows, Noise], LedStep]
+
+BACKENDS: dict[str, Backend] = {
+    "reference": reference.led_step,
+    "eager": eager.led_step,
+    "fused": fused.led_step,
+}
+
+
+def led_step(
+    final_logits: Tensor, latents: Tensor, head: Head, rows: LedRows, noise: Noise, *, backend: str = "auto"
+) -> LedStep:
+    """Decode one token per row with Latent Exploration Decoding (arXiv 2602.01698).
+
+    Per row, with tau = 1 where greedy and `temperature` elsewhere::
+
+        p[L]    = softmax(final_logits / tau)                     over the full vocabulary
+        x       = top-k of final_logits, without those that are -inf, beyond the row's top_k
+                  or with p[L] < min_p * max p[L]                 (dropped = probability 0 in EVERY layer)
+        p[l]    = softmax(head(h[l]) / tau)                       full vocabulary; no norm unless latent_norm
+        q[l]    = p[l][x]                                         / sum(q[l]) where normalize_layers
+        agg[j]  = normalise(q[L] + ... + q[L-j+1])                j = 1..depth; j = 1 is the final layer alone
+        exploit = agg[1];  explore = agg[argmax_j entropy(agg[j])]            ties to the smallest j
+        c       = max p[L]
+        branch  = explore  if active and (not exploit_allowed or coin < 1 - c)  else  exploit
+        token   = x[inverse CDF of branch at noise.token], where greedy x[argmax branch]
+        logprob = log(c * exploit[token] + (1 - c) * explore[token]),   log explore[token] where exploit is False
+
+    Shapes and types:
+        final_logits (R, V): any float type and strides, the engine's logits after penalties, bias and grammar mask and
+            BEFORE temperature, full vocabulary on every rank; -inf means forbidden.
+        latents (D, R, H): latents[j] = h[L-1-j], the un-normed residual stream in the model's dtype. A row reads
+            latents[j + latent_offset] for j < depth - 1, so D >= max(depth - 1 + latent_offset).
+        head, rows, noise and the result: see `led_sglang.ops.types`. V may be smaller than K: the tail of
+            `candidate_ids` is then 0 with probability 0.
+
+    Nothing is modified. Equal inputs on all tensor-parallel ranks give equal results on all ranks; with a sharded head
+    a step makes at most ONE collective, and makes it on every rank or on none.
+
+    Rows with NaN or +inf or nothing but -inf in their final logits, and rows whose latents were needed and gave a
+    non-finite result, come back with ok = False and some valid token id; no input value raises. R = 0 is allowed.
+
+    Backends: "reference" float64 loops, to learn from and to test against (whole head only); "eager" plain torch over
+    all rows and depths; "fused" draws the coin first and sends only the rows that need it through the head, without
+    ever holding their (rows, V) logits. "auto" is "fused".
+    Graph-safe: "fused" on CUDA (no host sync, shapes fixed by R, D, K and the host-known fields of `rows`, all rows go
+    through the head there); on CPU it compacts rows by index. "eager" is too; "reference" is not.
+    """
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"unknown LED backend {backend!r}; one of auto, {', '.join(BACKENDS)}")
+    if latents.shape[0] < rows.max_depth - 1:
+        raise ValueError(f"depth {rows.max_depth} needs {rows.max_depth - 1} latent layers, got {latents.shape[0]}")
+    return BACKENDS["fused" if backend == "auto" else backend](final_logits, latents, head, rows, noise)

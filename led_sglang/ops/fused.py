@@ -1,0 +1,201 @@
+"""The step that is served: coin first, then only the rows that need their latents, streamed through the head.
+
+On a small model on CPU a step is bounded by the number of torch calls (1 to 3 us each), so this file trades a little
+plainness for fewer of them; `tests/unit/ops/test_op_count.py` counts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from led_sglang.ops.head import latent_probs
+from led_sglang.ops.types import Head, LedRows, LedStep, Noise
+
+CHUNK_ELEMENTS = 1 << 20  # final logits scaled at once on CPU: 4 MiB
+SMALLEST_LOGIT = torch.finfo(torch.float32).min
+TINY = torch.finfo(torch.float32).tiny  # a layer that gives the candidates nothing adds nothing
+
+
+@dataclass(frozen=True)
+class FinalLayer:
+    """What the final layer tells about each row."""
+
+    tau: Tensor  # (R, 1)
+    candidate_ids: Tensor  # (R, K), most probable first
+    logits: Tensor  # (R, K) over tau, -inf where the row may not use the candidate
+    probs: Tensor  # (R, K), p^L at the candidates
+    confidence: Tensor  # (R,), NaN where the row is broken
+
+
+@dataclass(frozen=True)
+class Explore:
+    """The explore branch of the rows that computed it."""
+
+    probs: Tensor  # (N, K)
+    depth: Tensor  # (N,)
+    entropy: Tensor  # (N,)
+    ok: Tensor  # (N,) bool
+
+
+def led_step(final_logits: Tensor, latents: Tensor, head: Head, rows: LedRows, noise: Noise) -> LedStep:
+    """See `led_sglang.ops.led_step`."""
+    final = final_layer(final_logits, rows)
+    exploit = final.probs / final.probs.sum(-1, keepdim=True)
+    # `a >= b` on booleans is `a or not b`: tails explores, and so does a row without the exploit branch.
+    explored = (noise.coin + final.confidence < 1.0).ge(rows.exploit).logical_and(rows.active)
+    needs_latents = explored | (rows.full & rows.active) if rows.any_full else explored
+    if final_logits.device.type == "cpu" and not needs_latents.any():
+        return exploit_step(final, exploit, explored, rows, noise)
+    explore = explore_rows(final, exploit, needs_latents, latents, head, rows)
+    return mixed_step(final, exploit, explored, explore, rows, noise)
+
+
+def final_layer(final_logits: Tensor, rows: LedRows) -> FinalLayer:
+    tau = torch.where(rows.greedy, 1.0, rows.temperature)[:, None]
+    num_columns = min(rows.max_top_k, final_logits.shape[-1])
+    logits, ids, normalizers = scaled_top(final_logits, tau, num_columns)
+    if num_columns < rows.max_top_k:
+        padding = (0, rows.max_top_k - num_columns)
+        logits, ids = F.pad(logits, padding, value=-torch.inf), F.pad(ids, padding)
+    if rows.any_min_p:  # the lowest finite number as floor also drops -inf, which a floor of log 0 would keep
+        floor = (logits[:, :1] + rows.min_p.log()[:, None]).clamp_min(SMALLEST_LOGIT)
+        logits = logits.masked_fill(logits < floor, -torch.inf)
+    if rows.mixed_top_k:
+        beyond = torch.arange(rows.max_top_k, device=ids.device) >= rows.top_k[:, None]
+        logits = logits.masked_fill(beyond, -torch.inf)
+    probs = (logits - normalizers).exp()
+    return FinalLayer(tau, ids, logits, probs, probs[:, 0])
+
+
+def scaled_top(final_logits: Tensor, tau: Tensor, num_columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest logits over tau (R, K), their ids, and the log-sum-exp of each row (R, 1)."""
+    num_rows, vocab_size = final_logits.shape
+    chunk = max(1, CHUNK_ELEMENTS // max(vocab_size, 1))
+    if final_logits.device.type == "cuda" or num_rows <= chunk:
+        scaled = final_logits / tau
+        logits, ids = scaled.topk(num_columns, dim=-1)
+        return logits, ids, scaled.logsumexp(-1, keepdim=True)
+    parts = [
+        scaled_top(logits, taus, num_columns)
+        for logits, taus in zip(torch.split(final_logits, chunk), torch.split(tau, chunk), strict=True)
+    ]
+    logits, ids, normalizers = (torch.cat(column) for column in zip(*parts, strict=True))
+    return logits, ids, normalizers
+
+
+def exploit_step(final: FinalLayer, exploit: Tensor, explored: Tensor, rows: LedRows, noise: Noise) -> LedStep:
+    """No row needs its latents: the whole batch samples the final layer's candidates."""
+    choice = inverse_cdf(exploit, torch.where(rows.greedy, -1.0, noise.token))  # candidate 0 is the arg-max
+    return LedStep(
+        token_ids=final.candidate_ids.gather(1, choice).squeeze(1),
+        ok=final.confidence > 0,
+        explored=explored,
+        depth=torch.ones_like(rows.depth),
+        confidence=final.confidence,
+        entropy=torch.special.entr(exploit).sum(-1),
+        candidate_ids=final.candidate_ids,
+        exploit_probs=exploit,
+        explore_probs=exploit,
+        logprob=torch.full_like(final.confidence, torch.nan),
+    )
+
+
+def explore_rows(
+    final: FinalLayer, exploit: Tensor, needs_latents: Tensor, latents: Tensor, head: Head, rows: LedRows
+) -> Explore:
+    """The explore branch where it is needed, the exploit branch elsewhere."""
+    if needs_latents.device.type == "cuda":  # finding out how many rows need it would be a host sync
+        return where_needed(explore_branch(final, latents, head, rows, None), needs_latents, exploit)
+    index = needs_latents.nonzero().squeeze(1)
+    if index.shape[0] == needs_latents.shape[0]:
+        return explore_branch(final, latents, head, rows, None)
+    part = explore_branch(final, latents, head, rows, index)
+    return Explore(
+        exploit.index_copy(0, index, part.probs),
+        torch.ones_like(rows.depth).index_copy_(0, index, part.depth),
+        torch.special.entr(exploit).sum(-1).index_copy_(0, index, part.entropy),
+        torch.ones_like(needs_latents).index_copy_(0, index, part.ok),
+    )
+
+
+def where_needed(explore: Explore, needs_latents: Tensor, exploit: Tensor) -> Explore:
+    return Explore(
+        explore.probs.where(needs_latents[:, None], exploit),
+        explore.depth.where(needs_latents, 1),
+        explore.entropy.where(needs_latents, torch.special.entr(exploit).sum(-1)),
+        explore.ok | ~needs_latents,
+    )
+
+
+def explore_branch(final: FinalLayer, latents: Tensor, head: Head, rows: LedRows, index: Tensor | None) -> Explore:
+    """Eq. 2 and 4 to 6 for the rows of `index` (None = all)."""
+
+    def take(tensor: Tensor) -> Tensor:
+        return tensor if index is None else tensor[index]
+
+    num_layers = rows.max_depth - 1
+    keep = take(final.logits) > -torch.inf
+    layers = take(final.probs)[None]  # (1, N, K)
+    if num_layers:
+        hidden = pick_latents(latents, head, rows, index, num_layers)
+        latent = latent_probs(hidden, take(final.candidate_ids), head, take(final.tau))
+        layers = torch.cat([layers, latent]).where(keep, 0.0)  # (J+1, N, K)
+    layers = torch.where(
+        take(rows.normalize_layers)[:, None], layers / layers.sum(-1, keepdim=True).clamp_min(TINY), layers
+    )
+    sums = layers.cumsum(0)
+    aggregates = sums / sums.sum(-1, keepdim=True)  # Eq. 4
+    entropies = torch.special.entr(aggregates).sum(-1)  # (J+1, N), Eq. 5
+    is_beyond = torch.arange(num_layers + 1, device=keep.device)[:, None] >= take(rows.depth)  # (J+1, N)
+    entropy, depth = entropies.masked_fill(is_beyond, -1.0).max(0)  # Eq. 6; NaN counts as largest
+    probs = aggregates.gather(0, depth[None, :, None].expand(1, -1, keep.shape[1])).squeeze(0)
+    return Explore(probs, depth + 1, entropy, entropy >= 0)
+
+
+def pick_latents(latents: Tensor, head: Head, rows: LedRows, index: Tensor | None, num_layers: int) -> Tensor:
+    """(D, R, H) -> (J, N, H): the layers h^{L-1}, h^{L-2}, ... of each row, one earlier where `latent_offset` is 1."""
+    if latents.shape[0] == num_layers:
+        hidden = latents if index is None else latents.index_select(1, index)
+    else:
+        row_ids = torch.arange(latents.shape[1], device=latents.device) if index is None else index
+        layer_ids = torch.arange(num_layers, device=latents.device)[:, None] + rows.latent_offset[row_ids]
+        hidden = latents[layer_ids.clamp_max(latents.shape[0] - 1), row_ids]
+    if head.final_norm is None or not rows.any_norm:
+        return hidden
+    normed = head.final_norm(hidden.flatten(0, 1)).view_as(hidden)
+    if rows.all_norm:
+        return normed
+    use_norm = rows.latent_norm if index is None else rows.latent_norm[index]
+    return torch.where(use_norm[:, None], normed, hidden)
+
+
+def mixed_step(
+    final: FinalLayer, exploit: Tensor, explored: Tensor, explore: Explore, rows: LedRows, noise: Noise
+) -> LedStep:
+    branch = torch.where(explored[:, None], explore.probs, exploit)
+    choice = torch.where(rows.greedy[:, None], branch.argmax(-1, keepdim=True), inverse_cdf(branch, noise.token))
+    share = (final.confidence * rows.exploit)[:, None]
+    led_probs = torch.lerp(explore.probs, exploit, share)
+    return LedStep(
+        token_ids=final.candidate_ids.gather(1, choice).squeeze(1),
+        ok=explore.ok & (final.confidence > 0),
+        explored=explored,
+        depth=explore.depth,
+        confidence=final.confidence,
+        entropy=explore.entropy,
+        candidate_ids=final.candidate_ids,
+        exploit_probs=exploit,
+        explore_probs=explore.probs,
+        logprob=led_probs.gather(1, choice).squeeze(1).log(),
+    )
+
+
+def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """The first candidate whose cumulated probability exceeds the uniform: (R, K), (R,) -> (R, 1).
+
+    In float64 `u * total < total` for every u < 1, so a candidate of probability zero is never reached.
+    """
+    cumulated = probs.cumsum(-1, dtype=torch.float64)
+    return (cumulated <= cumulated[:, -1:] * uniforms[:, None]).sum(-1, keepdim=True)

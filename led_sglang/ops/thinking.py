@@ -1,0 +1,106 @@
+"""The thinking phase as a finite automaton over token ids.
+
+Two markers open and close the phase; each may be several tokens long. The automaton is Aho-Corasick over both, with the
+thinking flag in the state, so that one integer per request is all there is to keep and a step is two gathers.
+
+state = 2 * node + flag; 0 is "nothing matched, not thinking". Where both markers end on the same token (one is a suffix
+of the other) the longer one wins.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ThinkingTables:
+    """The automaton on a device."""
+
+    symbol_of: Tensor  # (vocab_size,) int64: token id to symbol, 0 = in no marker
+    next_state: Tensor  # (num_states * num_symbols,) int64
+    num_symbols: int
+
+    def advance(self, states: Tensor, token_ids: Tensor) -> Tensor:
+        """(R,), (R,) -> (R,): the states after one more token each. Graph-safe; token ids must be below vocab_size."""
+        return self.next_state[states * self.num_symbols + self.symbol_of[token_ids]]
+
+    def thinking(self, states: Tensor) -> Tensor:
+        """(R,) -> (R,) bool."""
+        return (states & 1).bool()
+
+
+class ThinkingMachine:
+    """Built once per server from the two markers."""
+
+    def __init__(self, open_ids: Sequence[int], close_ids: Sequence[int], vocab_size: int) -> None:
+        markers = [tuple(open_ids), tuple(close_ids)]
+        check_markers(markers, vocab_size)
+        tokens = sorted(set(markers[0] + markers[1]))
+        self.vocab_size = vocab_size
+        self.num_symbols = len(tokens) + 1
+        self.symbol_of = np.zeros(vocab_size, dtype=np.int64)
+        self.symbol_of[tokens] = np.arange(1, self.num_symbols)
+        self.next_state = build_transitions(markers, [0, *tokens])  # (num_states, num_symbols)
+
+    def run(self, ids: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int64]], state: int = 0) -> int:
+        """The state after all of `ids`. Ids outside the vocabulary (multimodal padding) count as ordinary tokens."""
+        tokens = np.asarray(ids, dtype=np.int64)
+        known = (
+            tokens
+            if in_range(tokens, self.vocab_size)
+            else np.where((tokens >= 0) & (tokens < self.vocab_size), tokens, self.vocab_size)
+        )
+        symbols = np.append(self.symbol_of, 0)[known] if known is not tokens else self.symbol_of[tokens]
+        table, expected = self.next_state.tolist(), 0
+        positions = np.flatnonzero(symbols)
+        for position, symbol in zip(positions.tolist(), symbols[positions].tolist(), strict=True):
+            if position != expected:  # ordinary tokens in between: back to the root, the flag stays
+                state &= 1
+            state, expected = table[state][symbol], position + 1
+        return int(state if expected == len(tokens) else state & 1)
+
+    def thinking(self, state: int) -> bool:
+        return bool(state & 1)
+
+    def tables(self, device: torch.device | str) -> ThinkingTables:
+        symbol_of = torch.from_numpy(self.symbol_of).to(device)
+        return ThinkingTables(symbol_of, torch.from_numpy(self.next_state).flatten().to(device), self.num_symbols)
+
+
+def check_markers(markers: list[tuple[int, ...]], vocab_size: int) -> None:
+    if not all(markers) or markers[0] == markers[1]:
+        raise ValueError(f"the thinking markers must be two different, non-empty sequences, got {markers}")
+    if not all(0 <= token < vocab_size for marker in markers for token in marker):
+        raise ValueError(f"thinking markers {markers} lie outside the vocabulary of {vocab_size}")
+
+
+def in_range(tokens: np.ndarray[tuple[int], np.dtype[np.int64]], vocab_size: int) -> bool:
+    return len(tokens) == 0 or (0 <= int(tokens.min()) and int(tokens.max()) < vocab_size)
+
+
+def build_transitions(
+    markers: list[tuple[int, ...]], tokens: list[int]
+) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """(2 * num_nodes, num_symbols); a node is a prefix of a marker, a symbol an index into `tokens`, 0 the rest."""
+    prefixes = sorted({marker[:n] for marker in markers for n in range(len(marker) + 1)}, key=len)
+    node_of = {prefix: node for node, prefix in enumerate(prefixes)}
+    table = np.zeros((2 * len(prefixes), len(tokens)), dtype=np.int64)
+    for prefix, node in node_of.items():
+        for flag in (0, 1):
+            table[2 * node + flag, 0] = flag
+            for symbol, token in enumerate(tokens[1:], start=1):
+                seen = (*prefix, token)
+                matched = next(seen[i:] for i in range(len(seen) + 1) if seen[i:] in node_of)
+                table[2 * node + flag, symbol] = 2 * node_of[matched] + completed(seen, markers, flag)
+    return table
+
+
+def completed(seen: tuple[int, ...], markers: list[tuple[int, ...]], flag: int) -> int:
+    """The thinking flag after `seen`, which holds the longest marker prefix that can end here."""
+    for marker, value in sorted(zip(markers, (1, 0), strict=True), key=lambda pair: -len(pair[0])):
+        if seen[-len(marker) :] == marker:
+            return value
+    return flag

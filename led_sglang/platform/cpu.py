@@ -1,0 +1,86 @@
+"""The platform class: what SGLang asks a device, answered for plain PyTorch on the CPU."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from sglang.srt.platforms.cpu import CpuDeviceMixin
+from sglang.srt.platforms.device_mixin import PlatformEnum
+from sglang.srt.platforms.interface import SRTPlatform
+
+__all__ = ["PlainTorchPlatform"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_TOTAL_TOKENS = 32768
+"""Tokens of KV cache when the user does not say. SGLang would otherwise take a fixed share of the machine's memory."""
+
+
+class PlainTorchPlatform(CpuDeviceMixin, SRTPlatform):
+    """Runs every layer's `forward_native` with torch's own attention; no graphs, no compiled kernels."""
+
+    # Out of tree, not CPU: "CPU" is what SGLang calls the engine with its own AMX kernels.
+    _enum = PlatformEnum.OOT
+    device_name = "cpu"
+    device_type = "cpu"
+
+    def get_device(self, device_id: int | None = None) -> str:
+        # A string: SGLang compares the device of its arguments with "cpu", and a torch.device never equals one. There
+        # is one CPU, so tensor-parallel ranks have no index.
+        return "cpu"
+
+    def get_default_attention_backend(self) -> str:
+        return "torch_native"
+
+    def get_dispatch_key_name(self) -> str:
+        return "native"
+
+    def get_compile_backend(self, mode: str | None = None) -> str:
+        return "eager"
+
+    def is_pin_memory_available(self, device: Any = None) -> bool:
+        return False
+
+    def get_torch_profiler_activity_str(self) -> str:
+        return "CPU"
+
+    def get_torch_profiler_activity(self) -> torch.profiler.ProfilerActivity:
+        return torch.profiler.ProfilerActivity.CPU
+
+    def apply_server_args_defaults(self, server_args: Any) -> None:
+        """Sets what plain PyTorch needs, so that nobody has to know these flags."""
+        if server_args.device != "cpu":
+            return
+        # SGLang fills in "intel_amx" for any CPU before it asks us, and its kernels are not there.
+        if server_args.attention_backend in (None, "intel_amx"):
+            server_args.attention_backend = "torch_native"
+        if server_args.sampling_backend is None:
+            server_args.sampling_backend = "pytorch"
+        if server_args.max_total_tokens is None:
+            server_args.max_total_tokens = DEFAULT_MAX_TOTAL_TOKENS
+        # A scheduler that waits for work by spinning takes one of the cores that the next request needs.
+        server_args.sleep_on_idle = True
+
+    def get_kv_pool_cls(self, *, kind: str) -> type | None:
+        return None
+
+    # SGLang 0.5.17 builds these classes for every out-of-tree platform and knows no "None: your own default".
+
+    def get_mha_kv_pool_cls(self) -> type:
+        from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+        return MHATokenToKVPool
+
+    def get_mla_kv_pool_cls(self) -> type:
+        from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
+
+        return MLATokenToKVPool
+
+    def get_paged_allocator_cls(self) -> type | None:
+        if hasattr(SRTPlatform, "get_kv_pool_cls"):
+            return None
+        from led_sglang.platform.allocator import SingleTokenPageAllocator
+
+        return SingleTokenPageAllocator

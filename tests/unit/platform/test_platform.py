@@ -1,0 +1,120 @@
+"""The CPU platform comes up where there is no accelerator, and only there."""
+
+import importlib
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from led_sglang import platform
+
+
+@pytest.fixture(autouse=True)
+def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No accelerator and no switch, whatever machine the test runs on."""
+    monkeypatch.delenv(platform.SWITCH, raising=False)
+    monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for name in ("cuda", "xpu", "mps"):
+        monkeypatch.setattr(getattr(torch, name), "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+
+
+def test_active_on_a_bare_machine() -> None:
+    assert platform.find_accelerator() is None
+    assert platform.activate() == platform.PLATFORM_CLASS
+
+
+@pytest.mark.parametrize("name", ["cuda", "xpu", "mps"])
+def test_inactive_where_torch_sees_a_device(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(getattr(torch, name), "is_available", lambda: True)
+    assert platform.find_accelerator() == name
+    assert platform.activate() is None
+
+
+@pytest.mark.parametrize("name", ["npu", "hpu", "musa", "mlu"])
+def test_inactive_where_an_extension_of_torch_sees_a_device(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(torch, name, SimpleNamespace(is_available=lambda: True), raising=False)
+    assert platform.activate() is None
+
+
+def test_inactive_for_an_accelerator_known_to_torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
+    assert platform.find_accelerator() == "meta"
+    assert platform.activate() is None
+
+
+def test_switch_leaves_the_choice_to_sglang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(platform.SWITCH, "0")
+    assert platform.activate() is None
+
+
+def test_gives_way_to_the_cpu_engine_of_sglang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
+    assert platform.activate() is None
+
+
+def test_a_device_that_torch_cannot_use_is_no_bare_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "nvidiactl").touch()
+    assert platform._unusable_nvidia_device(tmp_path) is None
+    (tmp_path / "nvidia0").touch()
+    assert platform._unusable_nvidia_device(tmp_path) is None  # hidden by CUDA_VISIBLE_DEVICES=
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert platform._unusable_nvidia_device(tmp_path) == str(tmp_path / "nvidia0")
+    assert "cannot use it" in caplog.text
+
+
+def test_entry_point_and_class_are_what_sglang_loads() -> None:
+    [entry] = [e for e in entry_points(group="sglang.srt.platforms") if e.name == "led_cpu"]
+    assert entry.load() is platform.activate
+
+    from sglang.srt.platforms import _load_platform_class
+
+    assert _load_platform_class(platform.PLATFORM_CLASS)().is_out_of_tree()
+
+
+def make_platform() -> object:
+    module, _, name = platform.PLATFORM_CLASS.rpartition(".")
+    return getattr(importlib.import_module(module), name)()
+
+
+def make_args(**given: object) -> SimpleNamespace:
+    unset = {"attention_backend": None, "sampling_backend": None, "max_total_tokens": None, "sleep_on_idle": False}
+    return SimpleNamespace(**{"device": "cpu", **unset, **given})
+
+
+def test_defaults_make_flags_unnecessary() -> None:
+    args = make_args(attention_backend="intel_amx")  # what SGLang fills in for any CPU
+    make_platform().apply_server_args_defaults(args)
+    assert (args.attention_backend, args.sampling_backend, args.sleep_on_idle) == ("torch_native", "pytorch", True)
+    assert args.max_total_tokens > 0
+
+
+def test_defaults_leave_what_the_user_said() -> None:
+    args = make_args(attention_backend="flex_attention", sampling_backend="pytorch", max_total_tokens=4096)
+    make_platform().apply_server_args_defaults(args)
+    assert (args.attention_backend, args.max_total_tokens) == ("flex_attention", 4096)
+    other = make_args(device="cuda")
+    make_platform().apply_server_args_defaults(other)
+    assert other == make_args(device="cuda")
+
+
+def test_device_is_the_string_that_sglang_compares_with() -> None:
+    assert make_platform().get_device() == "cpu"
+    assert make_platform().get_device(1) == "cpu"
+
+
+def test_allocator_of_the_oldest_release_has_pages_of_one_token() -> None:
+    from led_sglang.platform.allocator import SingleTokenPageAllocator
+
+    allocator = SingleTokenPageAllocator(8, 1, torch.float32, "cpu", None, False)
+    taken = allocator.alloc(8)
+    assert sorted(taken.tolist()) == list(range(1, 9))
+    assert allocator.alloc(1) is None
+    with pytest.raises(ValueError, match="--page-size is 16"):
+        SingleTokenPageAllocator(8, 16, torch.float32, "cpu", None, False)

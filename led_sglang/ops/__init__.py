@@ -55,7 +55,7 @@ def led_step(
         latents (D, R, H): latents[j] = h[L-1-j], the un-normed residual stream in the model's dtype. A row reads
             latents[j + latent_offset] for j < depth - 1, so D >= max(depth - 1 + latent_offset).
         head, rows, noise and the result: see `led_sglang.ops.types`. V may be smaller than K: the tail of
-            `candidate_ids` is then 0 with probability 0.
+            `candidate_ids` is then 0 with probability 0. Columns beyond a whole head's num_rows are ignored.
 
     Nothing is modified. Equal inputs on all tensor-parallel ranks give equal results on all ranks; with a sharded head
     a step makes at most ONE collective, and makes it on every rank or on none.
@@ -73,4 +73,6 @@ def led_step(
         raise ValueError(f"unknown LED backend {backend!r}; one of auto, {', '.join(BACKENDS)}")
     if latents.shape[0] < rows.max_depth - 1:
         raise ValueError(f"depth {rows.max_depth} needs {rows.max_depth - 1} latent layers, got {latents.shape[0]}")
+    if head.all_gather is None and final_logits.shape[1] > head.num_rows:  # columns of padding
+        final_logits = final_logits[:, : head.num_rows]
     return BACKENDS["fused" if backend == "auto" else backend](final_logits, latents, head, rows, noise)

@@ -14,7 +14,6 @@ from led_sglang.ops.head import latent_probs
 from led_sglang.ops.types import Head, LedRows, LedStep, Noise
 
 CHUNK_ELEMENTS = 1 << 20  # final logits scaled at once on CPU: 4 MiB
-SMALLEST_LOGIT = torch.finfo(torch.float32).min
 TINY = torch.finfo(torch.float32).tiny  # a layer that gives the candidates nothing adds nothing
 
 
@@ -24,8 +23,8 @@ class FinalLayer:
 
     tau: Tensor  # (R, 1)
     candidate_ids: Tensor  # (R, K), most probable first
-    logits: Tensor  # (R, K) over tau, -inf where the row may not use the candidate
-    probs: Tensor  # (R, K), p^L at the candidates
+    logprobs: Tensor  # (R, K), log p^L at the candidates, -inf where the row may not use it
+    probs: Tensor  # (R, K), exp(logprobs)
     confidence: Tensor  # (R,), NaN where the row is broken
 
 
@@ -53,41 +52,44 @@ def led_step(final_logits: Tensor, latents: Tensor, head: Head, rows: LedRows, n
 
 
 def final_layer(final_logits: Tensor, rows: LedRows) -> FinalLayer:
-    tau = torch.where(rows.greedy, 1.0, rows.temperature)[:, None]
+    tau = (rows.temperature.masked_fill(rows.greedy, 1.0) if rows.any_greedy else rows.temperature)[:, None]
     num_columns = min(rows.max_top_k, final_logits.shape[-1])
-    logits, ids, normalizers = scaled_top(final_logits, tau, num_columns)
+    logprobs, ids = top_logprobs(final_logits, tau, num_columns)
     if num_columns < rows.max_top_k:
         padding = (0, rows.max_top_k - num_columns)
-        logits, ids = F.pad(logits, padding, value=-torch.inf), F.pad(ids, padding)
-    if rows.any_min_p:  # the lowest finite number as floor also drops -inf, which a floor of log 0 would keep
-        floor = (logits[:, :1] + rows.min_p.log()[:, None]).clamp_min(SMALLEST_LOGIT)
-        logits = logits.masked_fill(logits < floor, -torch.inf)
+        logprobs, ids = F.pad(logprobs, padding, value=-torch.inf), F.pad(ids, padding)
+    if rows.any_min_p:
+        floor = logprobs[:, :1] + rows.min_p.log()[:, None]
+        logprobs = logprobs.masked_fill(logprobs < floor, -torch.inf)
     if rows.mixed_top_k:
         beyond = torch.arange(rows.max_top_k, device=ids.device) >= rows.top_k[:, None]
-        logits = logits.masked_fill(beyond, -torch.inf)
-    probs = (logits - normalizers).exp()
-    return FinalLayer(tau, ids, logits, probs, probs[:, 0])
+        logprobs = logprobs.masked_fill(beyond, -torch.inf)
+    probs = logprobs.exp()
+    return FinalLayer(tau, ids, logprobs, probs, probs[:, 0])
 
 
-def scaled_top(final_logits: Tensor, tau: Tensor, num_columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Largest logits over tau (R, K), their ids, and the log-sum-exp of each row (R, 1)."""
+def top_logprobs(final_logits: Tensor, tau: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
+    """The largest log p^L of each row and their ids, (R, K) each; all NaN in a row that is broken.
+
+    In the log domain a forbidden token stays -inf and an improbable one does not underflow to look like it.
+    """
     num_rows, vocab_size = final_logits.shape
     chunk = max(1, CHUNK_ELEMENTS // max(vocab_size, 1))
     if final_logits.device.type == "cuda" or num_rows <= chunk:
-        scaled = final_logits / tau
-        logits, ids = scaled.topk(num_columns, dim=-1)
-        return logits, ids, scaled.logsumexp(-1, keepdim=True)
+        logprobs, ids = (final_logits / tau).log_softmax(-1).topk(num_columns, dim=-1)
+        return logprobs, ids
     parts = [
-        scaled_top(logits, taus, num_columns)
+        top_logprobs(logits, taus, num_columns)
         for logits, taus in zip(torch.split(final_logits, chunk), torch.split(tau, chunk), strict=True)
     ]
-    logits, ids, normalizers = (torch.cat(column) for column in zip(*parts, strict=True))
-    return logits, ids, normalizers
+    logprobs, ids = (torch.cat(column) for column in zip(*parts, strict=True))
+    return logprobs, ids
 
 
 def exploit_step(final: FinalLayer, exploit: Tensor, explored: Tensor, rows: LedRows, noise: Noise) -> LedStep:
     """No row needs its latents: the whole batch samples the final layer's candidates."""
-    choice = inverse_cdf(exploit, torch.where(rows.greedy, -1.0, noise.token))  # candidate 0 is the arg-max
+    token = noise.token.masked_fill(rows.greedy, -1.0) if rows.any_greedy else noise.token  # below all: the arg-max
+    choice = inverse_cdf(exploit, token)
     return LedStep(
         token_ids=final.candidate_ids.gather(1, choice).squeeze(1),
         ok=final.confidence > 0,
@@ -136,22 +138,24 @@ def explore_branch(final: FinalLayer, latents: Tensor, head: Head, rows: LedRows
         return tensor if index is None else tensor[index]
 
     num_layers = rows.max_depth - 1
-    keep = take(final.logits) > -torch.inf
+    is_dropped = take(final.logprobs) == -torch.inf
     layers = take(final.probs)[None]  # (1, N, K)
     if num_layers:
         hidden = pick_latents(latents, head, rows, index, num_layers)
         latent = latent_probs(hidden, take(final.candidate_ids), head, take(final.tau))
-        layers = torch.cat([layers, latent]).where(keep, 0.0)  # (J+1, N, K)
-    layers = torch.where(
-        take(rows.normalize_layers)[:, None], layers / layers.sum(-1, keepdim=True).clamp_min(TINY), layers
-    )
+        layers = torch.cat([layers, latent]).masked_fill_(is_dropped, 0.0)  # (J+1, N, K)
+    if rows.any_normalize:
+        normalized = layers / layers.sum(-1, keepdim=True).clamp_min(TINY)
+        layers = torch.where(take(rows.normalize_layers)[:, None], normalized, layers)
     sums = layers.cumsum(0)
     aggregates = sums / sums.sum(-1, keepdim=True)  # Eq. 4
     entropies = torch.special.entr(aggregates).sum(-1)  # (J+1, N), Eq. 5
-    is_beyond = torch.arange(num_layers + 1, device=keep.device)[:, None] >= take(rows.depth)  # (J+1, N)
-    entropy, depth = entropies.masked_fill(is_beyond, -1.0).max(0)  # Eq. 6; NaN counts as largest
-    probs = aggregates.gather(0, depth[None, :, None].expand(1, -1, keep.shape[1])).squeeze(0)
-    return Explore(probs, depth + 1, entropy, entropy >= 0)
+    if rows.mixed_depth:
+        is_beyond = torch.arange(num_layers + 1, device=entropies.device)[:, None] >= take(rows.depth)  # (J+1, N)
+        entropies = entropies.masked_fill(is_beyond, -1.0)
+    entropy, best = entropies.max(0)  # Eq. 6; NaN counts as largest
+    probs = aggregates.gather(0, best[None, :, None].expand(1, -1, rows.max_top_k)).squeeze(0)
+    return Explore(probs, best + 1, entropy, entropy >= 0)
 
 
 def pick_latents(latents: Tensor, head: Head, rows: LedRows, index: Tensor | None, num_layers: int) -> Tensor:
@@ -175,7 +179,9 @@ def mixed_step(
     final: FinalLayer, exploit: Tensor, explored: Tensor, explore: Explore, rows: LedRows, noise: Noise
 ) -> LedStep:
     branch = torch.where(explored[:, None], explore.probs, exploit)
-    choice = torch.where(rows.greedy[:, None], branch.argmax(-1, keepdim=True), inverse_cdf(branch, noise.token))
+    choice = inverse_cdf(branch, noise.token)
+    if rows.any_greedy:
+        choice = torch.where(rows.greedy[:, None], branch.argmax(-1, keepdim=True), choice)
     share = (final.confidence * rows.exploit)[:, None]
     led_probs = torch.lerp(explore.probs, exploit, share)
     return LedStep(

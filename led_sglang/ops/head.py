@@ -67,11 +67,13 @@ def across_ranks(normalizers: Tensor, logits: Tensor, head: Head) -> tuple[Tenso
 
 def latent_probs(latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor) -> Tensor:
     """Eq. 2, p^l(x_i): (J, N, H), (N, K), (N, 1) -> (J, N, K) float32; NaN where a layer is not finite."""
-    flat_tau = tau.repeat(latents.shape[0], 1)  # (J*N, 1)
-    normalizers = log_normalizers(latents.flatten(0, 1), head, flat_tau)
-    shape = latents.shape[:2]
-    normalizers, logits = across_ranks(
-        normalizers.view(shape), candidate_logits(latents, candidate_ids, head, tau), head
-    )
+    num_layers, num_rows = latents.shape[:2]
+    flat, flat_tau = latents.flatten(0, 1), tau.repeat(num_layers, 1)  # (J*N, H), (J*N, 1)
+    if head.all_gather is None and head.num_rows <= tile_width(len(flat), flat.device):  # one tile: fewer calls
+        logprobs = tile_logits(flat, head, flat_tau, 0, head.num_rows).log_softmax(-1)
+        return logprobs.gather(1, candidate_ids.repeat(num_layers, 1)).exp_().view(num_layers, num_rows, -1)
+    normalizers = log_normalizers(flat, head, flat_tau).view(num_layers, num_rows)
+    logits = candidate_logits(latents, candidate_ids, head, tau)
+    normalizers, logits = across_ranks(normalizers, logits, head)
     # +inf - +inf is NaN: a row whose normalizer overflowed must not pass as probability 0.
     return (logits - normalizers[..., None]).exp() + (normalizers - normalizers)[..., None]

@@ -11,6 +11,8 @@ SALT = 0x4C61746E745F4C44
 STEP = -0x61C8864680B583EB  # 2^64 / golden ratio, as int64
 FIRST_FACTOR = -0x40A7B892E31B1A47
 SECOND_FACTOR = -0x6B2FB644ECCEEE15
+SEED_FACTOR = 0x2545F4914F6CDD1D
+COUNTER_FACTOR = -0x2E8A5C19D37B6F4B
 SAMPLE_SHIFT = 40  # positions below 2^40 and samples below 2^24 never meet
 
 
@@ -24,7 +26,8 @@ def mix(state: Tensor) -> Tensor:
 def uniforms(seed: Tensor, sample: Tensor, position: Tensor, num_streams: int = 2) -> Tensor:
     """(R,) int64 each -> (num_streams, R) float64 in [0, 1): 53 random bits. Nothing is modified; graph-safe."""
     counter = (sample << SAMPLE_SHIFT).add_(position)
-    keyed = mix(seed + SALT).add_(counter)
+    # Seed and counter enter with unrelated odd factors, so that neighbours in one never meet neighbours in the other.
+    keyed = mix((seed * SEED_FACTOR).add_(counter.mul_(COUNTER_FACTOR)).add_(SALT))
     streams = torch.arange(1, num_streams + 1, device=seed.device)[:, None] * STEP  # (num_streams, 1)
-    bits = mix(mix(keyed) + streams)  # (num_streams, R)
+    bits = mix(keyed + streams)  # (num_streams, R)
     return (bits >> 11).bitwise_and_((1 << 53) - 1).to(torch.float64).mul_(2.0**-53)

@@ -48,12 +48,8 @@ class ThinkingMachine:
     def run(self, ids: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int64]], state: int = 0) -> int:
         """The state after all of `ids`. Ids outside the vocabulary (multimodal padding) count as ordinary tokens."""
         tokens = np.asarray(ids, dtype=np.int64)
-        known = (
-            tokens
-            if in_range(tokens, self.vocab_size)
-            else np.where((tokens >= 0) & (tokens < self.vocab_size), tokens, self.vocab_size)
-        )
-        symbols = np.append(self.symbol_of, 0)[known] if known is not tokens else self.symbol_of[tokens]
+        is_known = (tokens >= 0) & (tokens < self.vocab_size)
+        symbols = self.symbol_of[np.where(is_known, tokens, 0)] * is_known
         table, expected = self.next_state.tolist(), 0
         positions = np.flatnonzero(symbols)
         for position, symbol in zip(positions.tolist(), symbols[positions].tolist(), strict=True):
@@ -75,10 +71,6 @@ def check_markers(markers: list[tuple[int, ...]], vocab_size: int) -> None:
         raise ValueError(f"the thinking markers must be two different, non-empty sequences, got {markers}")
     if not all(0 <= token < vocab_size for marker in markers for token in marker):
         raise ValueError(f"thinking markers {markers} lie outside the vocabulary of {vocab_size}")
-
-
-def in_range(tokens: np.ndarray[tuple[int], np.dtype[np.int64]], vocab_size: int) -> bool:
-    return len(tokens) == 0 or (0 <= int(tokens.min()) and int(tokens.max()) < vocab_size)
 
 
 def build_transitions(

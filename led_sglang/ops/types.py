@@ -25,7 +25,11 @@ class Head:
 
 @dataclass(frozen=True)
 class LedRows:
-    """What each row asked for; all tensors live on the step's device."""
+    """What each row asked for; all tensors live on the step's device.
+
+    The host-known fields with defaults are promises: each one kept False spares the step a few torch calls, which is
+    what a small model on CPU pays for. The defaults are always right.
+    """
 
     active: Tensor  # (R,) bool: inside its phase; other rows never explore and cost no latent work
     depth: Tensor  # (R,) int64, 1..D+1
@@ -45,6 +49,9 @@ class LedRows:
     all_norm: bool  # host-known: every row has `latent_norm`
     any_min_p: bool = True  # host-known: False promises that every `min_p` is 0
     mixed_top_k: bool = True  # host-known: False promises that every `top_k` equals `max_top_k`
+    mixed_depth: bool = True  # host-known: False promises that every `depth` equals `max_depth`
+    any_greedy: bool = True  # host-known: False promises that no row is `greedy`
+    any_normalize: bool = True  # host-known: False promises that no row has `normalize_layers`
 
 
 @dataclass(frozen=True)

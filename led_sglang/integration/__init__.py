@@ -1,0 +1,1 @@
+"""Everything that touches SGLang: the hooks table, capture, batch state, sampler, self-check."""

@@ -1,0 +1,139 @@
+"""Which LED request sits in which row of a batch. Host data; device tensors are made once per batch composition."""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from led_sglang.ops.types import LedRows
+from led_sglang.params import STAMP_KEY, StampedParams
+
+
+@dataclass(frozen=True)
+class RowSeat:
+    """One request of the batch."""
+
+    request: StampedParams | None  # None: neither asked for LED nor on by default
+    start_state: int = 0  # of the thinking machine after the request's whole ids
+    start_length: int = -1  # number of those ids: the state holds for the step that extends exactly them
+
+    @property
+    def is_led(self) -> bool:
+        return self.request is not None and self.request.params.method == "led"
+
+
+@dataclass(frozen=True)
+class DeviceRows:
+    """The LED rows' parameters on the device. `R` rows of a batch of `B`."""
+
+    index: Tensor | None  # (R,) int64 rows of the batch; None = all of them in order
+    seed: Tensor  # (R,) int64
+    sample: Tensor  # (R,) int64
+    start_state: Tensor  # (R,) int64
+    start_length: Tensor  # (R,) int64
+    phase_all: Tensor  # (R,) bool
+    params: LedRows  # `active` is filled in at every step
+    seeded: tuple[int, ...]  # positions among the R rows whose request named a seed
+    any_phase_all: bool
+
+    def pick(self, batch_tensor: Tensor) -> Tensor:
+        return batch_tensor if self.index is None else batch_tensor.index_select(0, self.index)
+
+
+@dataclass(frozen=True)
+class LedBatch:
+    """LED's companion of a SamplingBatchInfo; immutable, filtered and merged on the host."""
+
+    seats: tuple[RowSeat, ...]
+    _cache: dict[str, DeviceRows] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def led_rows(self) -> tuple[int, ...]:
+        return tuple(i for i, seat in enumerate(self.seats) if seat.is_led)
+
+    def filter(self, keep: list[int]) -> "LedBatch | None":
+        return LedBatch.of(tuple(self.seats[i] for i in keep))
+
+    @staticmethod
+    def of(seats: tuple[RowSeat, ...]) -> "LedBatch | None":
+        return LedBatch(seats) if any(seat.request is not None for seat in seats) else None
+
+    @staticmethod
+    def merge(left: "LedBatch | None", left_size: int, right: "LedBatch | None", right_size: int) -> "LedBatch | None":
+        if left is None and right is None:
+            return None
+        empty = RowSeat(None)
+        left_seats = left.seats if left else (empty,) * left_size
+        return LedBatch(left_seats + (right.seats if right else (empty,) * right_size))
+
+    def device_rows(self, sampling_info: Any) -> DeviceRows:
+        """The rows on the device; made at the first step after the batch changed."""
+        if "rows" not in self._cache:
+            self._cache["rows"] = _to_device(self, sampling_info)
+        return self._cache["rows"]
+
+
+def seat_request(req: Any, machine: Any) -> RowSeat:
+    """Read a scheduler request: its stamped parameters and the thinking state after all of its ids (prompt + output)."""
+    wire = (req.sampling_params.custom_params or {}).get(STAMP_KEY)
+    if wire is None:
+        return RowSeat(None)
+    request = StampedParams.from_wire(wire)
+    ids = list(req.origin_input_ids) + list(req.output_ids)
+    state = machine.run(ids) if machine is not None else 0
+    return RowSeat(request, state, len(ids))
+
+
+def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
+    rows = batch.led_rows
+    seats = [batch.seats[i] for i in rows]
+    requests = [seat.request for seat in seats if seat.request is not None]
+    params = [request.params for request in requests]
+    device = info.temperatures.device
+    pin = device.type == "cuda"
+
+    def put(values: list[Any], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, pin_memory=pin).to(device, non_blocking=True)
+
+    index = None if len(rows) == len(batch.seats) else put(list(rows), torch.int64)
+    temperature = info.temperatures.view(-1).float()
+    greedy = info.top_ks <= 1
+    if index is not None:
+        temperature, greedy = temperature[index], greedy[index]
+    any_norm = any(p.latent_norm for p in params)
+    led_rows = LedRows(
+        active=torch.empty(0, dtype=torch.bool, device=device),
+        depth=put([p.depth for p in params], torch.int64),
+        top_k=put([p.top_k for p in params], torch.int64),
+        temperature=temperature,
+        greedy=greedy,
+        exploit=put([p.exploit for p in params], torch.bool),
+        latent_norm=put([p.latent_norm for p in params], torch.bool),
+        normalize_layers=put([p.normalize_layers for p in params], torch.bool),
+        latent_offset=put([p.latent_offset for p in params], torch.int64),
+        min_p=put([p.min_p for p in params], torch.float32),
+        full=put([p.trace for p in params], torch.bool),
+        max_depth=max((p.depth for p in params), default=1),
+        max_top_k=max((p.top_k for p in params), default=1),
+        any_full=any(p.trace for p in params),
+        any_norm=any_norm,
+        all_norm=any_norm and all(p.latent_norm for p in params),
+    )
+    return DeviceRows(
+        index=index,
+        seed=put([request.seed for request in requests], torch.int64),
+        sample=put([request.sample for request in requests], torch.int64),
+        start_state=put([seat.start_state for seat in seats], torch.int64),
+        start_length=put([seat.start_length for seat in seats], torch.int64),
+        phase_all=put([p.phase == "all" for p in params], torch.bool),
+        params=led_rows,
+        seeded=tuple(i for i, request in enumerate(requests) if request.is_seeded),
+        any_phase_all=any(p.phase == "all" for p in params),
+    )
+
+
+def activate(rows: LedRows, active: Tensor) -> LedRows:
+    """The same rows with this step's activity."""
+    return replace(rows, active=active)

@@ -1,0 +1,90 @@
+"""Keep the last layers' residual streams of every sampled row, through the engine's own EAGLE-3 seam."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class CaptureError(RuntimeError):
+    """The model cannot be captured; the server must not start."""
+
+
+class InnerCapture:
+    """For models whose inner module keeps layer outputs but whose outer class cannot ask for them (MiMo).
+
+    The inner module returns `(hidden_states, aux_hidden_states)` once asked; the outer one expects `hidden_states` alone.
+    """
+
+    def __init__(self, inner: nn.Module, layer_ids: list[int]) -> None:
+        self.aux: list[Tensor] | None = None
+        inner.layers_to_capture = [layer + 1 for layer in layer_ids]
+        original: Callable[..., Any] = inner.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            if isinstance(result, tuple):
+                result, self.aux = result
+            return result
+
+        inner.forward = forward
+
+    def take(self) -> list[Tensor] | None:
+        aux, self.aux = self.aux, None
+        return aux
+
+
+class Capture:
+    """The captured latents of the current step: `buffer[j, row]` is h^{L-1-j} of the row to be sampled, un-normed.
+
+    The buffer is static: in a CUDA-graph replay no Python runs, so the copy into it must be part of the graph.
+    """
+
+    def __init__(self, model: nn.Module, num_layers: int, num_captured: int) -> None:
+        self.num_captured = num_captured
+        self.layer_ids = list(range(num_layers - 1 - num_captured, num_layers - 1))  # 0-based, ascending
+        self.inner: InnerCapture | None = None
+        self.buffer: Tensor | None = None  # (D, max rows, H)
+        if num_captured:
+            self._ask(model)
+
+    def _ask(self, model: nn.Module) -> None:
+        if hasattr(model, "set_eagle3_layers_to_capture"):
+            model.set_eagle3_layers_to_capture(self.layer_ids)
+            return
+        inner = getattr(model, "model", None)
+        if isinstance(inner, nn.Module) and hasattr(inner, "layers_to_capture"):
+            self.inner = InnerCapture(inner, self.layer_ids)
+            return
+        raise CaptureError(
+            f"LED cannot capture the layers of {type(model).__name__}: it has neither set_eagle3_layers_to_capture nor an "
+            f"inner model with layers_to_capture. Start with --led-max-depth 1 or --led disabled, or use a supported "
+            f"model (docs/compat.md)."
+        )
+
+    def allocate(self, max_rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device | str) -> None:
+        self.buffer = torch.zeros(self.num_captured, max_rows, hidden_size, dtype=dtype, device=device)
+
+    def store(self, aux: Tensor | list[Tensor] | None, last_index: Tensor | None) -> None:
+        """Copy the sampled rows' layer outputs into the buffer, last layer first.
+
+        aux: ascending layers, a list of (T, H) or one packed (T, D * H); last_index: (B,) rows of T, None = all.
+        """
+        if self.buffer is None:
+            return
+        if self.inner is not None:
+            aux = self.inner.take()
+        if aux is None:
+            raise CaptureError("the model returned no layer outputs although they were asked for")
+        if isinstance(aux, Tensor):
+            aux = list(aux.view(aux.shape[0], self.num_captured, -1).unbind(1))
+        if len(aux) != self.num_captured:
+            raise CaptureError(f"the model returned {len(aux)} layer outputs, {self.num_captured} were asked for")
+        rows = [h if last_index is None else h[last_index] for h in reversed(aux)]  # D x (B, H)
+        torch.stack(rows, out=self.buffer[:, : rows[0].shape[0]])
+
+    def drop(self) -> None:
+        """Forget layer outputs that nobody will read."""
+        if self.inner is not None:
+            self.inner.take()

@@ -1,0 +1,116 @@
+"""The hooks table: a handler for every target of `targets.HOOK_TARGETS`, and its registration with SGLang."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+from led_sglang.integration import info, records, requests, runtime, sampler, selfcheck
+from led_sglang.integration.batch import LedBatch, seat_request
+from led_sglang.integration.targets import HOOK_TARGETS
+
+
+def _start(runner: Any) -> None:
+    selfcheck.verify("scheduler")
+    runtime.start(runner)
+
+
+def _sample(original: Any, self: Any, logits_output: Any, forward_batch: Any) -> Any:
+    current = runtime.runtime()
+    if current is None:
+        return original(self, logits_output, forward_batch)
+    current.forward_batch = forward_batch
+    try:
+        return original(self, logits_output, forward_batch)
+    finally:
+        current.forward_batch = None
+
+
+def _logits(
+    original: Any,
+    self: Any,
+    input_ids: Any,
+    hidden_states: Any,
+    lm_head: Any,
+    logits_metadata: Any,
+    aux_hidden_states: Any = None,
+    hidden_states_before_norm: Any = None,
+) -> Any:
+    """`aux_hidden_states` are ours: the engine is shown None, so that `return_hidden_states` keeps its meaning."""
+    current = runtime.runtime()
+    if current is None:
+        return original(
+            self, input_ids, hidden_states, lm_head, logits_metadata, aux_hidden_states, hidden_states_before_norm
+        )
+    current.see_head(self, lm_head)
+    if _is_wanted(logits_metadata):
+        last_index = None
+        if logits_metadata.forward_mode.is_extend() and logits_metadata.extend_seq_lens is not None:
+            last_index = torch.cumsum(logits_metadata.extend_seq_lens, dim=0) - 1
+        current.capture.store(aux_hidden_states, last_index)
+    else:
+        current.capture.drop()
+    return original(self, input_ids, hidden_states, lm_head, logits_metadata, None, hidden_states_before_norm)
+
+
+def _is_wanted(forward_batch: Any) -> bool:
+    """Outside a graph capture, a batch without LED rows needs no copy."""
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return True
+    sampling_info = getattr(forward_batch, "sampling_info", None)
+    return getattr(sampling_info, "led", None) is not None
+
+
+def _create_sampler(original: Any, backend: str | None = None) -> Any:
+    return sampler.dress(original(backend))
+
+
+def _seat(result: Any, self: Any, batch: Any, vocab_size: int) -> None:
+    current = runtime.runtime()
+    if current is not None:
+        self.led = LedBatch.of(tuple(seat_request(req, current.machine) for req in batch.reqs))
+
+
+def _filter(result: Any, self: Any, keep_indices: list[int], keep_indices_device: Any) -> None:
+    led = getattr(self, "led", None)
+    if led is not None:
+        self.led = led.filter(keep_indices)
+
+
+def _merge(result: Any, self: Any, other: Any) -> None:
+    right_size = len(other)
+    self.led = LedBatch.merge(getattr(self, "led", None), len(self) - right_size, getattr(other, "led", None), right_size)
+
+
+def _copy(result: Any, self: Any) -> None:
+    result.led = getattr(self, "led", None)
+
+
+S = "sglang.srt."
+BATCH_INFO = S + "sampling.sampling_batch_info.SamplingBatchInfo."
+TOKENIZER = S + "managers.tokenizer_manager.TokenizerManager."
+PROCESSOR = S + "managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor."
+
+HANDLERS: dict[str, Callable[..., Any]] = {
+    S + "model_executor.model_runner.ModelRunner.init_attention_backends": _start,
+    S + "model_executor.model_runner.ModelRunner.sample": _sample,
+    S + "layers.logits_processor.LogitsProcessor.forward": _logits,
+    S + "layers.sampler.create_sampler": _create_sampler,
+    BATCH_INFO + "adjusted_from_schedule_batch": _seat,
+    BATCH_INFO + "adjusted_filter_batch": _filter,
+    BATCH_INFO + "adjusted_merge_batch": _merge,
+    BATCH_INFO + "copy_for_forward": _copy,
+    S + "sampling.sampling_params.SamplingParams.verify": requests.verify,
+    TOKENIZER + "_send_one_request": requests.stamp_one,
+    TOKENIZER + "_send_batch_request": requests.stamp_batch,
+    TOKENIZER + "update_request_meta_info": requests.report,
+    PROCESSOR + "_maybe_collect_customized_info": records.collect,
+    S + "managers.scheduler.Scheduler.get_internal_state": info.add_scheduler_facts,
+}
+
+
+def register_hooks() -> None:
+    """Register every hook with SGLang's registry; `HookRegistry.apply_hooks` patches the targets afterwards."""
+    for target, spec in HOOK_TARGETS.items():
+        HookRegistry.register(target, HANDLERS[target], HookType(spec.kind))

@@ -1,0 +1,114 @@
+"""Our part of SGLang's HTTP app: `metadata.led` is lifted, bad parameters are refused early, /led/info is served."""
+
+import json
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from led_sglang.integration import info
+from led_sglang.params import LedParamError, parse_request, server_config
+
+OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+PATHS = (*OPENAI_PATHS, "/generate")
+
+
+class LedRequests:
+    """Pure ASGI middleware. Bodies that do not mention LED pass through byte for byte.
+
+    `metadata.led` (a JSON string, for gateways that drop unknown fields) is moved to `custom_params.led`, and parameters
+    are checked before a streaming response could begin with status 200.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in PATHS:
+            await self.app(scope, receive, send)
+            return
+        messages, body = await _read(receive)
+        try:
+            changed = lift(body, scope["path"]) if b'"led"' in body else None
+        except LedParamError as error:
+            await _refuse(error)(scope, _replay(messages, receive), send)
+            return
+        if changed is not None:
+            messages = [{"type": "http.request", "body": changed, "more_body": False}]
+            headers = [(k, v) for k, v in scope["headers"] if k.lower() != b"content-length"]
+            scope = {**scope, "headers": [*headers, (b"content-length", str(len(changed)).encode())]}
+        await self.app(scope, _replay(messages, receive), send)
+
+
+def lift(body: bytes, path: str) -> bytes | None:
+    """The body with `metadata.led` moved to `custom_params.led`; None where nothing changes. Raises LedParamError."""
+    try:
+        request = json.loads(body)
+    except ValueError:
+        return None  # SGLang's own parser answers
+    if not isinstance(request, dict):
+        return None
+    metadata = request.get("metadata")
+    is_lifted = isinstance(metadata, dict) and "led" in metadata and path != "/generate"
+    if is_lifted:
+        _lift_into(request, metadata)
+    for value in _wire_values(request):
+        config = server_config()
+        assert config is not None
+        parse_request(value, config)
+    return json.dumps(request).encode() if is_lifted else None
+
+
+def _lift_into(request: dict[str, Any], metadata: dict[str, Any]) -> None:
+    try:
+        value = json.loads(metadata["led"]) if isinstance(metadata["led"], str) else metadata["led"]
+    except ValueError as error:
+        raise LedParamError(f"metadata.led must be JSON in a string, got {metadata['led']!r:.80}") from error
+    custom = request.get("custom_params") or {}
+    if not isinstance(custom, dict):
+        return
+    if "led" in custom and custom["led"] != value:
+        raise LedParamError("custom_params.led and metadata.led disagree: send one of them")
+    request["custom_params"] = {**custom, "led": value}
+
+
+def _wire_values(request: dict[str, Any]) -> list[Any]:
+    sampling = request.get("sampling_params")
+    holders = [request, *(sampling if isinstance(sampling, list) else [sampling])]
+    customs = [holder.get("custom_params") for holder in holders if isinstance(holder, dict)]
+    return [custom["led"] for custom in customs if isinstance(custom, dict) and custom.get("led") is not None]
+
+
+def _refuse(error: LedParamError) -> JSONResponse:
+    detail = {"object": "error", "message": str(error), "type": "BadRequestError", "param": "led", "code": 400}
+    return JSONResponse({**detail, "error": detail}, status_code=400)
+
+
+async def _read(receive: Receive) -> tuple[list[Message], bytes]:
+    messages: list[Message] = []
+    while True:
+        message = await receive()
+        messages.append(message)
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            return messages, b"".join(m.get("body", b"") for m in messages)
+
+
+def _replay(messages: list[Message], receive: Receive) -> Receive:
+    pending = list(messages)
+
+    async def next_message() -> Message:
+        return pending.pop(0) if pending else await receive()
+
+    return next_message
+
+
+def attach(app: FastAPI) -> None:
+    """Add our routes and middleware to SGLang's app; before it starts serving."""
+    app.add_middleware(LedRequests)
+
+    @app.get("/led/info")
+    async def led_info() -> JSONResponse:
+        from sglang.srt.entrypoints.http_server import get_global_state
+
+        return JSONResponse(await info.describe(get_global_state().tokenizer_manager))

@@ -1,0 +1,51 @@
+"""GET /led/info: what runs here, and whether it is verified."""
+
+from importlib.metadata import version
+from typing import Any
+
+from led_sglang import __version__
+from led_sglang.integration import requests, runtime, selfcheck
+from led_sglang.integration.targets import HOOK_TARGETS
+from led_sglang.params import server_config
+
+
+def add_scheduler_facts(result: Any, self: Any, recv_req: Any) -> None:
+    """AFTER Scheduler.get_internal_state."""
+    current = runtime.runtime()
+    if current is not None:
+        hooks = {target: selfcheck.check_hook(target, spec) for target, spec in HOOK_TARGETS.items() if spec.process != "http"}
+        result.internal_state["led"] = {**current.facts(), "hook_faults": hooks}
+
+
+async def describe(tokenizer_manager: Any) -> dict[str, Any]:
+    """The document served at /led/info."""
+    config = server_config()
+    assert config is not None
+    facts = {}
+    for state in await tokenizer_manager.get_internal_state():
+        facts = state.get("led") or facts
+    faults = facts.pop("hook_faults", {})
+    return {
+        "versions": {"led_sglang": __version__, "sglang": version("sglang"), "torch": version("torch")},
+        **facts,
+        "defaults": {
+            "led": config.default_on,
+            "depth": config.depth,
+            "top_k": config.top_k,
+            "phase": config.phase,
+        },
+        "limits": {"max_depth": config.max_depth, "max_top_k": config.max_top_k},
+        "markers": {
+            "open": {"text": config.think_open, "ids": list(config.open_ids)},
+            "close": {"text": config.think_close, "ids": list(config.close_ids)},
+        },
+        "hooks": {target: _hook(target, faults) for target in HOOK_TARGETS},
+        "counters": {**requests.COUNTERS.public(), "step_failures": facts.get("step_failures", 0)},
+    }
+
+
+def _hook(target: str, scheduler_faults: dict[str, str | None]) -> dict[str, Any]:
+    spec = HOOK_TARGETS[target]
+    here = spec.process in ("http", "both")
+    fault = selfcheck.check_hook(target, spec) if here else scheduler_faults.get(target, "no answer from the scheduler")
+    return {"kind": spec.kind, "why": spec.why, "verified": fault is None, "fault": fault}

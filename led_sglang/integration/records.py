@@ -1,0 +1,118 @@
+"""What a step tells about its rows, on its way from the device to the request's `meta_info`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from led_sglang.integration.batch import LedBatch
+    from led_sglang.integration.sampler import StepContext
+
+RECORD_KEY = "__led_step"  # of LogitsProcessorOutput.customized_info, scheduler only
+WIRE_KEY = "__led"  # of a request's customized_info: one entry per generated token
+
+THINKING, EXPLORED, ACTIVE, FALLBACK = 1, 2, 4, 8  # bits of an entry's flags
+DEPTH_SHIFT = 4
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """Start copying to pinned memory; the engine waits for its own copies on the same stream before reading results."""
+    if tensor.device.type == "cpu":
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+class StepRecord:
+    """One step's LED facts; `entry(row)` is read once the step's results are on the host."""
+
+    def __init__(self, led: "LedBatch") -> None:
+        self._led = led
+        self._position = {row: i for i, row in enumerate(led.led_rows)}
+        self._tensors: tuple[Tensor, ...] | None = None
+        self._trace: tuple[Tensor, ...] | None = None
+        self._lists: list[list[Any]] | None = None
+        self._trace_lists: list[list[Any]] | None = None
+        self.has_failed = False
+
+    @classmethod
+    def of(cls, led: "LedBatch", context: "StepContext | None") -> "StepRecord":
+        record = cls(led)
+        if context is None:
+            record.has_failed = bool(led.led_rows)
+            return record
+        step = context.step
+        record._tensors = (to_host(context.thinking), to_host(context.active))
+        if step is None:
+            record.has_failed = context.failed
+            return record
+        record._tensors += (to_host(step.explored), to_host(step.ok), to_host(step.depth))
+        if context.rows.params.any_full:
+            record._trace = tuple(
+                to_host(tensor)
+                for tensor in (
+                    step.confidence,
+                    step.entropy,
+                    step.logprob,
+                    step.candidate_ids,
+                    step.exploit_probs,
+                    step.explore_probs,
+                )
+            )
+        return record
+
+    def entry(self, row: int) -> int | tuple[Any, ...] | None:
+        """None: not a LED request; int: flags and depth; tuple: the same and the trace."""
+        request = self._led.seats[row].request
+        if request is None:
+            return None
+        position = self._position.get(row)
+        if position is None:
+            return 0
+        if self._tensors is None:
+            return FALLBACK
+        if self._lists is None:
+            self._lists = [tensor.tolist() for tensor in self._tensors]
+        flags = self._flags([values[position] for values in self._lists])
+        if not request.params.trace:
+            return flags
+        return (flags, *self._trace_of(position, request.params.top_k, flags))
+
+    def _flags(self, values: Sequence[Any]) -> int:
+        flags = (THINKING if values[0] else 0) | (ACTIVE if values[1] else 0)
+        if len(values) == 2:
+            return flags | (FALLBACK if values[1] and self.has_failed else 0)
+        if values[1] and not values[3]:
+            return flags | FALLBACK
+        if values[1]:
+            flags |= (EXPLORED if values[2] else 0) | (int(values[4]) << DEPTH_SHIFT)
+        return flags
+
+    def _trace_of(self, position: int, top_k: int, flags: int) -> tuple[Any, ...]:
+        if self._trace is None or not flags & ACTIVE or flags & FALLBACK:
+            return (None,) * 6
+        if self._trace_lists is None:
+            self._trace_lists = [tensor.tolist() for tensor in self._trace]
+        confidence, entropy, logprob, candidates, exploit, explore = (v[position] for v in self._trace_lists)
+        return confidence, entropy, logprob, candidates[:top_k], exploit[:top_k], explore[:top_k]
+
+
+def collect(original: Any, self: Any, i: int, req: Any, logits_output: Any) -> None:
+    """AROUND `_maybe_collect_customized_info`: a request is given its own LED entries, never another's."""
+    info = getattr(logits_output, "customized_info", None)
+    if info is None or RECORD_KEY not in info:
+        original(self, i, req, logits_output)
+        return
+    record: StepRecord = info[RECORD_KEY]
+    others = {key: value for key, value in info.items() if key != RECORD_KEY}
+    if others:
+        logits_output.customized_info = others
+        original(self, i, req, logits_output)
+        logits_output.customized_info = info
+    entry = record.entry(i)
+    if entry is not None:
+        if req.customized_info is None:
+            req.customized_info = {}
+        req.customized_info.setdefault(WIRE_KEY, []).append(entry)

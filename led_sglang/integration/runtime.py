@@ -1,0 +1,101 @@
+"""LED's state in a scheduler process: capture, head, thinking states. One per model runner."""
+
+import logging
+from typing import Any
+
+import torch
+from sglang.srt.runtime_context import get_parallel
+from torch import Tensor
+
+from led_sglang.integration.capture import Capture, CaptureError
+from led_sglang.integration.head import build_head
+from led_sglang.ops.thinking import ThinkingMachine
+from led_sglang.ops.types import Head
+from led_sglang.params import ServerConfig, server_config
+
+logger = logging.getLogger(__name__)
+
+
+class Runtime:
+    """Made at model load by `start`, read by the hooks and the sampler of this process."""
+
+    def __init__(self, config: ServerConfig, runner: Any) -> None:
+        self.config = config
+        self.runner = runner
+        self.num_layers = int(runner.model_config.num_hidden_layers)
+        self.capture = Capture(runner.model, self.num_layers, config.num_captured)
+        self.head: Head | None = None
+        self.machine: ThinkingMachine | None = None
+        self.forward_batch: Any = None
+        self.num_step_failures = 0
+        self._states: Tensor | None = None
+        if config.open_ids and config.close_ids:
+            self.machine = ThinkingMachine(config.open_ids, config.close_ids, int(runner.model_config.vocab_size))
+            self.tables = self.machine.tables(runner.device)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        if not self.config.num_captured:
+            return
+        model_config = self.runner.model_config
+        max_rows = self.runner.req_to_token_pool.req_to_token.shape[0] + 1
+        graph_sizes = getattr(self.runner.server_args, "cuda_graph_bs", None) or [0]
+        max_rows = max(max_rows, *graph_sizes)
+        dtype = self.runner.dtype if isinstance(self.runner.dtype, torch.dtype) else model_config.dtype
+        self.capture.allocate(max_rows, int(model_config.hidden_size), dtype, self.runner.device)
+
+    @property
+    def states(self) -> Tensor:
+        """Thinking state of every request slot: (slots,) int64."""
+        if self._states is None:
+            slots = self.runner.req_to_token_pool.req_to_token.shape[0]
+            self._states = torch.zeros(slots + 1, dtype=torch.int64, device=self.runner.device)
+        return self._states
+
+    def see_head(self, logits_processor: Any, lm_head: Any) -> None:
+        """Remember the head the first time the logits processor uses it."""
+        if self.head is None:
+            final_norm = getattr(getattr(self.runner.model, "model", None), "norm", None)
+            self.head = build_head(logits_processor, lm_head, final_norm, get_parallel().tp_group)
+
+    def facts(self) -> dict[str, Any]:
+        """For /led/info."""
+        buffer = self.capture.buffer
+        return {
+            "num_layers": self.num_layers,
+            "captured_layers": [layer + 1 for layer in self.capture.layer_ids],
+            "capture_buffer_bytes": buffer.numel() * buffer.element_size() if buffer is not None else 0,
+            "step_failures": self.num_step_failures,
+            "backend": self.config.backend,
+        }
+
+
+_runtime: Runtime | None = None
+
+
+def start(runner: Any) -> Runtime:
+    """Begin capturing. Raises CaptureError, which stops the server, where LED cannot work."""
+    global _runtime
+    config = server_config()
+    assert config is not None
+    _refuse_unsupported(runner)
+    num_layers = int(runner.model_config.num_hidden_layers)
+    if config.max_depth > num_layers:
+        raise CaptureError(f"--led-max-depth {config.max_depth} is larger than the model's {num_layers} layers")
+    _runtime = Runtime(config, runner)
+    logger.info("LED captures layers %s", _runtime.facts()["captured_layers"])
+    return _runtime
+
+
+def runtime() -> Runtime | None:
+    return _runtime
+
+
+def _refuse_unsupported(runner: Any) -> None:
+    if get_parallel().pp_size > 1:
+        raise CaptureError("LED does not work with pipeline parallelism: start with --pp-size 1 or --led disabled")
+    if getattr(runner, "is_draft_worker", False) or not runner.spec_algorithm.is_none():
+        raise CaptureError(
+            "LED does not work with speculative decoding, which bypasses the sampler: drop --speculative-algorithm or "
+            "start with --led disabled"
+        )

@@ -1,0 +1,208 @@
+"""Our sampler over the user's: the engine samples every row as ever, LED rows inside their phase get LED's token."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from led_sglang.integration.batch import DeviceRows, LedBatch, activate
+from led_sglang.integration.records import RECORD_KEY, StepRecord
+from led_sglang.integration.runtime import Runtime, runtime
+from led_sglang.ops import led_step
+from led_sglang.ops.noise import uniforms
+from led_sglang.ops.plain import sample_filtered
+from led_sglang.ops.types import LedStep, Noise
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class StepContext:
+    """One call of the sampler that has LED rows."""
+
+    runtime: Runtime
+    rows: DeviceRows
+    info: Any  # SamplingBatchInfo
+    states: Tensor  # (R,) thinking states before this token
+    slots: Tensor  # (R,)
+    thinking: Tensor  # (R,) bool
+    active: Tensor  # (R,) bool
+    noise: Tensor  # (2, R)
+    is_decided: bool = False
+    is_applied: bool = False
+    step: LedStep | None = None
+    failed: bool = False
+    plain_ids: Tensor | None = None  # (S,) tokens of the seeded rows, for where they are outside their phase
+    plain_rows: Tensor | None = None  # (S,) their rows of the batch
+    plain_active: Tensor | None = None  # (S,) bool: inside their phase after all
+
+    @classmethod
+    def begin(cls, led: LedBatch, info: Any, positions: Tensor, current: Runtime) -> "StepContext":
+        rows = led.device_rows(info)
+        batch = current.forward_batch
+        slots = rows.pick(batch.req_pool_indices[: len(led.seats)])
+        states = current.states[slots]
+        if not batch.forward_mode.is_decode():
+            is_start = rows.pick(batch.seq_lens[: len(led.seats)]) == rows.start_length
+            states = torch.where(is_start, rows.start_state, states)
+        if current.machine is None:
+            thinking = torch.zeros_like(rows.phase_all)
+        else:
+            thinking = current.tables.thinking(states)
+        active = thinking | rows.phase_all if rows.any_phase_all else thinking
+        noise = uniforms(rows.seed, rows.sample, rows.pick(positions[: len(led.seats)]).long())
+        return cls(current, rows, info, states, slots, thinking, active, noise)
+
+    def decide(self, logits: Tensor) -> None:
+        """Run the LED step on the engine's final logits (B, V), before the engine turns them into probabilities."""
+        self.is_decided = True
+        capture, head = self.runtime.capture, self.runtime.head
+        if logits.device.type == "cpu" and not bool(self.active.any()):
+            return
+        num_rows = logits.shape[0]
+        buffer = capture.buffer[:, :num_rows] if capture.buffer is not None else logits.new_empty(0, num_rows, 1)
+        latents = buffer if self.rows.index is None else buffer.index_select(1, self.rows.index)
+        assert head is not None
+        self.step = led_step(
+            self.rows.pick(logits),
+            latents,
+            head,
+            activate(self.rows.params, self.active),
+            Noise(self.noise[0], self.noise[1]),
+            backend=self.runtime.config.backend,
+        )
+
+    def decide_plain(self, probs: Tensor) -> None:
+        """A request that named its seed keeps it outside its phase too, although the engine ignores seeds by default."""
+        seeded = self.rows.seeded
+        if not seeded or self.info.sampling_seed is not None:
+            return
+        if probs.device.type == "cpu" and bool(self.active.all()):
+            return
+        picked = torch.tensor(seeded, device=probs.device)
+        batch_rows = picked if self.rows.index is None else self.rows.index[picked]
+        info = self.info
+        self.plain_ids = sample_filtered(
+            probs[batch_rows],
+            info.top_ks[batch_rows],
+            info.top_ps[batch_rows],
+            info.min_ps[batch_rows],
+            self.noise[1][picked],
+        )
+        self.plain_rows, self.plain_active = batch_rows, self.active[picked]
+
+    def apply(self, token_ids: Tensor) -> None:
+        """Write the LED tokens over the engine's, in place; rows that are not ok keep the engine's token."""
+        if self.is_applied:
+            return
+        self.is_applied = True
+        if self.plain_ids is not None:
+            assert self.plain_rows is not None and self.plain_active is not None
+            kept = token_ids[self.plain_rows]
+            token_ids[self.plain_rows] = torch.where(self.plain_active, kept, self.plain_ids.to(kept.dtype))
+        if self.step is None:
+            return
+        engine_ids = self.rows.pick(token_ids)
+        chosen = torch.where(self.active & self.step.ok, self.step.token_ids.to(engine_ids.dtype), engine_ids)
+        if self.rows.index is None:
+            token_ids.copy_(chosen)
+        else:
+            token_ids[self.rows.index] = chosen
+
+    def finish(self, token_ids: Tensor) -> None:
+        """Advance the thinking states with the tokens that were really chosen."""
+        if self.runtime.machine is not None:
+            new_states = self.runtime.tables.advance(self.states, self.rows.pick(token_ids).long())
+            self.runtime.states[self.slots] = new_states
+
+
+class LogprobsAfterLed:
+    """The engine's logprob processor, shown the LED tokens instead of the engine's."""
+
+    def __init__(self, inner: Any, sampler: "LedSamplerMixin") -> None:
+        self._inner = inner
+        self._sampler = sampler
+
+    def compute_logprobs(self, logprobs: Any, top: Any, ids: Any, token_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self._sampler.led_context is not None:
+            self._sampler.led_context.apply(token_ids)
+        return self._inner.compute_logprobs(logprobs, top, ids, token_ids, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class LedSamplerMixin:
+    """Mixed into the class of the sampler that the engine created."""
+
+    led_context: StepContext | None
+
+    def forward(
+        self, logits_output: Any, sampling_info: Any, return_logprob: bool, top: Any, ids: Any, positions: Tensor, **kw: Any
+    ) -> Tensor:
+        """Same contract as `Sampler.forward`; batches without LED rows take the engine's path untouched."""
+        led: LedBatch | None = getattr(sampling_info, "led", None)
+        current = runtime()
+        forward = super().forward  # type: ignore[misc]
+        if led is None or current is None:
+            return forward(logits_output, sampling_info, return_logprob, top, ids, positions, **kw)  # type: ignore[no-any-return]
+        self.led_context = _guarded_begin(led, sampling_info, positions, current) if led.led_rows else None
+        try:
+            token_ids: Tensor = forward(logits_output, sampling_info, return_logprob, top, ids, positions, **kw)
+            record = StepRecord.of(led, self.led_context)
+        finally:
+            self.led_context = None
+        logits_output.customized_info = {**(logits_output.customized_info or {}), RECORD_KEY: record}
+        return token_ids
+
+    def _preprocess_logits(self, logits: Tensor, sampling_info: Any) -> Tensor:
+        result: Tensor = super()._preprocess_logits(logits, sampling_info)  # type: ignore[misc]
+        if self.led_context is not None and not self.led_context.is_decided:
+            _guard(self.led_context, self.led_context.decide, result)
+        return result
+
+    def _sample_from_probs(self, probs: Tensor, sampling_info: Any, positions: Tensor, *args: Any, **kw: Any) -> Any:
+        context = self.led_context
+        if context is not None and context.rows.seeded:
+            _guard(context, context.decide_plain, probs)
+        return super()._sample_from_probs(probs, sampling_info, positions, *args, **kw)  # type: ignore[misc]
+
+    def _sync_token_ids_across_tp(self, token_ids: Tensor, sampling_info: Any) -> None:
+        context = self.led_context
+        if context is not None:
+            _guard(context, context.apply, token_ids)
+        super()._sync_token_ids_across_tp(token_ids, sampling_info)  # type: ignore[misc]
+        if context is not None:
+            _guard(context, context.finish, token_ids)
+
+
+def _guard(context: StepContext, action: Any, *args: Any) -> None:
+    """A fault of ours must not take the scheduler down: the step keeps the engine's tokens and is counted."""
+    try:
+        action(*args)
+    except Exception:
+        context.runtime.num_step_failures += 1
+        context.step, context.failed = None, True
+        if context.runtime.num_step_failures <= 3:
+            logger.exception("LED step failed; the engine's own tokens are used for this step")
+
+
+def _guarded_begin(led: LedBatch, info: Any, positions: Tensor, current: Runtime) -> StepContext | None:
+    try:
+        return StepContext.begin(led, info, positions, current)
+    except Exception:
+        current.num_step_failures += 1
+        if current.num_step_failures <= 3:
+            logger.exception("LED step failed; the engine's own tokens are used for this step")
+        return None
+
+
+def dress(sampler: Any) -> Any:
+    """Put LED over a sampler the engine made, whatever its class."""
+    base = type(sampler)
+    sampler.__class__ = type(f"Led{base.__name__}", (LedSamplerMixin, base), {})
+    sampler.led_context = None
+    sampler.output_logprob_processor = LogprobsAfterLed(sampler.output_logprob_processor, sampler)
+    return sampler

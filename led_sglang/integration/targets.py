@@ -1,0 +1,90 @@
+"""What we hook in SGLang and what we rely on, as data: imports nothing, so that manifests can be made from a bare wheel."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["before", "after", "around"]
+
+
+@dataclass(frozen=True)
+class HookTarget:
+    """One hooked function: how, the parameters the handler was written for (in order), and why."""
+
+    kind: Kind
+    parameters: tuple[str, ...]
+    why: str
+    process: Literal["scheduler", "http", "both"] = "scheduler"
+
+
+S = "sglang.srt."
+BATCH_INFO = S + "sampling.sampling_batch_info.SamplingBatchInfo."
+TOKENIZER = S + "managers.tokenizer_manager.TokenizerManager."
+
+HOOK_TARGETS: dict[str, HookTarget] = {
+    S + "model_executor.model_runner.ModelRunner.init_attention_backends": HookTarget(
+        "before", ("self",), "ask the model for its layer outputs before CUDA graphs are captured; verify every hook"
+    ),
+    S + "model_executor.model_runner.ModelRunner.sample": HookTarget(
+        "around", ("self", "logits_output", "forward_batch"), "tell the sampler which request sits in which row"
+    ),
+    S + "layers.logits_processor.LogitsProcessor.forward": HookTarget(
+        "around",
+        (
+            "self",
+            "input_ids",
+            "hidden_states",
+            "lm_head",
+            "logits_metadata",
+            "aux_hidden_states",
+            "hidden_states_before_norm",
+        ),
+        "take the captured layer outputs of the sampled rows",
+    ),
+    S + "layers.sampler.create_sampler": HookTarget("around", ("backend",), "put our sampler over the user's backend"),
+    BATCH_INFO + "adjusted_from_schedule_batch": HookTarget(
+        "after", ("self", "batch", "vocab_size"), "attach each row's LED parameters and thinking state"
+    ),
+    BATCH_INFO + "adjusted_filter_batch": HookTarget(
+        "after", ("self", "keep_indices", "keep_indices_device"), "keep LED rows in step with the batch"
+    ),
+    BATCH_INFO + "adjusted_merge_batch": HookTarget("after", ("self", "other"), "keep LED rows in step with the batch"),
+    BATCH_INFO + "copy_for_forward": HookTarget("after", ("self",), "the copy keeps the LED rows"),
+    S + "sampling.sampling_params.SamplingParams.verify": HookTarget(
+        "around", ("self", "vocab_size"), "refuse bad LED parameters with HTTP 400", "both"
+    ),
+    TOKENIZER + "_send_one_request": HookTarget(
+        "before", ("self", "tokenized_obj"), "resolve parameters, seed and sample index of a request", "http"
+    ),
+    TOKENIZER + "_send_batch_request": HookTarget(
+        "before", ("self", "tokenized_objs"), "the same for requests sent as one batch", "http"
+    ),
+    TOKENIZER + "update_request_meta_info": HookTarget(
+        "around",
+        ("self", "meta_info", "state", "customized_info", "index", "finish_reason"),
+        "turn step records into led_params, led_stats and the trace",
+        "http",
+    ),
+    S + "managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
+    "._maybe_collect_customized_info": HookTarget(
+        "around", ("self", "i", "req", "logits_output"), "give each request its own step records only"
+    ),
+    S + "managers.scheduler.Scheduler.get_internal_state": HookTarget(
+        "after", ("self", "recv_req"), "carry the scheduler's LED facts to /led/info"
+    ),
+}
+
+RELIED_ON: tuple[tuple[str, str], ...] = (
+    (S + "layers.sampler.Sampler.forward", "calls _preprocess_logits, then samples, then logprobs, then the token sync"),
+    (S + "layers.sampler.Sampler._preprocess_logits", "overridden: the LED step runs on its result"),
+    (S + "layers.sampler.Sampler._sample_from_probs", "overridden: seeded rows outside the thinking phase"),
+    (S + "layers.sampler.Sampler._sync_token_ids_across_tp", "overridden: last look at the tokens of a step"),
+    (S + "models.qwen2.Qwen2ForCausalLM.set_eagle3_layers_to_capture", "keeps layer outputs (0-based ids)"),
+    (S + "models.qwen2.Qwen2Model.forward", "returns (hidden_states, aux_hidden_states); MiMo's inner model"),
+    (S + "models.qwen3.Qwen3ForCausalLM.set_eagle3_layers_to_capture", "keeps layer outputs (0-based ids)"),
+    (S + "models.qwen3_moe.Qwen3MoeForCausalLM.set_eagle3_layers_to_capture", "keeps layer outputs (0-based ids)"),
+    (S + "models.llama.LlamaForCausalLM.set_eagle3_layers_to_capture", "keeps layer outputs (0-based ids)"),
+    (S + "models.mimo.MiMoForCausalLM.forward", "hands the inner model's result straight to the logits processor"),
+    (S + "plugins.load_plugins", "runs our register() and applies the hooks"),
+    (S + "plugins.hook_registry.HookRegistry.apply_hooks", "patches the targets and swallows failures"),
+    (S + "managers.scheduler.run_scheduler_process", "wrapped: no scheduler starts with a hook missing"),
+)

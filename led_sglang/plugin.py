@@ -1,0 +1,12 @@
+"""Entry point `sglang.srt.plugins`: SGLang calls `register` in every process; inert unless LED was switched on."""
+
+from led_sglang.params import server_config
+
+
+def register() -> None:
+    """Register the hooks of `integration.hooks` with SGLang's registry, once, if a configuration was exported."""
+    if server_config() is None:
+        return
+    from led_sglang.integration.hooks import register_hooks
+
+    register_hooks()

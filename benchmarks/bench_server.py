@@ -1,0 +1,133 @@
+"""LED on against plain sampling on the same build: tokens/s, time to first token, inter-token latency.
+
+Two real servers with the embedded model (or --model-path), one with LED and one baseline, are loaded in turn, never at
+once; pairs alternate in order. The ratio printed is the median over pairs. No number is printed if LED explored nothing.
+
+    python benchmarks/bench_server.py --json
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.load import Window, run_window  # noqa: E402
+from benchmarks.provenance import provenance  # noqa: E402
+from led_sglang.child_server import Server  # noqa: E402
+from led_sglang.embedded.problems import generate  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results" / "server.jsonl"
+
+
+@dataclass
+class Pair:
+    baseline: Window
+    led: Window
+
+    @property
+    def ratio(self) -> float:
+        return self.led.tokens_per_s / self.baseline.tokens_per_s
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--rounds", type=int, default=5, help="pairs of windows for each concurrency")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of a window")
+    parser.add_argument("--warm-seconds", type=float, default=2.0, help="load before a window that does not count")
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--temperature", type=float, default=0.6)
+    parser.add_argument("--method", default="led", help="method of the LED side, as in custom_params.led.method")
+    parser.add_argument("--baseline", choices=("disabled", "off"), default="disabled", help="disabled: stock SGLang")
+    parser.add_argument("--model-path", default=None)
+    parser.add_argument("--server-args", default="", help="more arguments for both servers")
+    parser.add_argument("--json", action="store_true", help="last line: one JSON document")
+    parser.add_argument("--append", action="store_true", help=f"append the lines to {RESULTS.name} under results/")
+    return parser.parse_args()
+
+
+def counters(url: str) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{url}/led/info", timeout=30).json()["counters"]
+    return found
+
+
+def measure(options: argparse.Namespace, baseline: Server, led: Server, concurrency: int) -> dict[str, Any]:
+    """One line of the table. Raises SystemExit if LED did nothing."""
+    texts = [problem.question for problem in generate("held_out", 256, seed=7)]
+    plain = {"temperature": options.temperature, "max_tokens": options.max_tokens}
+    with_led = {**plain, "extra_body": {"custom_params": {"led": {"method": options.method}}}}
+    before = counters(led.url)
+    pairs = []
+    for i in range(options.rounds):
+        sides = [(baseline, plain), (led, with_led)]
+        windows = {}
+        for server, body in sides if i % 2 == 0 else reversed(sides):
+            windows[server.url] = asyncio.run(
+                run_window(server.url, texts, concurrency, options.seconds, options.warm_seconds, body, 31 * i)
+            )
+        pairs.append(Pair(windows[baseline.url], windows[led.url]))
+    after = counters(led.url)
+    tokens = after["led_tokens"] - before["led_tokens"]
+    explored = after["explored_tokens"] - before["explored_tokens"]
+    if options.method == "led" and (not tokens or not explored or after["fallbacks"] or after["step_failures"]):
+        raise SystemExit(f"no number: LED tokens {tokens}, explored {explored}, counters {after}")
+    return {**line(concurrency, pairs), "explored_share": round(explored / max(tokens, 1), 4)}
+
+
+def line(concurrency: int, pairs: list[Pair]) -> dict[str, Any]:
+    def gaps(side: str, share: float) -> float:
+        values = sorted(gap for pair in pairs for gap in getattr(pair, side).gaps_s)
+        return round(1000 * values[min(int(share * len(values)), len(values) - 1)], 3)
+
+    def median(values: list[float]) -> float:
+        return round(statistics.median(values), 4)
+
+    ratios = [pair.ratio for pair in pairs]
+    return {
+        "concurrency": concurrency,
+        "baseline_tok_s": median([pair.baseline.tokens_per_s for pair in pairs]),
+        "led_tok_s": median([pair.led.tokens_per_s for pair in pairs]),
+        "ratio": median(ratios),
+        "ratio_min": round(min(ratios), 4),
+        "ratio_max": round(max(ratios), 4),
+        "baseline_ttft_ms_p50": 1000 * median([t for pair in pairs for t in pair.baseline.first_token_s]),
+        "led_ttft_ms_p50": 1000 * median([t for pair in pairs for t in pair.led.first_token_s]),
+        "baseline_itl_ms_p50": gaps("baseline", 0.5),
+        "led_itl_ms_p50": gaps("led", 0.5),
+        "baseline_itl_ms_p99": gaps("baseline", 0.99),
+        "led_itl_ms_p99": gaps("led", 0.99),
+    }
+
+
+def main() -> None:
+    options = parse_arguments()
+    model = ["--model-path", options.model_path] if options.model_path else []
+    more = model + options.server_args.split()
+    with ExitStack() as stack:
+        logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        baseline = stack.enter_context(Server("--led", options.baseline, *more, log=logs / "baseline.log"))
+        led = stack.enter_context(Server("--led", "on", *more, log=logs / "led.log"))
+        lines = []
+        for concurrency in options.concurrency:
+            lines.append(measure(options, baseline, led, concurrency))
+            print(", ".join(f"{key} {value}" for key, value in lines[-1].items()), flush=True)
+    if options.append:
+        with RESULTS.open("a") as file:
+            for row in lines:
+                file.write(json.dumps({**provenance(), "method": options.method, **row}) + "\n")
+    if options.json:
+        print(json.dumps(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Real servers as child processes, for tests and benchmarks: always stopped, logs kept."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+
+START_LIMIT_S = 420.0  # a cold, busy 2-core machine has needed two minutes
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """`python -m led_sglang.launch ...` (or another module), in its own process group, logging to a file."""
+
+    def __init__(
+        self,
+        *arguments: str,
+        log: Path,
+        module: str = "led_sglang.launch",
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        command = [sys.executable, "-m", module, *arguments, "--host", "127.0.0.1", "--port", str(self.port)]
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(environment or {})}
+        env.pop("LED_SGLANG_CONFIG", None)
+        with log.open("w") as out:
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env, start_new_session=True
+            )
+
+    def wait_ready(self) -> "Server":
+        """Raises RuntimeError with the end of the log if the server exits or is not healthy in time."""
+        deadline = time.monotonic() + START_LIMIT_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"server exited with {self.process.returncode}:\n{self.tail()}")
+            try:
+                if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
+                    return self
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.5)
+        self.stop()
+        raise RuntimeError(f"server not ready after {START_LIMIT_S} s:\n{self.tail()}")
+
+    def wait_exit(self, limit_s: float = START_LIMIT_S) -> int:
+        """Exit status of a server that must refuse to start. Raises subprocess.TimeoutExpired."""
+        try:
+            return self.process.wait(limit_s)
+        finally:
+            self.stop()
+
+    def tail(self, num_chars: int = 4000) -> str:
+        return self.log.read_text(errors="replace")[-num_chars:]
+
+    def stop(self) -> None:
+        for sig, limit_s in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 30.0)):
+            try:
+                os.killpg(self.process.pid, sig)
+            except ProcessLookupError:
+                break
+            try:
+                self.process.wait(limit_s)
+            except subprocess.TimeoutExpired:
+                continue
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)  # children that outlived their parent
+        except ProcessLookupError:
+            pass
+
+    def __enter__(self) -> "Server":
+        return self.wait_ready()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()

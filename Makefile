@@ -3,7 +3,7 @@ PYTHON_VENV := .venv/bin/python
 # Nothing here ever fetches a model or a data set.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help env serve test check soak accuracy bench constraints clean
+.PHONY: help env serve test check soak accuracy bench constraints manifests clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make accuracy ARGS='...' the embedded model on its held-out problems"
 	@echo "make bench ARGS='...'    LED on against LED off on this machine"
 	@echo "make constraints         write constraints.txt from .venv"
+	@echo "make manifests           write patches/*.json again from the released wheels"
 	@echo "make clean               remove .venv, caches and build products"
 
 env:
@@ -40,6 +41,9 @@ bench: env
 
 constraints: env
 	@scripts/freeze
+
+manifests: env
+	@scripts/manifests
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist out

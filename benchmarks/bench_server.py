@@ -1,7 +1,7 @@
 """LED on against plain sampling on the same build: tokens/s, time to first token, inter-token latency.
 
 Two real servers with the embedded model (or --model-path), one with LED and one baseline, are loaded in turn, never at
-once; pairs alternate in order. The ratio printed is the median over pairs. No number is printed if LED explored nothing.
+once; pairs alternate in order. The ratio is the median over pairs. No number is printed if LED explored nothing.
 
     python benchmarks/bench_server.py --json
 """
@@ -21,10 +21,10 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.load import Window, run_window  # noqa: E402
-from benchmarks.provenance import provenance  # noqa: E402
-from led_sglang.child_server import Server  # noqa: E402
-from led_sglang.embedded.problems import generate  # noqa: E402
+from benchmarks.load import Window, run_window
+from benchmarks.provenance import provenance
+from led_sglang.child_server import Server
+from led_sglang.embedded.problems import generate
 
 RESULTS = Path(__file__).parent / "results" / "server.jsonl"
 

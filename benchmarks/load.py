@@ -34,7 +34,9 @@ class Window:
         return self.token_times / (self.end - self.start)
 
 
-async def _client(api: openai.AsyncOpenAI, prompts: "itertools.count[int]", texts: Sequence[str], window: Window, body: dict[str, Any]) -> None:
+async def _client(
+    api: openai.AsyncOpenAI, prompts: "itertools.count[int]", texts: Sequence[str], window: Window, body: dict[str, Any]
+) -> None:
     while time.monotonic() < window.end:
         text = texts[next(prompts) % len(texts)]
         sent, previous = time.monotonic(), None
@@ -54,7 +56,13 @@ async def _client(api: openai.AsyncOpenAI, prompts: "itertools.count[int]", text
 
 
 async def run_window(
-    url: str, texts: Sequence[str], concurrency: int, seconds: float, warm_s: float, body: dict[str, Any], offset: int = 0
+    url: str,
+    texts: Sequence[str],
+    concurrency: int,
+    seconds: float,
+    warm_s: float,
+    body: dict[str, Any],
+    offset: int = 0,
 ) -> Window:
     """Load `url` with `concurrency` clients for `warm_s + seconds`; only the last `seconds` count.
 

@@ -1,5 +1,6 @@
 """Real servers as child processes, for tests and benchmarks: always stopped, logs kept."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -76,13 +77,13 @@ class Server:
                 self.process.wait(limit_s)
             except subprocess.TimeoutExpired:
                 continue
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # children that outlived their parent
-        except ProcessLookupError:
-            pass
 
     def __enter__(self) -> "Server":
         return self.wait_ready()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()

@@ -36,8 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--led",
         choices=("on", "off", "disabled"),
         default="on",
-        help="on: requests are decoded with LED unless they say otherwise; off: only requests that ask; disabled: stock "
-        "SGLang, no hook is installed (default: on)",
+        help="on: requests are decoded with LED unless they say otherwise; off: only requests that ask; disabled: "
+        "stock SGLang, no hook is installed (default: on)",
     )
     add("--led-depth", type=int, default=None, help=f"default exploration depth d (default: {default.depth})")
     add("--led-max-depth", type=int, default=None, help="largest depth a request may ask; layers captured for it")

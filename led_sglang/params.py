@@ -1,7 +1,7 @@
 """Server and request parameters of LED: what may be asked, what is applied, what is refused.
 
-The only reader of the environment: `led_sglang.launch` writes the server's configuration there as JSON, and every process
-that SGLang spawns reads the same.
+The only reader of the environment: `led_sglang.launch` writes the server's configuration there as JSON, and every
+process that SGLang spawns reads the same.
 """
 
 import json
@@ -43,7 +43,7 @@ class ServerConfig:
 
     @property
     def num_captured(self) -> int:
-        """Latent layers kept: h^{L-1} .. one more than `max_depth` needs, for `latent_offset`, where the model has it."""
+        """Latent layers kept, from h^{L-1} down: one more than `max_depth` needs, for `latent_offset`, if there is one."""
         if self.num_layers is None:
             return self.max_depth - 1
         return min(self.max_depth, self.num_layers - 1)
@@ -62,7 +62,7 @@ def export_config(config: ServerConfig) -> None:
 
 
 def server_config() -> ServerConfig | None:
-    """The exported configuration; None where LED was not switched on by `led_sglang.launch` (the plugin stays inert)."""
+    """The exported configuration; None where `led_sglang.launch` did not switch LED on (the plugin stays inert)."""
     text = os.environ.get(ENV_CONFIG)
     if not text:
         return None

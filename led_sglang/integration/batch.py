@@ -76,7 +76,7 @@ class LedBatch:
 
 
 def seat_request(req: Any, machine: Any) -> RowSeat:
-    """Read a scheduler request: its stamped parameters and the thinking state after all of its ids (prompt + output)."""
+    """A scheduler request's stamped parameters and thinking state after all of its ids (prompt + output)."""
     wire = (req.sampling_params.custom_params or {}).get(STAMP_KEY)
     if wire is None:
         return RowSeat(None)

@@ -14,12 +14,12 @@ class CaptureError(RuntimeError):
 class InnerCapture:
     """For models whose inner module keeps layer outputs but whose outer class cannot ask for them (MiMo).
 
-    The inner module returns `(hidden_states, aux_hidden_states)` once asked; the outer one expects `hidden_states` alone.
+    Once asked, the inner module returns `(hidden_states, aux_hidden_states)`; the outer one expects `hidden_states`.
     """
 
     def __init__(self, inner: nn.Module, layer_ids: list[int]) -> None:
         self.aux: list[Tensor] | None = None
-        inner.layers_to_capture = [layer + 1 for layer in layer_ids]
+        setattr(inner, "layers_to_capture", [layer + 1 for layer in layer_ids])  # noqa: B010, not a tensor or module
         original: Callable[..., Any] = inner.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -49,7 +49,7 @@ class Capture:
         if num_captured:
             self._ask(model)
 
-    def _ask(self, model: nn.Module) -> None:
+    def _ask(self, model: Any) -> None:
         if hasattr(model, "set_eagle3_layers_to_capture"):
             model.set_eagle3_layers_to_capture(self.layer_ids)
             return
@@ -58,8 +58,8 @@ class Capture:
             self.inner = InnerCapture(inner, self.layer_ids)
             return
         raise CaptureError(
-            f"LED cannot capture the layers of {type(model).__name__}: it has neither set_eagle3_layers_to_capture nor an "
-            f"inner model with layers_to_capture. Start with --led-max-depth 1 or --led disabled, or use a supported "
+            f"LED cannot capture the layers of {type(model).__name__}: it has no set_eagle3_layers_to_capture, nor has "
+            f"its inner model layers_to_capture. Start with --led-max-depth 1 or --led disabled, or use a supported "
             f"model (docs/compat.md)."
         )
 

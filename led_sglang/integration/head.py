@@ -26,7 +26,7 @@ def build_head(logits_processor: Any, lm_head: Any, final_norm: Any, tp_group: A
         first_id, num_rows = shard.org_vocab_start_index, shard.num_org_elements
 
     def all_gather(packed: Tensor) -> Tensor:
-        return tp_group.all_gather(packed.unsqueeze(0), dim=0)  # type: ignore[no-any-return]  # (ranks, n)
+        return tp_group.all_gather(packed.unsqueeze(0), dim=0)  # (ranks, n)
 
     return Head(
         weight=weight,

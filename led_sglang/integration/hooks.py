@@ -80,7 +80,9 @@ def _filter(result: Any, self: Any, keep_indices: list[int], keep_indices_device
 
 def _merge(result: Any, self: Any, other: Any) -> None:
     right_size = len(other)
-    self.led = LedBatch.merge(getattr(self, "led", None), len(self) - right_size, getattr(other, "led", None), right_size)
+    self.led = LedBatch.merge(
+        getattr(self, "led", None), len(self) - right_size, getattr(other, "led", None), right_size
+    )
 
 
 def _copy(result: Any, self: Any) -> None:
@@ -104,7 +106,8 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     S + "sampling.sampling_params.SamplingParams.verify": requests.verify,
     TOKENIZER + "_send_one_request": requests.stamp_one,
     TOKENIZER + "_send_batch_request": requests.stamp_batch,
-    TOKENIZER + "update_request_meta_info": requests.report,
+    TOKENIZER + "_handle_batch_output": requests.take_entries,
+    TOKENIZER + "_wait_one_response": requests.respond,
     PROCESSOR + "_maybe_collect_customized_info": records.collect,
     S + "managers.scheduler.Scheduler.get_internal_state": info.add_scheduler_facts,
 }

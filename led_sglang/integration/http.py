@@ -17,8 +17,8 @@ PATHS = (*OPENAI_PATHS, "/generate")
 class LedRequests:
     """Pure ASGI middleware. Bodies that do not mention LED pass through byte for byte.
 
-    `metadata.led` (a JSON string, for gateways that drop unknown fields) is moved to `custom_params.led`, and parameters
-    are checked before a streaming response could begin with status 200.
+    `metadata.led` (a JSON string, for gateways that drop unknown fields) is moved to `custom_params.led`, and
+    parameters are checked before a streaming response could begin with status 200.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -50,9 +50,10 @@ def lift(body: bytes, path: str) -> bytes | None:
     if not isinstance(request, dict):
         return None
     metadata = request.get("metadata")
-    is_lifted = isinstance(metadata, dict) and "led" in metadata and path != "/generate"
-    if is_lifted:
+    is_lifted = False
+    if isinstance(metadata, dict) and "led" in metadata and path != "/generate":
         _lift_into(request, metadata)
+        is_lifted = True
     for value in _wire_values(request):
         config = server_config()
         assert config is not None

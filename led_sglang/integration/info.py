@@ -13,7 +13,11 @@ def add_scheduler_facts(result: Any, self: Any, recv_req: Any) -> None:
     """AFTER Scheduler.get_internal_state."""
     current = runtime.runtime()
     if current is not None:
-        hooks = {target: selfcheck.check_hook(target, spec) for target, spec in HOOK_TARGETS.items() if spec.process != "http"}
+        hooks = {
+            target: selfcheck.check_hook(target, spec)
+            for target, spec in HOOK_TARGETS.items()
+            if spec.process != "http"
+        }
         result.internal_state["led"] = {**current.facts(), "hook_faults": hooks}
 
 
@@ -21,7 +25,7 @@ async def describe(tokenizer_manager: Any) -> dict[str, Any]:
     """The document served at /led/info."""
     config = server_config()
     assert config is not None
-    facts = {}
+    facts: dict[str, Any] = {}
     for state in await tokenizer_manager.get_internal_state():
         facts = state.get("led") or facts
     faults = facts.pop("hook_faults", {})

@@ -2,11 +2,23 @@
 
 import secrets
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
+
 from led_sglang.integration.records import ACTIVE, DEPTH_SHIFT, EXPLORED, FALLBACK, THINKING, WIRE_KEY
-from led_sglang.params import STAMP_KEY, LedParamError, LedParams, ServerConfig, StampedParams, parse_request, server_config
+from led_sglang.params import (
+    STAMP_KEY,
+    LedParamError,
+    LedParams,
+    ServerConfig,
+    StampedParams,
+    parse_request,
+    server_config,
+)
 
 TRACE_KEYS = (
     "led_think",
@@ -41,7 +53,7 @@ def verify(original: Any, self: Any, vocab_size: int) -> None:
 
 
 def stamp_one(self: Any, tokenized_obj: Any) -> None:
-    """BEFORE TokenizerManager._send_one_request: write the resolved parameters, seed and sample index into the request."""
+    """BEFORE TokenizerManager._send_one_request: write resolved parameters, seed and sample index into the request."""
     sampling = getattr(tokenized_obj, "sampling_params", None)
     if sampling is None or not hasattr(sampling, "custom_params"):
         return
@@ -66,9 +78,10 @@ def stamp_batch(self: Any, tokenized_objs: list[Any]) -> None:
 
 
 def _refuse_empty(tokenized_obj: Any) -> None:
-    if getattr(tokenized_obj, "input_embeds", None) is None and tokenized_obj.input_ids is not None:
-        if len(tokenized_obj.input_ids) == 0:
-            raise LedParamError("the prompt has no tokens: at least one is needed")
+    """An empty prompt takes stock SGLang 0.5.23's scheduler down."""
+    ids = getattr(tokenized_obj, "input_ids", None)
+    if getattr(tokenized_obj, "input_embeds", None) is None and ids is not None and len(ids) == 0:
+        raise LedParamError("the prompt has no tokens: at least one is needed")
 
 
 class Counters:
@@ -110,44 +123,78 @@ class RequestView:
 
     params: LedParams
     counters: Counters = field(default_factory=Counters)
+    columns: dict[str, list[Any]] = field(default_factory=lambda: {key: [] for key in TRACE_KEYS})
 
-    def stats(self) -> dict[str, Any]:
-        depths = self.counters.depths
-        explored = self.counters.num_explored
+    def add(self, entries: list[Any]) -> None:
+        """Count the entries of newly generated tokens: int flags, or a tuple of flags and trace values."""
+        for entry in entries:
+            flags, *values = (entry,) if isinstance(entry, int) else entry
+            self.counters.add(flags)
+            COUNTERS.add(flags)
+            if self.params.trace:
+                self._trace(flags, values or [None] * 6)
+
+    def _trace(self, flags: int, values: list[Any]) -> None:
+        is_active = bool(flags & ACTIVE) and not flags & FALLBACK
+        head = [bool(flags & THINKING), bool(flags & EXPLORED), flags >> DEPTH_SHIFT if is_active else None]
+        for key, value in zip(TRACE_KEYS, [*head, *values], strict=True):
+            self.columns[key].append(value)
+
+    def public(self) -> dict[str, Any]:
+        """What joins `meta_info`."""
+        if self.params.method == "none":
+            return {"led_params": self.params.public()}
+        columns = {key: list(values) for key, values in self.columns.items()} if self.params.trace else {}
+        return {"led_params": self.params.public(), "led_stats": self._stats(), **columns}
+
+    def _stats(self) -> dict[str, Any]:
+        counters = self.counters
+        total = sum(depth * count for depth, count in counters.depths.items())
         return {
-            "led_tokens": self.counters.num_tokens,
-            "thinking_tokens": self.counters.num_thinking,
-            "explored_tokens": explored,
-            "mean_depth": sum(d * n for d, n in depths.items()) / explored if explored else None,
-            "fallbacks": self.counters.num_fallbacks,
+            "led_tokens": counters.num_tokens,
+            "thinking_tokens": counters.num_thinking,
+            "explored_tokens": counters.num_explored,
+            "mean_depth": total / counters.num_explored if counters.num_explored else None,
+            "fallbacks": counters.num_fallbacks,
         }
 
 
-def report(
-    original: Any, self: Any, meta_info: Any, state: Any, customized_info: Any, index: int, finish_reason: Any
-) -> None:
-    """AROUND TokenizerManager.update_request_meta_info: our entries become led_params, led_stats and the trace."""
-    others = {key: values for key, values in customized_info.items() if key != WIRE_KEY}
-    original(self, meta_info, state, others, index, finish_reason)
-    entries = [entry for entry in (customized_info.get(WIRE_KEY) or [[]] * (index + 1))[index] if entry is not None]
-    view = _view(state, bool(entries))
-    if view is None:
+def take_entries(self: Any, recv_obj: Any) -> None:
+    """BEFORE TokenizerManager._handle_batch_output: take our entries out of the scheduler's answer."""
+    wrapped = getattr(recv_obj, "customized_info", None)
+    if wrapped is None:
         return
-    for entry in entries:
-        flags = entry if isinstance(entry, int) else entry[0]
-        view.counters.add(flags)
-        COUNTERS.add(flags)
-    meta_info["led_params"] = view.params.public()
-    if view.params.method != "none":
-        meta_info["led_stats"] = view.stats()
-    if view.params.trace:
-        for key, values in _trace_columns(entries).items():
-            self._accumulate_request_meta_info(meta_info, state, key, values)
+    info = unwrap_from_pickle(wrapped)
+    if not isinstance(info, dict) or WIRE_KEY not in info:
+        return
+    per_request = info.pop(WIRE_KEY)
+    recv_obj.customized_info = wrap_as_pickle(info) if info else None
+    for rid, entries in zip(recv_obj.rids, per_request, strict=True):
+        view = _view(self.rid_to_state.get(rid))
+        if view is not None:
+            view.add([entry for entry in entries if entry is not None])
 
 
-def _view(state: Any, has_entries: bool) -> RequestView | None:
+def respond(original: Any, self: Any, obj: Any, request: Any = None) -> AsyncIterator[Any]:
+    """AROUND TokenizerManager._wait_one_response: led_params, led_stats and the trace join `meta_info`."""
+    state = self.rid_to_state.get(obj.rid)
+    return _with_led(original(self, obj, request), state)
+
+
+async def _with_led(answers: Any, state: Any) -> AsyncIterator[Any]:
+    async with aclosing(answers):
+        async for answer in answers:
+            view: RequestView | None = getattr(state, "led_view", None)
+            if view is not None and isinstance(answer, dict) and "meta_info" in answer:
+                answer["meta_info"].update(view.public())
+            yield answer
+
+
+def _view(state: Any) -> RequestView | None:
+    if state is None:
+        return None
     view: RequestView | None = getattr(state, "led_view", None)
-    if view is None and has_entries:
+    if view is None:
         params = parse_request(_wire_value(state.obj), _config())
         if params is not None:
             view = state.led_view = RequestView(params)
@@ -159,15 +206,3 @@ def _wire_value(obj: Any) -> object:
     sampling = obj.sampling_params if isinstance(obj.sampling_params, dict) else {}
     custom = sampling.get("custom_params") or {}
     return custom.get("led")
-
-
-def _trace_columns(entries: list[Any]) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {key: [] for key in TRACE_KEYS}
-    for flags, *values in entries:
-        is_active = bool(flags & ACTIVE) and not flags & FALLBACK
-        columns["led_think"].append(bool(flags & THINKING))
-        columns["led_explored"].append(bool(flags & EXPLORED))
-        columns["led_depth"].append(flags >> DEPTH_SHIFT if is_active else None)
-        for key, value in zip(TRACE_KEYS[3:], values, strict=True):
-            columns[key].append(value)
-    return columns

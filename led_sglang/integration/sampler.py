@@ -75,7 +75,7 @@ class StepContext:
         )
 
     def decide_plain(self, probs: Tensor) -> None:
-        """A request that named its seed keeps it outside its phase too, although the engine ignores seeds by default."""
+        """A request that named its seed keeps it outside its phase too: the engine ignores seeds by default."""
         seeded = self.rows.seeded
         if not seeded or self.info.sampling_seed is not None:
             return
@@ -140,14 +140,21 @@ class LedSamplerMixin:
     led_context: StepContext | None
 
     def forward(
-        self, logits_output: Any, sampling_info: Any, return_logprob: bool, top: Any, ids: Any, positions: Tensor, **kw: Any
+        self,
+        logits_output: Any,
+        sampling_info: Any,
+        return_logprob: bool,
+        top: Any,
+        ids: Any,
+        positions: Tensor,
+        **kw: Any,
     ) -> Tensor:
         """Same contract as `Sampler.forward`; batches without LED rows take the engine's path untouched."""
         led: LedBatch | None = getattr(sampling_info, "led", None)
         current = runtime()
         forward = super().forward  # type: ignore[misc]
         if led is None or current is None:
-            return forward(logits_output, sampling_info, return_logprob, top, ids, positions, **kw)  # type: ignore[no-any-return]
+            return forward(logits_output, sampling_info, return_logprob, top, ids, positions, **kw)
         self.led_context = _guarded_begin(led, sampling_info, positions, current) if led.led_rows else None
         try:
             token_ids: Tensor = forward(logits_output, sampling_info, return_logprob, top, ids, positions, **kw)

@@ -17,9 +17,7 @@ def resolve(config: ServerConfig, server_args: Any) -> ServerConfig:
     _refuse_features(server_args)
     model_config = ModelConfig.from_server_args(server_args)
     _refuse_uncapturable(config, model_config)
-    resolved = replace(
-        config, num_layers=int(model_config.num_hidden_layers), vocab_size=int(model_config.vocab_size)
-    )
+    resolved = replace(config, num_layers=int(model_config.num_hidden_layers), vocab_size=int(model_config.vocab_size))
     resolved.check()
     return with_markers(resolved, find_markers(_tokenizer(server_args), resolved, _parser_markers(server_args)))
 

@@ -1,4 +1,4 @@
-"""What we hook in SGLang and what we rely on, as data: imports nothing, so that manifests can be made from a bare wheel."""
+"""What we hook in SGLang and what we rely on, as data: imports nothing, so that a bare wheel can be checked."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -58,11 +58,11 @@ HOOK_TARGETS: dict[str, HookTarget] = {
     TOKENIZER + "_send_batch_request": HookTarget(
         "before", ("self", "tokenized_objs"), "the same for requests sent as one batch", "http"
     ),
-    TOKENIZER + "update_request_meta_info": HookTarget(
-        "around",
-        ("self", "meta_info", "state", "customized_info", "index", "finish_reason"),
-        "turn step records into led_params, led_stats and the trace",
-        "http",
+    TOKENIZER + "_handle_batch_output": HookTarget(
+        "before", ("self", "recv_obj"), "take the step records out of the scheduler's answer", "http"
+    ),
+    TOKENIZER + "_wait_one_response": HookTarget(
+        "around", ("self", "obj", "request"), "led_params, led_stats and the trace join meta_info", "http"
     ),
     S + "managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
     "._maybe_collect_customized_info": HookTarget(
@@ -74,7 +74,10 @@ HOOK_TARGETS: dict[str, HookTarget] = {
 }
 
 RELIED_ON: tuple[tuple[str, str], ...] = (
-    (S + "layers.sampler.Sampler.forward", "calls _preprocess_logits, then samples, then logprobs, then the token sync"),
+    (
+        S + "layers.sampler.Sampler.forward",
+        "calls _preprocess_logits, then samples, then logprobs, then the token sync",
+    ),
     (S + "layers.sampler.Sampler._preprocess_logits", "overridden: the LED step runs on its result"),
     (S + "layers.sampler.Sampler._sample_from_probs", "overridden: seeded rows outside the thinking phase"),
     (S + "layers.sampler.Sampler._sync_token_ids_across_tp", "overridden: last look at the tokens of a step"),
@@ -86,5 +89,7 @@ RELIED_ON: tuple[tuple[str, str], ...] = (
     (S + "models.mimo.MiMoForCausalLM.forward", "hands the inner model's result straight to the logits processor"),
     (S + "plugins.load_plugins", "runs our register() and applies the hooks"),
     (S + "plugins.hook_registry.HookRegistry.apply_hooks", "patches the targets and swallows failures"),
+    (S + "managers.io_struct.wrap_as_pickle", "how customized_info travels between processes"),
+    (S + "managers.io_struct.unwrap_from_pickle", "how customized_info travels between processes"),
     (S + "managers.scheduler.run_scheduler_process", "wrapped: no scheduler starts with a hook missing"),
 )

@@ -1,0 +1,14 @@
+"""The small reasoning model served by default; importing this loads neither torch nor transformers."""
+
+from pathlib import Path
+
+__all__ = ["MODEL_DIR", "model_path"]
+
+MODEL_DIR = Path(__file__).resolve().parent / "model"
+
+
+def model_path() -> str:
+    """The directory to give to `--model-path`; raises if the weights did not come with the installation."""
+    if not (MODEL_DIR / "model.safetensors").is_file():
+        raise FileNotFoundError(f"no weights in {MODEL_DIR}; make them with python -m led_sglang.embedded.train")
+    return str(MODEL_DIR)

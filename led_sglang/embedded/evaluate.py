@@ -1,0 +1,97 @@
+"""Accuracy of the embedded model on held-out problems, sampled from a running server or with transformers.
+
+    python -m led_sglang.embedded.evaluate --base-url http://127.0.0.1:30000/v1 --problems 500 --method none
+    python -m led_sglang.embedded.evaluate --offline --problems 500
+
+The last line printed is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from typing import Any
+
+from led_sglang.embedded import model_path, problems
+from led_sglang.embedded.scoring import final_answer, score
+
+MAX_NEW_TOKENS = 256  # the longest thinking of the training data has about 160
+
+
+def led_params(method: str) -> dict[str, Any]:
+    """`custom_params` of a request: off has to be said too, since a server may be set to decode with LED by default."""
+    return {"led": False if method == "none" else {"method": method}}
+
+
+def answer_in(message: Any) -> str:
+    """The answer of a chat message, whether or not the server's reasoning parser took the thinking out of it."""
+    content = message.content or ""
+    is_parsed = bool(getattr(message, "reasoning_content", None)) and "</think>" not in content
+    return content if is_parsed else final_answer(content)
+
+
+async def ask_server(args: argparse.Namespace, batch: list[problems.Problem]) -> list[str]:
+    from openai import AsyncOpenAI
+
+    free_slots = asyncio.Semaphore(args.concurrency)
+    async with AsyncOpenAI(base_url=args.base_url, api_key=args.api_key, timeout=args.timeout_s) as client:
+        model = args.model or (await client.models.list()).data[0].id
+
+        async def ask(problem: problems.Problem) -> str:
+            async with free_slots:
+                reply = await client.chat.completions.create(
+                    model=model,
+                    messages=[{"role": "user", "content": problem.question}],
+                    temperature=args.temperature,
+                    top_p=1.0,
+                    max_tokens=MAX_NEW_TOKENS,
+                    extra_body={"top_k": -1, "custom_params": led_params(args.method)},
+                )
+            return answer_in(reply.choices[0].message)
+
+        return list(await asyncio.gather(*map(ask, batch)))
+
+
+def evaluate_server(args: argparse.Namespace) -> list[bool]:
+    batch = problems.generate("held_out", args.problems, args.seed)
+    answers = asyncio.run(ask_server(args, batch))
+    return [problems.grade(answer, problem) for answer, problem in zip(answers, batch, strict=True)]
+
+
+def evaluate_offline(args: argparse.Namespace) -> list[bool]:
+    from led_sglang.embedded.offline import sample
+
+    batch = problems.generate("held_out", args.problems, args.seed)
+    questions = [problem.question for problem in batch]
+    texts = sample(args.model or model_path(), questions, args.temperature, args.seed, MAX_NEW_TOKENS)
+    return [problems.grade(final_answer(text), problem) for text, problem in zip(texts, batch, strict=True)]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--offline", action="store_true", help="sample with transformers; needs no server")
+    parser.add_argument("--base-url", default="http://127.0.0.1:30000/v1")
+    parser.add_argument("--api-key", default="EMPTY")
+    parser.add_argument("--model", help="served model's name, or with --offline a directory")
+    parser.add_argument("--method", default="none", help="LED method asked of the server, none for plain sampling")
+    parser.add_argument("--problems", type=int, default=500)
+    parser.add_argument("--temperature", type=float, default=0.6)
+    parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--timeout-s", type=float, default=600)
+    parser.add_argument("--seed", type=int, default=0, help="of the problems; with --offline of the sampling too")
+    return parser
+
+
+def main() -> None:
+    parser = make_parser()
+    args = parser.parse_args()
+    if args.offline and args.method != "none":
+        parser.error("--offline samples plainly; LED needs a server")
+    is_right = evaluate_offline(args) if args.offline else evaluate_server(args)
+    settings = {"mode": "offline" if args.offline else "server", "method": args.method, "seed": args.seed}
+    print(json.dumps(score(is_right).as_document(temperature=args.temperature, **settings)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Trains the embedded model from nothing on generated problems; half an hour of two cores is enough.
+
+    python -m led_sglang.embedded.train --minutes 30 --seed 0 --threads 2 --out DIR
+
+The data are seeded, but the schedule follows the clock: a faster machine takes more steps and ends with other weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from led_sglang.embedded import tokenizer as tokenizer_module
+from led_sglang.embedded.batches import Batch, batches
+
+LOG_EVERY_STEPS = 100
+LOG_HEADER = "step,seconds,tokens,learning_rate,loss"
+
+
+def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=tokenizer_module.padded_vocab_size(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=tokenizer_module.MAX_POSITIONS,
+        initializer_range=0.04,  # the usual 0.02 starts slowly at this width
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+
+
+def generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
+    """What a client gets who asks for nothing: the temperature evaluated, and no cut of the distribution's tail."""
+    return GenerationConfig(
+        do_sample=True,
+        temperature=0.6,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def initial_model(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    if args.init is not None:
+        return Qwen3ForCausalLM.from_pretrained(args.init)
+    return Qwen3ForCausalLM(model_config(tokenizer))
+
+
+def learning_rate(step: int, progress: float, peak: float) -> float:
+    """Linear warm-up over the first 100 steps, then a cosine in the share of time used, down to a hundredth."""
+    cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return peak * min(1.0, (step + 1) / 100) * cosine
+
+
+def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    model.save_pretrained(out)
+    generation_config(tokenizer).save_pretrained(out)
+    tokenizer_module.save(out)
+
+
+def make_optimizer(model: Qwen3ForCausalLM, peak: float) -> torch.optim.AdamW:
+    """Weight decay on matrices only: norms have their own scale to keep."""
+    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
+    vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=True)
+
+
+def take_step(model: Qwen3ForCausalLM, optimizer: torch.optim.AdamW, batch: Batch, rate: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    loss = model(input_ids=batch[0], labels=batch[1], use_cache=False).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+class Log:
+    """Means of the loss over every 100 steps, to a csv file and to the terminal."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("w")
+        self.losses: list[float] = []
+        self.num_tokens = 0
+        self._write(LOG_HEADER)
+
+    def add(self, step: int, seconds: float, rate: float, batch: Batch, loss: float) -> None:
+        self.losses.append(loss)
+        self.num_tokens += batch[0].numel()
+        if (step + 1) % LOG_EVERY_STEPS == 0:
+            mean = sum(self.losses) / len(self.losses)
+            self._write(f"{step + 1},{seconds:.0f},{self.num_tokens},{rate:.2e},{mean:.4f}")
+            self.losses.clear()
+
+    def _write(self, line: str) -> None:
+        print(line, file=self.file, flush=True)
+        print(line, flush=True)
+
+
+def train(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    tokenizer = tokenizer_module.build()
+    model = initial_model(args, tokenizer).train()
+    optimizer = make_optimizer(model, args.peak_learning_rate)
+    log = Log(args.out / "training_log.csv")
+    start = last_save = time.monotonic()
+    for step, batch in enumerate(batches(tokenizer, args.seed, args.batch_tokens)):
+        seconds = time.monotonic() - start
+        if seconds > 60 * args.minutes:
+            break
+        rate = learning_rate(step, seconds / (60 * args.minutes), args.peak_learning_rate)
+        log.add(step, seconds, rate, batch, take_step(model, optimizer, batch, rate))
+        if time.monotonic() - last_save > 60 * args.save_every_minutes:
+            save(model, tokenizer, args.out)
+            last_save = time.monotonic()
+    save(model, tokenizer, args.out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="go on from the weights in this directory; take another seed then")
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--peak-learning-rate", type=float, default=2e-3)
+    parser.add_argument("--save-every-minutes", type=float, default=5)
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What the evaluation reports, against numbers worked out by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from led_sglang.embedded import evaluate
+from led_sglang.embedded.scoring import final_answer, score, wilson_interval
+
+
+def test_wilson_interval() -> None:
+    # 8 of 10 is the textbook's example.
+    assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert wilson_interval(0, 10)[0] == 0.0
+    assert wilson_interval(10, 10)[1] == 1.0
+
+
+def test_score() -> None:
+    document = score([True, False, True, True]).as_document(method="led")
+    assert (document["problems"], document["correct"], document["accuracy"]) == (4, 3, 0.75)
+    assert document["method"] == "led"
+    with pytest.raises(ValueError, match="nothing"):
+        score([])
+
+
+def test_unfinished_thinking_has_no_answer() -> None:
+    assert final_answer("Then 3 + 4 = 7.") == ""
+    assert final_answer("7.\n</think>\n\nIt is 7.") == "\n\nIt is 7."
+
+
+@pytest.mark.parametrize(
+    ("content", "reasoning", "answer"),
+    [
+        ("so 7.\n</think>\n\nIt is 7.", None, "\n\nIt is 7."),
+        ("It is 7.", "so 7.", "It is 7."),
+        (None, "so 7", ""),
+        ("so 7", None, ""),
+    ],
+)
+def test_answer_in_message(content: str | None, reasoning: str | None, answer: str) -> None:
+    assert evaluate.answer_in(SimpleNamespace(content=content, reasoning_content=reasoning)) == answer
+
+
+def test_method_none_says_so() -> None:
+    assert evaluate.led_params("none") == {"led": False}
+    assert evaluate.led_params("led") == {"led": {"method": "led"}}

@@ -13,16 +13,7 @@ from led_sglang import patches
 from led_sglang.integration.targets import HOOK_TARGETS
 from led_sglang.releases import Release, find, installed_release, parameters, source_sha256
 
-SUPPORTED = (
-    pytest.param(
-        "0.5.17",
-        marks=pytest.mark.xfail(
-            strict=True,
-            reason="TokenizerManager.update_request_meta_info is not in 0.5.17: no hook reaches meta_info there",
-        ),
-    ),
-    "0.5.23",
-)
+SUPPORTED = ("0.5.17", "0.5.23")
 TARGET = "sglang.srt.layers.sampler.create_sampler"
 FILE = "sglang/srt/layers/sampler.py"
 

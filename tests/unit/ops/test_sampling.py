@@ -1,0 +1,67 @@
+"""Frequencies of coins and tokens over many draws of our own noise.
+
+Fixed seeds: each test passes or fails for ever; a right sampler would have failed one with probability 1e-4.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from op_cases import make_case
+
+from led_sglang.ops import BACKENDS, LedStep, Noise, uniforms
+
+N = 20_000
+CHI2 = {1: 15.1, 2: 18.4, 3: 21.1, 4: 23.5, 5: 25.7, 6: 27.9, 7: 29.9}  # 1 - 1e-4 quantiles by degrees of freedom
+others = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
+
+
+def many_draws(backend: str, **changes: object) -> tuple[LedStep, LedStep]:
+    """One row repeated N times under the server's noise, and the float64 truth about that row."""
+    one = make_case(1, hidden=32, seed=3, full=True, **changes)
+    row = {name: value.expand(N) for name, value in vars(one.rows).items() if isinstance(value, torch.Tensor)}
+    zeros = torch.zeros(N, dtype=torch.int64)
+    noise = Noise(*uniforms(zeros + 11, zeros, torch.arange(N)))
+    many = replace(
+        one,
+        final_logits=one.final_logits.expand(N, -1),
+        latents=one.latents.expand(-1, N, -1),
+        rows=replace(one.rows, **row),
+        noise=noise,
+    )
+    return many.run(backend), one.run("reference")
+
+
+def chi_square(counts: torch.Tensor, probs: torch.Tensor) -> float:
+    expected = counts.sum() * probs
+    return ((counts - expected) ** 2 / expected).sum().item()
+
+
+def token_counts(step: LedStep, chosen: torch.Tensor) -> torch.Tensor:
+    return (step.token_ids[chosen, None] == step.candidate_ids[chosen]).sum(0).double()
+
+
+@others
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_coin_and_both_branches(backend, temperature):
+    step, truth = many_draws(backend, temperature=temperature, top_k=6)
+    c = truth.confidence.item()
+    assert 0.1 < c < 0.9
+    explored = step.explored.double().sum()
+    coins = torch.stack([N - explored, explored])
+    assert chi_square(coins, torch.tensor([c, 1 - c], dtype=torch.float64)) < CHI2[1]
+    exploit, explore = truth.exploit_probs[0].double(), truth.explore_probs[0].double()
+    assert (exploit - explore).abs().max() > 0.05
+    assert chi_square(token_counts(step, ~step.explored), exploit) < CHI2[5]
+    assert chi_square(token_counts(step, step.explored), explore) < CHI2[5]
+    assert chi_square(token_counts(step, step.explored), exploit) > CHI2[5]  # the test can tell the branches apart
+
+
+@others
+def test_logprob_is_the_frequency_of_the_token(backend):
+    step, truth = many_draws(backend, top_k=6)
+    c = truth.confidence.item()
+    led = (c * truth.exploit_probs + (1 - c) * truth.explore_probs)[0].double()
+    assert chi_square(token_counts(step, torch.ones(N, dtype=torch.bool)), led) < CHI2[5]
+    choice = (step.token_ids[:, None] == step.candidate_ids).int().argmax(-1)
+    torch.testing.assert_close(step.logprob, led[choice].log().float(), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,96 @@
+"""A head split over two tensor-parallel ranks, each rank a thread: same result as the whole head, one collective."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from op_cases import Case, make_case
+from torch import Tensor
+
+from led_sglang.ops import BACKENDS, LedStep
+
+others = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
+
+
+class Ranks:
+    """An all-gather between threads that counts how often it was called."""
+
+    def __init__(self, num_ranks: int) -> None:
+        self.barrier = threading.Barrier(num_ranks, timeout=20)
+        self.slots: list[Tensor | None] = [None] * num_ranks
+        self.num_calls = 0
+
+    def all_gather(self, rank: int, values: Tensor) -> Tensor:
+        assert values.dim() == 1
+        self.slots[rank] = values
+        self.barrier.wait()
+        gathered = torch.stack([slot for slot in self.slots if slot is not None])
+        self.barrier.wait()
+        self.num_calls += rank == 0
+        return gathered
+
+
+def shard(case: Case, start: int, stop: int, padding: int, ranks: Ranks, rank: int) -> Case:
+    def pad(rows: Tensor) -> Tensor:
+        return torch.cat([rows[start:stop], rows.new_full((padding, *rows.shape[1:]), 9.0)])
+
+    return case.with_head(
+        weight=pad(case.head.weight),
+        bias=None if case.head.bias is None else pad(case.head.bias),
+        num_rows=stop - start,
+        first_id=start,
+        all_gather=lambda values: ranks.all_gather(rank, values),
+    )
+
+
+def run_ranks(case: Case, backend: str, bounds: list[int]) -> tuple[list[LedStep], int]:
+    ranks = Ranks(len(bounds) - 1)
+    cases = [shard(case, *bounds[i : i + 2], 5, ranks, i) for i in range(len(bounds) - 1)]
+    with ThreadPoolExecutor(len(cases)) as pool:
+        steps = list(pool.map(lambda part: part.run(backend), cases))
+    return steps, ranks.num_calls
+
+
+@others
+@pytest.mark.parametrize("vocab", [97, 32001])
+@pytest.mark.parametrize("head", [{}, {"softcap": 6.0, "scale": 1.5}, {"bias": True}])
+def test_two_ranks_equal_the_whole_head(backend, vocab, head):
+    if "bias" in head:
+        head = {"bias": torch.linspace(-1, 1, vocab)}
+    case = make_case(9, vocab, hidden=64 if vocab == 97 else 256, full=True).with_head(**head)
+    steps, num_calls = run_ranks(case, backend, [0, vocab // 2 + 1, vocab])
+    whole = case.run(backend)
+    assert num_calls == 1
+    for field in fields(LedStep):
+        first, second = (getattr(step, field.name) for step in steps)
+        assert torch.equal(first, second), f"ranks disagree about {field.name}"
+        expected = getattr(whole, field.name)
+        torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_collective_where_no_row_needs_one():
+    steps, num_calls = run_ranks(make_case(explore=False), "fused", [0, 50, 97])
+    assert num_calls == 0 and torch.equal(steps[0].token_ids, steps[1].token_ids)
+
+
+@others
+def test_a_rank_of_nothing_but_padding(backend):
+    case = make_case(explore=True)
+    steps, _ = run_ranks(case, backend, [0, 97, 97])
+    assert steps[0].token_ids.tolist() == steps[1].token_ids.tolist() == case.run("reference").token_ids.tolist()
+
+
+@others
+def test_broken_latents_break_the_row_on_every_rank(backend):
+    case = make_case(4, explore=True)
+    latents = case.latents.clone()
+    latents[0, 1, 0] = torch.inf
+    steps, _ = run_ranks(replace(case, latents=latents), backend, [0, 50, 97])
+    assert [step.ok.tolist() for step in steps] == [[True, False, True, True]] * 2
+
+
+def test_reference_refuses_a_shard():
+    with pytest.raises(ValueError, match="whole head"):
+        make_case().with_head(all_gather=lambda values: values[None]).run("reference")

@@ -34,10 +34,10 @@ soak: env
 	@exec $(PYTHON_VENV) -m tests.soak $(ARGS)
 
 accuracy: env
-	@exec $(PYTHON_VENV) -m led_sglang.embedded.accuracy $(ARGS)
+	@exec $(PYTHON_VENV) -m led_sglang.embedded.evaluate $(ARGS)
 
 bench: env
-	@exec $(PYTHON_VENV) benchmarks/bench_server.py $(ARGS)
+	@exec $(PYTHON_VENV) -m benchmarks.bench_server $(ARGS)
 
 constraints: env
 	@scripts/freeze

@@ -43,7 +43,7 @@ class ServerConfig:
 
     @property
     def num_captured(self) -> int:
-        """Latent layers kept, from h^{L-1} down: one more than `max_depth` needs, for `latent_offset`, if there is one."""
+        """Latent layers kept, from h^{L-1} down: one more than `max_depth` needs, if there is one."""
         if self.num_layers is None:
             return self.max_depth - 1
         return min(self.max_depth, self.num_layers - 1)

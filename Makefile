@@ -12,7 +12,7 @@ help:
 	@echo "make test ARGS='...'     the tests (pytest arguments in ARGS)"
 	@echo "make check               lint, types, import rules"
 	@echo "make soak ARGS='10'      minutes of mixed load with faults, then an audit"
-	@echo "make accuracy ARGS='...' the embedded model on its held-out problems"
+	@echo "make accuracy ARGS='...' the embedded model on 500 held-out problems (without a server)"
 	@echo "make bench ARGS='...'    LED on against LED off on this machine"
 	@echo "make constraints         write constraints.txt from .venv"
 	@echo "make manifests           write patches/*.json again from the released wheels"
@@ -34,7 +34,7 @@ soak: env
 	@exec $(PYTHON_VENV) -m tests.soak $(ARGS)
 
 accuracy: env
-	@exec $(PYTHON_VENV) -m led_sglang.embedded.evaluate $(ARGS)
+	@exec $(PYTHON_VENV) -m led_sglang.embedded.evaluate $(or $(ARGS),--offline)
 
 bench: env
 	@exec $(PYTHON_VENV) -m benchmarks.bench_server $(ARGS)

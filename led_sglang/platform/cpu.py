@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import torch
@@ -14,8 +15,16 @@ __all__ = ["PlainTorchPlatform"]
 
 logger = logging.getLogger(__name__)
 
+THREADS_BIND = "SGLANG_CPU_OMP_THREADS_BIND"
 DEFAULT_MAX_TOTAL_TOKENS = 32768
 """Tokens of KV cache when the user does not say. SGLang would otherwise take a fixed share of the machine's memory."""
+
+
+def bind_threads(ranks: int, cores: list[int]) -> str:
+    """Cores of each rank as SGLang writes them, "0,1|2,3": an equal share each, or a shared core if too few."""
+    size = max(1, len(cores) // ranks)
+    shares = [[cores[(rank * size + i) % len(cores)] for i in range(size)] for rank in range(ranks)]
+    return "|".join(",".join(map(str, share)) for share in shares)
 
 
 class PlainTorchPlatform(CpuDeviceMixin, SRTPlatform):
@@ -62,6 +71,10 @@ class PlainTorchPlatform(CpuDeviceMixin, SRTPlatform):
             server_args.max_total_tokens = DEFAULT_MAX_TOTAL_TOKENS
         # A scheduler that waits for work by spinning takes one of the cores that the next request needs.
         server_args.sleep_on_idle = True
+        ranks = server_args.tp_size * server_args.pp_size * server_args.dp_size
+        if ranks > 1:
+            # Read by the ranks, which inherit it. Unset, SGLang refuses more ranks than the machine has NUMA nodes.
+            os.environ.setdefault(THREADS_BIND, bind_threads(ranks, sorted(os.sched_getaffinity(0))))
 
     def get_kv_pool_cls(self, *, kind: str) -> type | None:
         return None

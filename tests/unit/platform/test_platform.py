@@ -1,6 +1,7 @@
 """The CPU platform comes up where there is no accelerator, and only there."""
 
 import importlib
+import os
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,8 +85,9 @@ def make_platform() -> object:
 
 
 def make_args(**given: object) -> SimpleNamespace:
+    ranks = {"tp_size": 1, "pp_size": 1, "dp_size": 1}
     unset = {"attention_backend": None, "sampling_backend": None, "max_total_tokens": None, "sleep_on_idle": False}
-    return SimpleNamespace(**{"device": "cpu", **unset, **given})
+    return SimpleNamespace(**{"device": "cpu", **ranks, **unset, **given})
 
 
 def test_defaults_make_flags_unnecessary() -> None:
@@ -102,6 +104,27 @@ def test_defaults_leave_what_the_user_said() -> None:
     other = make_args(device="cuda")
     make_platform().apply_server_args_defaults(other)
     assert other == make_args(device="cuda")
+
+
+def test_ranks_are_bound_to_cores_unless_the_user_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_CPU_OMP_THREADS_BIND", "0,1|0,1")
+    make_platform().apply_server_args_defaults(make_args(tp_size=2))
+    assert os.environ["SGLANG_CPU_OMP_THREADS_BIND"] == "0,1|0,1"
+    monkeypatch.delenv("SGLANG_CPU_OMP_THREADS_BIND")
+    make_platform().apply_server_args_defaults(make_args())
+    assert "SGLANG_CPU_OMP_THREADS_BIND" not in os.environ
+    make_platform().apply_server_args_defaults(make_args(tp_size=2))
+    assert os.environ["SGLANG_CPU_OMP_THREADS_BIND"].count("|") == 1
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cores", "expected"),
+    [(2, [0, 1], "0|1"), (2, [0, 1, 2, 3, 4], "0,1|2,3"), (3, [4, 7], "4|7|4"), (2, [3], "3|3")],
+)
+def test_each_rank_has_a_share_of_the_cores(ranks: int, cores: list[int], expected: str) -> None:
+    from led_sglang.platform.cpu import bind_threads
+
+    assert bind_threads(ranks, cores) == expected
 
 
 def test_device_is_the_string_that_sglang_compares_with() -> None:

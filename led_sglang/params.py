@@ -6,14 +6,36 @@ process that SGLang spawns reads the same.
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
+NAME = "custom_params.led."
 ENV_CONFIG = "LED_SGLANG_CONFIG"
 STAMP_KEY = "__led_sglang"  # reserved key of `custom_params`
 Phase = Literal["think", "all"]
 PHASES: tuple[str, ...] = get_args(Phase)
-METHODS = ("led", "none")
+METHOD_KEYS: dict[str, tuple[str, ...]] = {
+    "led": (
+        "depth",
+        "top_k",
+        "phase",
+        "exploit",
+        "latent_norm",
+        "normalize_layers",
+        "latent_offset",
+        "min_p",
+        "trace",
+    ),
+    "none": (),
+    "dola": ("layers", "relative_top"),
+    "soft_thinking": ("max_topk", "early_stop_entropy", "early_stop_length"),
+    "soft_thinking_gumbel": ("max_topk", "early_stop_entropy", "early_stop_length", "gumbel_temperature"),
+    "confident": ("num_layers",),
+}
+METHODS = tuple(METHOD_KEYS)
+ALWAYS_ENABLED = ("led", "none")
+MAX_SOFT_TOP_K = 32  # width of the per-slot table of embedding weights
 
 
 class LedParamError(ValueError):
@@ -36,6 +58,7 @@ class ServerConfig:
     think_open: str | None = None
     think_close: str | None = None
     backend: str = "auto"
+    methods: tuple[str, ...] = ("led",)  # enabled beside "none": what is captured depends on it
     num_layers: int | None = None  # of the served model, once known
     open_ids: tuple[int, ...] = ()  # token ids of the marker that opens the thinking phase, once known
     close_ids: tuple[int, ...] = ()
@@ -54,6 +77,8 @@ class ServerConfig:
         _require_int("--led-max-top-k", self.max_top_k, 1, 1 << 20)
         _require_int("--led-top-k", self.top_k, 1, self.max_top_k, "--led-max-top-k")
         _require_choice("--led-phase", self.phase, PHASES)
+        for method in self.methods:
+            _require_choice("--led-methods", method, METHODS)
 
 
 def export_config(config: ServerConfig) -> None:
@@ -67,14 +92,14 @@ def server_config() -> ServerConfig | None:
     if not text:
         return None
     values = json.loads(text)
-    for key in ("open_ids", "close_ids"):
+    for key in ("open_ids", "close_ids", "methods"):
         values[key] = tuple(values[key])
     return ServerConfig(**values)
 
 
 @dataclass(frozen=True)
 class LedParams:
-    """What is applied to one request; `public()` is echoed as `meta_info.led_params`."""
+    """What is applied to one request; `public()` is echoed as `meta_info.led_params`. Defaults are the papers'."""
 
     method: str = "led"
     depth: int = 8
@@ -86,9 +111,16 @@ class LedParams:
     latent_offset: int = 0
     min_p: float = 0.0
     trace: bool = False
+    layers: str = "low"  # dola: which half the early layers come from
+    relative_top: float = 0.1  # dola: tokens below this share of the top probability are dropped
+    max_topk: int = 10  # soft_thinking: embeddings mixed
+    early_stop_entropy: float = 0.01  # soft_thinking: cold stop below this entropy (nats) ...
+    early_stop_length: int = 256  # ... for so many steps
+    gumbel_temperature: float = 0.5  # soft_thinking_gumbel
+    num_layers: int = 10  # confident: layers scanned, the final one included
 
     def public(self) -> dict[str, Any]:
-        return asdict(self) if self.method != "none" else {"method": "none"}
+        return {"method": self.method, **{key: getattr(self, key) for key in METHOD_KEYS[self.method]}}
 
 
 KEYS = tuple(f.name for f in fields(LedParams))
@@ -108,34 +140,79 @@ def parse_request(value: object, config: ServerConfig) -> LedParams | None:
         value = {}
     if not isinstance(value, dict):
         raise LedParamError(f"custom_params.led must be true, false or an object, got {_show(value)}")
-    unknown = [key for key in value if key not in KEYS]
-    if unknown:
-        raise LedParamError(f"custom_params.led: unknown key {_show(unknown[0])}; known keys: {', '.join(KEYS)}")
+    method = value.get("method", "led")
+    _require_method(method, config)
+    _require_known(value, method)
     params = LedParams(**{"depth": config.depth, "top_k": config.top_k, "phase": config.phase, **value})
-    _check_request(params, config)
+    _CHECKS[method](params, config)
     return params
 
 
-def _check_request(params: LedParams, config: ServerConfig) -> None:
-    name = "custom_params.led."
-    _require_choice(name + "method", params.method, METHODS)
-    _require_int(name + "depth", params.depth, 1, config.max_depth, "captured layers; --led-max-depth raises it")
-    _require_int(name + "top_k", params.top_k, 1, config.max_top_k, "--led-max-top-k raises it")
-    _require_choice(name + "phase", params.phase, PHASES)
+def _require_method(method: object, config: ServerConfig) -> None:
+    _require_choice(NAME + "method", method, METHODS)
+    if method not in ALWAYS_ENABLED and method not in config.methods:
+        enabled = ",".join((*config.methods, str(method)))
+        raise LedParamError(
+            f"{NAME}method {method!r} is not enabled on this server: start with --led-methods {enabled}"
+        )
+
+
+def _require_known(value: dict[str, Any], method: str) -> None:
+    legal = ("method", *METHOD_KEYS[method])
+    for key in value:
+        if key in legal:
+            continue
+        owners = [other for other, keys in METHOD_KEYS.items() if key in keys]
+        what = f"key {_show(key)} belongs to method {' and '.join(owners)}" if owners else f"unknown key {_show(key)}"
+        raise LedParamError(f"custom_params.led: {what}; keys of method {method!r}: {', '.join(legal)}")
+
+
+def _check_led(params: LedParams, config: ServerConfig) -> None:
+    _require_int(NAME + "depth", params.depth, 1, config.max_depth, "captured layers; --led-max-depth raises it")
+    _require_int(NAME + "top_k", params.top_k, 1, config.max_top_k, "--led-max-top-k raises it")
+    _require_choice(NAME + "phase", params.phase, PHASES)
     if params.phase == "think" and config.num_layers is not None and not config.open_ids:
-        raise LedParamError(f'{name}phase "think" needs thinking markers, this server has none: use "all"')
+        raise LedParamError(f'{NAME}phase "think" needs thinking markers, this server has none: use "all"')
     for key in ("exploit", "latent_norm", "normalize_layers", "trace"):
         if not isinstance(getattr(params, key), bool):
-            raise LedParamError(f"{name}{key} must be true or false, got {_show(getattr(params, key))}")
-    _require_int(name + "latent_offset", params.latent_offset, 0, 1)
-    if params.depth - 1 + params.latent_offset > config.num_captured and params.latent_offset:
+            raise LedParamError(f"{NAME}{key} must be true or false, got {_show(getattr(params, key))}")
+    _require_int(NAME + "latent_offset", params.latent_offset, 0, 1)
+    if params.latent_offset and params.depth > config.num_captured:
         raise LedParamError(
-            f"{name}latent_offset 1 with depth {params.depth} needs {params.depth} latent layers, the server captures "
+            f"{NAME}latent_offset 1 with depth {params.depth} needs {params.depth} latent layers, the server captures "
             f"{config.num_captured}: use a depth of at most {config.num_captured}"
         )
-    is_number = isinstance(params.min_p, int | float) and not isinstance(params.min_p, bool)
-    if not is_number or not 0.0 <= params.min_p <= 1.0:
-        raise LedParamError(f"{name}min_p must be a number in [0, 1], got {_show(params.min_p)}")
+    _require_number(NAME + "min_p", params.min_p, 0.0, 1.0)
+
+
+def _check_dola(params: LedParams, config: ServerConfig) -> None:
+    _require_choice(NAME + "layers", params.layers, ("low", "high"))
+    _require_number(NAME + "relative_top", params.relative_top, 0.0, 1.0)
+
+
+def _check_soft(params: LedParams, config: ServerConfig) -> None:
+    _require_int(NAME + "max_topk", params.max_topk, 1, MAX_SOFT_TOP_K)
+    _require_number(NAME + "early_stop_entropy", params.early_stop_entropy, 0.0, 100.0)
+    _require_int(NAME + "early_stop_length", params.early_stop_length, 1, 1 << 20)
+    _require_number(NAME + "gumbel_temperature", params.gumbel_temperature, 0.01, 100.0)
+
+
+def _check_confident(params: LedParams, config: ServerConfig) -> None:
+    _require_int(NAME + "num_layers", params.num_layers, 2, (config.num_layers or 4096), "the model's layers")
+
+
+def _check_none(params: LedParams, config: ServerConfig) -> None:
+    """Plain sampling has no parameters."""
+
+
+_CHECKS: dict[str, Callable[[LedParams, ServerConfig], None]] = {
+    "led": _check_led,
+    "none": _check_none,
+    "dola": _check_dola,
+    "soft_thinking": _check_soft,
+    "soft_thinking_gumbel": _check_soft,
+    "confident": _check_confident,
+}
 
 
 def _require_int(name: str, value: object, low: int, high: int, why: str = "") -> None:
@@ -144,13 +221,22 @@ def _require_int(name: str, value: object, low: int, high: int, why: str = "") -
         raise LedParamError(f"{name} must be an integer in [{low}, {high}]{limit}, got {_show(value)}")
 
 
+def _require_number(name: str, value: object, low: float, high: float) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not low <= cast(float, value) <= high:
+        raise LedParamError(f"{name} must be a number in [{low:g}, {high:g}], got {_show(value)}")
+
+
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise LedParamError(f"{name} must be one of {', '.join(choices)}, got {_show(value)}")
 
 
 def _show(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more than 4300 digits, lists nested too deep
+        text = f"a {type(value).__name__} too large to print"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

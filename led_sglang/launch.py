@@ -68,8 +68,11 @@ def split_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
 
 def server_config_of(options: argparse.Namespace, default_depth: int | None = None) -> ServerConfig:
     """The ServerConfig that the LED arguments describe, before the model is known. Raises LedParamError."""
-    depth = options.led_depth if options.led_depth is not None else ServerConfig().depth
-    max_depth = options.led_max_depth if options.led_max_depth is not None else max(depth, default_depth or 0)
+    depth, max_depth = options.led_depth, options.led_max_depth
+    if depth is None:  # the paper's, unless fewer layers are captured
+        depth = ServerConfig().depth if max_depth is None else max(1, min(ServerConfig().depth, max_depth))
+    if max_depth is None:
+        max_depth = max(depth, default_depth or 1)
     config = ServerConfig(
         default_on=options.led == "on",
         depth=depth,

@@ -13,7 +13,7 @@ from torch import Tensor
 from led_sglang.ops.head import latent_probs
 from led_sglang.ops.types import Head, LedRows, LedStep, Noise
 
-CHUNK_ELEMENTS = 1 << 20  # final logits scaled at once on CPU: 4 MiB
+CHUNK_ELEMENTS = 1 << 19  # final logits scaled at once on CPU: 2 MiB
 TINY = torch.finfo(torch.float32).tiny  # a layer that gives the candidates nothing adds nothing
 
 
@@ -36,6 +36,7 @@ class Explore:
     depth: Tensor  # (N,)
     entropy: Tensor  # (N,)
     ok: Tensor  # (N,) bool
+    depth_entropy: Tensor | None  # (N, J+1), where a row asked for `full`
 
 
 def led_step(final_logits: Tensor, latents: Tensor, head: Head, rows: LedRows, noise: Noise) -> LedStep:
@@ -119,7 +120,14 @@ def explore_rows(
         torch.ones_like(rows.depth).index_copy_(0, index, part.depth),
         torch.special.entr(exploit).sum(-1).index_copy_(0, index, part.entropy),
         torch.ones_like(needs_latents).index_copy_(0, index, part.ok),
+        _spread(part.depth_entropy, index, len(exploit)),
     )
+
+
+def _spread(values: Tensor | None, index: Tensor, num_rows: int) -> Tensor | None:
+    if values is None:
+        return None
+    return values.new_full((num_rows, values.shape[1]), torch.nan).index_copy_(0, index, values)
 
 
 def where_needed(explore: Explore, needs_latents: Tensor, exploit: Tensor) -> Explore:
@@ -128,6 +136,7 @@ def where_needed(explore: Explore, needs_latents: Tensor, exploit: Tensor) -> Ex
         explore.depth.where(needs_latents, 1),
         explore.entropy.where(needs_latents, torch.special.entr(exploit).sum(-1)),
         explore.ok | ~needs_latents,
+        explore.depth_entropy,
     )
 
 
@@ -155,7 +164,7 @@ def explore_branch(final: FinalLayer, latents: Tensor, head: Head, rows: LedRows
         entropies = entropies.masked_fill(is_beyond, -1.0)
     entropy, best = entropies.max(0)  # Eq. 6; NaN counts as largest
     probs = aggregates.gather(0, best[None, :, None].expand(1, -1, rows.max_top_k)).squeeze(0)
-    return Explore(probs, best + 1, entropy, entropy >= 0)
+    return Explore(probs, best + 1, entropy, entropy >= 0, entropies.t() if rows.any_full else None)
 
 
 def pick_latents(latents: Tensor, head: Head, rows: LedRows, index: Tensor | None, num_layers: int) -> Tensor:
@@ -195,6 +204,7 @@ def mixed_step(
         exploit_probs=exploit,
         explore_probs=explore.probs,
         logprob=led_probs.gather(1, choice).squeeze(1).log(),
+        depth_entropy=explore.depth_entropy,
     )
 
 

@@ -126,6 +126,14 @@ class LedParams:
 KEYS = tuple(f.name for f in fields(LedParams))
 
 
+def check_custom_params(custom: object) -> None:
+    """Raises LedParamError for what is no object, or holds the key under which we stamp requests."""
+    if not isinstance(custom, dict):
+        raise LedParamError(f"custom_params must be an object, got {_show(custom)}")
+    if STAMP_KEY in custom:
+        raise LedParamError(f"custom_params: the key {STAMP_KEY!r} is reserved")
+
+
 def parse_request(value: object, config: ServerConfig) -> LedParams | None:
     """Resolve the wire value of `custom_params.led` against the server's defaults.
 

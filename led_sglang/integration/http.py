@@ -1,6 +1,7 @@
 """Our part of SGLang's HTTP app: `metadata.led` is lifted, bad parameters are refused early, /led/info is served."""
 
 import json
+import re
 from typing import Any
 
 from fastapi import FastAPI
@@ -8,14 +9,15 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from led_sglang.integration import info
-from led_sglang.params import LedParamError, parse_request, server_config
+from led_sglang.params import LedParamError, check_custom_params, parse_request, server_config
 
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 PATHS = (*OPENAI_PATHS, "/generate")
+OURS = re.compile(rb'"led"|"custom_params"|"metadata"|""|\[\s*\]')  # bodies that `lift` has to look into
 
 
 class LedRequests:
-    """Pure ASGI middleware. Bodies that do not mention LED pass through byte for byte.
+    """Pure ASGI middleware. Bodies without `metadata.led` pass through byte for byte.
 
     `metadata.led` (a JSON string, for gateways that drop unknown fields) is moved to `custom_params.led`, and
     parameters are checked before a streaming response could begin with status 200.
@@ -30,7 +32,7 @@ class LedRequests:
             return
         messages, body = await _read(receive)
         try:
-            changed = lift(body, scope["path"]) if b'"led"' in body else None
+            changed = lift(body, scope["path"]) if OURS.search(body) else None
         except LedParamError as error:
             await _refuse(error)(scope, _replay(messages, receive), send)
             return
@@ -47,6 +49,8 @@ def lift(body: bytes, path: str) -> bytes | None:
         request = json.loads(body)
     except ValueError:
         return None  # SGLang's own parser answers
+    except RecursionError as error:
+        raise LedParamError("the request is nested too deep to be read") from error
     if not isinstance(request, dict):
         return None
     metadata = request.get("metadata")
@@ -54,17 +58,20 @@ def lift(body: bytes, path: str) -> bytes | None:
     if isinstance(metadata, dict) and "led" in metadata and path != "/generate":
         _lift_into(request, metadata)
         is_lifted = True
-    for value in _wire_values(request):
-        config = server_config()
-        assert config is not None
-        parse_request(value, config)
+    if path == "/generate":
+        _refuse_empty(request)
+    config = server_config()
+    assert config is not None
+    for custom in _custom_params(request):
+        check_custom_params(custom)
+        parse_request(custom.get("led"), config)
     return json.dumps(request).encode() if is_lifted else None
 
 
 def _lift_into(request: dict[str, Any], metadata: dict[str, Any]) -> None:
     try:
         value = json.loads(metadata["led"]) if isinstance(metadata["led"], str) else metadata["led"]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LedParamError(f"metadata.led must be JSON in a string, got {metadata['led']!r:.80}") from error
     custom = request.get("custom_params") or {}
     if not isinstance(custom, dict):
@@ -74,11 +81,20 @@ def _lift_into(request: dict[str, Any], metadata: dict[str, Any]) -> None:
     request["custom_params"] = {**custom, "led": value}
 
 
-def _wire_values(request: dict[str, Any]) -> list[Any]:
+def _refuse_empty(request: dict[str, Any]) -> None:
+    """An empty prompt takes stock SGLang 0.5.23's scheduler down; where it streams, later is too late for a 400."""
+    for key in ("text", "input_ids"):
+        prompts = request.get(key)
+        is_batch = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
+        if any(prompt in ("", []) for prompt in (prompts if is_batch else [prompts])):
+            raise LedParamError(f"{key}: the prompt is empty, at least one token is needed")
+
+
+def _custom_params(request: dict[str, Any]) -> list[Any]:
     sampling = request.get("sampling_params")
     holders = [request, *(sampling if isinstance(sampling, list) else [sampling])]
     customs = [holder.get("custom_params") for holder in holders if isinstance(holder, dict)]
-    return [custom["led"] for custom in customs if isinstance(custom, dict) and custom.get("led") is not None]
+    return [custom for custom in customs if custom is not None]
 
 
 def _refuse(error: LedParamError) -> JSONResponse:

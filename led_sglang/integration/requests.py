@@ -16,6 +16,7 @@ from led_sglang.params import (
     LedParams,
     ServerConfig,
     StampedParams,
+    check_custom_params,
     parse_request,
     server_config,
 )
@@ -43,8 +44,8 @@ def verify(original: Any, self: Any, vocab_size: int) -> None:
     """AROUND SamplingParams.verify: a LedParamError here becomes HTTP 400."""
     original(self, vocab_size)
     custom = self.custom_params
-    if custom is not None and STAMP_KEY in custom:
-        raise LedParamError(f"custom_params: the key {STAMP_KEY!r} is reserved")
+    if custom is not None:
+        check_custom_params(custom)
     params = parse_request(custom.get("led") if custom else None, _config())
     if params is None or params.method == "none":
         return

@@ -48,6 +48,7 @@ def led_step(final_logits: Tensor, latents: Tensor, head: Head, rows: LedRows, n
         exploit_probs=exploit,
         explore_probs=explore,
         logprob=led_probs.gather(1, choice)[:, 0].log(),
+        depth_entropy=entropies.t(),
     )
 
 

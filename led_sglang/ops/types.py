@@ -82,3 +82,4 @@ class LedStep:
     logprob: (
         Tensor  # (R,) float32: log p_LED of token_ids (Eq. 6 with the coin summed out); valid where full or explored
     )
+    depth_entropy: Tensor | None = None  # (R, D) float32, nats, of the aggregate at each depth; valid where full

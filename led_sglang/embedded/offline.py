@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-BATCH_SIZE = 64
+BATCH_SIZE = 256
 
 
 def sample(model_dir: str, questions: list[str], temperature: float, seed: int, max_new_tokens: int) -> list[str]:

@@ -1,0 +1,197 @@
+"""The middleware: lifts `metadata.led`, refuses before SGLang sees a request, and leaves all else alone."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
+
+from led_sglang.integration.http import PATHS, LedRequests, lift
+from led_sglang.params import ENV_CONFIG, STAMP_KEY, LedParamError, ServerConfig, export_config
+
+CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def served() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ENV_CONFIG, "")
+        export_config(ServerConfig(num_layers=12, max_depth=12, open_ids=(5,), close_ids=(6,)))
+        yield
+
+
+class Echo:
+    """A tiny app that answers with the body it was given."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.headers: dict[bytes, bytes] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        self.bodies.append(body)
+        self.headers = dict(scope["headers"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+def echo() -> Echo:
+    return Echo()
+
+
+@pytest.fixture
+async def client(echo: Echo) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(LedRequests(echo))
+    async with httpx.AsyncClient(transport=transport, base_url="http://led") as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{ "model":"m",\t"messages" : [ ] }',
+        b'{"custom_params": {"led": true}, "n": 1.0}',
+        b'{"metadata": {"other": "1"}}',
+        b'{"metadata": null, "custom_params": null}',
+        b'{"metadata": "x"}',
+        b'"led"',
+        b'["led"]',
+        b'{"led": ',
+        b"\xff\xfe led",
+        b"",
+    ],
+)
+@pytest.mark.parametrize("path", [*PATHS, "/elsewhere"])
+async def test_what_needs_no_lifting_passes_byte_for_byte(
+    client: httpx.AsyncClient, echo: Echo, body: bytes, path: str
+):
+    answer = await client.post(path, content=body)
+    assert answer.status_code == 200
+    assert echo.bodies == [body]
+    assert answer.content == body
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/v1/responses"])
+@pytest.mark.parametrize("led", [True, False, None, {}, {"depth": 3, "trace": True}])
+async def test_metadata_is_lifted(client: httpx.AsyncClient, echo: Echo, path: str, led: object) -> None:
+    sent = {"model": "m", "metadata": {"led": json.dumps(led), "user": "u"}, "custom_params": {"other": 1}}
+    answer = await client.post(path, json=sent)
+    assert answer.json() == {**sent, "custom_params": {"other": 1, "led": led}}
+    assert int(echo.headers[b"content-length"]) == len(echo.bodies[0])
+
+
+async def test_metadata_may_be_lifted_into_nothing(client: httpx.AsyncClient) -> None:
+    answer = await client.post(CHAT, json={"metadata": {"led": '{"depth": 2}'}, "custom_params": None})
+    assert answer.json()["custom_params"] == {"led": {"depth": 2}}
+
+
+async def test_the_same_in_both_places_is_no_conflict(client: httpx.AsyncClient) -> None:
+    sent = {"metadata": {"led": '{"depth": 2}'}, "custom_params": {"led": {"depth": 2}}}
+    assert (await client.post(CHAT, json=sent)).json()["custom_params"] == {"led": {"depth": 2}}
+
+
+async def test_generate_has_no_metadata_field(client: httpx.AsyncClient) -> None:
+    sent = {"text": "a", "metadata": {"led": "nonsense"}}
+    assert (await client.post(GENERATE, json=sent)).json() == sent
+
+
+async def test_a_body_in_pieces_is_read_whole(client: httpx.AsyncClient, echo: Echo) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in (b'{"metadata": {"l', b'ed": "{\\"dep', b'th\\": 2}"}}'):
+            yield piece
+
+    answer = await client.post(CHAT, content=pieces())
+    assert answer.json()["custom_params"] == {"led": {"depth": 2}}
+
+
+REFUSED = [
+    (CHAT, {"custom_params": {"led": {"depth": 0}}}, ["depth", "0", "[1, 12]"]),
+    (CHAT, {"metadata": {"led": '{"depth": 0}'}}, ["depth", "0", "[1, 12]"]),
+    (CHAT, {"metadata": {"led": "{depth: 3}"}}, ["metadata.led", "JSON", "{depth: 3}"]),
+    (CHAT, {"metadata": {"led": "true"}, "custom_params": {"led": False}}, ["custom_params.led", "metadata.led"]),
+    (CHAT, {"metadata": {"led": "[" * 50000}}, ["metadata.led"]),
+    (CHAT, {"custom_params": [1]}, ["custom_params", "[1]", "object"]),
+    (CHAT, {"custom_params": "led"}, ["custom_params", "'led'", "object"]),
+    (COMPLETIONS, {"custom_params": {STAMP_KEY: {}}}, [STAMP_KEY, "reserved"]),
+    (GENERATE, {"text": "a", "sampling_params": {"custom_params": {"led": {"top_k": 0}}}}, ["top_k", "0"]),
+    (GENERATE, {"text": ["a"], "sampling_params": [{}, {"custom_params": {"led": 3}}]}, ["led", "3"]),
+    (GENERATE, {"text": "a", "sampling_params": {"custom_params": 5}}, ["custom_params", "5", "object"]),
+    (GENERATE, {"text": ""}, ["text", "empty"]),
+    (GENERATE, {"text": ["a", ""]}, ["text", "empty"]),
+    (GENERATE, {"input_ids": []}, ["input_ids", "empty"]),
+    (GENERATE, {"input_ids": [[1], []]}, ["input_ids", "empty"]),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "named"), REFUSED)
+async def test_refused_with_400_before_sglang_sees_it(
+    client: httpx.AsyncClient, echo: Echo, path: str, body: dict[str, Any], named: list[str]
+) -> None:
+    answer = await client.post(path, json=body)
+    assert answer.status_code == 400
+    assert echo.bodies == []
+    for word in named:
+        assert word in answer.json()["message"]
+    assert answer.json()["error"]["message"] == answer.json()["message"], "where openai's and SGLang's clients look"
+
+
+async def test_json_nested_too_deep_is_refused(client: httpx.AsyncClient, echo: Echo) -> None:
+    body = b'{"custom_params": {"led": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}"
+    answer = await client.post(CHAT, content=body)
+    assert answer.status_code == 400
+    assert "nested" in answer.json()["message"]
+
+
+async def test_other_methods_and_websockets_pass(client: httpx.AsyncClient) -> None:
+    assert (await client.get(CHAT)).status_code == 200
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["type"])
+
+    await LedRequests(app)({"type": "websocket", "path": CHAT}, None, None)  # type: ignore[arg-type]
+    assert seen == ["websocket"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["led", "metadata", "custom_params", "sampling_params", "text", "depth", "top_k", STAMP_KEY]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(JSON, st.sampled_from(PATHS))
+def test_any_json_is_lifted_left_or_refused(value: object, path: str) -> None:
+    try:
+        changed = lift(json.dumps(value).encode(), path)
+    except LedParamError:
+        return
+    if changed is None:
+        return
+    assert isinstance(value, dict)
+    after = json.loads(changed)
+    assert {k: v for k, v in after.items() if k != "custom_params"} == {
+        k: v for k, v in value.items() if k != "custom_params"
+    }
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_are_left_alone(body: bytes) -> None:
+    assert lift(body, CHAT) is None

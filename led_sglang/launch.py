@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from led_sglang import __version__
-from led_sglang.params import PHASES, LedParamError, ServerConfig, export_config
+from led_sglang.params import METHODS, PHASES, LedParamError, ServerConfig, export_config
 
 EMBEDDED_NAME = "led-embedded"
 EMBEDDED_DEPTH = 12
@@ -46,6 +46,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--led-phase", choices=PHASES, default=default.phase, help="explore while thinking, or always (default: think)")
     add("--led-think-open", default=None, help="marker that opens the thinking phase (default: the reasoning parser's)")
     add("--led-think-close", default=None, help="marker that closes it")
+    add(
+        "--led-methods",
+        type=_methods,
+        default=default.methods,
+        help=f"methods a request may choose, comma-separated, of {', '.join(METHODS)} (default: led); each captures "
+        "the layers it needs",
+    )
     add("--led-backend", choices=BACKENDS, default="auto", help="implementation of the LED step (default: auto)")
     add("--check", action="store_true", help="parse, verify hooks and model support, load no weights, exit")
     add("--help-sglang", action="store_true", help="print SGLang's own arguments and exit")
@@ -83,6 +90,7 @@ def server_config_of(options: argparse.Namespace, default_depth: int | None = No
         think_open=options.led_think_open,
         think_close=options.led_think_close,
         backend=options.led_backend,
+        methods=options.led_methods,
     )
     config.check()
     return config
@@ -196,6 +204,14 @@ def _embedded_arguments() -> list[str]:
     return ["--model-path", str(MODEL_DIR), "--served-model-name", EMBEDDED_NAME, "--dtype", "float32"]
 
 
+def _methods(text: str) -> tuple[str, ...]:
+    methods = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for method in methods:
+        if method not in METHODS:
+            raise argparse.ArgumentTypeError(f"unknown method {method!r}; one of {', '.join(METHODS)}")
+    return tuple(method for method in dict.fromkeys(("led", *methods)) if method != "none")
+
+
 def _config_path(argv: list[str]) -> str | None:
     for i, arg in enumerate(argv):
         if arg == "--config" and i + 1 < len(argv):
@@ -238,7 +254,7 @@ def _set_defaults(parser: argparse.ArgumentParser, ours: dict[str, Any]) -> None
             parser.error(f"{key} in --config must be an integer, got {value!r}")
         if action.choices is not None and value not in action.choices:
             parser.error(f"{key} in --config must be one of {', '.join(action.choices)}, got {value!r}")
-        parser.set_defaults(**{action.dest: value})
+        parser.set_defaults(**{action.dest: _methods(value) if action.type is _methods else value})
 
 
 def _config_for_sglang(settings: dict[str, Any]) -> list[str]:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from led_sglang.ops.types import LedRows
-from led_sglang.params import STAMP_KEY, StampedParams
+from led_sglang.params import STAMP_KEY, LedParams, StampedParams
+
+_INACTIVE = LedParams(depth=1, top_k=1)  # what LED's own tensors hold for rows of other methods
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,26 @@ class RowSeat:
     start_length: int = -1  # number of those ids: the state holds for the step that extends exactly them
 
     @property
-    def is_led(self) -> bool:
-        return self.request is not None and self.request.params.method == "led"
+    def is_ours(self) -> bool:
+        return self.request is not None and self.request.params.method != "none"
+
+
+@dataclass(frozen=True)
+class MethodGroup:
+    """The rows of a batch that another method than LED decodes."""
+
+    rows: Tensor  # (n,) int64, positions among our R rows
+    batch_rows: Tensor  # (n,) int64, positions in the batch
+    params: tuple[LedParams, ...]
+
+    def column(self, key: str, dtype: torch.dtype) -> Tensor:
+        """One parameter of every row: (n,)."""
+        return torch.tensor([getattr(p, key) for p in self.params], dtype=dtype, device=self.rows.device)
 
 
 @dataclass(frozen=True)
 class DeviceRows:
-    """The LED rows' parameters on the device. `R` rows of a batch of `B`."""
+    """Our rows' parameters on the device. `R` rows of a batch of `B`; "ours" is every method but plain sampling."""
 
     index: Tensor | None  # (R,) int64 rows of the batch; None = all of them in order
     seed: Tensor  # (R,) int64
@@ -34,6 +49,8 @@ class DeviceRows:
     start_state: Tensor  # (R,) int64
     start_length: Tensor  # (R,) int64
     phase_all: Tensor  # (R,) bool
+    is_led: Tensor | None  # (R,) bool; None = all of them
+    groups: dict[str, MethodGroup]  # the other methods' rows
     params: LedRows  # `active` is filled in at every step
     seeded: tuple[int, ...]  # positions among the R rows whose request named a seed
     any_phase_all: bool
@@ -50,8 +67,8 @@ class LedBatch:
     _cache: dict[str, DeviceRows] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
-    def led_rows(self) -> tuple[int, ...]:
-        return tuple(i for i, seat in enumerate(self.seats) if seat.is_led)
+    def our_rows(self) -> tuple[int, ...]:
+        return tuple(i for i, seat in enumerate(self.seats) if seat.is_ours)
 
     def filter(self, keep: list[int]) -> "LedBatch | None":
         return LedBatch.of(tuple(self.seats[i] for i in keep))
@@ -87,7 +104,7 @@ def seat_request(req: Any, machine: Any) -> RowSeat:
 
 
 def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
-    rows = batch.led_rows
+    rows = batch.our_rows
     seats = [batch.seats[i] for i in rows]
     requests = [seat.request for seat in seats if seat.request is not None]
     params = [request.params for request in requests]
@@ -102,24 +119,25 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
     greedy = info.top_ks <= 1
     if index is not None:
         temperature, greedy = temperature[index], greedy[index]
-    any_norm = any(p.latent_norm for p in params)
+    led = [p if p.method == "led" else _INACTIVE for p in params]
+    any_norm = any(p.latent_norm for p in led)
     led_rows = LedRows(
         active=torch.empty(0, dtype=torch.bool, device=device),
-        depth=put([p.depth for p in params], torch.int64),
-        top_k=put([p.top_k for p in params], torch.int64),
+        depth=put([p.depth for p in led], torch.int64),
+        top_k=put([p.top_k for p in led], torch.int64),
         temperature=temperature,
         greedy=greedy,
-        exploit=put([p.exploit for p in params], torch.bool),
-        latent_norm=put([p.latent_norm for p in params], torch.bool),
-        normalize_layers=put([p.normalize_layers for p in params], torch.bool),
-        latent_offset=put([p.latent_offset for p in params], torch.int64),
-        min_p=put([p.min_p for p in params], torch.float32),
-        full=put([p.trace for p in params], torch.bool),
-        max_depth=max((p.depth for p in params), default=1),
-        max_top_k=max((p.top_k for p in params), default=1),
-        any_full=any(p.trace for p in params),
+        exploit=put([p.exploit for p in led], torch.bool),
+        latent_norm=put([p.latent_norm for p in led], torch.bool),
+        normalize_layers=put([p.normalize_layers for p in led], torch.bool),
+        latent_offset=put([p.latent_offset for p in led], torch.int64),
+        min_p=put([p.min_p for p in led], torch.float32),
+        full=put([p.trace for p in led], torch.bool),
+        max_depth=max((p.depth for p in led), default=1),
+        max_top_k=max((p.top_k for p in led), default=1),
+        any_full=any(p.trace for p in led),
         any_norm=any_norm,
-        all_norm=any_norm and all(p.latent_norm for p in params),
+        all_norm=any_norm and all(p.latent_norm for p in led),
     )
     return DeviceRows(
         index=index,
@@ -127,11 +145,23 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
         sample=put([request.sample for request in requests], torch.int64),
         start_state=put([seat.start_state for seat in seats], torch.int64),
         start_length=put([seat.start_length for seat in seats], torch.int64),
-        phase_all=put([p.phase == "all" for p in params], torch.bool),
+        phase_all=put([p.phase == "all" for p in led], torch.bool),
+        is_led=None if all(p.method == "led" for p in params) else put([p.method == "led" for p in params], torch.bool),
+        groups=_groups(rows, params, put),
         params=led_rows,
         seeded=tuple(i for i, request in enumerate(requests) if request.is_seeded),
-        any_phase_all=any(p.phase == "all" for p in params),
+        any_phase_all=any(p.phase == "all" for p in led),
     )
+
+
+def _groups(rows: tuple[int, ...], params: list[LedParams], put: Any) -> dict[str, MethodGroup]:
+    groups = {}
+    for method in dict.fromkeys(p.method for p in params if p.method != "led"):
+        members = [i for i, p in enumerate(params) if p.method == method]
+        groups[method] = MethodGroup(
+            put(members, torch.int64), put([rows[i] for i in members], torch.int64), tuple(params[i] for i in members)
+        )
+    return groups
 
 
 def activate(rows: LedRows, active: Tensor) -> LedRows:

@@ -36,17 +36,19 @@ class InnerCapture:
 
 
 class Capture:
-    """The captured latents of the current step: `buffer[j, row]` is h^{L-1-j} of the row to be sampled, un-normed.
+    """The captured latents of the current step: `buffer[j, row]` is h^{layers[j]} of the row to be sampled, un-normed.
 
-    The buffer is static: in a CUDA-graph replay no Python runs, so the copy into it must be part of the graph.
+    layers: 1-based, in the order wanted. The buffer is static: in a CUDA-graph replay no Python runs, so the copy into
+    it must be part of the graph.
     """
 
-    def __init__(self, model: nn.Module, num_layers: int, num_captured: int) -> None:
-        self.num_captured = num_captured
-        self.layer_ids = list(range(num_layers - 1 - num_captured, num_layers - 1))  # 0-based, ascending
+    def __init__(self, model: nn.Module, layers: tuple[int, ...]) -> None:
+        self.layers = layers
+        self.layer_ids = [layer - 1 for layer in sorted(layers)]  # 0-based, ascending, as SGLang wants them
+        self._order = [sorted(layers).index(layer) for layer in layers]
         self.inner: InnerCapture | None = None
         self.buffer: Tensor | None = None  # (D, max rows, H)
-        if num_captured:
+        if layers:
             self._ask(model)
 
     def _ask(self, model: Any) -> None:
@@ -64,10 +66,10 @@ class Capture:
         )
 
     def allocate(self, max_rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device | str) -> None:
-        self.buffer = torch.zeros(self.num_captured, max_rows, hidden_size, dtype=dtype, device=device)
+        self.buffer = torch.zeros(len(self.layers), max_rows, hidden_size, dtype=dtype, device=device)
 
     def store(self, aux: Tensor | list[Tensor] | None, last_index: Tensor | None) -> None:
-        """Copy the sampled rows' layer outputs into the buffer, last layer first.
+        """Copy the sampled rows' layer outputs into the buffer.
 
         aux: ascending layers, a list of (T, H) or one packed (T, D * H); last_index: (B,) rows of T, None = all.
         """
@@ -78,10 +80,11 @@ class Capture:
         if aux is None:
             raise CaptureError("the model returned no layer outputs although they were asked for")
         if isinstance(aux, Tensor):
-            aux = list(aux.view(aux.shape[0], self.num_captured, -1).unbind(1))
-        if len(aux) != self.num_captured:
-            raise CaptureError(f"the model returned {len(aux)} layer outputs, {self.num_captured} were asked for")
-        rows = [h if last_index is None else h[last_index] for h in reversed(aux)]  # D x (B, H)
+            aux = list(aux.view(aux.shape[0], len(self.layers), -1).unbind(1))
+        if len(aux) != len(self.layers):
+            raise CaptureError(f"the model returned {len(aux)} layer outputs, {len(self.layers)} were asked for")
+        wanted = [aux[i] for i in self._order]
+        rows = wanted if last_index is None else [h[last_index] for h in wanted]  # D x (B, H)
         torch.stack(rows, out=self.buffer[:, : rows[0].shape[0]])
 
     def drop(self) -> None:

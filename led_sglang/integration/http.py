@@ -85,8 +85,9 @@ def _refuse_empty(request: dict[str, Any]) -> None:
     """An empty prompt takes stock SGLang 0.5.23's scheduler down; where it streams, later is too late for a 400."""
     for key in ("text", "input_ids"):
         prompts = request.get(key)
-        is_batch = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
-        if any(prompt in ("", []) for prompt in (prompts if is_batch else [prompts])):
+        is_batch = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], int)
+        each: list[Any] = prompts if is_batch and isinstance(prompts, list) else [prompts]
+        if any(prompt in ("", []) for prompt in each):
             raise LedParamError(f"{key}: the prompt is empty, at least one token is needed")
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from led_sglang.integration.capture import Capture, CaptureError
 from led_sglang.integration.head import build_head
+from led_sglang.integration.layers import captured_layers
 from led_sglang.ops.thinking import ThinkingMachine
 from led_sglang.ops.types import Head
 from led_sglang.params import ServerConfig, server_config
@@ -23,7 +24,8 @@ class Runtime:
         self.config = config
         self.runner = runner
         self.num_layers = int(runner.model_config.num_hidden_layers)
-        self.capture = Capture(runner.model, self.num_layers, config.num_captured)
+        self.capture = Capture(runner.model, captured_layers(config))
+        self.num_led_layers = config.num_captured if "led" in config.methods else 0
         self.head: Head | None = None
         self.machine: ThinkingMachine | None = None
         self.forward_batch: Any = None
@@ -35,7 +37,7 @@ class Runtime:
         self._allocate()
 
     def _allocate(self) -> None:
-        if not self.config.num_captured:
+        if not self.capture.layers:
             return
         model_config = self.runner.model_config
         max_rows = self.runner.req_to_token_pool.req_to_token.shape[0] + 1
@@ -63,7 +65,8 @@ class Runtime:
         buffer = self.capture.buffer
         return {
             "num_layers": self.num_layers,
-            "captured_layers": [layer + 1 for layer in self.capture.layer_ids],
+            "captured_layers": sorted(self.capture.layers),
+            "methods": ["none", *self.config.methods],
             "capture_buffer_bytes": buffer.numel() * buffer.element_size() if buffer is not None else 0,
             "step_failures": self.num_step_failures,
             "backend": self.config.backend,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from led_sglang.integration import transforms
 from led_sglang.integration.batch import DeviceRows, LedBatch, activate
 from led_sglang.integration.records import RECORD_KEY, StepRecord
 from led_sglang.integration.runtime import Runtime, runtime
@@ -34,6 +35,7 @@ class StepContext:
     is_applied: bool = False
     step: LedStep | None = None
     failed: bool = False
+    override: transforms.Override | None = None  # tokens of rows that another method forces
     plain_ids: Tensor | None = None  # (S,) tokens of the seeded rows, for where they are outside their phase
     plain_rows: Tensor | None = None  # (S,) their rows of the batch
     plain_active: Tensor | None = None  # (S,) bool: inside their phase after all
@@ -52,17 +54,26 @@ class StepContext:
         else:
             thinking = current.tables.thinking(states)
         active = thinking | rows.phase_all if rows.any_phase_all else thinking
+        if rows.is_led is not None:
+            active = active & rows.is_led
         noise = uniforms(rows.seed, rows.sample, rows.pick(positions[: len(led.seats)]).long())
         return cls(current, rows, info, states, slots, thinking, active, noise)
 
     def decide(self, logits: Tensor) -> None:
-        """Run the LED step on the engine's final logits (B, V), before the engine turns them into probabilities."""
+        """Run the LED step on the engine's final logits (B, V), before the engine turns them into probabilities.
+
+        DoLa and Confident Decoding rewrite their rows of `logits` in place, for the engine to sample from.
+        """
         self.is_decided = True
+        for method, group in self.rows.groups.items():
+            self.override = transforms.HANDLERS[method](self, group, logits) or self.override
         capture, head = self.runtime.capture, self.runtime.head
         if logits.device.type == "cpu" and not bool(self.active.any()):
             return
         num_rows = logits.shape[0]
-        buffer = capture.buffer[:, :num_rows] if capture.buffer is not None else logits.new_empty(0, num_rows, 1)
+        buffer = logits.new_empty(0, num_rows, 1)
+        if capture.buffer is not None:
+            buffer = capture.buffer[: self.runtime.num_led_layers, :num_rows]
         latents = buffer if self.rows.index is None else buffer.index_select(1, self.rows.index)
         assert head is not None
         self.step = led_step(
@@ -102,6 +113,9 @@ class StepContext:
             assert self.plain_rows is not None and self.plain_active is not None
             kept = token_ids[self.plain_rows]
             token_ids[self.plain_rows] = torch.where(self.plain_active, kept, self.plain_ids.to(kept.dtype))
+        if self.override is not None:
+            rows, forced, is_forced = self.override
+            token_ids[rows] = torch.where(is_forced, forced.to(token_ids.dtype), token_ids[rows])
         if self.step is None:
             return
         engine_ids = self.rows.pick(token_ids)
@@ -155,7 +169,7 @@ class LedSamplerMixin:
         forward = super().forward  # type: ignore[misc]
         if led is None or current is None:
             return forward(logits_output, sampling_info, return_logprob, top, ids, positions, **kw)
-        self.led_context = _guarded_begin(led, sampling_info, positions, current) if led.led_rows else None
+        self.led_context = _guarded_begin(led, sampling_info, positions, current) if led.our_rows else None
         try:
             token_ids: Tensor = forward(logits_output, sampling_info, return_logprob, top, ids, positions, **kw)
             record = StepRecord.of(led, self.led_context)

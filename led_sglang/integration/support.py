@@ -1,6 +1,8 @@
 """Can this model be served with LED? Answered before any weight is loaded."""
 
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from led_sglang.integration.capture import CaptureError
@@ -48,15 +50,27 @@ def _refuse_features(server_args: Any) -> None:
 
 
 def _refuse_uncapturable(config: ServerConfig, model_config: Any) -> None:
-    from sglang.srt.models.registry import ModelRegistry
-
-    architectures = model_config.hf_config.architectures or []
-    model_class, name = ModelRegistry.resolve_model_cls(architectures)
+    model_class, name = _model_class(model_config.hf_config.architectures or [])
     if config.max_depth > 1 and not hasattr(model_class, "set_eagle3_layers_to_capture") and name not in INNER_CAPTURE:
         raise CaptureError(
             f"LED cannot capture the layers of {name}: SGLang's class has no set_eagle3_layers_to_capture. Supported "
             f"models are listed in docs/compat.md; start with --led-max-depth 1 --led-depth 1 or --led disabled"
         )
+
+
+def _model_class(architectures: list[str]) -> tuple[Any, str]:
+    """SGLang's class for the model. Its registry imports every model file, which takes seconds: one is enough mostly."""
+    import sglang.srt.models
+
+    folder = Path(sglang.srt.models.__path__[0])
+    for name in architectures:
+        for file in folder.glob("*.py"):
+            if f"class {name}(" in file.read_text():
+                return getattr(import_module(f"sglang.srt.models.{file.stem}"), name), name
+    from sglang.srt.models.registry import ModelRegistry
+
+    found: tuple[Any, str] = ModelRegistry.resolve_model_cls(architectures)
+    return found
 
 
 def _tokenizer(server_args: Any) -> Any:

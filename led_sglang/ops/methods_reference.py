@@ -1,0 +1,119 @@
+"""DoLa, Confident Decoding and Soft Thinking as their papers tell them: one row at a time, float64, loops.
+
+Read this file to learn the methods; `dola`, `confident` and `soft` must agree with it. Whole heads only.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from led_sglang.ops.reference import argmax, entropy, head_logits, normalise
+from led_sglang.ops.types import Head
+
+Logits = list[float]  # one per vocabulary entry
+SMALLEST_UNIFORM = 2.0**-53
+
+
+def dola_row(
+    final: Logits, layers: list[Tensor], candidates: list[bool], relative_top: float, head: Head
+) -> tuple[Logits, int]:
+    """DoLa, arXiv 2309.03883, section 2. `layers` are un-normed streams (H,). (logits, premature layer or -1)."""
+    mature = softmax(final)  # q_N
+    if mature is None:
+        return final, -1
+    # Dynamic premature layer selection: M = argmax over the candidate set J of d(q_N, q_j), d = JSD.
+    premature: dict[int, list[float]] = {}
+    for e in range(len(layers)):
+        if candidates[e]:
+            early = softmax(forbid(head_logits(layers[e].double(), head).tolist(), final))  # q_j, no final norm
+            if early is None:
+                return final, -1
+            premature[e] = early
+    if not premature:
+        return final, -1
+    order = list(premature)
+    chosen = order[argmax([jensen_shannon(mature, premature[e]) for e in order])]
+    # Contrasting the predictions: F = log q_N / q_M inside V_head, the adaptive plausibility constraint; -inf outside.
+    base = log_softmax(forbid(head_logits(layers[chosen].double(), head).tolist(), final))
+    top = log_softmax(final)
+    floor = max(top) + (math.log(relative_top) if relative_top > 0 else -math.inf)
+    contrast = [t - b if t > -math.inf and t >= floor else -math.inf for t, b in zip(top, base, strict=True)]
+    return (contrast, chosen) if math.isfinite(max(contrast)) else (final, -1)
+
+
+def confident_row(final: Logits, latents: list[Tensor], num_layers: int, head: Head) -> tuple[Logits, int]:
+    """Confident Decoding, arXiv 2606.21906: entropy-guided backward search. (logits, layers back from the final)."""
+    logits = [final]
+    for latent in latents[: num_layers - 1]:  # h^{L-1}, h^{L-2}, ...
+        hidden = latent if head.final_norm is None else head.final_norm(latent[None])[0]
+        logits.append(forbid(head_logits(hidden.double(), head).tolist(), final))
+    posteriors = [softmax(layer) for layer in logits]
+    entropies = [entropy(p) for p in posteriors if p is not None]
+    if len(entropies) < len(posteriors):
+        return final, 0
+    for j in range(len(entropies) - 1):
+        if entropies[j] < entropies[j + 1]:  # the way back rises: an entropy valley
+            return logits[j], j
+    return final, 0  # no valley inside the window
+
+
+def soft_row(
+    final: Logits, tau: float, max_topk: int, gumbel_temperature: float, uniforms: list[float] | None
+) -> tuple[list[int], list[float], float] | None:
+    """Soft Thinking, arXiv 2505.15778; Gumbel-softmax, 2508.03440. (ids, weights, entropy); None where it is broken."""
+    posterior = softmax([z / tau for z in final])
+    if posterior is None:
+        return None
+    ids = torch.tensor(posterior, dtype=torch.float64).topk(min(max_topk, len(posterior))).indices.tolist()
+    ids = [i for i in ids if posterior[i] > 0]
+    weights = normalise([posterior[i] for i in ids])  # the concept token: top-k, renormalised
+    if uniforms is not None and gumbel_temperature > 0:
+        noisy = [(math.log(posterior[i]) + gumbel(u)) / gumbel_temperature for i, u in zip(ids, uniforms, strict=False)]
+        order = sorted(range(len(ids)), key=lambda j: -noisy[j])
+        perturbed = softmax([noisy[j] for j in order])
+        assert perturbed is not None
+        ids, weights = [ids[j] for j in order], perturbed
+    return ids, weights, entropy(posterior)
+
+
+def gumbel(uniform: float) -> float:
+    return -math.log(-math.log(min(max(uniform, SMALLEST_UNIFORM), 1 - SMALLEST_UNIFORM)))
+
+
+def cold_stop_row(entropies: list[float], threshold: float, length: int) -> int | None:
+    """Cold stop, arXiv 2505.15778: the step at which `length` low-entropy steps in a row are complete."""
+    count = 0
+    for step, value in enumerate(entropies):
+        count = count + 1 if value < threshold else 0
+        if count >= length:
+            return step
+    return None
+
+
+def forbid(logits: Logits, final: Logits) -> Logits:
+    """What a grammar forbids in the final layer is forbidden in every layer."""
+    return [-math.inf if f == -math.inf else z for z, f in zip(logits, final, strict=True)]
+
+
+def log_softmax(logits: Logits) -> Logits:
+    top = max(logits)
+    total = top + math.log(sum(math.exp(z - top) for z in logits))
+    return [z - total for z in logits]
+
+
+def softmax(logits: Logits) -> list[float] | None:
+    """None where the row is broken: NaN, +inf, or every token forbidden."""
+    if any(math.isnan(z) for z in logits) or not math.isfinite(max(logits)):
+        return None
+    return [math.exp(z) for z in log_softmax(logits)]
+
+
+def jensen_shannon(p: list[float], q: list[float]) -> float:
+    """JSD(p, q) = KL(p || m) / 2 + KL(q || m) / 2 with m = (p + q) / 2."""
+    average = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+    return (divergence(p, average) + divergence(q, average)) / 2
+
+
+def divergence(p: list[float], q: list[float]) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from led_sglang.ops import eager, fused, reference
+from led_sglang.ops import eager, fused, reference, triton_backend
 from led_sglang.ops.noise import uniforms
 from led_sglang.ops.thinking import ThinkingMachine, ThinkingTables
 from led_sglang.ops.types import Head, LedRows, LedStep, Noise
@@ -27,6 +27,7 @@ BACKENDS: dict[str, Backend] = {
     "reference": reference.led_step,
     "eager": eager.led_step,
     "fused": fused.led_step,
+    "triton": triton_backend.led_step,
 }
 
 
@@ -65,9 +66,10 @@ def led_step(
 
     Backends: "reference" float64 loops, to learn from and to test against (whole head only); "eager" plain torch over
     all rows and depths; "fused" draws the coin first and sends only the rows that need it through the head, without
-    ever holding their (rows, V) logits. "auto" is "fused".
-    Graph-safe: "fused" on CUDA (no host sync, shapes fixed by R, D, K and the host-known fields of `rows`, all rows go
-    through the head there); on CPU it compacts rows by index. "eager" is too; "reference" is not.
+    ever holding their (rows, V) logits; "triton" is "fused" with the log-sum-exp of the latents in one
+    kernel that skips the rows that exploit. "auto" is "fused" until "triton" was measured on a GPU.
+    Graph-safe: "fused" and "triton" on CUDA (no host sync, shapes fixed by R, D, K and the host-known fields of `rows`;
+    "fused" sends all rows through the head there). On CPU they compact rows by index. "eager" is; "reference" is not.
     """
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"unknown LED backend {backend!r}; one of auto, {', '.join(BACKENDS)}")

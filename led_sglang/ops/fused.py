@@ -4,6 +4,7 @@ On a small model on CPU a step is bounded by the number of torch calls (1 to 3 u
 plainness for fewer of them; `tests/unit/ops/test_op_count.py` counts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,9 @@ from led_sglang.ops.types import Head, LedRows, LedStep, Noise
 
 CHUNK_ELEMENTS = 1 << 19  # final logits scaled at once on CPU: 2 MiB
 TINY = torch.finfo(torch.float32).tiny  # a layer that gives the candidates nothing adds nothing
+
+# (J, N, H) latents, (N, K) candidate ids, head, (N, 1) tau, (N,) needed or None -> (J, N, K)
+LayerProbs = Callable[[Tensor, Tensor, Head, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,13 @@ class Explore:
 
 def led_step(final_logits: Tensor, latents: Tensor, head: Head, rows: LedRows, noise: Noise) -> LedStep:
     """See `led_sglang.ops.led_step`."""
+    return decode(final_logits, latents, head, rows, noise, latent_probs)
+
+
+def decode(
+    final_logits: Tensor, latents: Tensor, head: Head, rows: LedRows, noise: Noise, layer_probs: LayerProbs
+) -> LedStep:
+    """The step around Eq. 2, which `layer_probs` computes."""
     final = final_layer(final_logits, rows)
     exploit = final.probs / final.probs.sum(-1, keepdim=True)
     # `a >= b` on booleans is `a or not b`: tails explores, and so does a row without the exploit branch.
@@ -48,7 +59,7 @@ def led_step(final_logits: Tensor, latents: Tensor, head: Head, rows: LedRows, n
     needs_latents = explored | (rows.full & rows.active) if rows.any_full else explored
     if final_logits.device.type == "cpu" and not needs_latents.any():
         return exploit_step(final, exploit, explored, rows, noise)
-    explore = explore_rows(final, exploit, needs_latents, latents, head, rows)
+    explore = explore_rows(final, exploit, needs_latents, latents, head, rows, layer_probs)
     return mixed_step(final, exploit, explored, explore, rows, noise)
 
 
@@ -106,15 +117,28 @@ def exploit_step(final: FinalLayer, exploit: Tensor, explored: Tensor, rows: Led
 
 
 def explore_rows(
-    final: FinalLayer, exploit: Tensor, needs_latents: Tensor, latents: Tensor, head: Head, rows: LedRows
+    final: FinalLayer,
+    exploit: Tensor,
+    needs_latents: Tensor,
+    latents: Tensor,
+    head: Head,
+    rows: LedRows,
+    layer_probs: LayerProbs,
 ) -> Explore:
     """The explore branch where it is needed, the exploit branch elsewhere."""
+
+    def branch(index: Tensor | None, needed: Tensor | None) -> Explore:
+        def probs(hidden: Tensor, ids: Tensor, tau: Tensor) -> Tensor:
+            return layer_probs(hidden, ids, head, tau, needed)
+
+        return explore_branch(final, latents, head, rows, index, probs)
+
     if needs_latents.device.type == "cuda":  # finding out how many rows need it would be a host sync
-        return where_needed(explore_branch(final, latents, head, rows, None), needs_latents, exploit)
+        return where_needed(branch(None, needs_latents), needs_latents, exploit)
     index = needs_latents.nonzero().squeeze(1)
     if index.shape[0] == needs_latents.shape[0]:
-        return explore_branch(final, latents, head, rows, None)
-    part = explore_branch(final, latents, head, rows, index)
+        return branch(None, None)
+    part = branch(index, None)
     return Explore(
         exploit.index_copy(0, index, part.probs),
         torch.ones_like(rows.depth).index_copy_(0, index, part.depth),
@@ -140,7 +164,14 @@ def where_needed(explore: Explore, needs_latents: Tensor, exploit: Tensor) -> Ex
     )
 
 
-def explore_branch(final: FinalLayer, latents: Tensor, head: Head, rows: LedRows, index: Tensor | None) -> Explore:
+def explore_branch(
+    final: FinalLayer,
+    latents: Tensor,
+    head: Head,
+    rows: LedRows,
+    index: Tensor | None,
+    probs_of: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Explore:
     """Eq. 2 and 4 to 6 for the rows of `index` (None = all)."""
 
     def take(tensor: Tensor) -> Tensor:
@@ -151,7 +182,7 @@ def explore_branch(final: FinalLayer, latents: Tensor, head: Head, rows: LedRows
     layers = take(final.probs)[None]  # (1, N, K)
     if num_layers:
         hidden = pick_latents(latents, head, rows, index, num_layers)
-        latent = latent_probs(hidden, take(final.candidate_ids), head, take(final.tau))
+        latent = probs_of(hidden, take(final.candidate_ids), take(final.tau))
         layers = torch.cat([layers, latent]).masked_fill_(is_dropped, 0.0)  # (J+1, N, K)
     if rows.any_normalize:
         normalized = layers / layers.sum(-1, keepdim=True).clamp_min(TINY)

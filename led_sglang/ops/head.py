@@ -65,8 +65,11 @@ def across_ranks(normalizers: Tensor, logits: Tensor, head: Head) -> tuple[Tenso
     return shares.logsumexp(0).view(normalizers.shape), parts.sum(0).view(logits.shape)
 
 
-def latent_probs(latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor) -> Tensor:
-    """Eq. 2, p^l(x_i): (J, N, H), (N, K), (N, 1) -> (J, N, K) float32; NaN where a layer is not finite."""
+def latent_probs(latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, needed: Tensor | None) -> Tensor:
+    """Eq. 2, p^l(x_i): (J, N, H), (N, K), (N, 1) -> (J, N, K) float32; NaN where a layer is not finite.
+
+    `needed` (N,) lets a backend skip rows without changing shapes; plain torch cannot, and computes them all.
+    """
     num_layers, num_rows = latents.shape[:2]
     flat, flat_tau = latents.flatten(0, 1), tau.repeat(num_layers, 1)  # (J*N, H), (J*N, 1)
     if head.all_gather is None and head.num_rows <= tile_width(len(flat), flat.device):  # one tile: fewer calls

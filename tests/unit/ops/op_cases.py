@@ -3,10 +3,15 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from led_sglang.ops import Head, LedRows, LedStep, Noise, led_step
+from led_sglang.ops import BACKENDS, Head, LedRows, LedStep, Noise, led_step
+
+# "triton" needs a GPU or the interpreter: test_triton.py
+CPU_BACKENDS = [name for name in BACKENDS if name != "triton"]
+others = pytest.mark.parametrize("backend", [name for name in CPU_BACKENDS if name != "reference"])
 
 
 def rms_norm(hidden: Tensor) -> Tensor:

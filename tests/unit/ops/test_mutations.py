@@ -4,9 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import Case, make_case
-
-from led_sglang.ops import BACKENDS
+from op_cases import CPU_BACKENDS, Case, make_case
 
 
 def temperature_one_in_the_latents(case: Case) -> Case:
@@ -33,7 +31,7 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_mutation_is_seen(backend, name):
     case = make_case(32, depth=4, explore=True, layers=4)

@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import Case, make_rows
+from op_cases import CPU_BACKENDS, Case, make_rows
 
-from led_sglang.ops import BACKENDS, Head, Noise
+from led_sglang.ops import Head, Noise
 
 FINAL = [0.5, 0.3, 0.15, 0.05]
 LATENTS = [[0.1, 0.6, 0.2, 0.1], [0.25, 0.05, 0.6, 0.1]]
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
+every_backend = pytest.mark.parametrize("backend", CPU_BACKENDS)
 
 
 def four_tokens(depth=3, top_k=3, coin=0.0, token=0.0, tau=1.0, final=FINAL, latents=LATENTS, **changes) -> Case:

@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import make_case
+from op_cases import make_case, others
 
-from led_sglang.ops import BACKENDS, LedStep, Noise, uniforms
+from led_sglang.ops import LedStep, Noise, uniforms
 
 N = 20_000
 CHI2 = {1: 15.1, 2: 18.4, 3: 21.1, 4: 23.5, 5: 25.7, 6: 27.9, 7: 29.9}  # 1 - 1e-4 quantiles by degrees of freedom
-others = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
 
 
 def many_draws(backend: str, **changes: object) -> tuple[LedStep, LedStep]:

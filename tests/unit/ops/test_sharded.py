@@ -6,12 +6,10 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from op_cases import Case, make_case
+from op_cases import Case, make_case, others
 from torch import Tensor
 
-from led_sglang.ops import BACKENDS, LedStep
-
-others = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
+from led_sglang.ops import LedStep
 
 
 class Ranks:

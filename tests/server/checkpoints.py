@@ -1,0 +1,135 @@
+"""Small random float32 checkpoints of the paper's architectures, whose layers disagree sharply.
+
+Weights of the usual random scale give near-uniform posteriors in every layer and hide a wrong layer, order or norm.
+Here matrices are drawn with a deviation of 0.05, norms between 0.5 and 1.5, the embedding is EMBEDDING_SCALE times
+larger and the LM head HEAD_SCALE times, so that no layer is certain, none is uniform, and no two agree.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from led_sglang.embedded import MODEL_DIR
+
+NUM_LAYERS = 12
+VOCAB_SIZE = 1003  # more than the tokenizer knows; SGLang pads it to 1024, so that head rows exist which are no tokens
+OPEN_ID, CLOSE_ID = 800, 801  # <think> and </think> of the embedded tokenizer
+HEAD_SCALE = 4.0
+EMBEDDING_SCALE = 6.0
+
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": NUM_LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.05,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": 799,
+    "pad_token_id": 797,
+    "use_cache": True,
+}
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What SGLang is told to serve, and the transformers configuration that computes the same."""
+
+    served_as: str  # in `architectures` of config.json
+    config: Callable[[], PretrainedConfig]
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "qwen3": Architecture("Qwen3ForCausalLM", lambda: Qwen3Config(**COMMON, head_dim=32)),
+    "qwen3_moe": Architecture(
+        "Qwen3MoeForCausalLM", lambda: Qwen3MoeConfig(**COMMON, **EXPERTS, head_dim=32, norm_topk_prob=True)
+    ),
+    "qwen2": Architecture("Qwen2ForCausalLM", lambda: Qwen2Config(**COMMON)),
+    "llama": Architecture("LlamaForCausalLM", lambda: LlamaConfig(**COMMON)),
+    "mimo": Architecture("MiMoForCausalLM", lambda: Qwen2Config(**COMMON)),  # transformers has no class of its own
+    "gpt2": Architecture(
+        "GPT2LMHeadModel",  # SGLang serves it, but its class cannot keep layer outputs
+        lambda: GPT2Config(vocab_size=VOCAB_SIZE, n_embd=64, n_layer=4, n_head=2, n_positions=512, eos_token_id=799),
+    ),
+}
+
+MIMO_CONFIGURATION = '''\
+from transformers import Qwen2Config
+
+
+class MiMoConfig(Qwen2Config):
+    """As in the released checkpoints, which bring their configuration class with them."""
+
+    model_type = "mimo"
+'''
+
+
+def build(name: str, folder: Path, seed: int = 20260201) -> Path:
+    """Write the checkpoint `name` into `folder` and return it; the same weights for the same seed."""
+    torch.manual_seed(seed)
+    config = ARCHITECTURES[name].config()
+    config.dtype = torch.float32
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if name != "gpt2":
+        sharpen(model)
+    model.save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODEL_DIR / file, folder / file)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    if name == "mimo":
+        serve_as_mimo(folder)
+    return folder
+
+
+@torch.no_grad()
+def sharpen(model: PreTrainedModel) -> None:
+    for parameter_name, weight in model.named_parameters():
+        if parameter_name.endswith("bias"):
+            weight.normal_(0.0, 0.05)
+        elif weight.dim() == 1:  # norms: transformers starts them at 1, where a forgotten one would not show
+            weight.uniform_(0.5, 1.5)
+        else:
+            weight.normal_(0.0, 0.05)
+    model.get_input_embeddings().weight.mul_(EMBEDDING_SCALE)
+    model.get_output_embeddings().weight.mul_(HEAD_SCALE)
+
+
+def serve_as_mimo(folder: Path) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config.update(
+        architectures=["MiMoForCausalLM"], model_type="mimo", auto_map={"AutoConfig": "configuration_mimo.MiMoConfig"}
+    )
+    path.write_text(json.dumps(config, indent=2))
+    (folder / "configuration_mimo.py").write_text(MIMO_CONFIGURATION)
+
+
+def load(folder: Path) -> PreTrainedModel:
+    """The checkpoint in float64, for the recomputation."""
+    config = json.loads((folder / "config.json").read_text())
+    if config["model_type"] == "mimo":
+        model_class = AutoModelForCausalLM._model_mapping[Qwen2Config]
+        model = model_class.from_pretrained(folder, config=Qwen2Config(**COMMON), dtype=torch.float64)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    model.set_attn_implementation("eager")
+    return model.eval()

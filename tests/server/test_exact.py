@@ -1,0 +1,218 @@
+"""Every traced value of running servers against a recomputation from token ids with transformers in float64.
+
+The recomputation knows nothing of led_sglang; `test_every_mutation_of_the_recomputation_is_caught` shows that it would
+notice a wrong layer, order, norm or temperature.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.server.asking import MARKERS, Client, Oracle, Reply, Request, check, sharp_server, thinking_prompt, words
+from tests.server.checkpoints import CLOSE_ID, OPEN_ID
+from tests.server.recompute import MUTATIONS, TOLERANCE, Asked, Mutation, compare, engine_logprobs, forward
+
+pytestmark = pytest.mark.server
+
+pytest_plugins = ("tests.server.exact_fixtures",)
+
+PARAMETERS: dict[str, Asked] = {
+    "the paper's defaults": Asked(),
+    "depth 1": Asked(depth=1),
+    "depth 2": Asked(depth=2),
+    "depth 12, the whole model": Asked(depth=12),
+    "one candidate": Asked(top_k=1),
+    "three candidates": Asked(top_k=3),
+    "sixteen candidates": Asked(top_k=16),
+    "final norm on the latents": Asked(latent_norm=True),
+    "layers normalised one by one": Asked(normalize_layers=True),
+    "no exploit branch": Asked(exploit=False),
+    "the released code's layers": Asked(latent_offset=1),
+    "depth 1 of the released code": Asked(latent_offset=1, depth=1),
+    "min_p": Asked(min_p=0.2),
+    "min_p with many candidates": Asked(min_p=0.02, top_k=16, normalize_layers=True),
+    "temperature 0.3": Asked(temperature=0.3),
+    "temperature 1": Asked(temperature=1.0),
+    "greedy": Asked(temperature=0.0),
+    "greedy without exploit branch": Asked(temperature=0.0, exploit=False, depth=5),
+    "all ablations": Asked(latent_norm=True, normalize_layers=True, exploit=False, latent_offset=1, top_k=5, depth=11),
+}
+
+PROMPTS: dict[str, tuple[list[int], Asked]] = {
+    "no marker at all": (words(50, 20), Asked()),
+    "no marker, exploring in all phases": (words(50, 20), Asked(phase="all")),
+    "thinking closed": ([*words(51, 8), OPEN_ID, *words(52, 8), CLOSE_ID, *words(53, 3)], Asked()),
+    "thinking closed, exploring in all phases": ([OPEN_ID, *words(52, 8), CLOSE_ID], Asked(phase="all")),
+    "closed and opened again": ([OPEN_ID, *words(54, 9), CLOSE_ID, *words(55, 9), OPEN_ID, *words(56, 4)], Asked()),
+    "only a marker": ([OPEN_ID], Asked()),
+    "opened twice": ([OPEN_ID, OPEN_ID, *words(57, 5)], Asked()),
+    # A bias that the markers often win: the phase opens and closes in the output, several times.
+    "phase changes in the output": ([*words(58, 6), OPEN_ID], Asked(logit_bias={OPEN_ID: 17.0, CLOSE_ID: 17.0})),
+    "opened by the model": (words(59, 6), Asked(logit_bias={OPEN_ID: 16.0, CLOSE_ID: 15.0})),
+}
+
+ENGINE: dict[str, Asked] = {
+    "bias": Asked(logit_bias={5: 20.0, 6: 19.0, 7: -100.0, 300: 18.5}),
+    "forbidden but for three": Asked(logit_bias={i: -1e4 for i in range(1003) if i not in (11, 222, 633)}),
+    "frequency": Asked(frequency_penalty=1.9, logit_bias={8: 14.0, 9: 13.0}),
+    "presence": Asked(presence_penalty=-1.5),
+    "repetition": Asked(repetition_penalty=1.8, logit_bias={8: 6.0}),
+    "all of them": Asked(
+        frequency_penalty=0.7,
+        presence_penalty=0.9,
+        repetition_penalty=1.3,
+        logit_bias={8: 9.0, 9: 9.0},
+        temperature=1.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters(name: str, client: Client, oracle: Oracle) -> None:
+    asked = PARAMETERS[name]
+    requests = [Request(thinking_prompt(i, 16 + i), asked, num_tokens=16, seed=100 + i) for i in range(2)]
+    comparison = check(oracle, *client.together(requests))
+    assert comparison.num_active == 32
+    if asked.top_k > 1 and asked.temperature:
+        assert comparison.num_explored > 0
+    if asked.depth > 1 and asked.top_k > 1:
+        assert max(comparison.depths) > 1, "no step in which a latent layer mattered"
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_thinking_state(name: str, client: Client, oracle: Oracle) -> None:
+    prompt_ids, asked = PROMPTS[name]
+    reply = client.generate(Request(prompt_ids, asked, num_tokens=32, seed=4))
+    check(oracle, reply)
+    if asked.logit_bias:
+        flags = reply.meta["led_think"]
+        num_changes = sum(a != b for a, b in pairwise(flags))
+        assert num_changes >= 2, f"the phase hardly changed: {flags}"
+
+
+@pytest.mark.parametrize("name", ENGINE)
+def test_penalties_and_bias_reach_the_candidates(name: str, client: Client, oracle: Oracle) -> None:
+    """The final distribution is the engine's, penalised and biased; the latents are not."""
+    reply = client.generate(Request(thinking_prompt(60), ENGINE[name], num_tokens=24, seed=6))
+    check(oracle, reply)
+    plain = Reply(Request(reply.request.prompt_ids, Asked(ENGINE[name].temperature), 24), reply.document)
+    assert oracle.compare(plain).faults, "the penalty changed nothing"
+
+
+def test_the_engines_logprobs_are_those_of_the_led_tokens(client: Client, oracle: Oracle) -> None:
+    for asked in (Asked(), Asked(temperature=0.0), Asked(temperature=1.0, logit_bias={5: 15.0})):
+        reply = client.generate(Request(thinking_prompt(61), asked, num_tokens=16, seed=7, return_logprob=True))
+        check(oracle, reply)
+        told = reply.meta["output_token_logprobs"]
+        assert [token for _, token, _ in told] == reply.output_ids
+        layers = forward(oracle.model, reply.request.prompt_ids + reply.output_ids)
+        expected = engine_logprobs(layers, reply.request.prompt_ids, reply.output_ids, asked)
+        assert [logprob for logprob, _, _ in told] == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_cached_prefix_and_chunked_prefill(client: Client, oracle: Oracle) -> None:
+    """The second request finds most of its prompt in the cache, the marker too; both prompts exceed a chunk."""
+    shared = [*words(70, 60), OPEN_ID, *words(71, 90)]
+    first = client.generate(Request([*shared, *words(72, 5)], seed=1))
+    second = client.generate(Request([*shared, *words(73, 40)], seed=2))
+    third = client.generate(Request([*shared, *words(72, 5)], seed=3))  # all but the last token cached
+    closed = client.generate(Request([*shared, CLOSE_ID], seed=3))
+    assert first.meta["cached_tokens"] == 0
+    assert second.meta["cached_tokens"] >= 150
+    assert third.meta["cached_tokens"] >= 154
+    assert closed.meta["cached_tokens"] >= 150
+    assert check(oracle, first, second, third).num_active == 36
+    assert check(oracle, closed).num_active == 0
+
+
+def test_long_prompts_arriving_together(client: Client, oracle: Oracle) -> None:
+    """Chunks of one prompt run between other requests' steps."""
+    requests = [Request([*words(80 + i, 20 + 37 * i), OPEN_ID, *words(90 + i, i)], seed=i) for i in range(5)]
+    assert check(oracle, *client.together(requests)).num_active == 60
+
+
+def mixed_batch() -> list[Request]:
+    asked = [*PARAMETERS.values()][:12]
+    traced = [Request(thinking_prompt(200 + i, 10 + 3 * i), a, 10 + i, seed=i) for i, a in enumerate(asked)]
+    closed = [Request([OPEN_ID, *words(300, 9), CLOSE_ID], Asked(), 14, seed=3)]
+    greedy = [Request(thinking_prompt(301), Asked(temperature=0.0), 18, seed=None)]
+    off = [Request(thinking_prompt(302 + i), Asked(temperature=0.0), 15, seed=None, led=False) for i in range(2)]
+    return traced + closed + greedy + off
+
+
+def test_mixed_batch(client: Client, oracle: Oracle) -> None:
+    """Sixteen requests at once, all different, two of them without LED: each is decoded as it asked."""
+    replies = client.together(mixed_batch())
+    *traced, first_off, second_off = replies
+    assert check(oracle, *traced).num_explored > 20
+    for off in (first_off, second_off):
+        assert off.meta["led_params"] == {"method": "none"}
+        assert "led_think" not in off.meta
+        layers = forward(oracle.model, off.request.prompt_ids + off.output_ids)
+        start = len(off.request.prompt_ids) - 1
+        best = layers.final_logits[start : start + 15].argmax(-1).tolist()
+        assert off.output_ids == best
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_every_mutation_of_the_recomputation_is_caught(name: str, client: Client, oracle: Oracle) -> None:
+    reply = client.generate(Request(thinking_prompt(400), num_tokens=24, seed=9))
+    check(oracle, reply)
+    comparison = oracle.compare(reply, MUTATIONS[name])
+    assert len(comparison.faults) > 24, f"hardly noticed: {comparison.faults}"
+    numbers = [fault for fault in comparison.faults if "explore[" in fault or "entropy" in fault]
+    assert numbers, "noticed only by the way"
+    assert not oracle.compare(reply, Mutation()).faults
+
+
+def test_wrong_markers_and_lost_state_are_caught(client: Client, oracle: Oracle) -> None:
+    """The flags are compared, not only the numbers: a recomputation that forgets the prompt disagrees."""
+    prompt_ids = thinking_prompt(401)
+    reply = client.generate(Request(prompt_ids, num_tokens=4))
+    layers = forward(oracle.model, prompt_ids + reply.output_ids)
+    arguments = (layers, prompt_ids, reply.output_ids, reply.meta, Asked())
+    assert not compare(*arguments, MARKERS).faults
+    assert len(compare(*arguments, (CLOSE_ID, OPEN_ID)).faults) >= 4
+
+
+@pytest.fixture(scope="module")
+def crowded_client(qwen3_folder: Path, logs: Path) -> Iterator[Client]:
+    """No prefix cache, and room for about a third of what the requests below need: some are retracted and resumed."""
+    environment = {"SGLANG_INIT_NEW_TOKEN_RATIO": "0.05"}  # admit more than can be finished
+    arguments = ("--disable-radix-cache", "--max-total-tokens", "320", "--led-max-depth", "9")
+    with sharp_server(qwen3_folder, logs / "crowded.log", *arguments, environment=environment) as server:
+        yield Client(server.url)
+
+
+@pytest.mark.timeout(600)
+def test_retracted_requests_without_prefix_cache(crowded_client: Client, oracle: Oracle) -> None:
+    bias = {OPEN_ID: 12.0, CLOSE_ID: 12.0}  # some change their phase before they are retracted
+    asked = [Asked(), Asked(logit_bias=bias), Asked(depth=3, top_k=5), Asked(temperature=0.0)]
+    requests = [Request(thinking_prompt(500 + i, 12), asked[i % 4], num_tokens=64, seed=i) for i in range(12)]
+    replies = crowded_client.together(requests)
+    num_retractions = [reply.meta["num_retractions"] for reply in replies]
+    assert sum(num_retractions) > 0, "nothing was retracted"
+    assert all(reply.meta["cached_tokens"] == 0 or reply.meta["num_retractions"] for reply in replies)
+    assert check(oracle, *replies).num_steps == 12 * 64
+
+
+@pytest.fixture(scope="module")
+def two_rank_client(qwen3_folder: Path, logs: Path) -> Iterator[Client]:
+    environment = {"SGLANG_CPU_OMP_THREADS_BIND": "0,1|0,1"}
+    arguments = ("--tp", "2", "--led-max-depth", "12", "--max-total-tokens", "4096")
+    with sharp_server(qwen3_folder, logs / "two_ranks.log", *arguments, environment=environment) as server:
+        yield Client(server.url)
+
+
+@pytest.mark.timeout(600)
+def test_two_tensor_parallel_ranks(two_rank_client: Client, client: Client, oracle: Oracle) -> None:
+    """Half of the head on each rank, the second half padded: the same numbers, and the same tokens as on one rank."""
+    asked = [Asked(), Asked(latent_norm=True, top_k=16), Asked(temperature=0.0, depth=12), Asked(exploit=False)]
+    requests = [Request(thinking_prompt(600 + i, 12), a, num_tokens=10, seed=i) for i, a in enumerate(asked)]
+    requests.append(Request([OPEN_ID, *words(604, 6), CLOSE_ID], num_tokens=10, seed=11))
+    replies = two_rank_client.together(requests)
+    check(oracle, *replies)
+    alone = client.together(requests)
+    assert [reply.output_ids for reply in replies] == [reply.output_ids for reply in alone]

@@ -9,6 +9,7 @@ is printed unless they agree. The last line is one JSON object.
 
 import argparse
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,6 +156,7 @@ def main() -> None:
         setting = {
             name: getattr(args, name) for name in ("depth", "top_k", "vocab", "hidden", "explore_rate", "repeats")
         }
+        setting |= {"threads": torch.get_num_threads(), "load_average": os.getloadavg()[0]}
         with RESULTS.open("a") as results:
             results.write(json.dumps(result | setting | source) + "\n")
     print(json.dumps(result))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from led_sglang.integration.soft import SOFT_METHODS, keep_out_of_prefix_cache
 from led_sglang.ops.types import LedRows
 from led_sglang.params import STAMP_KEY, LedParams, StampedParams
 
@@ -98,6 +99,8 @@ def seat_request(req: Any, machine: Any) -> RowSeat:
     if wire is None:
         return RowSeat(None)
     request = StampedParams.from_wire(wire)
+    if request.params.method in SOFT_METHODS:
+        keep_out_of_prefix_cache(req)
     ids = list(req.origin_input_ids) + list(req.output_ids)
     state = machine.run(ids) if machine is not None else 0
     return RowSeat(request, state, len(ids))

@@ -10,6 +10,7 @@ from torch import Tensor
 from led_sglang.integration.capture import Capture, CaptureError
 from led_sglang.integration.head import build_head
 from led_sglang.integration.layers import captured_layers
+from led_sglang.integration.soft import SoftInputs, is_soft_enabled
 from led_sglang.ops.thinking import ThinkingMachine
 from led_sglang.ops.types import Head
 from led_sglang.params import ServerConfig, server_config
@@ -35,6 +36,7 @@ class Runtime:
             self.machine = ThinkingMachine(config.open_ids, config.close_ids, int(runner.model_config.vocab_size))
             self.tables = self.machine.tables(runner.device)
         self._allocate()
+        self.soft = SoftInputs(runner, config) if is_soft_enabled(config) else None
 
     def _allocate(self) -> None:
         if not self.capture.layers:

@@ -1,7 +1,7 @@
 """Our sampler over the user's: the engine samples every row as ever, LED rows inside their phase get LED's token."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,11 +31,12 @@ class StepContext:
     thinking: Tensor  # (R,) bool
     active: Tensor  # (R,) bool
     noise: Tensor  # (2, R)
+    positions: Tensor  # (R,) int64
     is_decided: bool = False
     is_applied: bool = False
     step: LedStep | None = None
     failed: bool = False
-    override: transforms.Override | None = None  # tokens of rows that another method forces
+    overrides: list[transforms.Override] = field(default_factory=list)  # tokens that another method forces
     plain_ids: Tensor | None = None  # (S,) tokens of the seeded rows, for where they are outside their phase
     plain_rows: Tensor | None = None  # (S,) their rows of the batch
     plain_active: Tensor | None = None  # (S,) bool: inside their phase after all
@@ -56,8 +57,9 @@ class StepContext:
         active = thinking | rows.phase_all if rows.any_phase_all else thinking
         if rows.is_led is not None:
             active = active & rows.is_led
-        noise = uniforms(rows.seed, rows.sample, rows.pick(positions[: len(led.seats)]).long())
-        return cls(current, rows, info, states, slots, thinking, active, noise)
+        row_positions = rows.pick(positions[: len(led.seats)]).long()
+        noise = uniforms(rows.seed, rows.sample, row_positions)
+        return cls(current, rows, info, states, slots, thinking, active, noise, row_positions)
 
     def decide(self, logits: Tensor) -> None:
         """Run the LED step on the engine's final logits (B, V), before the engine turns them into probabilities.
@@ -66,7 +68,8 @@ class StepContext:
         """
         self.is_decided = True
         for method, group in self.rows.groups.items():
-            self.override = transforms.HANDLERS[method](self, group, logits) or self.override
+            forced = transforms.HANDLERS[method](self, group, logits)
+            self.overrides += [forced] if forced is not None else []
         capture, head = self.runtime.capture, self.runtime.head
         if logits.device.type == "cpu" and not bool(self.active.any()):
             return
@@ -113,8 +116,7 @@ class StepContext:
             assert self.plain_rows is not None and self.plain_active is not None
             kept = token_ids[self.plain_rows]
             token_ids[self.plain_rows] = torch.where(self.plain_active, kept, self.plain_ids.to(kept.dtype))
-        if self.override is not None:
-            rows, forced, is_forced = self.override
+        for rows, forced, is_forced in self.overrides:
             token_ids[rows] = torch.where(is_forced, forced.to(token_ids.dtype), token_ids[rows])
         if self.step is None:
             return

@@ -59,7 +59,7 @@ def _refuse_uncapturable(config: ServerConfig, model_config: Any) -> None:
 
 
 def _model_class(architectures: list[str]) -> tuple[Any, str]:
-    """SGLang's class for the model. Its registry imports every model file, which takes seconds: one is enough mostly."""
+    """SGLang's class for the model. Its registry imports every model file, which takes seconds; one is enough."""
     import sglang.srt.models
 
     folder = Path(sglang.srt.models.__path__[0])

@@ -8,6 +8,10 @@ from torch import Tensor
 
 from led_sglang.integration.batch import MethodGroup
 from led_sglang.integration.layers import confident_layers, dola_layers
+from led_sglang.ops.confident import confident_logits
+from led_sglang.ops.dola import dola_logits
+from led_sglang.ops.noise import uniforms
+from led_sglang.ops.soft import cold_stop, soft_mixture
 
 if TYPE_CHECKING:
     from led_sglang.integration.sampler import StepContext
@@ -25,8 +29,6 @@ def _latents(context: "StepContext", layers: tuple[int, ...], batch_rows: Tensor
 
 def dola(context: "StepContext", group: MethodGroup, logits: Tensor) -> None:
     """DoLa (arXiv 2309.03883): contrast with the early layer that differs most, picked row by row."""
-    from led_sglang.ops.dola import dola_logits
-
     config, head = context.runtime.config, context.runtime.head
     assert head is not None
     low, high = dola_layers(config, "low"), dola_layers(config, "high")
@@ -42,8 +44,6 @@ def dola(context: "StepContext", group: MethodGroup, logits: Tensor) -> None:
 
 def confident(context: "StepContext", group: MethodGroup, logits: Tensor) -> None:
     """Confident Decoding (arXiv 2606.21906): the logits of the first entropy valley behind the final layer."""
-    from led_sglang.ops.confident import confident_logits
-
     head = context.runtime.head
     assert head is not None
     latents = _latents(context, confident_layers(context.runtime.config), group.batch_rows)
@@ -51,7 +51,49 @@ def confident(context: "StepContext", group: MethodGroup, logits: Tensor) -> Non
     logits[group.batch_rows] = chosen.to(logits.dtype)
 
 
+def soft(context: "StepContext", group: MethodGroup, logits: Tensor) -> Override:
+    """Soft Thinking (arXiv 2505.15778), with Gumbel noise (2508.03440) where asked: the heaviest token is reported."""
+    inputs = context.runtime.soft
+    assert inputs is not None
+    rows, slots, thinking = group.rows, context.slots[group.rows], context.thinking[group.rows]
+    is_gumbel = group.params[0].method == "soft_thinking_gumbel"
+    max_k = max(p.max_topk for p in group.params)
+    temperatures = group.column("gumbel_temperature", torch.float32) if is_gumbel else torch.zeros(len(rows))
+    step = soft_mixture(
+        logits[group.batch_rows],
+        context.rows.params.temperature[rows],
+        context.rows.params.greedy[rows],
+        group.column("max_topk", torch.int64),
+        temperatures.to(logits.device),
+        _gumbel_noise(context, rows, max_k) if is_gumbel else None,
+        max_k,
+    )
+    is_decode = context.runtime.forward_batch.forward_mode.is_decode()
+    count = inputs.num_low_entropy[slots] if is_decode else torch.zeros_like(slots)
+    count, stop = cold_stop(
+        step.entropy,
+        count,
+        group.column("early_stop_entropy", torch.float32),
+        group.column("early_stop_length", torch.int64),
+    )
+    forced = torch.where(stop, inputs.close_id, step.ids[:, 0])
+    is_forced = thinking & step.ok
+    inputs.write(slots, step.ids, step.weights, is_forced & (forced != inputs.close_id), count)
+    return group.batch_rows, forced, is_forced
+
+
+def _gumbel_noise(context: "StepContext", rows: Tensor, num_columns: int) -> Tensor:
+    """Streams of their own: the first two are LED's coin and token."""
+    device_rows = context.rows
+    streams = uniforms(
+        device_rows.seed[rows], device_rows.sample[rows], context.positions[rows], num_streams=2 + num_columns
+    )
+    return streams[2:].T
+
+
 HANDLERS: dict[str, Callable[["StepContext", MethodGroup, Tensor], Override | None]] = {
     "dola": dola,
     "confident": confident,
+    "soft_thinking": soft,
+    "soft_thinking_gumbel": soft,
 }

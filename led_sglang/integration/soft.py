@@ -1,0 +1,106 @@
+"""Soft Thinking's part of the engine: the next input of a thinking row is a mixture of token embeddings.
+
+What was chosen stays on the device, by request slot. The embedding lookup mixes for soft rows and is the engine's own
+lookup for all others. Not for CUDA graphs: in a replay no Python runs, so enabling a soft method there is refused.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from led_sglang.integration.capture import CaptureError
+from led_sglang.params import MAX_SOFT_TOP_K, ServerConfig
+
+SOFT_METHODS = ("soft_thinking", "soft_thinking_gumbel")
+
+
+def is_soft_enabled(config: ServerConfig) -> bool:
+    return any(method in config.methods for method in SOFT_METHODS)
+
+
+class SoftInputs:
+    """Per request slot: candidates, weights, whether the next input is a mixture. Made where a soft method is enabled.
+
+    Raises CaptureError where CUDA graphs are on or the close marker has several tokens.
+    """
+
+    def __init__(self, runner: Any, config: ServerConfig) -> None:
+        slots = runner.req_to_token_pool.req_to_token.shape[0] + 1
+        device = torch.device(runner.device)
+        _refuse(runner, config, device)
+        self.close_id = config.close_ids[0]
+        self.ids = torch.zeros(slots, MAX_SOFT_TOP_K, dtype=torch.int64, device=device)
+        self.weights = torch.zeros(slots, MAX_SOFT_TOP_K, dtype=torch.float32, device=device)
+        self.is_soft = torch.zeros(slots, dtype=torch.bool, device=device)
+        self.num_low_entropy = torch.zeros(slots, dtype=torch.int64, device=device)
+        self._batch: Any = None
+        self._install(runner.model)
+
+    def write(self, slots: Tensor, ids: Tensor, weights: Tensor, is_soft: Tensor, num_low_entropy: Tensor) -> None:
+        """Remember a step of soft rows: (n,), (n, K), (n, K), (n,), (n,)."""
+        width = ids.shape[1]
+        self.ids[slots, :width] = ids
+        self.weights[slots] = 0.0
+        self.weights[slots, :width] = weights
+        self.is_soft[slots] = is_soft
+        self.num_low_entropy[slots] = num_low_entropy
+
+    def _install(self, model: Any) -> None:
+        embed: nn.Module = model.model.embed_tokens
+        look_up, run = embed.forward, model.forward
+
+        def forward(input_ids: Tensor, positions: Tensor, forward_batch: Any, *args: Any, **kwargs: Any) -> Any:
+            self._batch = forward_batch
+            try:
+                return run(input_ids, positions, forward_batch, *args, **kwargs)
+            finally:
+                self._batch = None
+
+        def embed_or_mix(input_ids: Tensor) -> Tensor:
+            plain: Tensor = look_up(input_ids)
+            return self._mix(plain, look_up)
+
+        setattr(model, "forward", forward)  # noqa: B010, a module's attributes are typed as tensors
+        setattr(embed, "forward", embed_or_mix)  # noqa: B010
+
+    def _mix(self, plain: Tensor, look_up: Any) -> Tensor:
+        rows = self._soft_rows()
+        if rows is None:
+            return plain
+        slots = self._batch.req_pool_indices[rows]
+        ids, weights = self.ids[slots], self.weights[slots]  # (n, K)
+        embeddings = look_up(ids.flatten()).view(*ids.shape, -1)  # (n, K, H)
+        mixed = (weights[..., None] * embeddings.float()).sum(1).to(plain.dtype)
+        is_soft = self.is_soft[slots][:, None]
+        return plain.index_copy(0, rows, torch.where(is_soft, mixed, plain[rows]))
+
+    def _soft_rows(self) -> Tensor | None:
+        batch = self._batch
+        if batch is None or not batch.forward_mode.is_decode():
+            return None
+        led = getattr(batch.sampling_info, "led", None)
+        if led is None:
+            return None
+        groups = led.device_rows(batch.sampling_info).groups
+        rows = [groups[method].batch_rows for method in SOFT_METHODS if method in groups]
+        return torch.cat(rows) if rows else None
+
+
+def keep_out_of_prefix_cache(req: Any) -> None:
+    """Keys and values of soft steps do not belong to the reported tokens: nobody may reuse them."""
+    req.skip_radix_cache_insert = True
+
+
+def _refuse(runner: Any, config: ServerConfig, device: torch.device) -> None:
+    if device.type == "cuda" and not runner.server_args.disable_cuda_graph:
+        raise CaptureError(
+            "soft_thinking needs --disable-cuda-graph: in a graph replay the lookup cannot mix embeddings"
+        )
+    if len(config.close_ids) != 1:
+        raise CaptureError(
+            f"soft_thinking closes the thinking phase with one token, this model's marker {config.think_close!r} has "
+            f"{len(config.close_ids)}"
+        )
+    if not hasattr(getattr(runner.model, "model", None), "embed_tokens"):
+        raise CaptureError(f"soft_thinking finds no model.embed_tokens in {type(runner.model).__name__}")

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from led_sglang.integration import info
+from led_sglang.integration import info, inspector, metrics
 from led_sglang.params import LedParamError, check_custom_params, parse_request, server_config
 
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
@@ -124,6 +124,8 @@ def _replay(messages: list[Message], receive: Receive) -> Receive:
 def attach(app: FastAPI) -> None:
     """Add our routes and middleware to SGLang's app; before it starts serving."""
     app.add_middleware(LedRequests)
+    inspector.attach(app)
+    metrics.attach()
 
     @app.get("/led/info")
     async def led_info() -> JSONResponse:

@@ -1,10 +1,13 @@
 """What a step tells about its rows, on its way from the device to the request's `meta_info`."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from led_sglang.params import LedParams
 
 if TYPE_CHECKING:
     from led_sglang.integration.batch import LedBatch
@@ -14,7 +17,12 @@ RECORD_KEY = "__led_step"  # of LogitsProcessorOutput.customized_info, scheduler
 WIRE_KEY = "__led"  # of a request's customized_info: one entry per generated token
 
 THINKING, EXPLORED, ACTIVE, FALLBACK = 1, 2, 4, 8  # bits of an entry's flags
-DEPTH_SHIFT = 4
+DETAIL_SHIFT, DETAIL_MASK = 4, 15  # then the confidence's bucket, or why the step fell back
+DEPTH_SHIFT = 8  # then the depth
+STEP_FAILED, NOT_FINITE = 0, 1  # why: our code raised, or the row's numbers were not finite
+FALLBACK_REASONS = ("step_failed", "not_finite")
+CONFIDENCE_BOUNDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
+NUM_TRACE_VALUES = 7
 
 
 def to_host(tensor: Tensor) -> Tensor:
@@ -35,6 +43,7 @@ class StepRecord:
         self._trace: tuple[Tensor, ...] | None = None
         self._lists: list[list[Any]] | None = None
         self._trace_lists: list[list[Any]] | None = None
+        self._depth_entropy: Tensor | None = None
         self.has_failed = False
 
     @classmethod
@@ -48,7 +57,7 @@ class StepRecord:
         if step is None:
             record.has_failed = context.failed
             return record
-        record._tensors += (to_host(step.explored), to_host(step.ok), to_host(step.depth))
+        record._tensors += tuple(to_host(column) for column in (step.explored, step.ok, step.depth, step.confidence))
         if context.rows.params.any_full:
             record._trace = tuple(
                 to_host(tensor)
@@ -61,6 +70,7 @@ class StepRecord:
                     step.explore_probs,
                 )
             )
+            record._depth_entropy = None if step.depth_entropy is None else to_host(step.depth_entropy)
         return record
 
     def entry(self, row: int) -> int | tuple[Any, ...] | None:
@@ -78,25 +88,28 @@ class StepRecord:
         flags = self._flags([values[position] for values in self._lists])
         if not request.params.trace:
             return flags
-        return (flags, *self._trace_of(position, request.params.top_k, flags))
+        return (flags, *self._trace_of(position, request.params, flags))
 
     def _flags(self, values: Sequence[Any]) -> int:
         flags = (THINKING if values[0] else 0) | (ACTIVE if values[1] else 0)
         if len(values) == 2:
             return flags | (FALLBACK if values[1] and self.has_failed else 0)
         if values[1] and not values[3]:
-            return flags | FALLBACK
+            return flags | FALLBACK | NOT_FINITE << DETAIL_SHIFT
         if values[1]:
-            flags |= (EXPLORED if values[2] else 0) | (int(values[4]) << DEPTH_SHIFT)
+            bucket = bisect_left(CONFIDENCE_BOUNDS, values[5])
+            flags |= (EXPLORED if values[2] else 0) | bucket << DETAIL_SHIFT | int(values[4]) << DEPTH_SHIFT
         return flags
 
-    def _trace_of(self, position: int, top_k: int, flags: int) -> tuple[Any, ...]:
+    def _trace_of(self, position: int, params: LedParams, flags: int) -> tuple[Any, ...]:
         if self._trace is None or not flags & ACTIVE or flags & FALLBACK:
-            return (None,) * 6
+            return (None,) * NUM_TRACE_VALUES
         if self._trace_lists is None:
             self._trace_lists = [tensor.tolist() for tensor in self._trace]
         confidence, entropy, logprob, candidates, exploit, explore = (v[position] for v in self._trace_lists)
-        return confidence, entropy, logprob, candidates[:top_k], exploit[:top_k], explore[:top_k]
+        k = params.top_k
+        depths = None if self._depth_entropy is None else self._depth_entropy[position, : params.depth].tolist()
+        return confidence, entropy, logprob, candidates[:k], exploit[:k], explore[:k], depths
 
 
 def collect(original: Any, self: Any, i: int, req: Any, logits_output: Any) -> None:

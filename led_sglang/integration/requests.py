@@ -9,7 +9,18 @@ from typing import Any
 
 from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
 
-from led_sglang.integration.records import ACTIVE, DEPTH_SHIFT, EXPLORED, FALLBACK, THINKING, WIRE_KEY
+from led_sglang.integration.records import (
+    ACTIVE,
+    DEPTH_SHIFT,
+    DETAIL_MASK,
+    DETAIL_SHIFT,
+    EXPLORED,
+    FALLBACK,
+    FALLBACK_REASONS,
+    NUM_TRACE_VALUES,
+    THINKING,
+    WIRE_KEY,
+)
 from led_sglang.params import (
     STAMP_KEY,
     LedParamError,
@@ -31,6 +42,7 @@ TRACE_KEYS = (
     "led_candidates",
     "led_exploit",
     "led_explore",
+    "led_depth_entropy",
 )
 
 
@@ -95,11 +107,19 @@ class Counters:
         self.num_fallbacks = 0
         self.depths: Counter[int] = Counter()
         self.requests: Counter[str] = Counter()
+        self.rows: Counter[str] = Counter()  # generated tokens by method
+        self.confidences: Counter[int] = Counter()  # by bucket of records.CONFIDENCE_BOUNDS
+        self.reasons: Counter[str] = Counter()  # of fallbacks
 
     def add(self, flags: int) -> None:
         self.num_tokens += bool(flags & ACTIVE)
         self.num_thinking += bool(flags & THINKING)
-        self.num_fallbacks += bool(flags & FALLBACK)
+        detail = flags >> DETAIL_SHIFT & DETAIL_MASK
+        if flags & FALLBACK:
+            self.num_fallbacks += 1
+            self.reasons[FALLBACK_REASONS[detail]] += 1
+        elif flags & ACTIVE:
+            self.confidences[detail] += 1
         if flags & EXPLORED:
             self.num_explored += 1
             self.depths[flags >> DEPTH_SHIFT] += 1
@@ -128,12 +148,13 @@ class RequestView:
 
     def add(self, entries: list[Any]) -> None:
         """Count the entries of newly generated tokens: int flags, or a tuple of flags and trace values."""
+        COUNTERS.rows[self.params.method] += len(entries)
         for entry in entries:
             flags, *values = (entry,) if isinstance(entry, int) else entry
             self.counters.add(flags)
             COUNTERS.add(flags)
             if self.params.trace:
-                self._trace(flags, values or [None] * 6)
+                self._trace(flags, values or [None] * NUM_TRACE_VALUES)
 
     def _trace(self, flags: int, values: list[Any]) -> None:
         is_active = bool(flags & ACTIVE) and not flags & FALLBACK

@@ -177,7 +177,8 @@ async def _sample(manager: Any, prompt: Prompt, ask: Ask, ids: list[int], i: int
     sampling = {**ask.sampling, "sampling_seed": ask.seed + i, "custom_params": {"led": ask.led}}
     rid = f"led-{secrets.token_hex(12)}"
     request = GenerateReqInput(input_ids=list(ids), sampling_params=sampling, stream=True, rid=rid)
-    pieces, seen, answer = Pieces(prompt.tokenizer), [], None
+    pieces, answer = Pieces(prompt.tokenizer), None
+    seen: list[int] = []
     try:
         async with aclosing(manager.generate_request(request)) as answers:
             async for answer in answers:

@@ -38,7 +38,7 @@ class StepRecord:
 
     def __init__(self, led: "LedBatch") -> None:
         self._led = led
-        self._position = {row: i for i, row in enumerate(led.led_rows)}
+        self._position = {row: i for i, row in enumerate(led.our_rows)}
         self._tensors: tuple[Tensor, ...] | None = None
         self._trace: tuple[Tensor, ...] | None = None
         self._lists: list[list[Any]] | None = None
@@ -50,7 +50,7 @@ class StepRecord:
     def of(cls, led: "LedBatch", context: "StepContext | None") -> "StepRecord":
         record = cls(led)
         if context is None:
-            record.has_failed = bool(led.led_rows)
+            record.has_failed = bool(led.our_rows)
             return record
         step = context.step
         record._tensors = (to_host(context.thinking), to_host(context.active))

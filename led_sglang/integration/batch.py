@@ -141,6 +141,11 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
         any_full=any(p.trace for p in led),
         any_norm=any_norm,
         all_norm=any_norm and all(p.latent_norm for p in led),
+        any_min_p=any(p.min_p > 0 for p in led),
+        mixed_top_k=len({p.top_k for p in led}) > 1,
+        mixed_depth=len({p.depth for p in led}) > 1,
+        any_greedy=info.is_any_greedy,
+        any_normalize=any(p.normalize_layers for p in led),
     )
     return DeviceRows(
         index=index,

@@ -4,8 +4,14 @@ The mixer is that of splitmix64 in wrapping int64 arithmetic. It never touches t
 keeps it apart from any other hash of (seed, position) in the engine.
 """
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
+
+Signed = np.ndarray[Any, np.dtype[np.int64]]
+Bits = np.ndarray[Any, np.dtype[np.uint64]]
 
 SALT = 0x4C61746E745F4C44
 STEP = -0x61C8864680B583EB  # 2^64 / golden ratio, as int64
@@ -24,10 +30,44 @@ def mix(state: Tensor) -> Tensor:
 
 
 def uniforms(seed: Tensor, sample: Tensor, position: Tensor, num_streams: int = 2) -> Tensor:
-    """(R,) int64 each -> (num_streams, R) float64 in [0, 1): 53 random bits. Nothing is modified; graph-safe."""
+    """(R,) int64 each -> (num_streams, R) float64 in [0, 1): 53 random bits. Nothing is modified; graph-safe.
+
+    On the CPU by numpy: the same bits, at a fifth of the cost of as many small torch calls.
+    """
+    if seed.device.type == "cpu":
+        return torch.from_numpy(_numpy_uniforms(seed.numpy(), sample.numpy(), position.numpy(), num_streams))
+    return torch_uniforms(seed, sample, position, num_streams)
+
+
+def torch_uniforms(seed: Tensor, sample: Tensor, position: Tensor, num_streams: int) -> Tensor:
+    """`uniforms` in torch, for every device."""
     counter = (sample << SAMPLE_SHIFT).add_(position)
     # Seed and counter enter with unrelated odd factors, so that neighbours in one never meet neighbours in the other.
     keyed = mix((seed * SEED_FACTOR).add_(counter.mul_(COUNTER_FACTOR)).add_(SALT))
     streams = torch.arange(1, num_streams + 1, device=seed.device)[:, None] * STEP  # (num_streams, 1)
     bits = mix(keyed + streams)  # (num_streams, R)
     return (bits >> 11).bitwise_and_((1 << 53) - 1).to(torch.float64).mul_(2.0**-53)
+
+
+def _word(value: int) -> Bits:
+    """A 64-bit word as a 1-element array: scalars would be boxed, and would warn where they wrap."""
+    return np.array([value % 2**64], dtype=np.uint64)
+
+
+_SALT, _STEP, _SEED_FACTOR, _COUNTER_FACTOR = map(_word, (SALT, STEP, SEED_FACTOR, COUNTER_FACTOR))
+_ROUNDS = ((_word(30), _word(FIRST_FACTOR)), (_word(27), _word(SECOND_FACTOR)))
+_LAST_SHIFT, _MANTISSA_SHIFT = _word(31), _word(11)
+
+
+def _numpy_mix(state: Bits) -> Bits:
+    for shift, factor in _ROUNDS:
+        state = (state ^ (state >> shift)) * factor
+    return state ^ (state >> _LAST_SHIFT)
+
+
+def _numpy_uniforms(seed: Signed, sample: Signed, position: Signed, num_streams: int) -> np.ndarray[Any, Any]:
+    counter = ((sample << SAMPLE_SHIFT) + position).view(np.uint64)
+    keyed = _numpy_mix(seed.view(np.uint64) * _SEED_FACTOR + counter * _COUNTER_FACTOR + _SALT)
+    streams = np.arange(1, num_streams + 1, dtype=np.uint64)[:, None] * _STEP  # (num_streams, 1)
+    uniform: np.ndarray[Any, Any] = (_numpy_mix(keyed + streams) >> _MANTISSA_SHIFT) * 2.0**-53  # (num_streams, R)
+    return uniform

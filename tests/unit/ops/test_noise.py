@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from led_sglang.ops import uniforms
+from led_sglang.ops.noise import torch_uniforms
 
 N = 1 << 16
 KNOWN = [[3503615138528398, 6756830087484042], [6561959904529535, 2209300720287280]]  # 53 random bits each
@@ -105,3 +106,11 @@ def test_inputs_and_the_global_generator_stay_untouched():
     before = torch.get_rng_state()
     uniforms(*inputs)
     assert torch.equal(torch.get_rng_state(), before) and [t.item() for t in inputs] == [1, 2, 3]
+
+
+def test_numpy_and_torch_draw_the_same_bits() -> None:
+    generator = torch.Generator().manual_seed(3)
+    seed = torch.randint(-(2**63), 2**63 - 1, (257,), generator=generator)
+    sample = torch.randint(0, 64, (257,), generator=generator)
+    position = torch.randint(0, 1 << 20, (257,), generator=generator)
+    assert torch.equal(uniforms(seed, sample, position, 5), torch_uniforms(seed, sample, position, 5))

@@ -1,5 +1,6 @@
 """Which LED request sits in which row of a batch. Host data; device tensors are made once per batch composition."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -34,10 +35,17 @@ class MethodGroup:
     rows: Tensor  # (n,) int64, positions among our R rows
     batch_rows: Tensor  # (n,) int64, positions in the batch
     params: tuple[LedParams, ...]
+    _cache: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def tensor(self, name: str, values: Callable[[], list[Any]], dtype: torch.dtype) -> Tensor:
+        """Host data as a device tensor, made once per batch composition."""
+        if name not in self._cache:
+            self._cache[name] = torch.tensor(values(), dtype=dtype, device=self.rows.device)
+        return self._cache[name]
 
     def column(self, key: str, dtype: torch.dtype) -> Tensor:
         """One parameter of every row: (n,)."""
-        return torch.tensor([getattr(p, key) for p in self.params], dtype=dtype, device=self.rows.device)
+        return self.tensor(key, lambda: [getattr(p, key) for p in self.params], dtype)
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 Override = tuple[Tensor, Tensor, Tensor]  # batch rows (n,), token ids (n,), bool (n,): really forced
 
 
-def _latents(context: "StepContext", layers: tuple[int, ...], batch_rows: Tensor) -> Tensor:
-    """The captured states of `layers` for some rows of the batch: (len(layers), n, H)."""
+def _latents(context: "StepContext", layers: tuple[int, ...], group: MethodGroup) -> Tensor:
+    """The captured states of `layers` for the group's rows: (len(layers), n, H)."""
     capture = context.runtime.capture
     assert capture.buffer is not None
-    picked = torch.tensor([capture.layers.index(layer) for layer in layers], device=batch_rows.device)
-    return capture.buffer[picked[:, None], batch_rows[None, :]]
+    picked = group.tensor("picked", lambda: [capture.layers.index(layer) for layer in layers], torch.int64)
+    return capture.buffer[picked[:, None], group.batch_rows[None, :]]
 
 
 def dola(context: "StepContext", group: MethodGroup, logits: Tensor) -> None:
@@ -33,9 +33,12 @@ def dola(context: "StepContext", group: MethodGroup, logits: Tensor) -> None:
     assert head is not None
     low, high = dola_layers(config, "low"), dola_layers(config, "high")
     layers = tuple(dict.fromkeys((*low, *high)))
-    wanted = [[layer in (low if p.layers == "low" else high) for layer in layers] for p in group.params]
-    candidates = torch.tensor(wanted, device=logits.device)  # (n, E)
-    early = _latents(context, layers, group.batch_rows)
+    candidates = group.tensor(
+        "candidates",
+        lambda: [[layer in (low if p.layers == "low" else high) for layer in layers] for p in group.params],
+        torch.bool,
+    )  # (n, E)
+    early = _latents(context, layers, group)
     contrast, _ = dola_logits(
         logits[group.batch_rows], early, candidates, group.column("relative_top", torch.float32), head
     )
@@ -46,7 +49,7 @@ def confident(context: "StepContext", group: MethodGroup, logits: Tensor) -> Non
     """Confident Decoding (arXiv 2606.21906): the logits of the first entropy valley behind the final layer."""
     head = context.runtime.head
     assert head is not None
-    latents = _latents(context, confident_layers(context.runtime.config), group.batch_rows)
+    latents = _latents(context, confident_layers(context.runtime.config), group)
     chosen, _ = confident_logits(logits[group.batch_rows], latents, group.column("num_layers", torch.int64), head)
     logits[group.batch_rows] = chosen.to(logits.dtype)
 

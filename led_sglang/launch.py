@@ -18,6 +18,7 @@ from led_sglang.params import METHODS, PHASES, LedParamError, ServerConfig, expo
 
 EMBEDDED_NAME = "led-embedded"
 EMBEDDED_DEPTH = 12
+SETTINGS_PREFIX = "led-sglang-settings-"
 BACKENDS = ("auto", "reference", "eager", "fused", "triton")
 
 
@@ -155,6 +156,7 @@ def _serve(options: argparse.Namespace, rest: list[str], default_depth: int | No
     from sglang.srt.server_args import prepare_server_args
 
     server_args = prepare_server_args(rest)
+    _remove_settings(rest)
     if options.led == "disabled":
         return 0 if options.check else _run(server_args, with_led=False)
     if hasattr(server_args, "resolve_once"):
@@ -257,10 +259,17 @@ def _set_defaults(parser: argparse.ArgumentParser, ours: dict[str, Any]) -> None
         parser.set_defaults(**{action.dest: _methods(value) if action.type is _methods else value})
 
 
+def _remove_settings(rest: list[str]) -> None:
+    """SGLang has read the file that `_config_for_sglang` wrote."""
+    path = _config_path(rest)
+    if path is not None and Path(path).name.startswith(SETTINGS_PREFIX):
+        Path(path).unlink(missing_ok=True)
+
+
 def _config_for_sglang(settings: dict[str, Any]) -> list[str]:
     if not settings:
         return []
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="led-", delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix=SETTINGS_PREFIX, delete=False) as file:
         yaml.safe_dump(settings, file)
     return ["--config", file.name]
 

@@ -206,9 +206,10 @@ def respond(original: Any, self: Any, obj: Any, request: Any = None) -> AsyncIte
 async def _with_led(answers: Any, state: Any) -> AsyncIterator[Any]:
     async with aclosing(answers):
         async for answer in answers:
-            view: RequestView | None = getattr(state, "led_view", None)
-            if view is not None and isinstance(answer, dict) and "meta_info" in answer:
-                answer["meta_info"].update(view.public())
+            if isinstance(answer, dict) and "meta_info" in answer:
+                view = _view(state)  # made here for a request that was given no token (max_new_tokens 0, an abort)
+                if view is not None:
+                    answer["meta_info"].update(view.public())
             yield answer
 
 

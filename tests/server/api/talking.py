@@ -1,0 +1,141 @@
+"""Short ways to ask the served embedded model, and what an answer must hold."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+MODEL = "led-embedded"
+QUESTION = "What is 17 + 5 * 3?"
+CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
+ENDPOINTS = (CHAT, COMPLETIONS, GENERATE)
+
+DEFAULTS = {
+    "method": "led",
+    "depth": 8,
+    "top_k": 8,
+    "phase": "think",
+    "exploit": True,
+    "latent_norm": False,
+    "normalize_layers": False,
+    "latent_offset": 0,
+    "min_p": 0.0,
+    "trace": False,
+}
+TRACE_KEYS = (
+    "led_think",
+    "led_explored",
+    "led_depth",
+    "led_confidence",
+    "led_entropy",
+    "led_logprob",
+    "led_candidates",
+    "led_exploit",
+    "led_explore",
+)
+
+
+def messages(text: str = QUESTION) -> list[Any]:
+    return [{"role": "user", "content": text}]
+
+
+def thinking_prompt(text: str = QUESTION) -> str:
+    """What the chat template makes of a question: the thinking phase is open at its end."""
+    return f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n<think>\n"
+
+
+def body(path: str, led: object = None, max_tokens: int = 8, **more: Any) -> dict[str, Any]:
+    """A request for any of the three endpoints; `more` goes to the top level."""
+    custom = {} if led is None else {"custom_params": {"led": led}}
+    if path == GENERATE:
+        sampling = {"temperature": 0.6, "max_new_tokens": max_tokens, **custom}
+        return {"text": thinking_prompt(), "sampling_params": sampling, **more}
+    prompt = {"messages": messages()} if path == CHAT else {"prompt": thinking_prompt()}
+    return {"model": MODEL, **prompt, "temperature": 0.6, "max_tokens": max_tokens, **custom, **more}
+
+
+def generate(
+    http: httpx.Client, led: object = None, text: str | None = None, sampling: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
+    request = body(GENERATE, led, 64, **more)
+    if text is not None:
+        request["text"] = text
+    request["sampling_params"].update(sampling or {})
+    answer = http.post(GENERATE, json=request)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """The JSON documents of a server-sent event stream."""
+    for line in lines:
+        if line.startswith("data: ") and line != "data: [DONE]":
+            yield json.loads(line.removeprefix("data: "))
+
+
+def message_of(answer: httpx.Response) -> str:
+    """The words of an error, wherever the endpoint puts them."""
+    document = answer.json()
+    return str(document.get("message") or document["error"]["message"])
+
+
+def check_trace(meta: dict[str, Any]) -> None:
+    """One entry per generated token, probabilities that are some, and sums that equal `led_stats`."""
+    num_tokens, params = meta["completion_tokens"], meta["led_params"]
+    assert {key: len(meta[key]) for key in TRACE_KEYS} == dict.fromkeys(TRACE_KEYS, num_tokens)
+    for values in zip(*(meta[key] for key in TRACE_KEYS), strict=True):
+        row = dict(zip(TRACE_KEYS, values, strict=True))
+        if row["led_depth"] is None:  # the engine's own token
+            assert not row["led_explored"]
+            assert all(row[key] is None for key in TRACE_KEYS[3:])
+            continue
+        assert 1 <= row["led_depth"] <= params["depth"]
+        assert 0 < row["led_confidence"] <= 1
+        assert row["led_entropy"] >= 0
+        assert row["led_logprob"] <= 0
+        for key in ("led_candidates", "led_exploit", "led_explore"):
+            assert len(row[key]) == params["top_k"]
+        for key in ("led_exploit", "led_explore"):
+            assert abs(sum(row[key]) - 1) < 1e-4
+    assert meta["led_stats"] == sums(meta)
+
+
+def sums(meta: dict[str, Any]) -> dict[str, Any]:
+    """`led_stats` worked out from a trace."""
+    explored = [
+        depth for depth, is_explored in zip(meta["led_depth"], meta["led_explored"], strict=True) if is_explored
+    ]
+    return {
+        "led_tokens": sum(depth is not None for depth in meta["led_depth"]),
+        "thinking_tokens": sum(meta["led_think"]),
+        "explored_tokens": len(explored),
+        "mean_depth": sum(explored) / len(explored) if explored else None,
+        "fallbacks": 0,
+    }
+
+
+def counters(http: httpx.Client) -> dict[str, Any]:
+    found: dict[str, Any] = http.get("/led/info").json()["counters"]
+    return found
+
+
+def growth(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """How much every counter grew; histograms without the bins that did not."""
+    grown: dict[str, Any] = {}
+    for key, value in after.items():
+        if isinstance(value, dict):
+            grown[key] = dict(Counter(value) - Counter(before.get(key, {})))
+        else:
+            grown[key] = value - before.get(key, 0)
+    return grown
+
+
+def wait_idle(http: httpx.Client, limit_s: float = 60.0) -> None:
+    """Until no request runs or waits: only then does SGLang flush its cache, after checking its pools for leaks."""
+    deadline = time.monotonic() + limit_s
+    while (answer := http.post("/flush_cache")).status_code != 200:
+        assert time.monotonic() < deadline, f"still busy after {limit_s} s: {answer.text}"
+        time.sleep(0.1)

@@ -79,6 +79,7 @@ def make_rows(args: argparse.Namespace) -> LedRows:
         mixed_depth=False,
         any_greedy=False,
         any_normalize=False,
+        any_offset=False,
     )
 
 

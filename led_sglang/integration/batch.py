@@ -154,6 +154,7 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
         mixed_depth=len({p.depth for p in led}) > 1,
         any_greedy=info.is_any_greedy,
         any_normalize=any(p.normalize_layers for p in led),
+        any_offset=any(p.latent_offset for p in led),
     )
     return DeviceRows(
         index=index,

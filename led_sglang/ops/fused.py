@@ -200,8 +200,8 @@ def explore_branch(
 
 def pick_latents(latents: Tensor, head: Head, rows: LedRows, index: Tensor | None, num_layers: int) -> Tensor:
     """(D, R, H) -> (J, N, H): the layers h^{L-1}, h^{L-2}, ... of each row, one earlier where `latent_offset` is 1."""
-    if latents.shape[0] == num_layers:
-        hidden = latents if index is None else latents.index_select(1, index)
+    if not rows.any_offset:  # D alone does not tell: a row of full depth may sit beside one with an offset
+        hidden = latents[:num_layers] if index is None else latents[:num_layers].index_select(1, index)
     else:
         row_ids = torch.arange(latents.shape[1], device=latents.device) if index is None else index
         layer_ids = torch.arange(num_layers, device=latents.device)[:, None] + rows.latent_offset[row_ids]

@@ -52,6 +52,7 @@ class LedRows:
     mixed_depth: bool = True  # host-known: False promises that every `depth` equals `max_depth`
     any_greedy: bool = True  # host-known: False promises that no row is `greedy`
     any_normalize: bool = True  # host-known: False promises that no row has `normalize_layers`
+    any_offset: bool = True  # host-known: False promises that every `latent_offset` is 0
 
 
 @dataclass(frozen=True)

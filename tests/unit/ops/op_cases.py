@@ -51,6 +51,7 @@ def make_rows(num_rows: int, depth: int = 4, top_k: int = 8, **changes: Any) -> 
     hosts["mixed_depth"] = bool((tensors["depth"] != hosts["max_depth"]).any())
     hosts["any_greedy"] = bool(tensors["greedy"].any())
     hosts["any_normalize"] = bool(tensors["normalize_layers"].any())
+    hosts["any_offset"] = bool(tensors["latent_offset"].any())
     return LedRows(**tensors, **hosts | {k: v for k, v in changes.items() if k not in known})
 
 

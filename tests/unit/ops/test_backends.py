@@ -109,8 +109,16 @@ def test_every_row_its_own_parameters(backend, seed):
 
 
 @others
+def test_an_offset_beside_a_row_of_full_depth(backend):
+    """As many layers as the deepest row needs: the other row's offset must not be forgotten."""
+    check(make_case(2, depth=torch.tensor([8, 7]), latent_offset=torch.tensor([0, 1]), layers=7, explore=True), backend)
+
+
+@others
 def test_promises_only_save_work(backend):
-    careful = dict.fromkeys(("any_min_p", "mixed_top_k", "mixed_depth", "any_greedy", "any_normalize"), True)
+    careful = dict.fromkeys(
+        ("any_min_p", "mixed_top_k", "mixed_depth", "any_greedy", "any_normalize", "any_offset"), True
+    )
     case = make_case()
     for field in fields(LedStep):
         a, b = getattr(case.run(backend), field.name), getattr(case.with_rows(**careful).run(backend), field.name)

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import Any, Literal, cast, get_args
 
 NAME = "custom_params.led."
@@ -89,8 +90,11 @@ def export_config(config: ServerConfig) -> None:
 def server_config() -> ServerConfig | None:
     """The exported configuration; None where `led_sglang.launch` did not switch LED on (the plugin stays inert)."""
     text = os.environ.get(ENV_CONFIG)
-    if not text:
-        return None
+    return _parse_config(text) if text else None
+
+
+@lru_cache(maxsize=4)
+def _parse_config(text: str) -> ServerConfig:
     values = json.loads(text)
     for key in ("open_ids", "close_ids", "methods"):
         values[key] = tuple(values[key])

@@ -86,6 +86,7 @@ Led.parting = function (samples) {
   const distinct = (values) => new Set(values).size;
   const paths = distinct(samples.map((s) => s.tokens.map((t) => t.id).join()));
   const answers = distinct(samples.map(Led.answer).map((text) => (text.match(/-?\d+(?!.*\d)/s) || [text])[0]));
-  const where = root.children.length ? `part after token ${root.end}` : "one path";
+  if (!root.children.length) return "not at all: every token is the same";
+  const where = `after token ${root.end}`;
   return `${where} · ${paths} distinct path${paths > 1 ? "s" : ""} · ${answers} distinct answer${answers > 1 ? "s" : ""}`;
 };

@@ -92,7 +92,7 @@ Led.detail = function (token, at, side) {
   const fact = (name, value, key) => facts.append(facts.childNodes.length ? " · " : "", `${name} `, Led.el("b", { "data-fact": key }, value));
   fact("confidence", Led.percent(token.confidence), "confidence");
   if (token.entropy !== null) fact("entropy", `${token.entropy.toFixed(2)} nats`, "entropy");
-  if (token.logprob !== null) fact("log p", token.logprob.toFixed(2), "logprob");
+  if (token.logprob !== null) fact("log p", token.logprob.toFixed(2).replace("-", "−"), "logprob");
   card.append(facts);
   if (token.candidates) {
     if (isLed) card.append(Led.preference(token));
@@ -115,8 +115,6 @@ Led.bars = function (token, isLed) {
   const top = Math.max(...token.exploit, ...token.explore, 1e-9);
   const meter = (p, kind) => {
     const bar = Led.el("i");
-    bar.style.width = `${Math.max(1, (isLed ? 4.6 : 10) * (p / top)).toFixed(2)}rem`;
-    bar.style.maxWidth = "calc(100% - 3.1rem)";
     bar.style.width = `calc((100% - 3.1rem) * ${(p / top).toFixed(4)})`;
     return Led.el("td", {}, Led.el("div", { class: `meter ${kind}`, "data-p": p }, bar, Led.el("span", {}, Led.percent(p))));
   };

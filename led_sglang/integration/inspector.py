@@ -18,10 +18,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from sglang.srt.managers.io_struct import GenerateReqInput
-from starlette.responses import RedirectResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import Response
 
-from led_sglang import inspector
+from led_sglang.inspector.page import Page
 from led_sglang.params import LedParamError, parse_request, server_config
 
 MAX_SAMPLES = 8
@@ -33,35 +32,6 @@ EXAMPLES = (
     "A train leaves at 9:40 and arrives at 13:05. How long does it take?",
     "Which is larger, 9.11 or 9.9?",
 )
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
-HEADERS = {
-    "content-security-policy": POLICY + "form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",
-}
-
-
-class Page:
-    """In front of everything, SGLang's key check included: the page is public, its data are not."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = _static(scope) if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") else None
-        await (self.app if response is None else response)(scope, receive, send)
-
-
-def _static(scope: Scope) -> Response | None:
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
-    if path == "/led":
-        return RedirectResponse("led/", 307)  # relative: right behind a proxy that adds a prefix
-    name = path.removeprefix("/led/") or "index.html"
-    if not path.startswith("/led/") or name not in inspector.TYPES:
-        return None
-    body = inspector.read(name) if scope["method"] == "GET" else b""
-    return Response(body, headers={**HEADERS, "content-type": inspector.TYPES[name]})
 
 
 @dataclass(frozen=True)

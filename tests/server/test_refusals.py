@@ -24,7 +24,6 @@ class Case(NamedTuple):
 INFO = "from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo as Info"
 COPY = "SamplingBatchInfo.copy_for_forward"
 RENAMED = f"{INFO}\nInfo.copy_for_step = Info.copy_for_forward\ndel Info.copy_for_forward"
-CHANGED = f"{INFO}\nInfo.copy_for_forward = lambda self, stream: self"
 ONLY_IN_SCHEDULERS = "import multiprocessing\nif multiprocessing.parent_process() is None: return\n"
 HARMLESS = (
     "from sglang.srt.plugins.hook_registry import HookRegistry as R, HookType as T\n"
@@ -42,14 +41,8 @@ CASES = {
         ("no thinking markers", "--reasoning-parser", "--led-think-open", "--led-phase all"),
     ),
     "renamed target": Case((), ("LED cannot run on SGLang", COPY, "gone"), RENAMED),
-    "changed signature": Case((), ("LED cannot run on SGLang", COPY, "(self), found (self, stream)"), CHANGED),
     "renamed in the scheduler": Case((), ("LED cannot run on SGLang", COPY, "gone"), ONLY_IN_SCHEDULERS + RENAMED),
     "check": Case(("--check",), ("led_sglang: ok", "layers captured: 11", "<think>"), HARMLESS, is_refused=False),
-    "check without markers": Case(
-        ("--check", "--model-path", "NO_MARKERS", "--dtype", "float32", "--led-phase", "all"),
-        ("led_sglang: ok",),
-        is_refused=False,
-    ),
 }
 
 

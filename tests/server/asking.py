@@ -37,6 +37,7 @@ class Request:
     num_tokens: int = 12
     seed: int | None = 1
     return_logprob: bool = False
+    ignore_eos: bool = True
     led: Any = None  # custom_params.led as it stands; None = the trace with what `asked` changes
 
     def body(self) -> dict[str, Any]:
@@ -52,7 +53,7 @@ class Request:
         sampling |= {
             "temperature": self.asked.temperature,
             "max_new_tokens": self.num_tokens,
-            "ignore_eos": True,
+            "ignore_eos": self.ignore_eos,
             "custom_params": {"led": led if self.led is None else self.led},
         }
         if self.seed is not None:
@@ -92,6 +93,17 @@ class Client:
 
     def generate(self, request: Request) -> Reply:
         return Reply(request, self.post("/generate", request.body()))
+
+    def get(self, path: str) -> Any:
+        answer = httpx.get(f"{self.url}{path}", timeout=60)
+        assert answer.status_code == 200, f"{answer.status_code}: {answer.text[:2000]}"
+        return answer.json()
+
+    def samples(self, request: Request, n: int) -> list[Reply]:
+        """n samples of one request."""
+        body = request.body()
+        body["sampling_params"]["n"] = n
+        return [Reply(request, document) for document in self.post("/generate", body)]
 
     def together(self, requests: Sequence[Request]) -> list[Reply]:
         """All of them at once."""

@@ -137,7 +137,7 @@ def step_at(layers: Layers, row: int, logits: Array, asked: Asked, mutation: Mut
         wanted = wanted[::-1]
     stream = layers.normed if asked.latent_norm or mutation.apply_norm else layers.hidden
     latent_logits = stream[wanted, row] @ layers.head.T  # (J, V)
-    return Step(softmax(logits / tau), softmax(latent_logits / tau).reshape(len(wanted), -1))
+    return Step(softmax(logits / tau), softmax(latent_logits / tau))
 
 
 @dataclass
@@ -216,7 +216,8 @@ def compare_step(result: Comparison, where: str, step: Step, told: dict[str, Any
     result.num_active += 1
     result.num_explored += told["explored"]
     result.depths.append(told["depth"])
-    kept = [c for c, p in zip(told["candidates"], told["exploit"], strict=True) if p > 0]
+    pairs = zip(told["candidates"], told["exploit"], strict=True)
+    kept = [c for c, p in pairs if p > 0 or not asked.min_p]  # p may underflow; only min_p drops candidates here
     compare_candidates(result, where, step.final, kept, asked)
     confidence = float(step.final.max())
     result.near(f"{where} confidence", told["confidence"], confidence)

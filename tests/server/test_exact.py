@@ -49,7 +49,7 @@ PROMPTS: dict[str, tuple[list[int], Asked]] = {
     "only a marker": ([OPEN_ID], Asked()),
     "opened twice": ([OPEN_ID, OPEN_ID, *words(57, 5)], Asked()),
     # A bias that the markers often win: the phase opens and closes in the output, several times.
-    "phase changes in the output": ([*words(58, 6), OPEN_ID], Asked(logit_bias={OPEN_ID: 17.0, CLOSE_ID: 17.0})),
+    "phase changes in the output": ([*words(58, 6), OPEN_ID], Asked(logit_bias={OPEN_ID: 9.0, CLOSE_ID: 14.0})),
     "opened by the model": (words(59, 6), Asked(logit_bias={OPEN_ID: 16.0, CLOSE_ID: 15.0})),
 }
 
@@ -74,7 +74,7 @@ def test_parameters(name: str, client: Client, oracle: Oracle) -> None:
     asked = PARAMETERS[name]
     requests = [Request(thinking_prompt(i, 16 + i), asked, num_tokens=16, seed=100 + i) for i in range(2)]
     comparison = check(oracle, *client.together(requests))
-    assert comparison.num_active == 32
+    assert comparison.num_active >= 10  # a drawn </think> ends the phase
     if asked.top_k > 1 and asked.temperature:
         assert comparison.num_explored > 0
     if asked.depth > 1 and asked.top_k > 1:
@@ -188,9 +188,17 @@ def crowded_client(qwen3_folder: Path, logs: Path) -> Iterator[Client]:
 
 @pytest.mark.timeout(600)
 def test_retracted_requests_without_prefix_cache(crowded_client: Client, oracle: Oracle) -> None:
-    bias = {OPEN_ID: 12.0, CLOSE_ID: 12.0}  # some change their phase before they are retracted
-    asked = [Asked(), Asked(logit_bias=bias), Asked(depth=3, top_k=5), Asked(temperature=0.0)]
-    requests = [Request(thinking_prompt(500 + i, 12), asked[i % 4], num_tokens=64, seed=i) for i in range(12)]
+    # The engine reserves all tokens of a request that ignores its end token and never retracts it: forbid the token.
+    never_ends = {799: -1e4}
+    changing = {**never_ends, OPEN_ID: 9.0, CLOSE_ID: 9.0}  # the phase may change before the request is retracted
+    asked = [
+        Asked(logit_bias=never_ends),
+        Asked(logit_bias=changing, temperature=1.0),
+        Asked(depth=3, top_k=5, logit_bias=never_ends),
+        Asked(temperature=0.0, logit_bias=never_ends),
+    ]
+    prompts = [thinking_prompt(500 + i, 12) for i in range(12)]
+    requests = [Request(p, asked[i % 4], num_tokens=64, seed=i, ignore_eos=False) for i, p in enumerate(prompts)]
     replies = crowded_client.together(requests)
     num_retractions = [reply.meta["num_retractions"] for reply in replies]
     assert sum(num_retractions) > 0, "nothing was retracted"

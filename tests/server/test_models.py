@@ -1,0 +1,51 @@
+"""The paper's architectures, each on a running server and recomputed; one that cannot be captured is refused by name.
+
+Qwen3 is the model of `test_exact.py`.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.server import checkpoints
+from tests.server.asking import Client, Oracle, Request, check, sharp_server, thinking_prompt, words
+from tests.server.checkpoints import CLOSE_ID, OPEN_ID
+from tests.server.recompute import MUTATIONS, Asked
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
+pytest_plugins = ("tests.server.exact_fixtures",)
+
+ARGUMENTS: dict[str, tuple[str, ...]] = {"mimo": ("--trust-remote-code",)}
+
+
+def requests() -> list[Request]:
+    asked = [Asked(), Asked(depth=12, top_k=4), Asked(latent_norm=True), Asked(latent_offset=1), Asked(temperature=0.0)]
+    traced = [Request(thinking_prompt(700 + i), a, num_tokens=8, seed=i) for i, a in enumerate(asked)]
+    return [*traced, Request([OPEN_ID, *words(710, 5), CLOSE_ID], num_tokens=4, seed=8)]
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen2", "llama", "mimo"])
+def test_architecture(name: str, checkpoint_folder: Path, logs: Path) -> None:
+    folder = checkpoints.build(name, checkpoint_folder / name)
+    arguments = ("--led-max-depth", "12", "--max-total-tokens", "2048", *ARGUMENTS.get(name, ()))
+    with sharp_server(folder, logs / f"{name}.log", *arguments) as server:
+        client = Client(server.url)
+        replies = client.together(requests())
+        info = client.get("/led/info")
+    oracle = Oracle(folder)
+    comparison = check(oracle, *replies)
+    assert comparison.num_active == 40
+    assert comparison.num_explored > 5
+    assert max(comparison.depths) > 1
+    assert info["captured_layers"] == list(range(1, 12))
+    assert info["counters"]["fallbacks"] == info["counters"]["step_failures"] == 0
+    for mutation in MUTATIONS.values():
+        assert oracle.compare_all(replies[:1], mutation).faults
+
+
+def test_a_model_that_cannot_be_captured_is_refused_by_name(checkpoint_folder: Path, logs: Path) -> None:
+    folder = checkpoints.build("gpt2", checkpoint_folder / "gpt2")
+    server = sharp_server(folder, logs / "gpt2.log", "--led-max-depth", "4", "--led-depth", "4")
+    assert server.wait_exit() != 0
+    assert "GPT2LMHeadModel" in server.tail()
+    assert "--led-max-depth 1" in server.tail(), "the message does not say what to do"

@@ -213,21 +213,24 @@ def test_a_logit_bias_reaches_the_candidates(openai: OpenAI) -> None:
 
 
 def test_penalties_reach_the_candidates(openai: OpenAI) -> None:
-    """Twelve letters of two, greedily, at depth 1: a penalty on what was said already must mix them."""
+    """Twelve letters of two, greedily: at depth 1 LED picks what the engine picks, and a penalty changes both alike.
 
-    def letters(**more: Any) -> tuple[str, Any]:
-        value = {"depth": 1, "phase": "all", "trace": True}
+    (SGLang counts a token one step late while steps overlap, so the second letter is not yet penalised, LED or not.)
+    """
+
+    def letters(value: object, **more: Any) -> tuple[str, list[float], dict[str, Any]]:
         settings = {"extra_body": {"regex": "[ab]{12}"}, "logit_bias": single_letters("ab"), "temperature": 0, **more}
-        choice = ask(openai, value, **settings).choices[0]
-        check_trace(choice.meta_info)
-        return choice.message.content, choice.meta_info
+        choice = ask(openai, value, logprobs=True, **settings).choices[0]
+        return choice.message.content, [token.logprob for token in choice.logprobs.content], choice.meta_info
 
-    plain, meta = letters()
-    mixed, penalised = letters(frequency_penalty=2.0)
-    assert plain != mixed
-    assert abs(mixed.count("a") - mixed.count("b")) < abs(plain.count("a") - plain.count("b"))
-    assert meta["led_confidence"][0] == penalised["led_confidence"][0], "nothing was said before the first"
-    assert meta["led_confidence"][1] > penalised["led_confidence"][1]
+    value = {"depth": 1, "phase": "all", "trace": True}
+    plain = letters(value)
+    mixed = letters(value, frequency_penalty=2.0)
+    assert mixed[:2] == letters(False, frequency_penalty=2.0)[:2]
+    assert mixed[0] != plain[0]
+    assert abs(mixed[0].count("a") - 6) < abs(plain[0].count("a") - 6)
+    assert mixed[2]["led_confidence"][2] != plain[2]["led_confidence"][2]
+    check_trace(mixed[2])
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ Led.answer = (sample) => sample.tokens.filter((t) => !t.think && !t.special).map
 Led.tree = function (samples, width, onPick) {
   const { root, order } = Led.grow(samples);
   const isNarrow = width < 560;
-  const [gap, top, left, right] = [20, 10, 8, isNarrow ? 96 : 230];
+  const [gap, top, left, right] = [20, 10, 8, isNarrow ? 112 : 230];
   const longest = Math.max(...samples.map((s) => s.tokens.length), 1);
   const lane = new Map(order.map((i, rank) => [i, rank]));
   const x = (at) => left + ((width - left - right) * at) / longest;
@@ -54,7 +54,7 @@ Led.tree = function (samples, width, onPick) {
   samples.forEach((sample, i) => {
     const end = Led.svg("text", { class: "end", x: x(sample.tokens.length) + 8, y: y([i]) + 4 });
     const answer = Led.answer(sample).replace(/\s+/g, " ");
-    const room = isNarrow ? 12 : 30;
+    const room = isNarrow ? 9 : 30;
     end.textContent = `${sample.name}  ${answer.length > room ? "…" + answer.slice(-room) : answer}`;
     svg.append(end);
   });
@@ -87,6 +87,6 @@ Led.parting = function (samples) {
   const paths = distinct(samples.map((s) => s.tokens.map((t) => t.id).join()));
   const answers = distinct(samples.map(Led.answer).map((text) => (text.match(/-?\d+(?!.*\d)/s) || [text])[0]));
   if (!root.children.length) return "not at all: every token is the same";
-  const where = `after token ${root.end}`;
+  const where = root.end ? `after ${root.end} token${root.end > 1 ? "s" : ""}` : "from the first token on";
   return `${where} · ${paths} distinct path${paths > 1 ? "s" : ""} · ${answers} distinct answer${answers > 1 ? "s" : ""}`;
 };

@@ -25,10 +25,13 @@ Led.isTurn = (token) => Boolean(token.explored && token.candidates && token.cand
 // One token of the running text.
 Led.token = function (token, at, side) {
   const node = Led.el("span", { class: "t", role: "option", tabindex: "-1", "data-at": at });
-  if (token.text === "") node.append(Led.el("span", { class: "split" }, "▯"));
-  token.text.split("\n").forEach((part, i) => {
-    if (i) node.append(Led.el("span", { class: "nl", "aria-hidden": "true" }, "↵"), "\n");
-    node.append(part);
+  const word = Led.el("span", { class: "w" }); // the tint leaves out the space before a word, and a line may break there
+  const space = token.text.trim() ? token.text.match(/^ */)[0] : "";
+  node.append(space, word);
+  if (token.text === "") word.append(Led.el("span", { class: "split" }, "▯"));
+  token.text.slice(space.length).split("\n").forEach((part, i) => {
+    if (i) word.append(Led.el("span", { class: "nl", "aria-hidden": "true" }, "↵"), Led.el("span", { class: "br" }, "\n"));
+    word.append(part);
   });
   if (token.special) node.classList.add("special");
   if (token.confidence !== null) node.style.setProperty("--u", Math.pow(1 - token.confidence, 0.8).toFixed(3));
@@ -36,7 +39,7 @@ Led.token = function (token, at, side) {
     node.classList.add("x");
     if (Led.isTurn(token)) {
       node.classList.add("turn");
-      node.dataset.depth = token.depth;
+      word.dataset.depth = token.depth;
     }
   }
   node.setAttribute("aria-label", Led.say(token, side));
@@ -74,6 +77,8 @@ Led.Text = class {
     this.tokens.push(token);
     this.nodes.push(node);
     this.phase.append(node);
+    if (token.text.trim()) this.phase.classList.add("begun");
+    else if (!this.phase.classList.contains("begun")) node.classList.add("lead"); // a block does not open with empty lines
   }
 };
 

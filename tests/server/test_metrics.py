@@ -1,8 +1,10 @@
 """What /metrics says equals the sums over the traces of the same requests."""
 
+import re
 from bisect import bisect_left
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from led_sglang.embedded.problems import generate
 from tests.server.launching import Server
 
+DASHBOARD = Path(__file__).parents[2] / "grafana" / "led.json"
 Samples = dict[tuple[str, str], float]
 
 
@@ -96,3 +99,9 @@ def test_led_info_counts_the_same(embedded_server: Server) -> None:
     assert counters["led_tokens"] == samples["tokens_total", ""]
     assert counters["explored_tokens"] == samples["explored_tokens_total", ""]
     assert sum(counters["depth_histogram"].values()) == samples["explore_depth_count", ""]
+
+
+def test_the_dashboard_asks_for_metrics_that_exist(embedded_server: Server) -> None:
+    names = {f"led_sglang_{name}" for name, _ in scrape(embedded_server)}
+    asked = set(re.findall(r"led_sglang_\w+", DASHBOARD.read_text()))
+    assert len(asked) > 6 and asked <= names

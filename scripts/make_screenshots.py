@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Write docs/images/ from a running server (`make serve`): the pictures of the README and of docs/inspector.md.
+
+    .venv/bin/python scripts/make_screenshots.py --url http://127.0.0.1:30000
+
+The run that is shown is the first seed whose two texts part in the middle; the open card is its deepest turn.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from playwright.sync_api import Page, sync_playwright
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from led_sglang import trace
+
+IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
+QUESTION = "What is (17 + 5) * 3 - 8?"
+SETTINGS = {"q": QUESTION, "t": 1.0, "d": 8, "k": 8, "max": 256}
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+
+
+def tokens(url: str, side: str, seed: int) -> list[dict[str, Any]]:
+    request = {
+        "messages": [{"role": "user", "content": QUESTION}],
+        "sampling": {"temperature": SETTINGS["t"], "max_new_tokens": SETTINGS["max"]},
+        "seed": seed,
+        "side": side,
+    }
+    return [event for event in trace.stream(url, request) if "id" in event]
+
+
+def pick(url: str) -> tuple[int, int]:
+    """A seed whose sides part in their middle third, and the token to open."""
+    for seed in range(1, 60):
+        led, plain = tokens(url, "led", seed), tokens(url, "plain", seed)
+        pairs = zip(led, plain, strict=False)
+        parted = next((i for i, (a, b) in enumerate(pairs) if a["id"] != b["id"]), 0)
+        if 0.25 * len(led) < parted < 0.8 * len(led) and trace.is_turn(led[parted]):
+            return seed, parted
+    raise SystemExit("no seed below 60 parts in the middle")
+
+
+def run(page: Page, url: str, **settings: Any) -> None:
+    page.goto(f"{url}/led/#{urlencode({**SETTINGS, **settings})}")
+    page.wait_for_selector("#examples button")
+    page.click("#run")
+    page.wait_for_selector("body:not(.running) .tokens .t")
+    page.wait_for_timeout(500)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default=trace.DEFAULT_URL)
+    url = parser.parse_args().url
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    seed, at = pick(url)
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=browser_path, args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1280, "height": 1120}, color_scheme="light")
+        run(page, url, seed=seed)
+        page.locator('.side[data-side="led"] .w').nth(at).hover()
+        page.screenshot(path=IMAGES / "exploration.png")
+        page.mouse.move(2, 2)
+        run(page, url, seed=seed, n=6, t=1.0)
+        page.locator("#paths").screenshot(path=IMAGES / "paths.png")
+        phone = browser.new_context(
+            viewport={"width": 390, "height": 844}, device_scale_factor=2, has_touch=True, is_mobile=True,
+            color_scheme="dark",
+        ).new_page()  # fmt: skip
+        run(phone, url, seed=seed)
+        phone.locator('.side[data-side="led"] .w').nth(at).tap()
+        phone.wait_for_timeout(300)
+        phone.screenshot(path=IMAGES / "phone-dark.png")
+        browser.close()
+    for image in sorted(IMAGES.glob("*.png")):
+        print(f"{image.name}: {image.stat().st_size // 1024} KB (seed {seed}, token {at + 1})")
+
+
+if __name__ == "__main__":
+    main()

@@ -137,8 +137,10 @@ class Terminal:
 
         line = Text(f"{at:5d}  depth {token['depth']:<2d} conf {token['confidence']:.2f}  ", style="dim")
         rows = zip(token["candidates"], token["exploit"], token["explore"], strict=True)
-        for (token_id, text), exploit, explore in list(rows)[:6]:
+        for rank, ((token_id, text), exploit, explore) in enumerate(rows):
             picked = token_id == token["id"]
+            if rank >= 4 and not picked:
+                continue
             name = text.replace("\n", "↵").replace(" ", "␣")
             line.append(f"{_printable(name)} ", style="bold cyan" if picked else "bold")
             line.append(f"{100 * exploit:.0f}→{100 * explore:.0f} %   ", style="cyan" if picked else "dim")
@@ -199,7 +201,7 @@ def run(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
 
 def recording(options: argparse.Namespace, sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """What `inspector.single_file` shows."""
-    params = next((event["params"] for event in sides["led"] if event.get("params")), {})
+    params: dict[str, Any] = next((event["params"] for event in sides["led"] if event.get("params")), {})
     note = f"temperature {options.temperature:g} · depth {params.get('depth')} · k {params.get('top_k')}"
     return {
         "question": options.question,

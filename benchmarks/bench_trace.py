@@ -5,6 +5,7 @@ trace over without it; `cpu_ratio` the same of the server's tokens per CPU secon
 clients), which other work on the machine disturbs less. No number is printed if no trace arrived.
 
     python -m benchmarks.bench_trace --json
+    python -m benchmarks.bench_trace --step     # no server: CPU time of one LED step with and without one traced row
 """
 
 import argparse
@@ -19,17 +20,20 @@ from typing import Any
 
 import httpx
 import psutil
+import torch
 
 from benchmarks.load import Window, run_window
 from benchmarks.provenance import provenance
 from led_sglang.child_server import Server
 from led_sglang.embedded.problems import generate
+from led_sglang.ops import Head, LedRows, Noise, led_step
 
 RESULTS = Path(__file__).parent / "results" / "trace.jsonl"
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--step", action="store_true", help="time the step alone, in CPU time of its thread")
     parser.add_argument("--others", type=int, default=63)
     parser.add_argument("--rounds", type=int, default=7, help="pairs of windows")
     parser.add_argument("--seconds", type=float, default=8.0)
@@ -41,6 +45,66 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="last line: one JSON document")
     parser.add_argument("--append", action="store_true", help=f"append the line to {RESULTS.name} under results/")
     return parser.parse_args()
+
+
+def make_rows(num_rows: int, is_traced: bool) -> LedRows:
+    """The paper's defaults for every row; row 0 asks for its trace."""
+
+    def every(value: object) -> torch.Tensor:
+        return torch.full((num_rows,), value)  # type: ignore[call-overload, no-any-return]
+
+    full = every(False)
+    full[0] = is_traced
+    return LedRows(
+        active=every(True),
+        depth=every(8),
+        top_k=every(8),
+        temperature=every(0.6),
+        greedy=every(False),
+        exploit=every(True),
+        latent_norm=every(False),
+        normalize_layers=every(False),
+        latent_offset=every(0),
+        min_p=every(0.0),
+        full=full,
+        max_depth=8,
+        max_top_k=8,
+        any_full=is_traced,
+        any_norm=False,
+        all_norm=False,
+        any_min_p=False,
+        mixed_top_k=False,
+        mixed_depth=False,
+        any_greedy=False,
+        any_normalize=False,
+    )
+
+
+def measure_step(num_rows: int, rounds: int = 400) -> dict[str, Any]:
+    """At the embedded model's sizes, with the copies of a trace to Python that `StepRecord` makes."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    logits, latents = 6 * torch.randn(num_rows, 832), torch.randn(7, num_rows, 128)
+    head = Head(0.1 * torch.randn(832, 128), 832)
+    coin, token = torch.rand(2, num_rows, dtype=torch.float64)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    all_rows = {is_traced: make_rows(num_rows, is_traced) for is_traced in times}
+    for i in range(2 * rounds):
+        is_traced = i % 2 == 1
+        start = time.thread_time()
+        step = led_step(logits, latents, head, all_rows[is_traced], Noise(coin, token))
+        if is_traced:
+            for column in (step.confidence, step.entropy, step.logprob, step.candidate_ids):
+                column.tolist()
+            step.exploit_probs.tolist(), step.explore_probs.tolist(), step.depth_entropy[0].tolist()
+        times[is_traced].append(1000 * (time.thread_time() - start))
+    plain, traced = (statistics.median(times[is_traced]) for is_traced in (False, True))
+    return {
+        "rows": num_rows,
+        "step_ms": round(plain, 3),
+        "traced_step_ms": round(traced, 3),
+        "extra_ms": round(traced - plain, 3),
+    }
 
 
 async def one_client(url: str, texts: list[str], until: float, is_traced: bool) -> int:
@@ -120,7 +184,9 @@ def measure(url: str, pid: int, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     options = parse_arguments()
-    if options.url:
+    if options.step:
+        line = measure_step(options.others + 1)
+    elif options.url:
         line = measure(options.url, options.pid, options)
     else:
         with tempfile.TemporaryDirectory() as logs, Server("--enable-metrics", log=Path(logs) / "led.log") as server:

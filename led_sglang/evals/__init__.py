@@ -1,0 +1,1 @@
+"""The paper's experiment as a tool: a client that talks HTTP to a server and knows neither torch nor SGLang."""

@@ -1,0 +1,129 @@
+"""The paper's experiment on a running server, and its tables and figures.
+
+python -m led_sglang.evals run --task embedded --methods cot,led,led:depth=4 --samples 16 --out out/run
+python -m led_sglang.evals report out/run --out docs/results/embedded
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+from led_sglang.evals.errors import EvalError
+from led_sglang.evals.methods import parse_methods
+from led_sglang.evals.tasks import TASKS, find_tasks, load
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m led_sglang.evals", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="ask, grade and store")
+    run.add_argument("--task", required=True, help=f"comma-separated: {', '.join(TASKS)}")
+    run.add_argument("--methods", default="cot,led", help="comma-separated: cot, led, led:depth=4,top_k=3, dola, ...")
+    run.add_argument("--samples", type=int, default=16, help="of each question")
+    run.add_argument("--temperature", default="0.6", help="one or several, comma-separated")
+    run.add_argument("--base-url", default="http://127.0.0.1:30000/v1")
+    run.add_argument("--api-key", default="EMPTY")
+    run.add_argument("--model", help="served model's name; default: the first the server lists")
+    run.add_argument("--out", type=Path, required=True, help="folder of the run")
+    run.add_argument("--data", type=Path, help="folder with <task>.jsonl; default: the hub")
+    run.add_argument("--limit", type=int, help="questions of each task; default: all (embedded: 500)")
+    run.add_argument("--seed", type=int, default=0, help="of embedded problems and of the sampling")
+    run.add_argument("--concurrency", type=int, default=32, help="requests at a time")
+    run.add_argument("--timeout-s", type=float, default=3600, help="of one answer; a later one is counted as timed out")
+    run.add_argument("--judge-timeout-s", type=float, default=20, help="of one mathematical verdict")
+    run.add_argument("--judges", type=int, default=2, help="judge processes, and programs run at a time")
+    run.add_argument("--max-tokens", type=int, help="default: the task's")
+    run.add_argument("--top-p", type=float, help="default: the task's")
+    run.add_argument("--top-k", type=int, help="default: the task's")
+    run.add_argument("--resume", action="store_true", help="continue the run in --out")
+    run.add_argument("--no-text", action="store_true", help="do not keep the answers' texts")
+    run.add_argument("--quiet", action="store_true")
+    report = commands.add_parser("report", help="tables, figures and a page from finished runs")
+    report.add_argument("runs", type=Path, nargs="+", help="folders that `run` wrote; several are put together")
+    report.add_argument("--out", type=Path, required=True, help="folder for report.md, report.html and figures/")
+    report.add_argument("--baseline", default="cot", help="the method that all others are compared with")
+    report.add_argument("--reference", default="led", help="the method that its ablations are compared with")
+    report.add_argument("--analysis", type=Path, action="append", default=[], help="JSON from led_sglang.analysis")
+    report.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    report.add_argument("--resamples", type=int, default=10_000)
+    report.add_argument("--title", default="Latent Exploration Decoding: results")
+    return parser
+
+
+def _temperatures(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        raise EvalError(f"--temperature: {text!r} is not a number or a list of numbers") from None
+    if any(not 0 <= value <= 100 for value in values):
+        raise EvalError("--temperature must be in [0, 100]")
+    return values
+
+
+def run_command(args: argparse.Namespace) -> None:
+    from led_sglang.evals.runner import Runner, Settings
+
+    for name in ("samples", "concurrency", "judges"):
+        if getattr(args, name) < 1:
+            raise EvalError(f"--{name} must be at least 1")
+    settings = Settings(
+        tasks=tuple(find_tasks(args.task)),
+        methods=tuple(parse_methods(args.methods)),
+        temperatures=_temperatures(args.temperature),
+        samples=args.samples,
+        out=args.out,
+        base_url=args.base_url,
+        api_key=args.api_key,
+        model=args.model,
+        seed=args.seed,
+        concurrency=args.concurrency,
+        timeout_s=args.timeout_s,
+        judge_timeout_s=args.judge_timeout_s,
+        judges=args.judges,
+        max_tokens=args.max_tokens,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        resume=args.resume,
+        keep_text=not args.no_text,
+        is_quiet=args.quiet,
+    )
+    questions = {task.name: load(task, args.data, args.limit, args.seed) for task in settings.tasks}
+    asyncio.run(Runner(settings, questions).run())
+
+
+def report_command(args: argparse.Namespace) -> None:
+    from led_sglang.evals.report import write_report
+
+    for path in write_report(args):
+        print(path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a scheduler is stopped like by Ctrl-C
+    try:
+        (run_command if args.command == "run" else report_command)(args)
+    except EvalError as error:
+        needs_hint = _has_samples(args) and "--resume" not in str(error)
+        hint = f"\nfinished samples are kept; go on with --resume --out {args.out}" if needs_hint else ""
+        print(f"evals: {error}{hint}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"evals: stopped; finished samples are kept in {args.out}, go on with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _has_samples(args: argparse.Namespace) -> bool:
+    path: Path = args.out / "samples.jsonl"
+    return args.command == "run" and path.is_file() and path.stat().st_size > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Right or wrong for programs: every test of the question has to pass, each in a sandbox run of its own."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from led_sglang.evals import sandbox
+from led_sglang.evals.answers import last_code_block
+from led_sglang.evals.graders import JUDGE_TIMEOUT, NO_ANSWER, RIGHT, WRONG, Verdict
+
+MAX_QUESTION_S = 180.0  # for all tests of one program
+
+PRELUDE = """\
+import sys
+sys.setrecursionlimit(50000)
+from typing import *
+from collections import *
+from functools import *
+from itertools import *
+from heapq import *
+from bisect import *
+from math import *
+import bisect, collections, functools, heapq, itertools, math, operator, random, re, string
+"""
+# The result leaves through a copy of stdout that the program does not know, so that its own printing cannot spoil it.
+CALL = """
+import json as _json, os as _os
+_out = _os.fdopen(_os.dup(1), "w")
+_os.dup2(2, 1)
+_arguments = [_json.loads(_line) for _line in sys.stdin.read().split("\\n") if _line.strip()]
+_called = Solution().{name} if "Solution" in globals() else {name}
+_out.write(_json.dumps(_called(*_arguments)))
+_out.close()
+"""
+
+
+@dataclass(frozen=True)
+class CodeTest:
+    stdin: str
+    expected: str
+    function: str = ""  # empty: a whole program that reads stdin; else called with one JSON argument a line
+
+
+def _same_token(one: str, other: str) -> bool:
+    if one == other:
+        return True
+    try:
+        return Decimal(one) == Decimal(other)
+    except InvalidOperation:
+        return False
+
+
+def same_output(printed: str, expected: str) -> bool:
+    """Line by line and word by word; numbers by value."""
+    ours, theirs = ([line.split() for line in text.strip().splitlines()] for text in (printed, expected))
+    return [len(line) for line in ours] == [len(line) for line in theirs] and all(
+        _same_token(a, b) for mine, gold in zip(ours, theirs, strict=True) for a, b in zip(mine, gold, strict=True)
+    )
+
+
+def same_value(printed: str, expected: str) -> bool:
+    try:
+        mine, gold = json.loads(printed), json.loads(expected)
+    except json.JSONDecodeError:
+        return False
+    return bool(mine == gold)
+
+
+def run_test(source: str, test: CodeTest, limits: sandbox.Limits | None = None) -> tuple[bool, sandbox.Run]:
+    compare: Callable[[str, str], bool] = same_value if test.function else same_output
+    program = PRELUDE + source + (CALL.format(name=test.function) if test.function else "")
+    result = sandbox.run(program, test.stdin, limits)
+    return result.status == sandbox.OK and compare(result.stdout, test.expected), result
+
+
+def grade_code(text: str, tests: list[CodeTest], limits: sandbox.Limits | None = None) -> Verdict:
+    """`detail` says how the first failing test ended: wrong_output, or a status of the sandbox."""
+    source = last_code_block(text)
+    if source is None:
+        return Verdict(NO_ANSWER)
+    deadline = time.monotonic() + MAX_QUESTION_S
+    for index, test in enumerate(tests):
+        if time.monotonic() > deadline:
+            return Verdict(
+                JUDGE_TIMEOUT, detail=f"tests took over {MAX_QUESTION_S:g} s, {index} of {len(tests)} passed"
+            )
+        passed, result = run_test(source, test, limits)
+        if not passed:
+            reason = "wrong_output" if result.status == sandbox.OK else result.status
+            return Verdict(WRONG, detail=f"{reason} in test {index + 1} of {len(tests)}")
+    return Verdict(RIGHT, detail=f"{len(tests)} tests")
+
+
+def to_tests(wire: list[dict[str, Any]]) -> list[CodeTest]:
+    return [CodeTest(str(test["input"]), str(test["output"]), str(test.get("function") or "")) for test in wire]

@@ -1,0 +1,13 @@
+"""What ends a run with a message instead of a traceback."""
+
+
+class EvalError(Exception):
+    """Something the user has to put right; what was scored before stays on disk."""
+
+
+class ServerGone(EvalError):
+    """The server does not answer (any more)."""
+
+
+class NotApplied(EvalError):
+    """The server decoded with other parameters than those asked for."""

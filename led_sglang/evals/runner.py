@@ -1,0 +1,239 @@
+"""Asks, grades and stores every sample of a run; methods take turns, so that all meet the same server load."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from led_sglang.evals import code_grader, sandbox
+from led_sglang.evals.answers import final_text
+from led_sglang.evals.client import Answer, Asked, Client, Refused
+from led_sglang.evals.errors import EvalError, NotApplied
+from led_sglang.evals.graders import GRADERS, REFUSED, TIMED_OUT, Verdict
+from led_sglang.evals.judge import Judges
+from led_sglang.evals.methods import Method
+from led_sglang.evals.progress import LiveTable
+from led_sglang.evals.store import CellKey, Done, Sample, Store
+from led_sglang.evals.tasks import Question, Task, fingerprint
+
+INLINE_GRADERS = ("number", "choice")  # microseconds; the others get processes
+
+
+@dataclass(frozen=True)
+class Settings:
+    tasks: tuple[Task, ...]
+    methods: tuple[Method, ...]
+    temperatures: tuple[float, ...]
+    samples: int
+    out: Path
+    base_url: str
+    api_key: str = "EMPTY"
+    model: str | None = None
+    seed: int = 0
+    concurrency: int = 32
+    timeout_s: float = 3600.0
+    judge_timeout_s: float = 20.0
+    judges: int = 2
+    max_tokens: int | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    resume: bool = False
+    keep_text: bool = True
+    is_quiet: bool = False
+
+    def sampling(self, task: Task) -> dict[str, Any]:
+        given = {"top_p": self.top_p, "top_k": self.top_k}
+        return {**task.sampling, **{key: value for key, value in given.items() if value is not None}}
+
+    def max_tokens_of(self, task: Task) -> int:
+        return self.max_tokens or task.max_tokens
+
+
+@dataclass(frozen=True)
+class Job:
+    task: Task
+    question: Question
+    method: Method
+    temperature: float
+    sample: int
+
+    @property
+    def cell(self) -> CellKey:
+        return CellKey(self.task.name, self.method.name, self.temperature)
+
+
+def seed_of(seed: int, question: str, sample: int) -> int:
+    """Of one sample; the same for every method, and for a run that was continued."""
+    digest = hashlib.sha256(json.dumps([seed, question, sample]).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+class Runner:
+    def __init__(self, settings: Settings, questions: dict[str, list[Question]]) -> None:
+        self.settings = settings
+        self.questions = questions
+        self.applied: dict[str, dict[str, Any]] = {}
+        self.done = Done()
+        self.slots = asyncio.Semaphore(settings.concurrency)
+        self.code_slots = asyncio.Semaphore(settings.judges)
+
+    def jobs(self) -> Iterator[Job]:
+        settings = self.settings
+        for task in settings.tasks:
+            for sample in range(settings.samples):
+                for question in self.questions[task.name]:
+                    for temperature in settings.temperatures:
+                        for method in settings.methods:
+                            job = Job(task, question, method, temperature, sample)
+                            if not self.done.has(job.cell, question.id, sample):
+                                yield job
+
+    def cells(self) -> dict[CellKey, int]:
+        settings = self.settings
+        return {
+            CellKey(task.name, method.name, temperature): settings.samples * len(self.questions[task.name])
+            for task in settings.tasks
+            for temperature in settings.temperatures
+            for method in settings.methods
+        }
+
+    def record(self, model: str) -> dict[str, Any]:
+        """What `run.json` says; `fixed` may not change when the run is continued."""
+        settings = self.settings
+        fixed: dict[str, Any] = {"model": model, "seed": settings.seed}
+        for task in settings.tasks:
+            fixed[f"sampling of {task.name}"] = {**settings.sampling(task), "max_tokens": settings.max_tokens_of(task)}
+        return {
+            "fixed": fixed,
+            "questions": {task.name: fingerprint(self.questions[task.name]) for task in settings.tasks},
+            "num_questions": {task.name: len(self.questions[task.name]) for task in settings.tasks},
+            "methods": [method.name for method in settings.methods],
+            "temperatures": list(settings.temperatures),
+            "samples": settings.samples,
+            "sessions": [],
+        }
+
+    async def run(self) -> None:
+        """Raises EvalError; whatever was graded by then is stored."""
+        settings = self.settings
+        client = Client(settings.base_url, settings.api_key, settings.model, settings.timeout_s, settings.concurrency)
+        async with client:
+            record = self.record(await client.find_model())
+            await self.check_methods(client)
+            record["applied"] = self.applied
+            record["server"] = (await client.led_info()).get("versions", {})
+            if any(task.grader == "code" for task in settings.tasks):
+                record["sandbox"] = await asyncio.to_thread(sandbox.describe)
+            with (
+                Store(settings.out, record, settings.resume) as store,
+                LiveTable(self.cells(), settings.is_quiet) as live,
+            ):
+                for sample in store.done():
+                    if self.done.add(sample.cell, sample.question, sample.sample):
+                        live.add(sample)
+                await self.work(client, store, live)
+
+    async def check_methods(self, client: Client) -> None:
+        """One token of each method, so that a server that cannot do what is asked says so before the run."""
+        for method in self.settings.methods:
+            task = self.settings.tasks[0]
+            prompt = self.questions[task.name][0].prompt
+            asked = Asked(prompt, method, self.settings.temperatures[0], 0, 1, self.settings.sampling(task))
+            try:
+                self.applied[method.name] = (await client.ask(asked)).applied
+            except (Refused, TimeoutError) as error:
+                raise EvalError(f"the server does not take method {method.name}: {error}") from error
+
+    async def work(self, client: Client, store: Store, live: LiveTable) -> None:
+        session: dict[str, Any] = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "wall_s": 0.0}
+        store.settings["sessions"].append(session)
+        started, jobs = time.monotonic(), self.jobs()
+        # More workers than slots: while some wait for a judge, the server is still kept busy.
+        count = self.settings.concurrency + self.settings.judges
+        try:
+            async with (
+                Judges(self.settings.judges, self.settings.judge_timeout_s) as judges,
+                asyncio.TaskGroup() as group,
+            ):
+                for _ in range(count):
+                    group.create_task(self.worker(jobs, client, judges, store, live))
+        except* EvalError as errors:
+            raise _first_of(errors) from None
+        finally:
+            session["wall_s"] = round(time.monotonic() - started, 3)
+
+    async def worker(self, jobs: Iterator[Job], client: Client, judges: Judges, store: Store, live: LiveTable) -> None:
+        for job in jobs:
+            sample = await self.one(job, client, judges)
+            self.done.add(sample.cell, sample.question, sample.sample)
+            store.append(sample)
+            live.add(sample)
+
+    async def one(self, job: Job, client: Client, judges: Judges) -> Sample:
+        settings, task = self.settings, job.task
+        seed = seed_of(settings.seed, job.question.id, job.sample)
+        asked = Asked(
+            job.question.prompt,
+            job.method,
+            job.temperature,
+            seed,
+            settings.max_tokens_of(task),
+            settings.sampling(task),
+        )
+        answer = Answer("", "", None, 0, 0, 0.0, {})
+        try:
+            async with self.slots:
+                answer = await client.ask(asked)
+        except Refused as error:
+            verdict = Verdict(REFUSED, detail=str(error))
+        except TimeoutError:
+            verdict = Verdict(TIMED_OUT, detail=f"no answer in {settings.timeout_s:g} s")
+        else:
+            if answer.applied != self.applied[job.method.name]:
+                before = self.applied[job.method.name]
+                raise NotApplied(
+                    f"{job.method.name}: applied was {before} at the start of this run, is {answer.applied}"
+                )
+            verdict = await self.grade(job, answer, judges)
+        return Sample(
+            task=task.name,
+            method=job.method.name,
+            temperature=job.temperature,
+            question=job.question.id,
+            sample=job.sample,
+            seed=seed,
+            outcome=verdict.outcome,
+            answer=verdict.answer,
+            detail=verdict.detail,
+            tokens=answer.tokens,
+            prompt_tokens=answer.prompt_tokens,
+            finish=answer.finish,
+            wall_s=round(answer.wall_s, 4),
+            text=answer.content if settings.keep_text else None,
+            reasoning=(answer.reasoning or None) if settings.keep_text else None,
+            led=answer.applied,
+        )
+
+    async def grade(self, job: Job, answer: Answer, judges: Judges) -> Verdict:
+        text = final_text(answer.content, answer.reasoning, answer.finish, job.task.thinking)
+        if job.task.grader in INLINE_GRADERS:
+            return GRADERS[job.task.grader](text, job.question.gold)
+        if job.task.grader == "code":
+            tests = code_grader.to_tests(json.loads(job.question.gold))
+            async with self.code_slots:
+                return await asyncio.to_thread(code_grader.grade_code, text, tests)
+        return await judges.grade(job.task.grader, text, job.question.gold)
+
+
+def _first_of(group: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

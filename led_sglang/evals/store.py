@@ -1,0 +1,171 @@
+"""One folder a run: `run.json` says what was asked, `samples.jsonl` holds one line for every finished sample."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from led_sglang.evals.errors import EvalError
+
+SETTINGS, SAMPLES = "run.json", "samples.jsonl"
+
+
+@dataclass(frozen=True, order=True)
+class CellKey:
+    """What one number in a table is about."""
+
+    task: str
+    method: str
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    task: str
+    method: str
+    temperature: float
+    question: str
+    sample: int  # index among the samples of one question
+    seed: int
+    outcome: str
+    answer: str | None
+    detail: str
+    tokens: int
+    prompt_tokens: int
+    finish: str | None
+    wall_s: float
+    text: str | None = None
+    reasoning: str | None = None
+    led: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cell(self) -> CellKey:
+        return CellKey(self.task, self.method, self.temperature)
+
+
+def read_lines(path: Path) -> Iterator[Sample]:
+    """Every whole line; a last one that a kill cut short is left out. Raises EvalError for any other broken line."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield Sample(**json.loads(line))
+            except (json.JSONDecodeError, TypeError) as error:
+                raise EvalError(f"{path}:{number}: not a sample: {error}") from error
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / SETTINGS
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise EvalError(f"{folder} holds no run: {SETTINGS} is missing") from None
+    except ValueError as error:
+        raise EvalError(f"{path} is damaged: {error}") from error
+
+
+class Done:
+    """Which samples are finished: one bit each, whatever their number."""
+
+    def __init__(self) -> None:
+        self._bits: dict[CellKey, dict[str, int]] = defaultdict(dict)
+
+    def add(self, cell: CellKey, question: str, sample: int) -> bool:
+        """False where it was there before."""
+        bits = self._bits[cell].get(question, 0)
+        self._bits[cell][question] = bits | 1 << sample
+        return not bits >> sample & 1
+
+    def has(self, cell: CellKey, question: str, sample: int) -> bool:
+        return bool(self._bits[cell].get(question, 0) >> sample & 1)
+
+
+class Store:
+    """Appends samples as they finish; locked, so that no second run writes into the folder."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], resume: bool) -> None:
+        self.folder = folder
+        self.settings = settings
+        self._resume = resume
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Store:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / SAMPLES
+        self._file = path.open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._check(path)
+        except BlockingIOError:
+            self._file.close()
+            raise EvalError(f"another run is writing to {self.folder}") from None
+        except EvalError:
+            self._file.close()
+            raise
+        self.save_settings()
+        return self
+
+    def _check(self, path: Path) -> None:
+        assert self._file is not None
+        size = path.stat().st_size
+        has_run = size > 0 or (self.folder / SETTINGS).exists()
+        if has_run and not self._resume:
+            raise EvalError(f"{self.folder} already holds a run: continue it with --resume, or choose another --out")
+        if not has_run:
+            return
+        before = read_settings(self.folder)
+        for key, value in self.settings["fixed"].items():
+            if before.get("fixed", {}).get(key) != value:
+                was = before.get("fixed", {}).get(key)
+                raise EvalError(f"--resume: {key} was {was!r} in {self.folder} and is {value!r} now")
+        for task, mark in before.get("questions", {}).items():
+            if self.settings["questions"].get(task, mark) != mark:
+                raise EvalError(f"--resume: the questions of {task} are not those of the run in {self.folder}")
+        self.settings["questions"] = {**before.get("questions", {}), **self.settings["questions"]}
+        self.settings["sessions"] = before.get("sessions", [])
+        self._cut_partial_line(path, size)
+
+    def _cut_partial_line(self, path: Path, size: int) -> None:
+        assert self._file is not None
+        with path.open("rb") as file:
+            end = size
+            while end > 0:
+                start = max(0, end - (1 << 16))
+                file.seek(start)
+                position = file.read(end - start).rfind(b"\n")
+                if position >= 0:
+                    end = start + position + 1
+                    break
+                end = start
+        self._file.truncate(end)
+
+    def done(self) -> Iterator[Sample]:
+        return read_lines(self.folder / SAMPLES)
+
+    def append(self, sample: Sample) -> None:
+        assert self._file is not None
+        line = {key: value for key, value in asdict(sample).items() if value is not None or key in ("answer", "finish")}
+        self._file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+        self._file.flush()
+
+    def save_settings(self) -> None:
+        path = self.folder / SETTINGS
+        temporary = path.with_suffix(".json.new")
+        temporary.write_text(json.dumps(self.settings, indent=1, sort_keys=True) + "\n")
+        temporary.replace(path)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._file is not None
+        self.save_settings()
+        self._file.close()

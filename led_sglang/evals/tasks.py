@@ -1,0 +1,131 @@
+"""The tasks: where their questions come from, how they are asked, and who grades them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from led_sglang.evals import readers
+from led_sglang.evals.answers import Thinking
+from led_sglang.evals.errors import EvalError
+
+BOXED = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+CHOICE = (
+    "{problem}\n\n{choices}\n\nPlease reason step by step, and put the letter of the right choice, and nothing else, "
+    "within \\boxed{{}}."
+)
+CODE = (
+    "You will be given a question (problem specification) and will generate a correct Python program that matches the "
+    "specification and passes all tests.\n\n{problem}\n\n{form}"
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    id: str
+    prompt: str
+    gold: str  # of code tasks: the tests as JSON
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where the data set lies on the hub; `files` for one that is read as raw JSONL."""
+
+    name: str
+    split: str = "test"
+    subset: str | None = None
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str
+    grader: str  # number | math | choice | code
+    prompt: str
+    hub: Hub | None = None
+    thinking: Thinking = "auto"
+    max_tokens: int = 32_768
+    sampling: dict[str, Any] = field(default_factory=lambda: {"top_p": 0.95, "top_k": 20})
+    default_limit: int | None = None
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        # The embedded models' tasks are drawn from a seed; the whole distribution is sampled, as in their training.
+        Task("embedded", "number", "{problem}", None, "required", 256, {"top_p": 1.0, "top_k": -1}, default_limit=500),
+        Task("gsm8k", "number", BOXED, Hub("openai/gsm8k", subset="main")),
+        Task("math500", "math", BOXED, Hub("HuggingFaceH4/MATH-500")),
+        Task("aime2024", "math", BOXED, Hub("HuggingFaceH4/aime_2024", split="train")),
+        Task("aime2025", "math", BOXED, Hub("math-ai/aime25")),
+        Task("gpqa_diamond", "choice", CHOICE, Hub("Idavidrein/gpqa", split="train", subset="gpqa_diamond")),
+        Task(
+            "livecodebench",
+            "code",
+            CODE,
+            Hub("livecodebench/code_generation_lite", files=tuple(f"test{i}.jsonl" for i in ("", 2, 3, 4, 5))),
+        ),
+    )
+}
+
+
+def find_tasks(text: str) -> list[Task]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or (unknown := [name for name in names if name not in TASKS]):
+        raise EvalError(
+            f"--task: unknown task {', '.join(unknown) if names else '(none given)'}; known: {', '.join(TASKS)}"
+        )
+    return [TASKS[name] for name in dict.fromkeys(names)]
+
+
+def load(task: Task, data: Path | None, limit: int | None, seed: int) -> list[Question]:
+    """The task's questions, in their source's order. Raises EvalError where it is missing or a question is unusable."""
+    limit = limit if limit is not None else task.default_limit
+    if task.hub is None:
+        rows: Iterator[tuple[str, dict[str, Any]]] = _embedded(limit or 500, seed)
+    elif data is not None:
+        rows = readers.local_rows(data / f"{task.name}.jsonl")
+    else:
+        rows = readers.hub_rows(task.hub.name, task.hub.split, task.hub.subset, task.hub.files)
+    questions: dict[str, Question] = {}
+    for where, row in rows:
+        if limit is not None and len(questions) >= limit:
+            break
+        if task.grader == "code" and not readers.is_in_window(row):
+            continue
+        question = _question(task, where, row, len(questions))
+        if question.id in questions:
+            raise EvalError(f"{where}: the id {question.id!r} comes twice")
+        questions[question.id] = question
+    if not questions:
+        raise EvalError(f"{task.name}: no questions in {data or task.hub}")
+    return list(questions.values())
+
+
+def _embedded(count: int, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    from led_sglang.embedded import problems
+
+    for index, problem in enumerate(problems.generate("held_out", count, seed)):
+        row = {"id": f"embedded-{seed}-{index}", "problem": problem.question, "expected_answer": str(problem.answer)}
+        yield f"embedded problem {index}", row
+
+
+def _question(task: Task, where: str, row: dict[str, Any], index: int) -> Question:
+    try:
+        slots, gold = readers.SHAPES[task.grader](row)
+    except readers.UnusableRow as error:
+        raise EvalError(f"{where}: {error}") from error
+    question_id = next((str(row[key]) for key in readers.ID_KEYS if row.get(key) not in (None, "")), "")
+    return Question(question_id or f"{task.name}-{index}", task.prompt.format(**slots), gold)
+
+
+def fingerprint(questions: list[Question]) -> str:
+    """Of what is asked and what is right: a run is only continued on the same questions."""
+    digest = hashlib.sha256()
+    for question in questions:
+        digest.update(json.dumps([question.id, question.prompt, question.gold]).encode())
+    return digest.hexdigest()[:16]

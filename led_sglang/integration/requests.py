@@ -1,5 +1,6 @@
 """The HTTP process: validate, stamp and report requests."""
 
+import logging
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -31,6 +32,9 @@ from led_sglang.params import (
     parse_request,
     server_config,
 )
+
+logger = logging.getLogger(__name__)
+MAX_LOGGED_FAILURES = 3  # the counter in /led/info goes on
 
 TRACE_KEYS = (
     "led_think",
@@ -105,6 +109,7 @@ class Counters:
         self.num_thinking = 0
         self.num_explored = 0
         self.num_fallbacks = 0
+        self.num_report_failures = 0
         self.depths: Counter[int] = Counter()
         self.requests: Counter[str] = Counter()
         self.rows: Counter[str] = Counter()  # generated tokens by method
@@ -130,6 +135,7 @@ class Counters:
             "thinking_tokens": self.num_thinking,
             "explored_tokens": self.num_explored,
             "fallbacks": self.num_fallbacks,
+            "report_failures": self.num_report_failures,
             "depth_histogram": {str(depth): count for depth, count in sorted(self.depths.items())},
             "requests": dict(self.requests),
         }
@@ -182,7 +188,19 @@ class RequestView:
 
 
 def take_entries(self: Any, recv_obj: Any) -> None:
-    """BEFORE TokenizerManager._handle_batch_output: take our entries out of the scheduler's answer."""
+    """BEFORE TokenizerManager._handle_batch_output: take our entries out of the scheduler's answer.
+
+    That function runs for every request of the server: a fault of ours is logged, never raised there.
+    """
+    try:
+        _take_entries(self, recv_obj)
+    except Exception:
+        COUNTERS.num_report_failures += 1
+        if COUNTERS.num_report_failures <= MAX_LOGGED_FAILURES:
+            logger.exception("LED could not report on a step; its requests miss led_stats and trace entries")
+
+
+def _take_entries(self: Any, recv_obj: Any) -> None:
     wrapped = getattr(recv_obj, "customized_info", None)
     if wrapped is None:
         return

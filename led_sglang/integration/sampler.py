@@ -17,6 +17,7 @@ from led_sglang.ops.plain import sample_filtered
 from led_sglang.ops.types import LedStep, Noise
 
 logger = logging.getLogger(__name__)
+MAX_LOGGED_FAILURES = 3  # the counter in /led/info goes on
 
 
 @dataclass
@@ -174,7 +175,7 @@ class LedSamplerMixin:
         self.led_context = _guarded_begin(led, sampling_info, positions, current) if led.our_rows else None
         try:
             token_ids: Tensor = forward(logits_output, sampling_info, return_logprob, top, ids, positions, **kw)
-            record = StepRecord.of(led, self.led_context)
+            record = _guarded_record(led, self.led_context, current)
         finally:
             self.led_context = None
         logits_output.customized_info = {**(logits_output.customized_info or {}), RECORD_KEY: record}
@@ -206,20 +207,30 @@ def _guard(context: StepContext, action: Any, *args: Any) -> None:
     try:
         action(*args)
     except Exception:
-        context.runtime.num_step_failures += 1
+        _count_failure(context.runtime)
         context.step, context.failed = None, True
-        if context.runtime.num_step_failures <= 3:
-            logger.exception("LED step failed; the engine's own tokens are used for this step")
 
 
 def _guarded_begin(led: LedBatch, info: Any, positions: Tensor, current: Runtime) -> StepContext | None:
     try:
         return StepContext.begin(led, info, positions, current)
     except Exception:
-        current.num_step_failures += 1
-        if current.num_step_failures <= 3:
-            logger.exception("LED step failed; the engine's own tokens are used for this step")
+        _count_failure(current)
         return None
+
+
+def _guarded_record(led: LedBatch, context: StepContext | None, current: Runtime) -> StepRecord:
+    try:
+        return StepRecord.of(led, context)
+    except Exception:
+        _count_failure(current)
+        return StepRecord.of(led, None)
+
+
+def _count_failure(current: Runtime) -> None:
+    current.num_step_failures += 1
+    if current.num_step_failures <= MAX_LOGGED_FAILURES:
+        logger.exception("LED step failed; the engine's own tokens are used for this step")
 
 
 def dress(sampler: Any) -> Any:

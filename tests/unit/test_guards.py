@@ -1,0 +1,37 @@
+"""A fault of ours in a function that serves everybody is counted and logged, never raised."""
+
+from types import SimpleNamespace
+
+import pytest
+from sglang.srt.managers.io_struct import wrap_as_pickle
+
+from led_sglang.integration import requests, sampler
+from led_sglang.integration.batch import LedBatch, RowSeat
+from led_sglang.integration.records import FALLBACK, WIRE_KEY, StepRecord
+from led_sglang.params import LedParams, ServerConfig, StampedParams, export_config
+
+
+@pytest.fixture(autouse=True)
+def _configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LED_SGLANG_CONFIG", "")
+    export_config(ServerConfig())
+
+
+def test_a_malformed_answer_does_not_stop_the_tokenizer_manager(caplog: pytest.LogCaptureFixture) -> None:
+    before = requests.COUNTERS.num_report_failures
+    answer = SimpleNamespace(rids=["a", "b"], customized_info=wrap_as_pickle({WIRE_KEY: [[1]]}))  # one entry for two
+    requests.take_entries(SimpleNamespace(rid_to_state={}), answer)
+    assert requests.COUNTERS.num_report_failures == before + 1
+    assert "could not report" in caplog.text
+
+
+def test_a_failed_record_leaves_every_row_with_the_engines_token() -> None:
+    seat = RowSeat(StampedParams(LedParams(), seed=1, is_seeded=True, sample=0))
+    current = SimpleNamespace(num_step_failures=0)
+    broken = SimpleNamespace()  # has none of a context's tensors
+    record = sampler._guarded_record(LedBatch((seat, RowSeat(None))), broken, current)  # type: ignore[arg-type]
+    assert current.num_step_failures == 1
+    assert isinstance(record, StepRecord)
+    first = record.entry(0)
+    assert isinstance(first, int) and first & FALLBACK
+    assert record.entry(1) is None

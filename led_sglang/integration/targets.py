@@ -87,6 +87,7 @@ RELIED_ON: tuple[tuple[str, str], ...] = (
     (S + "models.qwen3_moe.Qwen3MoeForCausalLM.set_eagle3_layers_to_capture", "keeps layer outputs (0-based ids)"),
     (S + "models.llama.LlamaForCausalLM.set_eagle3_layers_to_capture", "keeps layer outputs (0-based ids)"),
     (S + "models.mimo.MiMoForCausalLM.forward", "hands the inner model's result straight to the logits processor"),
+    (S + "utils.common.add_prometheus_middleware", "wrapped: /metrics answers with LED's numbers too"),
     (S + "plugins.load_plugins", "runs our register() and applies the hooks"),
     (S + "plugins.hook_registry.HookRegistry.apply_hooks", "patches the targets and swallows failures"),
     (S + "managers.io_struct.wrap_as_pickle", "how customized_info travels between processes"),

@@ -68,7 +68,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mimo": Architecture("MiMoForCausalLM", lambda: Qwen2Config(**COMMON)),  # transformers has no class of its own
     "gpt2": Architecture(
         "GPT2LMHeadModel",  # SGLang serves it, but its class cannot keep layer outputs
-        lambda: GPT2Config(vocab_size=VOCAB_SIZE, n_embd=64, n_layer=4, n_head=2, n_positions=512, eos_token_id=799),
+        lambda: GPT2Config(vocab_size=VOCAB_SIZE, n_embd=64, n_layer=4, n_head=2, n_positions=2048, eos_token_id=799),
     ),
 }
 
@@ -132,4 +132,5 @@ def load(folder: Path) -> PreTrainedModel:
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")  # the others know no float64
     return model.eval()

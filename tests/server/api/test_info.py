@@ -57,6 +57,7 @@ def test_counters_grow_by_what_the_requests_report(http: httpx.Client) -> None:
         "explored_tokens": sum(meta["led_stats"]["explored_tokens"] for meta in metas),
         "fallbacks": 0,
         "step_failures": 0,
+        "report_failures": 0,
         "depth_histogram": dict(depths),
         "requests": {"led": 3},
     }

@@ -1,0 +1,238 @@
+"""What every layer of a checkpoint says: entropy, coverage of the final layer's candidates, expected exploration rate.
+
+    python -m led_sglang.analysis MODEL --prompts FILE --out analysis.json
+
+FILE holds one prompt a line: plain text, or JSON objects with `prompt`, `problem` or `question`. The model continues
+each prompt by sampling (`--generate`, 0 = look at the prompts themselves); the statistics are taken at the positions
+that predict the generated tokens. Layers are 1-based; h^l below the last goes through the LM head without the final
+norm, as LED reads it (`--latent-norm` puts the norm in). Any causal model with a norm before its head will do.
+The report takes the file with --analysis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KS = (1, 2, 4, 8, 16)
+ROWS_AT_A_TIME = 256  # positions whose full-vocabulary logits exist at once
+NORM_NAMES = ("norm", "final_layernorm", "ln_f", "final_layer_norm", "norm_f")
+
+
+class AnalysisError(Exception):
+    """A prompt file or a checkpoint that cannot be analysed."""
+
+
+@dataclass(frozen=True)
+class LayerSums:
+    """Sums over positions for one layer."""
+
+    entropy: float
+    top_probability: float
+    coverage: tuple[float, ...]  # by k: share of the final layer's top k among this layer's top k
+    mass: tuple[float, ...]  # by k: this layer's probability of the final layer's top k
+
+
+def layer_sums(logits: Tensor, final_ids: Tensor, ks: tuple[int, ...]) -> LayerSums:
+    """`logits`: one layer's, divided by the temperature, (P, V); `final_ids`: the final layer's top ids, (P, max k)."""
+    log_probs = torch.log_softmax(logits, dim=-1)
+    probs = log_probs.exp()
+    # 0 * -inf is 0 here: a token that cannot come adds no entropy.
+    entropy = -(probs * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)  # (P,)
+    own_ids = probs.topk(max(ks), dim=-1).indices  # (P, max k)
+    is_own = final_ids[:, :, None] == own_ids[:, None, :]  # (P, max k, max k)
+    candidate_probs = probs.gather(-1, final_ids)  # (P, max k)
+    return LayerSums(
+        entropy=float(entropy.sum()),
+        top_probability=float(probs.max(-1).values.sum()),
+        coverage=tuple(float(is_own[:, :k, :k].any(-1).float().mean(-1).sum()) for k in ks),
+        mass=tuple(float(candidate_probs[:, :k].sum()) for k in ks),
+    )
+
+
+def final_norm(model: Any) -> torch.nn.Module:
+    """The norm before the LM head. Raises AnalysisError where it goes by no known name."""
+    base = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    for holder in (base, getattr(base, "decoder", None), model.base_model):
+        for name in NORM_NAMES:
+            found = getattr(holder, name, None)
+            if isinstance(found, torch.nn.Module):
+                return found
+    raise AnalysisError(f"{type(model).__name__} has no final norm under a known name ({', '.join(NORM_NAMES)})")
+
+
+@torch.no_grad()
+def residual_streams(model: Any, ids: Tensor) -> list[Tensor]:
+    """h^1 .. h^L of one sequence, all un-normed, each (T, H).
+
+    The last entry of `hidden_states` is normed by some model families and not by others, so the final norm's own input
+    is taken for it.
+    """
+    caught: list[Tensor] = []
+    hook = final_norm(model).register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+    try:
+        hidden = model(ids[None], output_hidden_states=True, use_cache=False).hidden_states
+    finally:
+        hook.remove()
+    return [state[0] for state in (*hidden[1:-1], caught[-1])]
+
+
+@dataclass
+class Analyser:
+    model: Any
+    temperature: float = 0.6
+    latent_norm: bool = False
+    ks: tuple[int, ...] = KS
+
+    def __post_init__(self) -> None:
+        self.totals: list[list[LayerSums]] = []
+        self.num_positions = 0
+
+    def _logits(self, state: Tensor, is_final: bool) -> Tensor:
+        if is_final or self.latent_norm:
+            state = final_norm(self.model)(state)
+        return self.model.get_output_embeddings()(state).float() / self.temperature  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def add(self, ids: Tensor, start: int) -> None:
+        """`ids`: one whole sequence, (T,); the tokens from `start` on are those whose prediction is looked at."""
+        streams = residual_streams(self.model, ids)
+        for first in range(start - 1, len(ids) - 1, ROWS_AT_A_TIME):
+            rows = slice(first, min(first + ROWS_AT_A_TIME, len(ids) - 1))
+            final_logits = self._logits(streams[-1][rows], is_final=True)  # (P, V)
+            final_ids = final_logits.topk(max(self.ks), dim=-1).indices  # (P, max k)
+            sums = [layer_sums(self._logits(state[rows], False), final_ids, self.ks) for state in streams[:-1]]
+            self.totals.append([*sums, layer_sums(final_logits, final_ids, self.ks)])
+            self.num_positions += len(final_logits)
+
+    def document(self, name: str) -> dict[str, Any]:
+        """What is written; raises AnalysisError where no position was seen."""
+        if not self.num_positions:
+            raise AnalysisError(
+                "there is no position to look at: every prompt is a single token or nothing was generated"
+            )
+        count, layers = self.num_positions, []
+        for index, sums in enumerate(zip(*self.totals, strict=True)):
+            row: dict[str, Any] = {
+                "layer": index + 1,
+                "entropy": sum(s.entropy for s in sums) / count,
+                "top_probability": sum(s.top_probability for s in sums) / count,
+            }
+            row["coverage"] = {str(k): sum(s.coverage[i] for s in sums) / count for i, k in enumerate(self.ks)}
+            row["mass"] = {str(k): sum(s.mass[i] for s in sums) / count for i, k in enumerate(self.ks)}
+            layers.append(row)
+        return {
+            "name": name,
+            "temperature": self.temperature,
+            "latent_norm": self.latent_norm,
+            "positions": count,
+            "ks": list(self.ks),
+            "exploration_rate": 1 - layers[-1]["top_probability"],
+            "layers": layers,
+        }
+
+
+def read_prompts(path: Path) -> Iterator[str]:
+    """Raises AnalysisError naming the line."""
+    if not path.is_file():
+        raise AnalysisError(f"{path} is missing")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        if not line.lstrip().startswith("{"):
+            yield line
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise AnalysisError(f"{path}:{number}: not JSON: {error}") from error
+        found = next((row[key] for key in ("prompt", "problem", "question") if isinstance(row.get(key), str)), None)
+        if found is None:
+            raise AnalysisError(f"{path}:{number}: no prompt, problem or question")
+        yield found
+
+
+def encode(tokenizer: Any, prompt: str, is_raw: bool) -> Tensor:
+    if is_raw or not tokenizer.chat_template:
+        return tokenizer(prompt, return_tensors="pt").input_ids[0]  # type: ignore[no-any-return]
+    chat = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]  # type: ignore[no-any-return]
+
+
+def analyse(args: argparse.Namespace) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    prompts = list(read_prompts(args.prompts))[: args.limit]
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).to(args.device).eval()
+    ks = tuple(k for k in KS if k <= model.config.vocab_size)
+    analyser = Analyser(model, args.temperature, args.latent_norm, ks)
+    torch.manual_seed(args.seed)
+    for index, prompt in enumerate(prompts):
+        ids = encode(tokenizer, prompt, args.raw).to(args.device)
+        start = 1
+        if args.generate:
+            start = len(ids)
+            sampling = {"do_sample": True, "temperature": args.temperature, "top_k": 0, "top_p": 1.0}
+            ids = model.generate(ids[None], max_new_tokens=args.generate, **sampling)[0]
+        analyser.add(ids, start)
+        print(f"analysis: prompt {index + 1} of {len(prompts)}, {analyser.num_positions} positions", file=sys.stderr)
+    return analyser.document(args.name or Path(str(args.model).rstrip("/")).name)
+
+
+def show(document: dict[str, Any]) -> str:
+    """The numbers as text."""
+    head = " ".join(f"{f'r_{k}':>6}" for k in document["ks"])
+    lines = [f"{'layer':>5} {'entropy':>8} {'max p':>6} {head}"]
+    for row in document["layers"]:
+        covered = " ".join(f"{value:6.3f}" for value in row["coverage"].values())
+        lines.append(f"{row['layer']:>5} {row['entropy']:8.3f} {row['top_probability']:6.3f} {covered}")
+    return "\n".join(
+        [*lines, f"E[1 - max p] = {document['exploration_rate']:.4f} over {document['positions']} positions"]
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="directory or hub name")
+    parser.add_argument("--prompts", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="JSON file; default: only print")
+    parser.add_argument("--name", help="of the model in figures; default: the end of its path")
+    parser.add_argument("--generate", type=int, default=256, help="tokens sampled after each prompt; 0: none")
+    parser.add_argument("--temperature", type=float, default=0.6)
+    parser.add_argument("--latent-norm", action="store_true", help="final norm on every layer, not only the last")
+    parser.add_argument("--raw", action="store_true", help="do not put prompts into the chat template")
+    parser.add_argument("--limit", type=int, help="prompts at most")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    try:
+        if args.temperature <= 0:
+            raise AnalysisError("--temperature must be above 0")
+        document = analyse(args)
+    except (AnalysisError, OSError) as error:
+        print(f"analysis: {error}", file=sys.stderr)
+        return 1
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(document, indent=1) + "\n")
+    print(show(document))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""The report of a small run with known numbers, held against a committed snapshot.
+
+    UPDATE_SNAPSHOT=1 python -m pytest tests/unit/evals/test_report.py
+
+writes it anew.
+"""
+
+import json
+import os
+import random
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from led_sglang.evals import figures as figures_module
+from led_sglang.evals import report as report_module
+from led_sglang.evals import results, tables
+from led_sglang.evals.__main__ import main
+from led_sglang.evals.figures import to_svg
+from led_sglang.evals.store import CellKey, Sample, Store
+
+SNAPSHOT = Path(__file__).with_name("report_snapshot.md")
+CHANCE = {"cot": 0.3, "led": 0.45, "led:depth=4": 0.5, "led:depth=12": 0.4, "led:latent_norm=true": 0.2}
+BLANK = Sample("embedded", "cot", 0.6, "q0", 0, 1, "right", "1", "", 10, 5, "stop", 0.5, led={"method": "none"})
+SETTINGS = {
+    "fixed": {"model": "fake", "seed": 0},
+    "questions": {},
+    "num_questions": {"embedded": 12, "livecodebench": 4},
+    "temperatures": [0.1, 0.6],
+    "samples": 16,
+    "server": {"sglang": "0.0.1"},
+    "applied": {"cot": {"method": "none"}, "led": {"method": "led", "depth": 8}},
+    "sandbox": {"network": "network namespace"},
+    "sessions": [],
+}
+
+
+def outcome(rng: random.Random, chance: float) -> str:
+    return "right" if rng.random() < chance else rng.choice(["wrong", "wrong", "no_answer"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rng = random.Random(0)
+    with Store(Path("run"), {**SETTINGS, "sessions": [{"wall_s": 61.2}]}, resume=False) as store:
+        for task, count in (("embedded", 12), ("livecodebench", 4)):
+            for method, chance in CHANCE.items():
+                for temperature in (0.1, 0.6):
+                    for question in range(count):
+                        for index in range(16):
+                            result = outcome(rng, chance * (question + 1) / count + temperature / 10)
+                            detail = "timeout in test 1 of 3" if task == "livecodebench" and result == "wrong" else ""
+                            tokens, name = rng.randint(20, 40), f"q{question}"
+                            store.append(
+                                replace(
+                                    BLANK, task=task, method=method, temperature=temperature, question=name,
+                                    sample=index, outcome=result, detail=detail, tokens=tokens,
+                                )
+                            )  # fmt: skip
+    return tmp_path
+
+
+def report(*arguments: str) -> None:
+    assert main(["report", "run", "--out", "docs", "--resamples", "500", *arguments]) == 0
+
+
+@pytest.fixture
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures cost seconds; the test of the page draws them."""
+    monkeypatch.setattr(report_module, "all_figures", lambda experiment, analyses: {"a-figure": "<svg/>"})
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_snapshot(folder: Path) -> None:
+    report()
+    text = (folder / "docs" / "report.md").read_text()
+    if os.environ.get("UPDATE_SNAPSHOT"):
+        SNAPSHOT.write_text(text)
+    assert text == SNAPSHOT.read_text()
+
+
+ANALYSIS = {
+    "name": "small model",
+    "temperature": 0.6,
+    "positions": 100,
+    "ks": [1, 2],
+    "exploration_rate": 0.12,
+    "layers": [{"layer": i, "entropy": 1 / i, "coverage": {"1": 0.1 * i, "2": 0.05 * i}} for i in (1, 2, 3)],
+}
+
+
+def test_page_and_figures(folder: Path) -> None:
+    (folder / "analysis.json").write_text(json.dumps(ANALYSIS))
+    report("--analysis", "analysis.json", "--title", "A <title>")
+    page = (folder / "docs" / "report.html").read_text()
+    assert "<script" not in page and not re.findall(r"(?:src|href)=\"(?!data:)", page), "the page needs other files"
+    assert "A &lt;title&gt;" in page and "Table 5" in page and "E[1 - max p] = 0.1200" in page
+    figures = {path.name: path.read_text() for path in (folder / "docs" / "figures").iterdir()}
+    wanted = {"temperature-embedded", "pass-at-n-embedded-t0.6", "depth-embedded-t0.6", "layer-entropy"}
+    assert {f"{name}.svg" for name in wanted} | {"layer-coverage-small-model.svg"} <= set(figures)
+    assert page.count("<img ") == len(figures)
+    for svg in figures.values():
+        assert ET.fromstring(svg).tag.endswith("svg")
+    again = to_svg(figures_module.layer_entropy({"small model": ANALYSIS}))
+    assert again == figures["layer-entropy.svg"], "the same data makes another file"
+
+
+def test_the_numbers_are_those_of_the_samples(folder: Path) -> None:
+    cells = results.read_cells([Path("run")])
+    cell = cells[CellKey("embedded", "cot", 0.6)]
+    samples = [json.loads(line) for line in Path("run/samples.jsonl").read_text().splitlines()]
+    mine = [s for s in samples if (s["task"], s["method"], s["temperature"]) == ("embedded", "cot", 0.6)]
+    assert cell.accuracy(1) == pytest.approx(sum(s["outcome"] == "right" for s in mine) / len(mine))
+    solved = {s["question"] for s in mine if s["outcome"] == "right"}
+    assert cell.accuracy(16) == pytest.approx(len(solved) / 12)
+    assert cell.no_answer == sum(s["outcome"] == "no_answer" for s in mine) / len(mine)
+    assert cell.mean_tokens == sum(s["tokens"] for s in mine) / len(mine)
+    experiment = tables.Experiment(cells, num_resamples=500)
+    alpha = tables.alpha_of(experiment, [cells[CellKey("embedded", "led", t)] for t in (0.1, 0.6)])
+    low, high = ([cells[CellKey("embedded", "led", t)].accuracy(n) for n in (1, 2, 4, 8, 16)] for t in (0.1, 0.6))
+    assert alpha is not None and alpha.mean == pytest.approx((sum(high) - sum(low)) / 5)
+
+
+def test_samples_that_come_twice_count_once(folder: Path) -> None:
+    one, two = results.read_cells([Path("run")]), results.read_cells([Path("run"), Path("run")])
+    assert {k: c.outcomes for k, c in one.items()} == {k: c.outcomes for k, c in two.items()}
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_an_unfinished_run_says_so(folder: Path) -> None:
+    path = folder / "run" / "samples.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[: 12 * 16 * 2 + 40]))
+    report()
+    text = (folder / "docs" / "report.md").read_text()
+    assert "Note: embedded, led, temperature 0.1: not every question has all samples" in text
+    assert "Note: embedded: methods answered 3 to 12 questions" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "holds no run"), ("", "no finished"), ("{}\n", ":1: not a sample")]
+)
+def test_nothing_to_report(
+    content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "samples.jsonl").write_text(content)
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_methods_sort_by_number() -> None:
+    names = ["led:depth=12", "led", "led:depth=4", "cot", "led:depth=4,top_k=3"]
+    assert sorted(names, key=tables.method_order) == [
+        "cot",
+        "led",
+        "led:depth=4",
+        "led:depth=4,top_k=3",
+        "led:depth=12",
+    ]

@@ -1,0 +1,223 @@
+"""Whole runs against a fake server: interleaving, checks, death half-way, resume, Ctrl-C."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from led_sglang.child_server import free_port
+from led_sglang.evals import client
+from led_sglang.evals.__main__ import main
+from led_sglang.evals.store import Sample, read_lines
+from tests.unit.evals.fake_server import FakeServer, applied_to
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "RETRY_PAUSES_S", (0.01,))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rows = [{"id": f"q{i}", "problem": f"Say {i}", "expected_answer": str(i)} for i in range(4)]
+    for task in ("gsm8k", "aime2024"):
+        (tmp_path / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+Start = Callable[..., int]
+
+
+@pytest.fixture
+def start(data: Path) -> Start:
+    def run(url: str, *arguments: str, task: str = "gsm8k", methods: str = "cot,led:depth=4", samples: int = 3) -> int:
+        fixed = ["--quiet", "--data", str(data), "--base-url", url, "--out", str(data / "run")]
+        asked = ["--task", task, "--methods", methods, "--samples", str(samples)]
+        return main(["run", *asked, *fixed, *arguments])
+
+    return run
+
+
+def stored(data: Path) -> list[Sample]:
+    return list(read_lines(data / "run" / "samples.jsonl"))
+
+
+def echo(body: dict[str, Any]) -> str:
+    """Right for even numbers, wrong for 1, thinking for ever on 3."""
+    number = int(re.findall(r"Say (\d+)", body["messages"][0]["content"])[0])
+    return {1: "thought</think>It is 9.", 3: "thought</think>Who knows?"}.get(number, f"thought</think>It is {number}.")
+
+
+def test_a_whole_run(data: Path, start: Start) -> None:
+    with FakeServer(echo) as server:
+        assert start(server.url, "--temperature", "0.1,0.6", "--concurrency", "2") == 0
+    samples = stored(data)
+    assert len(samples) == len({(s.cell, s.question, s.sample) for s in samples}) == 4 * 3 * 2 * 2
+    assert {s.question: s.outcome for s in samples} == {"q0": "right", "q1": "wrong", "q2": "right", "q3": "no_answer"}
+    assert {s.method: s.led["method"] for s in samples} == {"cot": "none", "led:depth=4": "led"}
+    assert all(s.tokens == 7 and s.finish == "stop" and s.text for s in samples)
+    bodies = server.bodies[2:]  # after one token of each method
+    assert all(b["return_meta_info"] and b["max_tokens"] == 32768 and b["top_k"] == 20 for b in bodies)
+    assert [b["custom_params"]["led"] is False for b in bodies[:4]].count(True) == 2, "methods do not take turns"
+    seeds = {(s.question, s.sample): s.seed for s in samples}
+    assert len(set(seeds.values())) == 12 and all(seeds[s.question, s.sample] == s.seed for s in samples)
+    settings = json.loads((data / "run" / "run.json").read_text())
+    assert settings["applied"]["led:depth=4"]["depth"] == 4 and settings["server"] == {"sglang": "0.0.1"}
+    assert settings["sessions"][0]["wall_s"] > 0
+
+
+def test_mathematics_goes_through_the_judges(data: Path, start: Start) -> None:
+    with FakeServer(lambda body: "t</think>$\\boxed{\\frac{4}{2}}$") as server:
+        assert start(server.url, task="aime2024", methods="cot", samples=1) == 0
+    assert {s.question: s.outcome for s in stored(data)} == {"q0": "wrong", "q1": "wrong", "q2": "right", "q3": "wrong"}
+
+
+def test_a_judge_that_hangs_is_counted(data: Path, start: Start) -> None:
+    tower = "\\boxed{9^{9^{9^{9}}}-9^{9^{9^{9}}}+(1+x)^{99999999}}"
+    with FakeServer(lambda body: f"t</think>{tower}") as server:
+        arguments = ("--judge-timeout-s", "0.05", "--limit", "2")
+        assert start(server.url, *arguments, task="aime2024", methods="cot", samples=1) == 0
+    assert {s.outcome for s in stored(data)} <= {"judge_timeout", "judge_error"}
+
+
+def test_death_half_way_keeps_what_is_done_and_resumes(
+    data: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FakeServer(echo, die_after=10) as server:
+        assert start(server.url, "--concurrency", "2") == 1
+    message = capsys.readouterr().err
+    assert "stopped answering" in message and "--resume" in message
+    before = stored(data)
+    assert 4 <= len(before) <= 8
+    with FakeServer(echo) as server:
+        assert start(server.url) == 1, "an unfinished run is not written over"
+        assert "already holds a run" in capsys.readouterr().err
+        assert start(server.url, "--resume") == 0
+        num_asked = len(server.bodies)
+    after = stored(data)
+    assert after[: len(before)] == before
+    assert len(after) == len({(s.cell, s.question, s.sample) for s in after}) == 24
+    assert num_asked == 24 - len(before) + 2 + 2  # and one token of each method, twice
+    assert len(json.loads((data / "run" / "run.json").read_text())["sessions"]) == 2
+
+
+def test_a_line_cut_short_by_a_kill_is_asked_again(data: Path, start: Start) -> None:
+    with FakeServer(echo) as server:
+        assert start(server.url) == 0
+        path = data / "run" / "samples.jsonl"
+        path.write_bytes(path.read_bytes()[:-20])
+        assert len(stored(data)) == 23
+        assert start(server.url, "--resume") == 0
+    assert len(stored(data)) == 24
+
+
+def test_more_samples_may_be_added_but_nothing_changed(
+    data: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FakeServer(echo) as server:
+        assert start(server.url, samples=1) == 0
+        assert start(server.url, "--resume", methods="cot,led:depth=4,led", samples=2) == 0
+        assert len(stored(data)) == 4 * 2 * 3
+        assert start(server.url, "--resume", "--seed", "5") == 1
+        assert "seed was 0" in capsys.readouterr().err
+        assert start(server.url, "--resume", "--limit", "2") == 1
+        assert "questions of gsm8k are not those" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("apply", "message"),
+    [
+        (lambda led: None, "no meta_info.led_params"),
+        (lambda led: {"method": "none"}, "led:depth=4: asked for method = 'led', applied was 'none'"),
+        (lambda led: {**applied_to(led), "depth": 8} if led else applied_to(led), "asked for depth = 4, applied was 8"),
+    ],
+)
+def test_a_server_that_ignores_the_parameters(
+    apply: Any, message: str, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FakeServer(echo, apply=apply) as server:
+        assert start(server.url) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_server_that_changes_its_defaults_in_the_run(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[Any] = []
+
+    def apply(led: Any) -> dict[str, Any]:
+        calls.append(led)
+        return {**applied_to(led), "top_k": 8 if len(calls) < 6 else 3}
+
+    with FakeServer(echo, apply=apply) as server:
+        assert start(server.url, methods="led:depth=4") == 1
+    assert "at the start of this run" in capsys.readouterr().err
+
+
+def test_a_server_that_is_down(data: Path, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start(f"http://127.0.0.1:{free_port()}/v1") == 1
+    assert "no server at" in capsys.readouterr().err
+    assert not (data / "run" / "samples.jsonl").exists()
+
+
+def test_a_method_the_server_refuses(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer(echo, status=lambda body: 400 if body["custom_params"]["led"] else 200) as server:
+        assert start(server.url) == 1
+    assert "does not take method led:depth=4: HTTP 400" in capsys.readouterr().err
+
+
+def test_a_question_the_server_refuses_is_counted(data: Path, start: Start) -> None:
+    def status(body: dict[str, Any]) -> int:
+        return 400 if "Say 2" in body["messages"][0]["content"] else 200
+
+    with FakeServer(echo, status=status) as server:
+        assert start(server.url) == 0
+    assert {s.question: s.outcome for s in stored(data)}["q2"] == "refused"
+
+
+def test_an_answer_that_comes_too_late_is_counted(data: Path, start: Start) -> None:
+    with FakeServer(lambda body: "a</think>1" if body["max_tokens"] == 1 else time.sleep(0.6) or "a") as server:
+        assert start(server.url, "--timeout-s", "0.4", "--limit", "1", methods="cot", samples=1) == 0
+    assert [s.outcome for s in stored(data)] == ["timed_out"]
+
+
+@pytest.mark.parametrize("arguments", [["--temperature", "warm"], ["--temperature", "-1"], ["--concurrency", "0"]])
+def test_bad_arguments(arguments: list[str], start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start("http://127.0.0.1:1/v1", *arguments) == 1
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_is_done(data: Path, start: Start) -> None:
+    out = data / "run"
+    with FakeServer(echo, delay_s=0.05) as server:
+        command = [sys.executable, "-m", "led_sglang.evals", "run", "--task", "gsm8k", "--methods", "cot,led:depth=4"]
+        command += ["--samples", "500", "--concurrency", "2", "--data", str(data), "--base-url", server.url]
+        process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while not (out / "samples.jsonl").exists() or len(stored(data)) < 5:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        _, message = process.communicate(timeout=30)
+        assert process.returncode == 130 and "go on with --resume" in message, message
+        num_done = len(stored(data))
+        assert num_done >= 5
+        assert (out / "samples.jsonl").read_bytes().endswith(b"\n")
+        assert start(server.url, "--resume", "--max-tokens", "32768", samples=2) == 0
+    assert len(stored(data)) >= num_done
+
+
+def test_two_runs_do_not_share_a_folder(data: Path, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    import fcntl
+
+    (data / "run").mkdir()
+    with (data / "run" / "samples.jsonl").open("ab") as held, FakeServer(echo) as server:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert start(server.url) == 1
+    assert "another run is writing" in capsys.readouterr().err

@@ -1,0 +1,127 @@
+"""Rows of every data set's own shape, local files, and what is wrong with them."""
+
+import base64
+import json
+import pickle
+import sys
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from led_sglang.evals import readers
+from led_sglang.evals.errors import EvalError
+from led_sglang.evals.tasks import TASKS, Question, find_tasks, fingerprint, load
+
+
+def write(folder: Path, task: str, *rows: Any) -> Path:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / f"{task}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def only(folder: Path, task: str, *rows: Any) -> Question:
+    (question,) = load(TASKS[task], write(folder, task, *rows), None, 0)
+    return question
+
+
+def test_gsm8k_as_published(tmp_path: Path) -> None:
+    question = only(tmp_path, "gsm8k", {"question": "2 + 2?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"})
+    assert (question.id, question.gold) == ("gsm8k-0", "4")
+    assert question.prompt.startswith("2 + 2?\n") and question.prompt.endswith("within \\boxed{}.")
+
+
+def test_gpqa_as_published_is_shuffled_the_same_every_time(tmp_path: Path) -> None:
+    wrong = {f"Incorrect Answer {i}": f"wrong {i}" for i in (1, 2, 3)}
+    row = {"Question": "Which {one}?", "Correct Answer": "right", "Record ID": "rec1", **wrong}
+    question = only(tmp_path, "gpqa_diamond", row)
+    assert f"({question.gold}) right" in question.prompt
+    assert question == only(tmp_path, "gpqa_diamond", row)
+    assert question.id == "rec1"
+
+
+def test_local_choices(tmp_path: Path) -> None:
+    row = {"id": 7, "problem": "Pick", "choices": ["x", "y"], "expected_answer": "B"}
+    question = only(tmp_path, "gpqa_diamond", row)
+    assert (question.id, question.gold) == ("7", "B") and "(A) x\n(B) y" in question.prompt
+    with pytest.raises(EvalError, match="none of AB"):
+        only(tmp_path, "gpqa_diamond", {**row, "expected_answer": "C"})
+
+
+def lcb_row(**changes: Any) -> dict[str, Any]:
+    private = json.dumps([{"input": "3", "output": "6", "testtype": "stdin"}])
+    packed = base64.b64encode(zlib.compress(pickle.dumps(private))).decode()
+    public = json.dumps([{"input": "1", "output": "2", "testtype": "stdin"}])
+    row = {
+        "question_content": "Double it",
+        "question_id": "q1",
+        "contest_date": "2024-10-01T00:00:00",
+        "metadata": "{}",
+    }
+    return {**row, "public_test_cases": public, "private_test_cases": packed, **changes}
+
+
+def test_livecodebench_as_published(tmp_path: Path) -> None:
+    early = lcb_row(question_id="old", contest_date="2024-07-31T00:00:00")
+    question = only(tmp_path, "livecodebench", early, lcb_row())
+    assert question.id == "q1" and "stdin" in question.prompt
+    assert [test["input"] for test in json.loads(question.gold)] == ["1", "3"]
+    public = json.dumps([{"input": "[1]", "output": "1", "testtype": "functional"}])
+    row = lcb_row(public_test_cases=public, private_test_cases="", starter_code="def f", metadata='{"func_name": "f"}')
+    question = only(tmp_path, "livecodebench", row)
+    assert "def f" in question.prompt and json.loads(question.gold)[0]["function"] == "f"
+
+
+def test_a_pickle_that_wants_more_than_text_is_refused(tmp_path: Path) -> None:
+    packed = base64.b64encode(zlib.compress(pickle.dumps(readers.local_rows))).decode()
+    with pytest.raises(EvalError, match=r"want to import led_sglang\.evals\.readers"):
+        only(tmp_path, "livecodebench", lcb_row(private_test_cases=packed))
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "message"),
+    [
+        ("math500", ["{broken"], r"math500\.jsonl:1: not JSON"),
+        ("math500", ["[1]"], "not a JSON object"),
+        ("math500", [{"problem": "?"}], r"jsonl:1: no answer \(looked for expected_answer"),
+        ("math500", [{"problem": "a", "answer": "1"}, {"problem": "b", "answer": " "}], "jsonl:2: no answer"),
+        ("math500", [{"answer": "1"}], "no question"),
+        ("math500", [{"id": 1, "problem": "a", "answer": "1"}] * 2, "comes twice"),
+        ("math500", [], "no questions"),
+        ("gsm8k", [{"question": "a", "answer": "#### many"}], "'many' is not a number"),
+        ("livecodebench", [{"problem": "a", "tests": []}], "there are no tests"),
+        ("livecodebench", [{"problem": "a", "tests": [{"input": "1"}]}], "without input and output"),
+    ],
+)
+def test_unusable_data(tmp_path: Path, task: str, rows: list[Any], message: str) -> None:
+    with pytest.raises(EvalError, match=message):
+        load(TASKS[task], write(tmp_path, task, *rows), None, 0)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EvalError, match=r"aime2024\.jsonl is missing"):
+        load(TASKS["aime2024"], tmp_path, None, 0)
+
+
+def test_a_hub_that_cannot_be_reached_points_to_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("offline")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=fail))  # type: ignore[arg-type]
+    with pytest.raises(EvalError, match=r"cannot load openai/gsm8k .*--data DIR"):
+        load(TASKS["gsm8k"], None, None, 0)
+
+
+def test_the_embedded_task_is_drawn_from_the_seed() -> None:
+    one, same, other = (load(TASKS["embedded"], None, 20, seed) for seed in (0, 0, 1))
+    assert one == same and fingerprint(one) == fingerprint(same) != fingerprint(other)
+    assert len({question.prompt for question in one}) == 20
+
+
+def test_unknown_tasks() -> None:
+    with pytest.raises(EvalError, match="unknown task poker; known: embedded"):
+        find_tasks("gsm8k,poker")
+    with pytest.raises(EvalError, match="none given"):
+        find_tasks(" ")

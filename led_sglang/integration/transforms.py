@@ -12,6 +12,7 @@ from led_sglang.ops.confident import confident_logits
 from led_sglang.ops.dola import dola_logits
 from led_sglang.ops.noise import uniforms
 from led_sglang.ops.soft import cold_stop, soft_mixture
+from led_sglang.params import MAX_SOFT_TOP_K
 
 if TYPE_CHECKING:
     from led_sglang.integration.sampler import StepContext
@@ -60,7 +61,7 @@ def soft(context: "StepContext", group: MethodGroup, logits: Tensor) -> Override
     assert inputs is not None
     rows, slots, thinking = group.rows, context.slots[group.rows], context.thinking[group.rows]
     is_gumbel = group.params[0].method == "soft_thinking_gumbel"
-    max_k = max(p.max_topk for p in group.params)
+    max_k = MAX_SOFT_TOP_K  # of every batch: with a width of the neighbours' a row's sums would round otherwise
     temperatures = group.column("gumbel_temperature", torch.float32) if is_gumbel else torch.zeros(len(rows))
     step = soft_mixture(
         logits[group.batch_rows],

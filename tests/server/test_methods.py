@@ -1,0 +1,536 @@
+"""Every method over one running server: against recomputations, together in a batch, with the prefix cache.
+
+The engine's log-probabilities of the whole vocabulary show the distribution that each token was drawn from.
+"""
+
+import os
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from led_sglang.ops import noise
+from tests.server.asking import MARKERS, Client, Oracle, Reply, Request, check, sharp_server, thinking_prompt, words
+from tests.server.checkpoints import CLOSE_ID, OPEN_ID, VOCAB_SIZE
+from tests.server.launching import Server
+from tests.server.methods_recompute import (
+    DOLA_LAYERS,
+    LOWEST,
+    Fault,
+    Outcome,
+    Soft,
+    SoftCase,
+    SoftRun,
+    Uniforms,
+    compare_logits,
+    compare_soft,
+    confident_choices,
+    distance,
+    dola_choices,
+    free_run,
+    log_softmax,
+    soft_run,
+)
+from tests.server.recompute import TOLERANCE, Array, Asked, forward
+
+pytestmark = pytest.mark.server
+
+pytest_plugins = ("tests.server.exact_fixtures",)
+
+METHODS = ("led", "dola", "confident", "soft_thinking", "soft_thinking_gumbel")
+NUM_TOKENS = 24
+FREE_TEMPERATURE = 4.0  # where float32's error does not grow from one mixture to the next
+NO_FAULT = Fault()
+
+
+# A matrix product's last bits depend on how many rows it has (MKL picks another kernel), in the stock engine too, and a
+# soft request feeds them back into itself. Padded to whole blocks of 32 rows they do not, so that what is left to make
+# a row depend on its neighbours is us.
+SAME_BITS_FOR_ANY_BATCH = """
+import torch
+
+def mm(a, b):
+    num_rows = a.shape[0]
+    padded = torch.nn.functional.pad(a, (0, 0, 0, -num_rows % 32))
+    out = a.new_empty(padded.shape[0], b.shape[1])
+    torch.ops.aten.mm.out(padded, b, out=out)
+    return out[:num_rows]
+
+library = torch.library.Library("aten", "IMPL")
+
+def register():
+    library.impl("mm", mm, "CPU")
+"""
+
+
+def install_plugin(folder: Path) -> Path:
+    """A second SGLang plugin, found because its folder is on PYTHONPATH."""
+    info = folder / "same_bits-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: same-bits\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sglang.srt.plugins]\nsame_bits = same_bits:register\n")
+    (folder / "same_bits.py").write_text(SAME_BITS_FOR_ANY_BATCH)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def methods_server(qwen3_folder: Path, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Prefix cache on, prompts cut into chunks of 32 tokens, every method enabled."""
+    arguments = ("--chunked-prefill-size", "32", "--max-total-tokens", "8192", "--led-methods", ",".join(METHODS))
+    plugins = install_plugin(tmp_path_factory.mktemp("plugins"))
+    path = os.pathsep.join(filter(None, (str(plugins), os.environ.get("PYTHONPATH"))))
+    environment = {"PYTHONPATH": path}
+    with sharp_server(qwen3_folder, logs / "methods.log", *arguments, environment=environment) as server:
+        yield server
+
+
+class Asker(Client):
+    """A client that is told the log-probability of every token at every step."""
+
+    def generate(self, request: Request) -> Reply:
+        body = request.body()
+        if not request.return_logprob:
+            return Reply(request, self.post("/generate", body))
+        body |= {"token_ids_logprob": list(range(VOCAB_SIZE)), "logprob_start_len": -1}
+        return Reply(request, self.post("/generate", body))
+
+
+@pytest.fixture(scope="session")
+def asker(methods_server: Server) -> Asker:
+    return Asker(methods_server.url)
+
+
+def request_for(
+    led: Any, prompt_ids: list[int], temperature: float = 0.0, seed: int | None = 1, **more: Any
+) -> Request:
+    asked = Asked(temperature, logit_bias=more.pop("logit_bias", {}))
+    return Request(prompt_ids, asked, more.pop("num_tokens", NUM_TOKENS), seed, True, led=led, **more)
+
+
+def distributions(reply: Reply) -> list[Array]:
+    """Log-probabilities (V,) of every step; forbidden tokens come as the lowest float32."""
+    steps = reply.meta["output_token_ids_logprobs"]
+    values = [np.array([logprob for logprob, _, _ in step]) for step in steps]
+    assert all(len(step) == VOCAB_SIZE for step in values)
+    return [np.where(step < -1e30, -np.inf, step) for step in values]
+
+
+def agreed(outcome: Outcome, num_steps: int = NUM_TOKENS) -> Outcome:
+    assert not outcome.faults, f"{len(outcome.faults)} faults: " + "\n".join(outcome.faults[:8])
+    assert outcome.num_steps == num_steps
+    return outcome
+
+
+def held(outcome: Outcome, least: int) -> None:
+    assert len(outcome.faults) >= least, f"hardly noticed: {outcome.faults}"
+
+
+# -- methods that rewrite the logits --------------------------------------------------------------------------------
+
+
+def against_layers(oracle: Oracle, reply: Reply, fault: Fault = NO_FAULT) -> Outcome:
+    """DoLa and Confident Decoding."""
+    request, led = reply.request, reply.request.led
+    layers = forward(oracle.model, request.prompt_ids + reply.output_ids)
+
+    def choices(row: int) -> dict[int, list[Array]]:
+        if led["method"] == "dola":
+            return dola_choices(layers, row, led.get("layers", "low"), led.get("relative_top", 0.1), fault)
+        return confident_choices(layers, row, led.get("num_layers", 10), fault)
+
+    told = distributions(reply)
+    return compare_logits(choices, told, request.prompt_ids, reply.output_ids, request.asked.temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+@pytest.mark.parametrize(("half", "relative_top"), [("low", 0.1), ("high", 0.1), ("low", 0.001), ("high", 0.0)])
+def test_dola(half: str, relative_top: float, temperature: float, asker: Asker, oracle: Oracle) -> None:
+    led = {"method": "dola", "layers": half, "relative_top": relative_top}
+    reply = asker.generate(request_for(led, thinking_prompt(1), temperature))
+    outcome = agreed(against_layers(oracle, reply))
+    assert set(outcome.chosen) <= set(DOLA_LAYERS[half])
+    if relative_top >= 0.1:
+        assert all((step > LOWEST).sum() < VOCAB_SIZE / 10 for step in distributions(reply)), "no token was dropped"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+@pytest.mark.parametrize("num_layers", [2, 5, 10])
+def test_confident(num_layers: int, temperature: float, asker: Asker, oracle: Oracle) -> None:
+    led = {"method": "confident", "num_layers": num_layers}
+    reply = asker.generate(request_for(led, thinking_prompt(2), temperature))
+    outcome = agreed(against_layers(oracle, reply))
+    if num_layers > 2:
+        assert any(outcome.chosen), "the valley was never behind the final layer"
+    else:
+        assert set(outcome.chosen) == {0}
+
+
+def test_dola_layers_are_chosen_row_by_row(asker: Asker, oracle: Oracle) -> None:
+    """Eight requests at once: in one and the same step they contrast with different layers."""
+    settings = [{"method": "dola", "layers": half} for half in ("low", "high")] * 4
+    requests = [request_for(led, thinking_prompt(50 + i, 12)) for i, led in enumerate(settings)]
+    outcomes = [agreed(against_layers(oracle, reply)) for reply in asker.together(requests)]
+    high = zip(*[outcome.chosen for outcome in outcomes[1::2]], strict=True)
+    assert any(len(set(step)) > 1 for step in high), "all rows chose the same layer"
+
+
+LAYER_FAULTS = {"one layer too early": Fault(layer_shift=1), "the other norm": Fault(swap_norm=True)}
+
+
+@pytest.mark.parametrize("method", ["dola", "confident"])
+@pytest.mark.parametrize("name", LAYER_FAULTS)
+def test_a_wrong_layer_is_noticed(name: str, method: str, asker: Asker, oracle: Oracle) -> None:
+    reply = asker.generate(request_for({"method": method}, thinking_prompt(3)))
+    agreed(against_layers(oracle, reply))
+    held(against_layers(oracle, reply, LAYER_FAULTS[name]), NUM_TOKENS // 4)
+    if method == "dola":
+        held(against_layers(oracle, reply, Fault(pick_other=True)), NUM_TOKENS // 4)
+
+
+def test_rewritten_logits_act_outside_the_thinking_phase_too(asker: Asker, oracle: Oracle) -> None:
+    prompt_ids = [OPEN_ID, *words(4, 12), CLOSE_ID, *words(5, 4)]
+    for method in ("dola", "confident"):
+        agreed(against_layers(oracle, asker.generate(request_for({"method": method}, prompt_ids))))
+
+
+@pytest.mark.parametrize("method", ["dola", "confident"])
+def test_sampled_tokens_come_from_the_seed(method: str, asker: Asker) -> None:
+    def draw(seed: int) -> list[int]:
+        return asker.generate(request_for({"method": method}, thinking_prompt(6), 1.5, seed)).output_ids
+
+    first = draw(5)
+    assert draw(5) == first
+    assert any(draw(seed) != first for seed in (6, 7))
+
+
+# -- methods that mix embeddings ------------------------------------------------------------------------------------
+
+
+def uniforms_of(seed: int, num_candidates: int) -> Uniforms:
+    """The noise is the one thing taken from led_sglang: without it there would be nothing to recompute."""
+
+    def at(position: int) -> Array:
+        row = torch.tensor([[seed], [0], [position]])
+        return np.asarray(noise.uniforms(row[0], row[1], row[2], 2 + num_candidates)[2:, 0].numpy())
+
+    return at
+
+
+def soft_asked(request: Request) -> Soft:
+    led = {key: value for key, value in request.led.items() if key != "method"}
+    if request.led["method"] == "soft_thinking_gumbel":
+        led.setdefault("gumbel_temperature", 0.5)
+    return Soft(request.asked.temperature, logit_bias=request.asked.logit_bias, **led)
+
+
+def case_of(request: Request, fault: Fault = NO_FAULT) -> SoftCase:
+    asked = soft_asked(request)
+    uniforms = uniforms_of(request.seed or 0, asked.max_topk) if asked.gumbel_temperature else None
+    return SoftCase(request.prompt_ids, asked, MARKERS, uniforms, fault)
+
+
+def against_mixtures(oracle: Oracle, reply: Reply, fault: Fault = NO_FAULT) -> tuple[Outcome, SoftRun]:
+    told = distributions(reply)
+    run = soft_run(oracle.model, case_of(reply.request, fault), told, reply.output_ids)
+    return compare_soft(run, told, reply.output_ids), run
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+@pytest.mark.parametrize("max_topk", [1, 3, 10, 32])
+def test_soft_thinking(max_topk: int, temperature: float, asker: Asker, oracle: Oracle) -> None:
+    led = {"method": "soft_thinking", "max_topk": max_topk}
+    reply = asker.generate(request_for(led, thinking_prompt(10, 45), temperature, num_tokens=32))
+    outcome, run = against_mixtures(oracle, reply)
+    agreed(outcome, 32)
+    assert all(run.is_thinking)
+    assert max_topk == 1 or sum(n > 1 for n in run.num_mixed) > 16, "hardly anything was mixed"
+
+
+def test_soft_thinking_from_the_prompt_alone(asker: Asker, oracle: Oracle) -> None:
+    """Nothing is taken from the server's answer: every mixture follows from the recomputed ones before it."""
+    request = request_for({"method": "soft_thinking"}, thinking_prompt(11), FREE_TEMPERATURE)
+    reply = asker.generate(request)
+    run = free_run(oracle.model, case_of(request), NUM_TOKENS)
+    agreed(compare_soft(run, distributions(reply), reply.output_ids))
+    assert min(run.num_mixed) > 1
+
+
+@pytest.mark.parametrize(
+    ("method", "close_bias", "num_changes"), [("soft_thinking", 30.0, 1), ("soft_thinking_gumbel", 18.0, 4)]
+)
+def test_soft_thinking_phase_by_phase(
+    method: str, close_bias: float, num_changes: int, asker: Asker, oracle: Oracle
+) -> None:
+    """The markers win now and then: mixtures in the thinking phase, the engine's tokens and plain inputs outside."""
+    bias = {OPEN_ID: 17.0, CLOSE_ID: close_bias}
+    request = request_for({"method": method}, thinking_prompt(12), num_tokens=40, seed=3, logit_bias=bias)
+    outcome, run = against_mixtures(oracle, asker.generate(request))
+    agreed(outcome, 40)
+    assert sum(a != b for a, b in pairwise(run.is_thinking)) >= num_changes, "the phase hardly changed"
+
+
+def test_soft_thinking_leaves_a_closed_prompt_alone(asker: Asker) -> None:
+    prompt_ids = [OPEN_ID, *words(13, 12), CLOSE_ID, *words(14, 4)]
+    plain = asker.generate(request_for(False, prompt_ids))
+    for method in ("soft_thinking", "soft_thinking_gumbel"):
+        asker.flush_cache()
+        soft = asker.generate(request_for({"method": method}, prompt_ids))
+        assert soft.output_ids == plain.output_ids
+        assert max(map(distance, distributions(soft), distributions(plain))) < 1e-4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+@pytest.mark.parametrize("led", [{}, {"gumbel_temperature": 2.0, "max_topk": 4}, {"gumbel_temperature": 0.1}])
+def test_gumbel(led: dict[str, Any], temperature: float, asker: Asker, oracle: Oracle) -> None:
+    request = request_for({"method": "soft_thinking_gumbel", **led}, thinking_prompt(15), temperature, seed=77)
+    outcome, run = against_mixtures(oracle, asker.generate(request))
+    agreed(outcome)
+    assert all(run.is_thinking)
+    held(against_mixtures(oracle, Reply(request, asker.generate(request).document), Fault(noise_shift=1))[0], 8)
+
+
+def test_gumbel_noise_comes_from_the_seed(asker: Asker) -> None:
+    def draw(seed: int | None) -> list[int]:
+        led = {"method": "soft_thinking_gumbel"}
+        return asker.generate(request_for(led, thinking_prompt(16), 0.6, seed)).output_ids
+
+    drawn = {seed: draw(seed) for seed in (1, 2, 3)}
+    assert {seed: draw(seed) for seed in drawn} == drawn
+    assert len({tuple(ids) for ids in drawn.values()}) == 3
+    assert draw(None) != draw(None)
+
+
+SOFT_FAULTS = {"plain inputs": Fault(plain_inputs=True), "wrong weights": Fault(weight_power=1.1)}
+
+
+@pytest.mark.parametrize("name", SOFT_FAULTS)
+def test_a_wrong_mixture_is_noticed(name: str, asker: Asker, oracle: Oracle) -> None:
+    reply = asker.generate(request_for({"method": "soft_thinking"}, thinking_prompt(17)))
+    agreed(against_mixtures(oracle, reply)[0])
+    held(against_mixtures(oracle, reply, SOFT_FAULTS[name])[0], NUM_TOKENS // 2)
+
+
+@pytest.mark.parametrize("method", ["soft_thinking", "soft_thinking_gumbel"])
+@pytest.mark.parametrize("length", [1, 4])
+def test_cold_stop(length: int, method: str, asker: Asker, oracle: Oracle) -> None:
+    """Every entropy counts as low: the phase is closed after `length` steps, and plain decoding follows."""
+    led = {"method": method, "early_stop_length": length, "early_stop_entropy": 100.0}
+    reply = asker.generate(request_for(led, thinking_prompt(18, 50)))  # two chunks: the first must not count
+    assert reply.output_ids.index(CLOSE_ID) == length - 1
+    outcome, run = against_mixtures(oracle, reply)
+    agreed(outcome)
+    assert run.is_thinking[: length + 1] == [True] * length + [False]
+
+
+def test_cold_stop_counts_steps_in_a_row(asker: Asker, oracle: Oracle) -> None:
+    """A threshold among the entropies that occur: high ones start the count again."""
+    prompt_ids = thinking_prompt(19)
+    free = asker.generate(request_for({"method": "soft_thinking"}, prompt_ids, num_tokens=32))
+    entropies = [float(-(np.exp(step) * np.maximum(step, -700)).sum()) for step in distributions(free)]
+    threshold = float(np.median(entropies))
+    lengths = range(1, 6)
+    first = {
+        n: next((i for i in range(n - 1, 32) if max(entropies[i - n + 1 : i + 1]) < threshold), None) for n in lengths
+    }
+    length, stop = next((n, i) for n, i in first.items() if i is not None and n > 1 and i >= n)
+    led = {"method": "soft_thinking", "early_stop_length": length, "early_stop_entropy": threshold + 1e-4}
+    reply = asker.generate(request_for(led, prompt_ids, num_tokens=32))
+    assert reply.output_ids[: stop + 1] == [*free.output_ids[:stop], CLOSE_ID]
+    agreed(against_mixtures(oracle, reply)[0], 32)
+
+
+# -- all of them at once --------------------------------------------------------------------------------------------
+
+
+def one_of_each(temperature: float) -> list[Request]:
+    """Fourteen requests, no two alike. Rows that the engine samples itself have no seed, and are greedy."""
+    settings: list[Any] = [
+        None,
+        False,
+        True,
+        {"depth": 3, "top_k": 5},
+        {"method": "none"},
+        {"method": "dola"},
+        {"method": "dola", "layers": "high"},
+        {"method": "confident"},
+        {"method": "confident", "num_layers": 4},
+        {"method": "soft_thinking"},
+        {"method": "soft_thinking", "max_topk": 3},
+        {"method": "soft_thinking_gumbel"},
+        {"method": "soft_thinking_gumbel", "max_topk": 20, "gumbel_temperature": 1.0},
+        {"method": "soft_thinking", "early_stop_length": 3, "early_stop_entropy": 100.0},
+    ]
+    return [
+        request_for(
+            {"trace": False} if led is None else led,
+            thinking_prompt(100 + i, 8 + 5 * i),
+            temperature if led not in (False, {"method": "none"}) else 0.0,
+            seed=i,
+            num_tokens=12 + i % 3,
+        )
+        for i, led in enumerate(settings)
+    ]
+
+
+def warm(asker: Asker, requests: list[Request]) -> None:
+    """Keys and values of prompts are taken from the cache in both runs: only decoding is compared."""
+    asker.flush_cache()
+    for request in requests:
+        asker.generate(Request(request.prompt_ids, Asked(0.0), 1, led=False))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+def test_all_methods_at_once_equal_each_alone(temperature: float, asker: Asker) -> None:
+    """Bit for bit: tokens, and every log-probability of the vocabulary at every step."""
+    requests = one_of_each(temperature)
+    warm(asker, requests)
+    alone = [asker.generate(request) for request in requests]
+    together = asker.together(requests)
+    assert [reply.output_ids for reply in together] == [reply.output_ids for reply in alone]
+    for reply, other in zip(alone, together, strict=True):
+        if reply.request.asked.temperature == temperature:
+            assert reply.meta["output_token_ids_logprobs"] == other.meta["output_token_ids_logprobs"], reply.request.led
+        else:  # greedy rows beside sampled ones: the engine takes log(softmax) instead of log_softmax
+            assert max(map(distance, distributions(reply), distributions(other))) < 1e-4
+    assert asker.get("/led/info")["step_failures"] == 0
+
+
+def test_a_crowd_of_methods_against_the_recomputations(asker: Asker, oracle: Oracle) -> None:
+    asker.flush_cache()
+    for reply in asker.together(one_of_each(0.6)):
+        num_tokens, method = reply.request.num_tokens, reply.meta["led_params"]["method"]
+        if method in ("dola", "confident"):
+            agreed(against_layers(oracle, reply), num_tokens)
+        elif method.startswith("soft"):
+            agreed(against_mixtures(oracle, reply)[0], num_tokens)
+
+
+# -- prefix cache ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["soft_thinking", "soft_thinking_gumbel"])
+@pytest.mark.parametrize("led", [False, {"trace": True}])
+def test_nobody_reuses_soft_keys_and_values(led: Any, method: str, asker: Asker, oracle: Oracle) -> None:
+    asker.flush_cache()
+    prompt_ids = thinking_prompt(30, 40)
+    soft = asker.generate(request_for({"method": method}, prompt_ids))
+    follow_up = request_for(led, [*prompt_ids, *soft.output_ids, *words(31, 3)])
+    after_soft = asker.generate(follow_up)
+    assert after_soft.meta["cached_tokens"] <= len(prompt_ids)
+    again = asker.generate(follow_up)
+    assert again.meta["cached_tokens"] >= len(follow_up.prompt_ids) - 1, "a plain request's own keys are reused"
+    asker.flush_cache()
+    cold = asker.generate(follow_up)
+    assert cold.meta["cached_tokens"] == 0
+    assert after_soft.output_ids == again.output_ids == cold.output_ids
+    assert max(map(distance, distributions(after_soft), distributions(cold))) < 1e-4
+    if led:
+        check(oracle, after_soft)
+        return
+    layers = forward(oracle.model, follow_up.prompt_ids + after_soft.output_ids)
+    expected = layers.final_logits[len(follow_up.prompt_ids) - 1 : -1]
+    errors = [distance(told, log_softmax(z)) for told, z in zip(distributions(after_soft), expected, strict=True)]
+    assert max(errors) < TOLERANCE
+
+
+def test_a_soft_request_reads_the_cache_and_adds_nothing(asker: Asker, oracle: Oracle) -> None:
+    asker.flush_cache()
+    prompt_ids = thinking_prompt(32, 70)  # three chunks
+    soft = request_for({"method": "soft_thinking"}, prompt_ids)
+    first, second = asker.generate(soft), asker.generate(soft)
+    assert first.meta["cached_tokens"] == second.meta["cached_tokens"] == 0
+    asker.generate(request_for(False, prompt_ids))
+    third = asker.generate(soft)
+    assert third.meta["cached_tokens"] >= len(prompt_ids) - 1
+    for reply in (first, second, third):
+        agreed(against_mixtures(oracle, reply)[0])
+    assert first.output_ids == second.output_ids == third.output_ids
+
+
+# -- what is told and refused ---------------------------------------------------------------------------------------
+
+
+ECHOES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "dola": ({"layers": "high"}, {"layers": "high", "relative_top": 0.1}),
+    "confident": ({}, {"num_layers": 10}),
+    "soft_thinking": ({"max_topk": 5}, {"max_topk": 5, "early_stop_entropy": 0.01, "early_stop_length": 256}),
+    "soft_thinking_gumbel": (
+        {"early_stop_length": 7},
+        {"max_topk": 10, "early_stop_entropy": 0.01, "early_stop_length": 7, "gumbel_temperature": 0.5},
+    ),
+    "none": ({}, {}),
+}
+
+
+@pytest.mark.parametrize("method", ECHOES)
+def test_applied_parameters_are_echoed(method: str, asker: Asker) -> None:
+    asked, applied = ECHOES[method]
+    before = asker.get("/led/info")["counters"]
+    meta = asker.generate(request_for({"method": method, **asked}, thinking_prompt(40), num_tokens=4)).meta
+    assert meta["led_params"] == {"method": method, **applied}
+    assert not any(key.startswith("led_") for key in meta if key not in ("led_params", "led_stats"))
+    after = asker.get("/led/info")["counters"]
+    assert after["requests"].get(method, 0) == before["requests"].get(method, 0) + 1
+    assert after["led_tokens"] == before["led_tokens"], "another method's tokens are no LED tokens"
+    assert after["fallbacks"] == before["fallbacks"]
+
+
+def test_led_stays_the_default(asker: Asker, oracle: Oracle) -> None:
+    body = request_for(None, thinking_prompt(41), 0.6).body()
+    del body["sampling_params"]["custom_params"]
+    meta = asker.post("/generate", body)["meta_info"]
+    assert meta["led_params"]["method"] == "led"
+    assert meta["led_stats"]["led_tokens"] == NUM_TOKENS
+    check(oracle, asker.generate(Request(thinking_prompt(41))))  # with other layers captured beside its own
+
+
+def test_info_names_methods_and_layers(asker: Asker) -> None:
+    info = asker.get("/led/info")
+    assert info["methods"] == ["none", *METHODS]
+    assert info["captured_layers"] == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert info["capture_buffer_bytes"] == 10 * 34 * 128 * 4  # layers, rows, hidden size, float32
+
+
+REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "unknown method": ({"method": "magic"}, ("method", "magic", *METHODS, "none")),
+    "no method": ({"method": None}, ("method", "None", *METHODS)),
+    "LED's key": ({"method": "dola", "depth": 4}, ("depth", "belongs to method led", "'dola'", "relative_top")),
+    "DoLa's key": ({"method": "confident", "layers": "low"}, ("layers", "belongs to method dola", "num_layers")),
+    "Gumbel's key": (
+        {"method": "soft_thinking", "gumbel_temperature": 1.0},
+        ("gumbel_temperature", "belongs to method soft_thinking_gumbel", "max_topk"),
+    ),
+    "soft key to LED": ({"max_topk": 3}, ("max_topk", "soft_thinking and soft_thinking_gumbel", "'led'")),
+    "key to none": ({"method": "none", "num_layers": 3}, ("num_layers", "belongs to method confident")),
+    "range of layers": ({"method": "dola", "layers": "middle"}, ("layers", "middle", "low, high")),
+    "range of relative_top": ({"method": "dola", "relative_top": 1.5}, ("relative_top", "[0, 1]", "1.5")),
+    "range of num_layers": ({"method": "confident", "num_layers": 13}, ("num_layers", "13", "[2, ")),
+    "range of max_topk": ({"method": "soft_thinking", "max_topk": 33}, ("max_topk", "[1, 32]", "33")),
+    "type": ({"method": "soft_thinking", "early_stop_length": True}, ("early_stop_length", "True")),
+}
+
+
+def refused(url: str, led: Any) -> str:
+    answer = httpx.post(f"{url}/generate", json=request_for(led, thinking_prompt(42), num_tokens=2).body(), timeout=60)
+    assert answer.status_code == 400, answer.text
+    return answer.text
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name: str, methods_server: Server) -> None:
+    led, named = REFUSED[name]
+    text = refused(methods_server.url, led)
+    assert all(word in text for word in named), text
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_methods_that_are_not_enabled(method: str, embedded_server: Server) -> None:
+    text = refused(embedded_server.url, {"method": method})
+    assert f"'{method}' is not enabled" in text
+    assert f"--led-methods led,{method}" in text
+    assert httpx.get(f"{embedded_server.url}/led/info", timeout=60).json()["methods"] == ["none", "led"]

@@ -1,0 +1,40 @@
+"""As much of an engine as the rows of a batch need."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from led_sglang.integration.batch import LedBatch, RowSeat
+from led_sglang.params import LedParams, StampedParams
+
+CLOSE_ID = 7
+
+
+def seat(method: str | None, seed: int = 1, is_seeded: bool = True, **params: Any) -> RowSeat:
+    """A row; None: a request that is not ours at all."""
+    if method is None:
+        return RowSeat(None)
+    return RowSeat(StampedParams(LedParams(method, **params), seed, is_seeded, 0), start_state=seed % 2, start_length=5)
+
+
+def batch_of(*seats: RowSeat) -> LedBatch:
+    led = LedBatch.of(seats)
+    assert led is not None
+    return led
+
+
+def sampling_info(led: LedBatch, temperatures: list[float] | None = None, greedy: list[bool] | None = None) -> Any:
+    num_rows = len(led.seats)
+    is_greedy = greedy or [False] * num_rows
+    return SimpleNamespace(
+        led=led,
+        temperatures=torch.tensor(temperatures or [1.0] * num_rows)[:, None],
+        top_ks=torch.tensor([1 if row else 1 << 30 for row in is_greedy]),
+        is_any_greedy=any(is_greedy),
+        sampling_seed=None,
+    )
+
+
+def forward_mode(is_decode: bool = True) -> Any:
+    return SimpleNamespace(is_decode=lambda: is_decode)

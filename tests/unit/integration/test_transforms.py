@@ -1,0 +1,172 @@
+"""The handlers of the other methods: which rows they rewrite, which tokens they force, what they remember."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from led_sglang.integration.batch import DeviceRows, LedBatch, MethodGroup
+from led_sglang.integration.layers import captured_layers
+from led_sglang.integration.transforms import HANDLERS, confident, dola, soft
+from led_sglang.ops.confident import confident_logits
+from led_sglang.ops.dola import dola_logits
+from led_sglang.ops.noise import uniforms
+from led_sglang.ops.types import Head
+from led_sglang.params import METHODS, ServerConfig
+from tests.unit.integration.fakes import CLOSE_ID, batch_of, forward_mode, sampling_info, seat
+
+CONFIG = ServerConfig(methods=METHODS, num_layers=12, close_ids=(CLOSE_ID,))
+V, H, LAYERS = 11, 4, captured_layers(CONFIG)
+
+
+@dataclass
+class Notes:
+    """Stands for SoftInputs."""
+
+    close_id: int = CLOSE_ID
+    num_low_entropy: Tensor = field(default_factory=lambda: torch.zeros(9, dtype=torch.int64))
+    written: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+
+    def write(self, slots: Tensor, ids: Tensor, weights: Tensor, is_soft: Tensor, num_low_entropy: Tensor) -> None:
+        columns = (x.tolist() for x in (slots, ids, weights, is_soft, num_low_entropy))
+        self.written |= {slot: rest for slot, *rest in zip(*columns, strict=True)}
+        self.num_low_entropy[slots] = num_low_entropy
+
+
+def head() -> Head:
+    generator = torch.Generator().manual_seed(1)
+    norm = nn.LayerNorm(H, elementwise_affine=False)
+    return Head(weight=torch.randn(V, H, generator=generator), num_rows=V, first_id=0, final_norm=norm)
+
+
+def context_of(led: LedBatch, is_decode: bool = True, thinking: list[bool] | None = None, **info: Any) -> Any:
+    rows: DeviceRows = led.device_rows(sampling_info(led, **info))
+    num_ours = len(led.our_rows)
+    latents = torch.randn(len(LAYERS), 8, H, generator=torch.Generator().manual_seed(2))
+    runtime = SimpleNamespace(
+        config=CONFIG,
+        head=head(),
+        soft=Notes(),
+        capture=SimpleNamespace(layers=LAYERS, buffer=latents),
+        forward_batch=SimpleNamespace(forward_mode=forward_mode(is_decode)),
+    )
+    return SimpleNamespace(
+        runtime=runtime,
+        rows=rows,
+        slots=torch.arange(num_ours) + 2,
+        thinking=torch.tensor(thinking or [True] * num_ours),
+        positions=torch.arange(num_ours) + 30,
+    )
+
+
+def logits_for(num_rows: int) -> Tensor:
+    """Row by row the same, however many; the close marker never wins."""
+    logits = torch.randn(8, V, generator=torch.Generator().manual_seed(3)) * 2
+    logits[:, CLOSE_ID] = -5.0
+    return logits[:num_rows]
+
+
+def group_of(context: Any, method: str) -> MethodGroup:
+    group: MethodGroup = context.rows.groups[method]
+    return group
+
+
+def test_every_method_but_leds_own_has_a_handler() -> None:
+    assert set(HANDLERS) == set(METHODS) - {"led", "none"}
+
+
+def test_dola_rewrites_its_rows_with_their_own_half() -> None:
+    led = batch_of(seat("led"), seat("dola", layers="high"), seat(None), seat("dola", relative_top=0.5))
+    context, logits = context_of(led), logits_for(4)
+    before = logits.clone()
+    dola(context, group_of(context, "dola"), logits)
+    assert torch.equal(logits[[0, 2]], before[[0, 2]])
+    for row, layers, relative_top in ((1, (7, 9, 11), 0.1), (3, (2, 4, 6), 0.5)):
+        early = torch.stack([context.runtime.capture.buffer[LAYERS.index(layer), row] for layer in layers])[:, None]
+        is_candidate = torch.ones(1, len(layers), dtype=torch.bool)
+        expected, _ = dola_logits(before[[row]], early, is_candidate, torch.tensor([relative_top]), head())
+        torch.testing.assert_close(logits[[row]], expected)
+
+
+def test_confident_rewrites_its_rows_with_their_own_window() -> None:
+    led = batch_of(seat("confident", num_layers=3), seat("led"), seat("confident"))
+    context, logits = context_of(led), logits_for(3)
+    before = logits.clone()
+    confident(context, group_of(context, "confident"), logits)
+    assert torch.equal(logits[1], before[1])
+    for row, num_layers in ((0, 3), (2, 10)):
+        picked = [LAYERS.index(layer) for layer in range(11, 2, -1)]  # h^{L-1} downwards
+        latents = context.runtime.capture.buffer[picked, row][:, None]
+        expected, _ = confident_logits(before[[row]], latents, torch.tensor([num_layers]), head())
+        torch.testing.assert_close(logits[[row]], expected)
+
+
+def test_soft_forces_the_heaviest_token_of_thinking_rows() -> None:
+    led = batch_of(seat("led"), seat("soft_thinking", max_topk=2), seat("soft_thinking"))
+    context, logits = context_of(led, thinking=[True, True, False]), logits_for(3)
+    before = logits.clone()
+    forced = soft(context, group_of(context, "soft_thinking"), logits)
+    assert forced is not None
+    rows, ids, is_forced = forced
+    assert (rows.tolist(), is_forced.tolist()) == ([1, 2], [True, False])
+    assert ids.tolist() == before[1:].argmax(-1).tolist()
+    assert torch.equal(logits, before), "soft methods rewrite no logits"
+    notes = context.runtime.soft.written  # by slot: ours are 2, 3, 4
+    assert set(notes) == {3, 4}
+    weights = before[1].softmax(-1).topk(2).values
+    assert notes[3][1][:2] == pytest.approx((weights / weights.sum()).tolist())
+    assert not any(notes[3][1][2:])
+    assert (notes[3][2], notes[4][2]) == (True, False)
+
+
+def test_soft_does_not_mix_after_the_close_marker() -> None:
+    led = batch_of(seat("soft_thinking"))
+    context, logits = context_of(led), logits_for(1)
+    logits[0, CLOSE_ID] = 50.0
+    forced = soft(context, group_of(context, "soft_thinking"), logits)
+    assert forced is not None and forced[1].tolist() == [CLOSE_ID] and forced[2].tolist() == [True]
+    assert context.runtime.soft.written[2][2] is False
+
+
+@pytest.mark.parametrize(("is_decode", "earlier", "stops"), [(True, 1, True), (True, 0, False), (False, 1, False)])
+def test_cold_stop_counts_in_the_slot_and_anew_for_each_prompt(is_decode: bool, earlier: int, stops: bool) -> None:
+    led = batch_of(seat("soft_thinking", early_stop_length=2, early_stop_entropy=100.0))
+    context, logits = context_of(led, is_decode), logits_for(1)
+    context.runtime.soft.num_low_entropy[2] = earlier
+    forced = soft(context, group_of(context, "soft_thinking"), logits)
+    assert forced is not None
+    assert (forced[1].item() == CLOSE_ID) == stops
+    assert context.runtime.soft.num_low_entropy[2] == (earlier if is_decode else 0) + 1
+    assert context.runtime.soft.written[2][2] is not stops
+
+
+def test_gumbel_noise_is_the_rows_own() -> None:
+    """Streams 2 and up of (seed, sample, position); the same beside other rows, bit for bit."""
+    row = seat("soft_thinking_gumbel", seed=9, max_topk=3)
+    alone, together = batch_of(row), batch_of(row, seat("soft_thinking_gumbel", seed=4, max_topk=30), seat("dola"))
+    noted = []
+    for led in (alone, together):
+        context, logits = context_of(led), logits_for(len(led.seats))
+        soft(context, group_of(context, "soft_thinking_gumbel"), logits)
+        noted.append(context.runtime.soft.written[2])
+    assert noted[0] == noted[1]
+    streams = uniforms(torch.tensor([9]), torch.tensor([0]), torch.tensor([30]), num_streams=5)[2:, 0]
+    top = logits_for(1)[0].log_softmax(-1).topk(3)
+    noisy = (top.values - (-streams.log()).log()) / 0.5
+    order = noisy.argsort(descending=True)
+    assert noted[0][0][:3] == top.indices[order].tolist()
+    assert noted[0][1][:3] == pytest.approx(noisy[order].softmax(-1).tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("max_topk", [1, 3, 10])
+def test_a_neighbours_wider_mixture_changes_no_bit(max_topk: int) -> None:
+    noted = []
+    for neighbours in ((), (32,), (2, 17)):
+        seats = [seat("soft_thinking", max_topk=k) for k in (max_topk, *neighbours)]
+        context = context_of(batch_of(*seats))
+        soft(context, group_of(context, "soft_thinking"), logits_for(len(seats)))
+        noted.append(context.runtime.soft.written[2])
+    assert noted[0] == noted[1] == noted[2]

@@ -177,7 +177,7 @@ def test_wrong_markers_and_lost_state_are_caught(client: Client, oracle: Oracle)
     assert len(compare(*arguments, (CLOSE_ID, OPEN_ID)).faults) >= 4
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def crowded_client(qwen3_folder: Path, logs: Path) -> Iterator[Client]:
     """No prefix cache, and room for about a third of what the requests below need: some are retracted and resumed."""
     environment = {"SGLANG_INIT_NEW_TOKEN_RATIO": "0.05"}  # admit more than can be finished
@@ -206,7 +206,7 @@ def test_retracted_requests_without_prefix_cache(crowded_client: Client, oracle:
     assert check(oracle, *replies).num_steps == 12 * 64
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def two_rank_client(qwen3_folder: Path, logs: Path) -> Iterator[Client]:
     environment = {"SGLANG_CPU_OMP_THREADS_BIND": "0,1|0,1"}
     arguments = ("--tp", "2", "--led-max-depth", "12", "--max-total-tokens", "4096")

@@ -12,7 +12,7 @@ def test_wilson_interval() -> None:
     # 8 of 10 is the textbook's example.
     assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert wilson_interval(0, 10)[0] == 0.0
-    assert wilson_interval(10, 10)[1] == 1.0
+    assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
 
 
 def test_score() -> None:

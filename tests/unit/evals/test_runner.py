@@ -199,12 +199,12 @@ def test_ctrl_c_keeps_what_is_done(data: Path, start: Start) -> None:
         command = [sys.executable, "-m", "led_sglang.evals", "run", "--task", "gsm8k", "--methods", "cot,led:depth=4"]
         command += ["--samples", "500", "--concurrency", "2", "--data", str(data), "--base-url", server.url]
         process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not (out / "samples.jsonl").exists() or len(stored(data)) < 5:
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGINT)
-        _, message = process.communicate(timeout=30)
+        _, message = process.communicate(timeout=120)
         assert process.returncode == 130 and "go on with --resume" in message, message
         num_done = len(stored(data))
         assert num_done >= 5

@@ -97,6 +97,11 @@ def _refuse(runner: Any, config: ServerConfig, device: torch.device) -> None:
         raise CaptureError(
             "soft_thinking needs --disable-cuda-graph: in a graph replay the lookup cannot mix embeddings"
         )
+    if getattr(runner.server_args, "enable_mixed_chunk", False):
+        raise CaptureError(
+            "soft_thinking does not work with --enable-mixed-chunk: rows that decode beside a prompt's chunk would be "
+            "fed plain embeddings. Drop the flag or the soft methods from --led-methods"
+        )
     if len(config.close_ids) != 1:
         raise CaptureError(
             f"soft_thinking closes the thinking phase with one token, this model's marker {config.think_close!r} has "

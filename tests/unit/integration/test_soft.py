@@ -126,6 +126,10 @@ def test_what_cannot_be_mixed_is_refused() -> None:
     with pytest.raises(CaptureError, match="--disable-cuda-graph"):
         _refuse(runner(graphs=True), CONFIG, torch.device("cuda"))
     _refuse(runner(graphs=False), CONFIG, torch.device("cuda"))
+    mixed = runner()
+    mixed.server_args.enable_mixed_chunk = True
+    with pytest.raises(CaptureError, match="--enable-mixed-chunk"):
+        SoftInputs(mixed, CONFIG)
     with pytest.raises(CaptureError, match="has 2"):
         SoftInputs(runner(), ServerConfig(methods=("soft_thinking",), close_ids=(7, 8)))
     with pytest.raises(CaptureError, match="embed_tokens in Linear"):

@@ -36,6 +36,7 @@ METHOD_KEYS: dict[str, tuple[str, ...]] = {
 }
 METHODS = tuple(METHOD_KEYS)
 ALWAYS_ENABLED = ("led", "none")
+CONFIDENT_LAYERS = 10  # the paper's N; a request may scan fewer
 MAX_SOFT_TOP_K = 32  # width of the per-slot table of embedding weights
 
 
@@ -210,7 +211,8 @@ def _check_soft(params: LedParams, config: ServerConfig) -> None:
 
 
 def _check_confident(params: LedParams, config: ServerConfig) -> None:
-    _require_int(NAME + "num_layers", params.num_layers, 2, (config.num_layers or 4096), "the model's layers")
+    high = min(CONFIDENT_LAYERS, config.num_layers or CONFIDENT_LAYERS)
+    _require_int(NAME + "num_layers", params.num_layers, 2, high, "captured layers")
 
 
 def _check_none(params: LedParams, config: ServerConfig) -> None:

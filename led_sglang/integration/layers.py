@@ -1,8 +1,6 @@
 """Which layers each method needs. Layers are 1-based: h^l is the residual stream after layer l, h^L the last."""
 
-from led_sglang.params import ServerConfig
-
-CONFIDENT_LAYERS = 10  # the paper's N; a request may scan fewer
+from led_sglang.params import CONFIDENT_LAYERS, ServerConfig
 
 
 def led_layers(config: ServerConfig) -> tuple[int, ...]:

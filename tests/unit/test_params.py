@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -206,3 +207,12 @@ def test_the_configuration_travels_in_the_environment(monkeypatch: pytest.Monkey
     assert server_config() is None
     export_config(CONFIG)
     assert server_config() == CONFIG
+
+
+def test_confident_scans_no_more_layers_than_are_captured() -> None:
+    config = replace(CONFIG, methods=("led", "confident"))
+    params = parse_request({"method": "confident", "num_layers": 10}, config)
+    assert params is not None
+    assert params.num_layers == 10
+    with pytest.raises(LedParamError, match=r"num_layers must be an integer in \[2, 10\] .*got 11"):
+        parse_request({"method": "confident", "num_layers": 11}, config)

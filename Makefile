@@ -3,7 +3,7 @@ PYTHON_VENV := .venv/bin/python
 # Nothing here ever fetches a model or a data set.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help env serve test check soak accuracy bench constraints manifests clean
+.PHONY: help env serve test check accuracy bench constraints manifests clean
 .DEFAULT_GOAL := help
 
 help:
@@ -11,7 +11,6 @@ help:
 	@echo "make serve ARGS='...'    the LED server; without --model-path it serves the embedded model"
 	@echo "make test ARGS='...'     the tests (pytest arguments in ARGS)"
 	@echo "make check               lint, types, import rules"
-	@echo "make soak ARGS='10'      minutes of mixed load with faults, then an audit"
 	@echo "make accuracy ARGS='...' the embedded model on 500 held-out problems (without a server)"
 	@echo "make bench ARGS='...'    LED on against LED off on this machine"
 	@echo "make constraints         write constraints.txt from .venv"
@@ -29,9 +28,6 @@ test: env
 
 check: env
 	@scripts/check
-
-soak: env
-	@exec $(PYTHON_VENV) -m tests.soak $(ARGS)
 
 accuracy: env
 	@exec $(PYTHON_VENV) -m led_sglang.embedded.evaluate $(or $(ARGS),--offline)

@@ -61,7 +61,7 @@ class DeviceRows:
     is_led: Tensor | None  # (R,) bool; None = all of them
     groups: dict[str, MethodGroup]  # the other methods' rows
     params: LedRows  # `active` is filled in at every step
-    seeded: tuple[int, ...]  # positions among the R rows whose request named a seed
+    seeded: Tensor | None  # (S,) int64 positions among the R rows whose request named a seed; None = no such row
     any_phase_all: bool
 
     def pick(self, batch_tensor: Tensor) -> Tensor:
@@ -156,6 +156,7 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
         any_normalize=any(p.normalize_layers for p in led),
         any_offset=any(p.latent_offset for p in led),
     )
+    seeded = [i for i, request in enumerate(requests) if request.is_seeded]
     return DeviceRows(
         index=index,
         seed=put([request.seed for request in requests], torch.int64),
@@ -166,7 +167,7 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
         is_led=None if all(p.method == "led" for p in params) else put([p.method == "led" for p in params], torch.bool),
         groups=_groups(rows, params, put),
         params=led_rows,
-        seeded=tuple(i for i, request in enumerate(requests) if request.is_seeded),
+        seeded=put(seeded, torch.int64) if seeded else None,
         any_phase_all=any(p.phase == "all" for p in led),
     )
 

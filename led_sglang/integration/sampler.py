@@ -91,12 +91,11 @@ class StepContext:
 
     def decide_plain(self, probs: Tensor) -> None:
         """A request that named its seed keeps it outside its phase too: the engine ignores seeds by default."""
-        seeded = self.rows.seeded
-        if not seeded or self.info.sampling_seed is not None:
+        picked = self.rows.seeded
+        if picked is None or self.info.sampling_seed is not None:
             return
         if probs.device.type == "cpu" and bool(self.active.all()):
             return
-        picked = torch.tensor(seeded, device=probs.device)
         batch_rows = picked if self.rows.index is None else self.rows.index[picked]
         info = self.info
         self.plain_ids = sample_filtered(
@@ -189,7 +188,7 @@ class LedSamplerMixin:
 
     def _sample_from_probs(self, probs: Tensor, sampling_info: Any, positions: Tensor, *args: Any, **kw: Any) -> Any:
         context = self.led_context
-        if context is not None and context.rows.seeded:
+        if context is not None and context.rows.seeded is not None:
             _guard(context, context.decide_plain, probs)
         return super()._sample_from_probs(probs, sampling_info, positions, *args, **kw)  # type: ignore[misc]
 

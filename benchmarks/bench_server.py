@@ -1,7 +1,8 @@
 """LED on against plain sampling on the same build: tokens/s, time to first token, inter-token latency.
 
 Two real servers with the embedded model (or --model-path), one with LED and one baseline, are loaded in turn, never at
-once; pairs alternate in order. The ratio is the median over pairs. No number is printed if LED explored nothing.
+once; pairs alternate in order. The ratio is the median over pairs; `cpu_ratio` is the same of tokens per CPU second of
+the server's processes. No number is printed if LED explored nothing.
 
     python benchmarks/bench_server.py --json
 """
@@ -21,7 +22,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.load import Window, run_window
+from benchmarks.load import Window, cpu_seconds, run_window
 from benchmarks.provenance import provenance
 from led_sglang.child_server import Server
 from led_sglang.embedded.problems import generate
@@ -37,6 +38,10 @@ class Pair:
     @property
     def ratio(self) -> float:
         return self.led.tokens_per_s / self.baseline.tokens_per_s
+
+    @property
+    def cpu_ratio(self) -> float:
+        return self.led.tokens_per_cpu_s / self.baseline.tokens_per_cpu_s
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -72,9 +77,12 @@ def measure(options: argparse.Namespace, baseline: Server, led: Server, concurre
         sides = [(baseline, plain), (led, with_led)]
         windows = {}
         for server, body in sides if i % 2 == 0 else reversed(sides):
-            windows[server.url] = asyncio.run(
+            cpu = cpu_seconds(server.process.pid)
+            window = asyncio.run(
                 run_window(server.url, texts, concurrency, options.seconds, options.warm_seconds, body, 31 * i)
             )
+            window.cpu_s = cpu_seconds(server.process.pid) - cpu
+            windows[server.url] = window
         pairs.append(Pair(windows[baseline.url], windows[led.url]))
     after = counters(led.url)
     tokens = after["led_tokens"] - before["led_tokens"]
@@ -100,6 +108,7 @@ def line(concurrency: int, pairs: list[Pair]) -> dict[str, Any]:
         "ratio": median(ratios),
         "ratio_min": round(min(ratios), 4),
         "ratio_max": round(max(ratios), 4),
+        "cpu_ratio": median([pair.cpu_ratio for pair in pairs]),
         "baseline_ttft_ms_p50": 1000 * median([t for pair in pairs for t in pair.baseline.first_token_s]),
         "led_ttft_ms_p50": 1000 * median([t for pair in pairs for t in pair.led.first_token_s]),
         "baseline_itl_ms_p50": gaps("baseline", 0.5),

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import torch
 
-from benchmarks.load import Window, run_window
+from benchmarks.load import Window, cpu_seconds, run_window
 from benchmarks.provenance import provenance
 from led_sglang.child_server import Server
 from led_sglang.embedded.problems import generate
@@ -135,12 +134,6 @@ async def window(
     body["extra_body"] = {"custom_params": {"led": True}}
     others = run_window(url, texts, options.others, options.seconds, options.warm_seconds, body, seed)
     return await asyncio.gather(others, one_client(url, texts, until, is_traced))  # type: ignore[return-value]
-
-
-def cpu_seconds(pid: int) -> float:
-    root = psutil.Process(pid)
-    times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
-    return sum(t.user + t.system for t in times)
 
 
 def num_tokens(url: str) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import openai
+import psutil
 
 
 @dataclass
@@ -17,10 +18,13 @@ class Window:
     start: float
     end: float
     token_times: int = 0
+    all_tokens: int = 0  # those of the warm-up and the end too
+    cpu_s: float = 0.0  # of the server while all of them came
     first_token_s: list[float] = field(default_factory=list)
     gaps_s: list[float] = field(default_factory=list)
 
     def add_token(self, now: float, previous: float | None, sent: float) -> None:
+        self.all_tokens += 1
         if not self.start <= now < self.end:
             return
         self.token_times += 1
@@ -32,6 +36,18 @@ class Window:
     @property
     def tokens_per_s(self) -> float:
         return self.token_times / (self.end - self.start)
+
+    @property
+    def tokens_per_cpu_s(self) -> float:
+        """Tokens a CPU second of the server's processes: other work on the machine disturbs it less than the rate."""
+        return self.all_tokens / self.cpu_s
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of a process and its children so far."""
+    root = psutil.Process(pid)
+    times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
 
 
 async def _client(

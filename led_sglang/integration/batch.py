@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from led_sglang.integration.soft import SOFT_METHODS, keep_out_of_prefix_cache
+from led_sglang.ops.noise import NoiseStream
 from led_sglang.ops.types import LedRows
 from led_sglang.params import STAMP_KEY, LedParams, StampedParams
 
@@ -63,6 +64,7 @@ class DeviceRows:
     params: LedRows  # `active` is filled in at every step
     seeded: Tensor | None  # (S,) int64 positions among the R rows whose request named a seed; None = no such row
     any_phase_all: bool
+    noise: NoiseStream
 
     def pick(self, batch_tensor: Tensor) -> Tensor:
         return batch_tensor if self.index is None else batch_tensor.index_select(0, self.index)
@@ -157,10 +159,11 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
         any_offset=any(p.latent_offset for p in led),
     )
     seeded = [i for i, request in enumerate(requests) if request.is_seeded]
+    seed, sample = (put([getattr(r, key) for r in requests], torch.int64) for key in ("seed", "sample"))
     return DeviceRows(
         index=index,
-        seed=put([request.seed for request in requests], torch.int64),
-        sample=put([request.sample for request in requests], torch.int64),
+        seed=seed,
+        sample=sample,
         start_state=put([seat.start_state for seat in seats], torch.int64),
         start_length=put([seat.start_length for seat in seats], torch.int64),
         phase_all=put([p.phase == "all" for p in led], torch.bool),
@@ -169,6 +172,7 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
         params=led_rows,
         seeded=put(seeded, torch.int64) if seeded else None,
         any_phase_all=any(p.phase == "all" for p in led),
+        noise=NoiseStream(seed, sample),
     )
 
 

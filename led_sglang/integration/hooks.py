@@ -56,10 +56,10 @@ def _logits(
 
 def _is_wanted(forward_batch: Any) -> bool:
     """Outside a graph capture, a batch without LED rows needs no copy."""
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        return True
     sampling_info = getattr(forward_batch, "sampling_info", None)
-    return getattr(sampling_info, "led", None) is not None
+    if getattr(sampling_info, "led", None) is not None:
+        return True
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _create_sampler(original: Any, backend: str | None = None) -> Any:

@@ -58,7 +58,7 @@ class StepRecord:
             record.has_failed = context.failed
             return record
         record._tensors += tuple(to_host(column) for column in (step.explored, step.ok, step.depth, step.confidence))
-        if context.rows.params.any_full:
+        if step.entropy is not None and step.logprob is not None:
             record._trace = tuple(
                 to_host(tensor)
                 for tensor in (

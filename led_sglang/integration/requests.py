@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
@@ -152,6 +153,11 @@ class RequestView:
     counters: Counters = field(default_factory=Counters)
     columns: dict[str, list[Any]] = field(default_factory=lambda: {key: [] for key in TRACE_KEYS})
 
+    @cached_property
+    def applied(self) -> dict[str, Any]:
+        """`led_params`; made once, since a stream tells it with every token."""
+        return self.params.public()
+
     def add(self, entries: list[Any]) -> None:
         """Count the entries of newly generated tokens: int flags, or a tuple of flags and trace values."""
         COUNTERS.rows[self.params.method] += len(entries)
@@ -171,9 +177,9 @@ class RequestView:
     def public(self) -> dict[str, Any]:
         """What joins `meta_info`."""
         if self.params.method == "none":
-            return {"led_params": self.params.public()}
+            return {"led_params": self.applied}
         columns = {key: list(values) for key, values in self.columns.items()} if self.params.trace else {}
-        return {"led_params": self.params.public(), "led_stats": self._stats(), **columns}
+        return {"led_params": self.applied, "led_stats": self._stats(), **columns}
 
     def _stats(self) -> dict[str, Any]:
         counters = self.counters

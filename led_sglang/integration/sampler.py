@@ -12,7 +12,6 @@ from led_sglang.integration.batch import DeviceRows, LedBatch, activate
 from led_sglang.integration.records import RECORD_KEY, StepRecord
 from led_sglang.integration.runtime import Runtime, runtime
 from led_sglang.ops import led_step
-from led_sglang.ops.noise import uniforms
 from led_sglang.ops.plain import sample_filtered
 from led_sglang.ops.types import LedStep, Noise
 
@@ -59,7 +58,7 @@ class StepContext:
         if rows.is_led is not None:
             active = active & rows.is_led
         row_positions = rows.pick(positions[: len(led.seats)]).long()
-        noise = uniforms(rows.seed, rows.sample, row_positions)
+        noise = rows.noise.at(row_positions)
         return cls(current, rows, info, states, slots, thinking, active, noise, row_positions)
 
     def decide(self, logits: Tensor) -> None:
@@ -72,11 +71,12 @@ class StepContext:
             forced = transforms.HANDLERS[method](self, group, logits)
             self.overrides += [forced] if forced is not None else []
         capture, head = self.runtime.capture, self.runtime.head
-        if logits.device.type == "cpu" and not bool(self.active.any()):
+        if logits.device.type == "cpu" and not any(self.active.tolist()):
             return
         num_rows = logits.shape[0]
-        buffer = logits.new_empty(0, num_rows, 1)
-        if capture.buffer is not None:
+        if capture.buffer is None:
+            buffer = logits.new_empty(0, num_rows, 1)
+        else:
             buffer = capture.buffer[: self.runtime.num_led_layers, :num_rows]
         latents = buffer if self.rows.index is None else buffer.index_select(1, self.rows.index)
         assert head is not None

@@ -108,11 +108,11 @@ def exploit_step(final: FinalLayer, exploit: Tensor, explored: Tensor, rows: Led
         explored=explored,
         depth=torch.ones_like(rows.depth),
         confidence=final.confidence,
-        entropy=torch.special.entr(exploit).sum(-1),
+        entropy=torch.special.entr(exploit).sum(-1) if rows.any_full else None,
         candidate_ids=final.candidate_ids,
         exploit_probs=exploit,
         explore_probs=exploit,
-        logprob=torch.full_like(final.confidence, torch.nan),
+        logprob=torch.full_like(final.confidence, torch.nan) if rows.any_full else None,
     )
 
 
@@ -222,19 +222,21 @@ def mixed_step(
     choice = inverse_cdf(branch, noise.token)
     if rows.any_greedy:
         choice = torch.where(rows.greedy[:, None], branch.argmax(-1, keepdim=True), choice)
-    share = (final.confidence * rows.exploit)[:, None]
-    led_probs = torch.lerp(explore.probs, exploit, share)
+    logprob = None
+    if rows.any_full:
+        led_probs = torch.lerp(explore.probs, exploit, (final.confidence * rows.exploit)[:, None])
+        logprob = led_probs.gather(1, choice).squeeze(1).log()
     return LedStep(
         token_ids=final.candidate_ids.gather(1, choice).squeeze(1),
         ok=explore.ok & (final.confidence > 0),
         explored=explored,
         depth=explore.depth,
         confidence=final.confidence,
-        entropy=explore.entropy,
+        entropy=explore.entropy if rows.any_full else None,
         candidate_ids=final.candidate_ids,
         exploit_probs=exploit,
         explore_probs=explore.probs,
-        logprob=led_probs.gather(1, choice).squeeze(1).log(),
+        logprob=logprob,
         depth_entropy=explore.depth_entropy,
     )
 

@@ -76,11 +76,11 @@ class LedStep:
     explored: Tensor  # (R,) bool: the coin picked the explore branch
     depth: Tensor  # (R,) int64: depth of maximum entropy, 1 = final layer alone
     confidence: Tensor  # (R,) float32: max_v p^L(v)
-    entropy: Tensor  # (R,) float32, nats, of the aggregate at `depth`
+    entropy: Tensor | None  # (R,) float32, nats, of the aggregate at `depth`; None: no row has `full`
     candidate_ids: Tensor  # (R, K) int64, most probable first
     exploit_probs: Tensor  # (R, K) float32, zero beyond the row's top_k
     explore_probs: Tensor  # (R, K) float32
-    logprob: (
-        Tensor  # (R,) float32: log p_LED of token_ids (Eq. 6 with the coin summed out); valid where full or explored
-    )
+    # (R,) float32: log p_LED of token_ids (Eq. 6 with the coin summed out), valid where full or explored; None: no row
+    # has `full`. What nobody will read is what a small model need not pay for.
+    logprob: Tensor | None
     depth_entropy: Tensor | None = None  # (R, D) float32, nats, of the aggregate at each depth; valid where full

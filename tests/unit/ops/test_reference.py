@@ -21,7 +21,7 @@ every_backend = pytest.mark.parametrize("backend", CPU_BACKENDS)
 def four_tokens(depth=3, top_k=3, coin=0.0, token=0.0, tau=1.0, final=FINAL, latents=LATENTS, **changes) -> Case:
     head = Head(torch.eye(4), num_rows=4, final_norm=lambda hidden: hidden / 2)
     noise = Noise(torch.tensor([coin], dtype=torch.float64), torch.tensor([token], dtype=torch.float64))
-    rows = make_rows(1, depth, top_k, temperature=tau, **changes)
+    rows = make_rows(1, depth, top_k, temperature=tau, **{"any_full": True, **changes})
     return Case(torch.tensor([final]).log(), torch.tensor(latents)[:, None].log(), head, rows, noise)
 
 

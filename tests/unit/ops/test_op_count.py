@@ -36,7 +36,7 @@ def record(run: Any) -> Recorder:
     return recorder
 
 
-@pytest.mark.parametrize(("explore", "limit"), [(False, 19), (True, 39)])
+@pytest.mark.parametrize(("explore", "limit"), [(False, 19), (True, 40)])
 def test_number_of_calls(explore, limit):
     case = make_case(1, 512, hidden=128, depth=8, explore=explore)
     calls = record(lambda: case.run("fused")).calls

@@ -9,6 +9,7 @@ the server's processes. No number is printed if LED explored nothing.
 
 import argparse
 import asyncio
+import itertools
 import json
 import statistics
 import sys
@@ -26,6 +27,7 @@ from benchmarks.load import Window, cpu_seconds, run_window
 from benchmarks.provenance import provenance
 from led_sglang.child_server import Server
 from led_sglang.embedded.problems import generate
+from led_sglang.params import METHODS
 
 RESULTS = Path(__file__).parent / "results" / "server.jsonl"
 
@@ -52,7 +54,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--warm-seconds", type=float, default=2.0, help="load before a window that does not count")
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.6)
-    parser.add_argument("--method", default="led", help="method of the LED side, as in custom_params.led.method")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=[name for name in METHODS if name != "none"],
+        default=["led"],
+        help="of the LED side",
+    )
     parser.add_argument("--baseline", choices=("disabled", "off"), default="disabled", help="disabled: stock SGLang")
     parser.add_argument("--model-path", default=None)
     parser.add_argument("--server-args", default="", help="more arguments for both servers")
@@ -66,11 +74,13 @@ def counters(url: str) -> dict[str, Any]:
     return found
 
 
-def measure(options: argparse.Namespace, baseline: Server, led: Server, concurrency: int) -> dict[str, Any]:
-    """One line of the table. Raises SystemExit if LED did nothing."""
+def measure(
+    options: argparse.Namespace, baseline: Server, led: Server, concurrency: int, method: str
+) -> dict[str, Any]:
+    """One line of the table. Raises SystemExit if the method did nothing."""
     texts = [problem.question for problem in generate("held_out", 256, seed=7)]
     plain = {"temperature": options.temperature, "max_tokens": options.max_tokens}
-    with_led = {**plain, "extra_body": {"custom_params": {"led": {"method": options.method}}}}
+    with_led = {**plain, "extra_body": {"custom_params": {"led": {"method": method}}}}
     before = counters(led.url)
     pairs = []
     for i in range(options.rounds):
@@ -84,12 +94,22 @@ def measure(options: argparse.Namespace, baseline: Server, led: Server, concurre
             window.cpu_s = cpu_seconds(server.process.pid) - cpu
             windows[server.url] = window
         pairs.append(Pair(windows[baseline.url], windows[led.url]))
-    after = counters(led.url)
+    return {
+        "method": method,
+        **line(concurrency, pairs),
+        "explored_share": work_done(before, counters(led.url), method),
+    }
+
+
+def work_done(before: dict[str, Any], after: dict[str, Any], method: str) -> float:
+    """Share of explored tokens (0 of other methods than LED). Raises SystemExit where a number would mean nothing."""
+    requests = after["requests"].get(method, 0) - before["requests"].get(method, 0)
     tokens = after["led_tokens"] - before["led_tokens"]
     explored = after["explored_tokens"] - before["explored_tokens"]
-    if options.method == "led" and (not tokens or not explored or after["fallbacks"] or after["step_failures"]):
-        raise SystemExit(f"no number: LED tokens {tokens}, explored {explored}, counters {after}")
-    return {**line(concurrency, pairs), "explored_share": round(explored / max(tokens, 1), 4)}
+    is_idle = not requests or (method == "led" and not explored)
+    if is_idle or after["fallbacks"] or after["step_failures"]:
+        raise SystemExit(f"no number: {requests} requests of {method}, {explored} tokens explored, counters {after}")
+    return round(explored / tokens, 4) if method == "led" else 0.0
 
 
 def line(concurrency: int, pairs: list[Pair]) -> dict[str, Any]:
@@ -122,18 +142,18 @@ def main() -> None:
     options = parse_arguments()
     model = ["--model-path", options.model_path] if options.model_path else []
     more = model + options.server_args.split()
+    enabled = ["--led-methods", ",".join(options.methods)]
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         baseline = stack.enter_context(Server("--led", options.baseline, *more, log=logs / "baseline.log"))
-        led = stack.enter_context(Server("--led", "on", *more, log=logs / "led.log"))
+        led = stack.enter_context(Server("--led", "on", *enabled, *more, log=logs / "led.log"))
         lines = []
-        for concurrency in options.concurrency:
-            lines.append(measure(options, baseline, led, concurrency))
+        for method, concurrency in itertools.product(options.methods, options.concurrency):
+            lines.append(measure(options, baseline, led, concurrency, method))
             print(", ".join(f"{key} {value}" for key, value in lines[-1].items()), flush=True)
-    if options.append:
-        with RESULTS.open("a") as file:
-            for row in lines:
-                file.write(json.dumps({**provenance(), "method": options.method, **row}) + "\n")
+            if options.append:
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps({**provenance(), **lines[-1]}) + "\n")
     if options.json:
         print(json.dumps(lines))
 

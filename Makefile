@@ -24,7 +24,7 @@ serve: env
 	@exec $(PYTHON_VENV) -m led_sglang.launch $(ARGS)
 
 test: env
-	@exec $(PYTHON_VENV) -m pytest $(ARGS)
+	@exec $(PYTHON_VENV) -m pytest -n 2 --no-loadscope-reorder $(ARGS)
 
 check: env
 	@scripts/check

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import torch
+from sglang.srt.environ import envs
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
@@ -33,6 +34,7 @@ class Runtime:
         self.machine: ThinkingMachine | None = None
         self.forward_batch: Any = None
         self.num_step_failures = 0
+        self.is_sanitized = bool(envs.SGLANG_SANITIZE_NAN_LOGITS.get())
         self._states: Tensor | None = None
         if config.open_ids and config.close_ids:
             self.machine = ThinkingMachine(config.open_ids, config.close_ids, int(runner.model_config.vocab_size))

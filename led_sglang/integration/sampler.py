@@ -15,6 +15,8 @@ from led_sglang.ops import led_step
 from led_sglang.ops.plain import sample_filtered
 from led_sglang.ops.types import LedStep, Noise
 
+SANITIZER = 1e30  # SGLang's stand-in for infinity
+
 
 @dataclass
 class StepContext:
@@ -62,9 +64,14 @@ class StepContext:
         self.is_decided = True
         if self.runtime.ranks is not None:
             self.runtime.ranks.check(self.noise)
+        engine_logits = logits
+        if self.runtime.is_sanitized:
+            logits = _as_before_sanitizing(logits)
         for method, group in self.rows.groups.items():
             forced = transforms.HANDLERS[method](self, group, logits)
             self.overrides += [forced] if forced is not None else []
+        if self.runtime.is_sanitized and self.rows.groups:
+            engine_logits.copy_(logits.nan_to_num(nan=-SANITIZER, posinf=SANITIZER, neginf=-SANITIZER))
         capture, head = self.runtime.capture, self.runtime.head
         if logits.device.type == "cpu" and not any(self.active.tolist()):
             return
@@ -129,6 +136,15 @@ class StepContext:
         if self.runtime.ranks is not None:
             self.runtime.ranks.note(chosen)
         self.is_finished = True
+
+
+def _as_before_sanitizing(logits: Tensor) -> Tensor:
+    """SGLANG_SANITIZE_NAN_LOGITS writes 1e30 for infinity and -1e30 for NaN and what a grammar forbids.
+
+    To LED a forbidden token is -inf, or the latent layers could bring it back, and infinity no number.
+    """
+    forbidden = logits.masked_fill(logits <= -0.1 * SANITIZER, -torch.inf)  # 1e30 itself is rounded in bfloat16
+    return forbidden.masked_fill_(logits >= 0.1 * SANITIZER, torch.nan)
 
 
 def _states_before(rows: DeviceRows, num_rows: int, current: Runtime) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,7 @@ OFF = Request(thinking_prompt(11), Asked(temperature=0.0), num_tokens=24, seed=N
 @pytest.fixture(scope="module")
 def faulty(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     environment = fault_plugin.install(tmp_path_factory.mktemp("plugin"))
+    environment["SGLANG_SANITIZE_NAN_LOGITS"] = "1"  # without it stock SGLang's own sampler dies of such logits
     methods = ("--led-methods", ",".join(("led", *METHODS)))
     with Server(*methods, log=logs / "faults.log", environment=environment) as server:
         yield server
@@ -95,8 +96,11 @@ def test_numbers_that_are_none(fault: str, client: Client, alone: tuple[Reply, R
     request = Request(thinking_prompt(21), asked, num_tokens=16, seed=SEEDS[fault])
     reply, reference, off = client.together([request, REFERENCE, OFF])
     stats = reply.meta["led_stats"]
-    assert stats["fallbacks"] == sum(reply.meta["led_think"]) > 0
-    assert set(reply.meta["led_depth"]) == {None}
+    if fault == "one nan logit":  # a token like one that a grammar forbids
+        assert stats["fallbacks"] == 0 < stats["led_tokens"]
+    else:
+        assert stats["fallbacks"] == sum(reply.meta["led_think"]) > 0
+        assert set(reply.meta["led_depth"]) == {None}
     assert check_states(reply) == 0
     assert reference.meta["led_stats"]["fallbacks"] == 0
     assert reference.output_ids == alone[0].output_ids

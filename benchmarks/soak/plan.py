@@ -28,7 +28,7 @@ class Plan:
 
     @property
     def is_traced(self) -> bool:
-        led = led_of(self.body)
+        led = None if self.ending == "refused" else led_of(self.body)
         return isinstance(led, dict) and bool(led.get("trace"))
 
 

@@ -3,8 +3,6 @@
 The faults are forced by a second plugin (`fault_plugin.py`) in one server, which the last test kills.
 """
 
-import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +16,7 @@ from tests.server import fault_plugin
 from tests.server.asking import Client, Reply, Request, thinking_prompt
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
 from tests.server.fault_plugin import LATENTS, LOGITS, RAISING, SEEDS
-from tests.server.launching import Server
+from tests.server.launching import Server, kill_scheduler
 from tests.server.recompute import Asked
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
@@ -119,11 +117,20 @@ def test_the_other_methods_answer_too(method: str, client: Client, alone: tuple[
     assert client.generate(REFERENCE).output_ids == alone[0].output_ids
 
 
+def test_a_full_disk_for_the_log_and_a_restart(alone: tuple[Reply, Reply]) -> None:
+    """Nothing that the server prints can be written: it answers all the same, and a seed means what it meant before."""
+    with Server(log=Path("/dev/full")) as server:
+        client = Client(server.url)
+        assert client.generate(REFERENCE).output_ids == alone[0].output_ids
+        assert client.generate(OFF).output_ids == alone[1].output_ids
+        replies = client.together([replace(REFERENCE, prompt_ids=thinking_prompt(40 + i)) for i in range(8)])
+        assert all(reply.meta["led_stats"]["led_tokens"] > 0 for reply in replies)
+        assert server.process.poll() is None
+
+
 def test_the_killed_scheduler(faulty: Server) -> None:
     """The whole server exits with an error, promptly, and says which process died. The last test of this server."""
-    children = psutil.Process(faulty.process.pid).children(recursive=True)
-    (scheduler,) = [child for child in children if "scheduler" in " ".join(child.cmdline())]
-    os.kill(scheduler.pid, signal.SIGKILL)
+    children = kill_scheduler(faulty)
     try:
         status = faulty.process.wait(30)
     except subprocess.TimeoutExpired:

@@ -3,7 +3,7 @@ PYTHON_VENV := .venv/bin/python
 # Nothing here ever fetches a model or a data set.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help env serve test check accuracy bench constraints manifests clean
+.PHONY: help env serve test check accuracy bench soak fuzz constraints manifests clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,8 @@ help:
 	@echo "make check               lint, types, import rules"
 	@echo "make accuracy ARGS='...' the embedded model on 500 held-out problems (without a server)"
 	@echo "make bench ARGS='...'    LED on against LED off on this machine"
+	@echo "make soak MINUTES=10     a server under mixed load, aborts and bad requests, then an audit (docs/reliability.md)"
+	@echo "make fuzz ARGS='...'     5,000 bad requests, every one refused"
 	@echo "make constraints         write constraints.txt from .venv"
 	@echo "make manifests           write patches/*.json again from the released wheels"
 	@echo "make clean               remove .venv, caches and build products"
@@ -34,6 +36,12 @@ accuracy: env
 
 bench: env
 	@exec $(PYTHON_VENV) -m benchmarks.bench_server $(ARGS)
+
+soak: env
+	@exec $(PYTHON_VENV) -m benchmarks.soak --minutes $(or $(MINUTES),10) $(ARGS)
+
+fuzz: env
+	@exec $(PYTHON_VENV) -m benchmarks.fuzz $(ARGS)
 
 constraints: env
 	@scripts/freeze

@@ -65,7 +65,8 @@ class Server:
             self.stop()
 
     def tail(self, num_chars: int = 4000) -> str:
-        return self.log.read_text(errors="replace")[-num_chars:]
+        """The end of the log; a log on a device (/dev/full) has none."""
+        return self.log.read_text(errors="replace")[-num_chars:] if self.log.is_file() else ""
 
     def stop(self) -> None:
         for sig, limit_s in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 30.0)):

@@ -236,7 +236,7 @@ def _without_config(argv: list[str]) -> list[str]:
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no UTF-8, 2001-99-99 as a date
         raise SystemExit(f"led_sglang: --config {path}: {error}") from error
     if not isinstance(settings, dict):
         raise SystemExit(f"led_sglang: --config {path}: expected a mapping of arguments, got {type(settings).__name__}")
@@ -256,7 +256,17 @@ def _set_defaults(parser: argparse.ArgumentParser, ours: dict[str, Any]) -> None
             parser.error(f"{key} in --config must be an integer, got {value!r}")
         if action.choices is not None and value not in action.choices:
             parser.error(f"{key} in --config must be one of {', '.join(action.choices)}, got {value!r}")
-        parser.set_defaults(**{action.dest: _methods(value) if action.type is _methods else value})
+        is_text = action.type is _methods or action.dest in ("led_think_open", "led_think_close")
+        if is_text and not isinstance(value, str):
+            parser.error(f"{key} in --config must be text, got {value!r}")
+        parser.set_defaults(**{action.dest: _methods_of_config(parser, value) if action.type is _methods else value})
+
+
+def _methods_of_config(parser: argparse.ArgumentParser, text: str) -> tuple[str, ...]:
+    try:
+        return _methods(text)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"led-methods in --config: {error}")
 
 
 def _remove_settings(rest: list[str]) -> None:

@@ -13,6 +13,11 @@ from led_sglang.integration.targets import HOOK_TARGETS
 
 def _start(runner: Any) -> None:
     selfcheck.verify("scheduler")
+    if not isinstance(runner.sampler, sampler.LedSamplerMixin):
+        raise selfcheck.HookError(
+            f"LED's sampler is not in place, {type(runner.sampler).__name__} is: another plugin's hook on "
+            f"create_sampler does not call the original. Remove that plugin or start with --led disabled."
+        )
     runtime.start(runner)
 
 

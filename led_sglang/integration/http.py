@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from led_sglang.integration import info, inspector, metrics
 from led_sglang.params import LedParamError, check_custom_params, parse_request, server_config
+from led_sglang.schema import describing
 
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 PATHS = (*OPENAI_PATHS, "/generate")
@@ -126,6 +127,9 @@ def attach(app: FastAPI) -> None:
     app.add_middleware(LedRequests)
     inspector.attach(app)
     metrics.attach()
+    config = server_config()
+    assert config is not None
+    app.openapi = describing(app.openapi, config)  # type: ignore[method-assign]
 
     @app.get("/led/info")
     async def led_info() -> JSONResponse:

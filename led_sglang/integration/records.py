@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from led_sglang.integration.runtime import count_failure, runtime
 from led_sglang.params import LedParams
 
 if TYPE_CHECKING:
@@ -112,6 +113,17 @@ class StepRecord:
         return confidence, entropy, logprob, candidates[:k], exploit[:k], explore[:k], depths
 
 
+def _guarded_entry(record: StepRecord, row: int) -> int | tuple[Any, ...] | None:
+    """An entry that cannot be told becomes one of a failed step: a trace keeps one entry for each token."""
+    try:
+        return record.entry(row)
+    except Exception:
+        current = runtime()
+        assert current is not None
+        count_failure(current)
+        return FALLBACK
+
+
 def collect(original: Any, self: Any, i: int, req: Any, logits_output: Any) -> None:
     """AROUND `_maybe_collect_customized_info`: a request is given its own LED entries, never another's."""
     info = getattr(logits_output, "customized_info", None)
@@ -124,7 +136,7 @@ def collect(original: Any, self: Any, i: int, req: Any, logits_output: Any) -> N
         logits_output.customized_info = others
         original(self, i, req, logits_output)
         logits_output.customized_info = info
-    entry = record.entry(i)
+    entry = _guarded_entry(record, i)
     if entry is not None:
         if req.customized_info is None:
             req.customized_info = {}

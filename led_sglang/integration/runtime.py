@@ -4,18 +4,21 @@ import logging
 from typing import Any
 
 import torch
+from sglang.srt.environ import envs
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 from led_sglang.integration.capture import Capture, CaptureError
 from led_sglang.integration.head import build_head
 from led_sglang.integration.layers import captured_layers
+from led_sglang.integration.ranks import RankCheck
 from led_sglang.integration.soft import SoftInputs, is_soft_enabled
 from led_sglang.ops.thinking import ThinkingMachine
 from led_sglang.ops.types import Head
 from led_sglang.params import ServerConfig, server_config
 
 logger = logging.getLogger(__name__)
+MAX_LOGGED_FAILURES = 3  # the counter in /led/info goes on
 
 
 class Runtime:
@@ -31,22 +34,25 @@ class Runtime:
         self.machine: ThinkingMachine | None = None
         self.forward_batch: Any = None
         self.num_step_failures = 0
+        self.is_sanitized = bool(envs.SGLANG_SANITIZE_NAN_LOGITS.get())
         self._states: Tensor | None = None
         if config.open_ids and config.close_ids:
             self.machine = ThinkingMachine(config.open_ids, config.close_ids, int(runner.model_config.vocab_size))
             self.tables = self.machine.tables(runner.device)
         self._allocate()
+        self.ranks = RankCheck.of(get_parallel().tp_group, self._max_rows(), torch.device(runner.device))
         self.soft = SoftInputs(runner, config) if is_soft_enabled(config) else None
 
     def _allocate(self) -> None:
         if not self.capture.layers:
             return
         model_config = self.runner.model_config
-        max_rows = self.runner.req_to_token_pool.req_to_token.shape[0] + 1
-        graph_sizes = getattr(self.runner.server_args, "cuda_graph_bs", None) or [0]
-        max_rows = max(max_rows, *graph_sizes)
         dtype = self.runner.dtype if isinstance(self.runner.dtype, torch.dtype) else model_config.dtype
-        self.capture.allocate(max_rows, int(model_config.hidden_size), dtype, self.runner.device)
+        self.capture.allocate(self._max_rows(), int(model_config.hidden_size), dtype, self.runner.device)
+
+    def _max_rows(self) -> int:
+        graph_sizes = getattr(self.runner.server_args, "cuda_graph_bs", None) or [0]
+        return max(self.runner.req_to_token_pool.req_to_token.shape[0] + 1, *graph_sizes)
 
     @property
     def states(self) -> Tensor:
@@ -90,6 +96,13 @@ def start(runner: Any) -> Runtime:
     _runtime = Runtime(config, runner)
     logger.info("LED captures layers %s", _runtime.facts()["captured_layers"])
     return _runtime
+
+
+def count_failure(current: Runtime) -> None:
+    """Called where an exception of ours was caught."""
+    current.num_step_failures += 1
+    if current.num_step_failures <= MAX_LOGGED_FAILURES:
+        logger.exception("LED step failed; the engine's own tokens are used for this step")
 
 
 def runtime() -> Runtime | None:

@@ -1,6 +1,5 @@
 """Our sampler over the user's: the engine samples every row as ever, LED rows inside their phase get LED's token."""
 
-import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,14 +8,14 @@ from torch import Tensor
 
 from led_sglang.integration import transforms
 from led_sglang.integration.batch import DeviceRows, LedBatch, activate
+from led_sglang.integration.ranks import RankDivergence
 from led_sglang.integration.records import RECORD_KEY, StepRecord
-from led_sglang.integration.runtime import Runtime, runtime
+from led_sglang.integration.runtime import Runtime, count_failure, runtime
 from led_sglang.ops import led_step
 from led_sglang.ops.plain import sample_filtered
 from led_sglang.ops.types import LedStep, Noise
 
-logger = logging.getLogger(__name__)
-MAX_LOGGED_FAILURES = 3  # the counter in /led/info goes on
+SANITIZER = 1e30  # SGLang's stand-in for infinity
 
 
 @dataclass
@@ -34,6 +33,7 @@ class StepContext:
     positions: Tensor  # (R,) int64
     is_decided: bool = False
     is_applied: bool = False
+    is_finished: bool = False
     step: LedStep | None = None
     failed: bool = False
     overrides: list[transforms.Override] = field(default_factory=list)  # tokens that another method forces
@@ -44,12 +44,7 @@ class StepContext:
     @classmethod
     def begin(cls, led: LedBatch, info: Any, positions: Tensor, current: Runtime) -> "StepContext":
         rows = led.device_rows(info)
-        batch = current.forward_batch
-        slots = rows.pick(batch.req_pool_indices[: len(led.seats)])
-        states = current.states[slots]
-        if not batch.forward_mode.is_decode():
-            is_start = rows.pick(batch.seq_lens[: len(led.seats)]) == rows.start_length
-            states = torch.where(is_start, rows.start_state, states)
+        slots, states = _states_before(rows, len(led.seats), current)
         if current.machine is None:
             thinking = torch.zeros_like(rows.phase_all)
         else:
@@ -67,9 +62,16 @@ class StepContext:
         DoLa and Confident Decoding rewrite their rows of `logits` in place, for the engine to sample from.
         """
         self.is_decided = True
+        if self.runtime.ranks is not None:
+            self.runtime.ranks.check(self.noise)
+        engine_logits = logits
+        if self.runtime.is_sanitized:
+            logits = _as_before_sanitizing(logits)
         for method, group in self.rows.groups.items():
             forced = transforms.HANDLERS[method](self, group, logits)
             self.overrides += [forced] if forced is not None else []
+        if self.runtime.is_sanitized and self.rows.groups:
+            engine_logits.copy_(logits.nan_to_num(nan=-SANITIZER, posinf=SANITIZER, neginf=-SANITIZER))
         capture, head = self.runtime.capture, self.runtime.head
         if logits.device.type == "cpu" and not any(self.active.tolist()):
             return
@@ -129,9 +131,36 @@ class StepContext:
 
     def finish(self, token_ids: Tensor) -> None:
         """Advance the thinking states with the tokens that were really chosen."""
-        if self.runtime.machine is not None:
-            new_states = self.runtime.tables.advance(self.states, self.rows.pick(token_ids).long())
-            self.runtime.states[self.slots] = new_states
+        chosen = self.rows.pick(token_ids).long()
+        _advance(self.runtime, self.slots, self.states, chosen)
+        if self.runtime.ranks is not None:
+            self.runtime.ranks.note(chosen)
+        self.is_finished = True
+
+
+def _as_before_sanitizing(logits: Tensor) -> Tensor:
+    """SGLANG_SANITIZE_NAN_LOGITS writes 1e30 for infinity and -1e30 for NaN and what a grammar forbids.
+
+    To LED a forbidden token is -inf, or the latent layers could bring it back, and infinity no number.
+    """
+    forbidden = logits.masked_fill(logits <= -0.1 * SANITIZER, -torch.inf)  # 1e30 itself is rounded in bfloat16
+    return forbidden.masked_fill_(logits >= 0.1 * SANITIZER, torch.nan)
+
+
+def _states_before(rows: DeviceRows, num_rows: int, current: Runtime) -> tuple[Tensor, Tensor]:
+    """Slots of our rows and their thinking states before this token: (R,), (R,)."""
+    batch = current.forward_batch
+    slots = rows.pick(batch.req_pool_indices[:num_rows])
+    states = current.states[slots]
+    if not batch.forward_mode.is_decode():
+        is_start = rows.pick(batch.seq_lens[:num_rows]) == rows.start_length
+        states = torch.where(is_start, rows.start_state, states)
+    return slots, states
+
+
+def _advance(current: Runtime, slots: Tensor, states: Tensor, token_ids: Tensor) -> None:
+    if current.machine is not None:
+        current.states[slots] = current.tables.advance(states, token_ids)
 
 
 class LogprobsAfterLed:
@@ -142,8 +171,9 @@ class LogprobsAfterLed:
         self._sampler = sampler
 
     def compute_logprobs(self, logprobs: Any, top: Any, ids: Any, token_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self._sampler.led_context is not None:
-            self._sampler.led_context.apply(token_ids)
+        context = self._sampler.led_context
+        if context is not None:
+            _guard(context, context.apply, token_ids)
         return self._inner.compute_logprobs(logprobs, top, ids, token_ids, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -174,6 +204,8 @@ class LedSamplerMixin:
         self.led_context = _guarded_begin(led, sampling_info, positions, current) if led.our_rows else None
         try:
             token_ids: Tensor = forward(logits_output, sampling_info, return_logprob, top, ids, positions, **kw)
+            if led.our_rows and not (self.led_context and self.led_context.is_finished):
+                _guarded_advance(led, sampling_info, current, token_ids)
             record = _guarded_record(led, self.led_context, current)
         finally:
             self.led_context = None
@@ -198,15 +230,17 @@ class LedSamplerMixin:
             _guard(context, context.apply, token_ids)
         super()._sync_token_ids_across_tp(token_ids, sampling_info)  # type: ignore[misc]
         if context is not None:
-            _guard(context, context.finish, token_ids)
+            _guarded_finish(context, token_ids)
 
 
 def _guard(context: StepContext, action: Any, *args: Any) -> None:
     """A fault of ours must not take the scheduler down: the step keeps the engine's tokens and is counted."""
     try:
         action(*args)
+    except RankDivergence:
+        raise
     except Exception:
-        _count_failure(context.runtime)
+        count_failure(context.runtime)
         context.step, context.failed = None, True
 
 
@@ -214,22 +248,34 @@ def _guarded_begin(led: LedBatch, info: Any, positions: Tensor, current: Runtime
     try:
         return StepContext.begin(led, info, positions, current)
     except Exception:
-        _count_failure(current)
+        count_failure(current)
         return None
+
+
+def _guarded_finish(context: StepContext, token_ids: Tensor) -> None:
+    """Unlike `_guard`: LED's tokens are in place by now, and the record goes on saying so."""
+    try:
+        context.finish(token_ids)
+    except Exception:
+        count_failure(context.runtime)
+
+
+def _guarded_advance(led: LedBatch, info: Any, current: Runtime, token_ids: Tensor) -> None:
+    """After a step that failed: the requests' thinking states follow the engine's tokens all the same."""
+    try:
+        rows = led.device_rows(info)
+        slots, states = _states_before(rows, len(led.seats), current)
+        _advance(current, slots, states, rows.pick(token_ids).long())
+    except Exception:
+        count_failure(current)
 
 
 def _guarded_record(led: LedBatch, context: StepContext | None, current: Runtime) -> StepRecord:
     try:
         return StepRecord.of(led, context)
     except Exception:
-        _count_failure(current)
+        count_failure(current)
         return StepRecord.of(led, None)
-
-
-def _count_failure(current: Runtime) -> None:
-    current.num_step_failures += 1
-    if current.num_step_failures <= MAX_LOGGED_FAILURES:
-        logger.exception("LED step failed; the engine's own tokens are used for this step")
 
 
 def dress(sampler: Any) -> Any:

@@ -2,11 +2,14 @@
 
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
 from led_sglang.integration.targets import HOOK_TARGETS, HookTarget
+
+OLDEST, FIRST_UNSUPPORTED = (0, 5, 17), (0, 6)  # as pyproject.toml's dependency says, which pip may be told to ignore
 
 
 class HookError(RuntimeError):
@@ -30,8 +33,25 @@ def check_hook(target: str, spec: HookTarget) -> str | None:
     return None
 
 
+def verify_release(found: str) -> None:
+    """Raise HookError for a release of SGLang outside of what the package depends on."""
+    if not OLDEST <= _numbers(found) < FIRST_UNSUPPORTED:
+        low, high = (".".join(map(str, bound)) for bound in (OLDEST, FIRST_UNSUPPORTED))
+        raise HookError(
+            f"LED cannot run on SGLang {found}: it supports {low} and newer below {high} (docs/compat.md). Install "
+            f"one of these or start with --led disabled."
+        )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version: "0.5.23.post1" is (0, 5, 23)."""
+    match = re.match(r"\d+(\.\d+)*", text)
+    return tuple(map(int, match.group().split("."))) if match else ()
+
+
 def verify(process: str) -> None:
     """Raise HookError naming every faulty target and the SGLang version. process: "scheduler" or "http"."""
+    verify_release(version("sglang"))
     faults = {}
     for target, spec in HOOK_TARGETS.items():
         if spec.process in (process, "both") and (fault := check_hook(target, spec)):

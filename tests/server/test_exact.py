@@ -12,6 +12,7 @@ import pytest
 
 from tests.server.asking import MARKERS, Client, Oracle, Reply, Request, check, sharp_server, thinking_prompt, words
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
+from tests.server.launching import Server, kill_scheduler
 from tests.server.recompute import MUTATIONS, TOLERANCE, Asked, Mutation, compare, engine_logprobs, forward
 
 pytestmark = pytest.mark.server
@@ -207,16 +208,20 @@ def test_retracted_requests_without_prefix_cache(crowded_client: Client, oracle:
 
 
 @pytest.fixture
-def two_rank_client(qwen3_folder: Path, logs: Path) -> Iterator[Client]:
+def two_rank_server(qwen3_folder: Path, logs: Path) -> Iterator[Server]:
     environment = {"SGLANG_CPU_OMP_THREADS_BIND": "0,1|0,1"}
     arguments = ("--tp", "2", "--led-max-depth", "12", "--max-total-tokens", "4096")
     with sharp_server(qwen3_folder, logs / "two_ranks.log", *arguments, environment=environment) as server:
-        yield Client(server.url)
+        yield server
 
 
 @pytest.mark.timeout(600)
-def test_two_tensor_parallel_ranks(two_rank_client: Client, client: Client, oracle: Oracle) -> None:
-    """Half of the head on each rank, the second half padded: the same numbers, and the same tokens as on one rank."""
+def test_two_tensor_parallel_ranks(two_rank_server: Server, client: Client, oracle: Oracle) -> None:
+    """Half of the head on each rank, the second half padded: the same numbers, and the same tokens as on one rank.
+
+    Then a rank dies, and the whole server with it.
+    """
+    two_rank_client = Client(two_rank_server.url)
     asked = [Asked(), Asked(latent_norm=True, top_k=16), Asked(temperature=0.0, depth=12), Asked(exploit=False)]
     requests = [Request(thinking_prompt(600 + i, 12), a, num_tokens=10, seed=i) for i, a in enumerate(asked)]
     requests.append(Request([OPEN_ID, *words(604, 6), CLOSE_ID], num_tokens=10, seed=11))
@@ -224,3 +229,6 @@ def test_two_tensor_parallel_ranks(two_rank_client: Client, client: Client, orac
     check(oracle, *replies)
     alone = client.together(requests)
     assert [reply.output_ids for reply in replies] == [reply.output_ids for reply in alone]
+    kill_scheduler(two_rank_server, "TP1")
+    assert two_rank_server.process.wait(60) != 0
+    assert "crashed with exit code -9" in two_rank_server.tail(20000)

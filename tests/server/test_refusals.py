@@ -1,5 +1,6 @@
 """What must not start does not start, says why, and says what to do: real processes, two at a time."""
 
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ class Case(NamedTuple):
     arguments: tuple[str, ...]
     named: tuple[str, ...]  # what the log must say
     plugin: str = ""  # body of `register` of a second SGLang plugin, installed for this process alone
+    release: str = ""  # what SGLang is said to be by the metadata that is found first
     is_refused: bool = True
 
 
@@ -42,6 +44,8 @@ CASES = {
     ),
     "renamed target": Case((), ("LED cannot run on SGLang", COPY, "gone"), RENAMED),
     "renamed in the scheduler": Case((), ("LED cannot run on SGLang", COPY, "gone"), ONLY_IN_SCHEDULERS + RENAMED),
+    "too old a release": Case((), ("LED cannot run on SGLang 0.4.6", "0.5.17", "--led disabled"), release="0.4.6"),
+    "too new a release": Case((), ("LED cannot run on SGLang 0.6.1", "below 0.6"), release="0.6.1"),
     "check": Case(("--check",), ("led_sglang: ok", "layers captured: 11", "<think>"), HARMLESS, is_refused=False),
 }
 
@@ -54,6 +58,12 @@ def install_plugin(folder: Path, register: str) -> None:
     (info / "entry_points.txt").write_text("[sglang.srt.plugins]\nother = other_plugin:register\n")
     lines = "".join(f"    {line}\n" for line in register.splitlines())
     (folder / "other_plugin.py").write_text(f"def register():\n{lines}")
+
+
+def say_release(folder: Path, release: str) -> None:
+    info = folder / f"sglang-{release}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: sglang\nVersion: {release}\n")
 
 
 def without_markers(folder: Path) -> Path:
@@ -75,7 +85,10 @@ def outcomes(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         environment = {}
         if case.plugin:
             install_plugin(plugins / name, case.plugin)
-            environment = {"PYTHONPATH": str(plugins / name)}
+        if case.release:
+            say_release(plugins / name, case.release)
+        if case.plugin or case.release:
+            environment = {"PYTHONPATH": f"{plugins / name}:{os.environ.get('PYTHONPATH', '')}"}
         arguments = [no_markers if argument == "NO_MARKERS" else argument for argument in case.arguments]
         server = Server(*arguments, log=logs / f"refused {name}.log", environment=environment)
         status = server.wait_exit(LIMIT_S)

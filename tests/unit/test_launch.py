@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from led_sglang.launch import build_parser, main, server_config_of, split_arguments
 from led_sglang.params import LedParamError
@@ -153,3 +155,38 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         assert action.help, f"{action.option_strings} has no help"
         assert action.option_strings[-1] in said
     assert "--help-sglang" in said
+
+
+YAML_SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
+YAML = st.recursive(
+    YAML_SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(YAML_SCALARS, inner, max_size=3),
+    max_leaves=5,
+)
+LED_NAMES = st.sampled_from([action.dest for action in build_parser()._actions if action.dest.startswith("led")])
+SETTINGS = YAML | st.dictionaries(LED_NAMES | st.sampled_from(["led-depth", "led-methods", "tp", "check"]), YAML)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(SETTINGS.map(yaml.safe_dump) | st.text(max_size=40) | st.binary(max_size=40))
+def test_any_config_file_is_read_or_refused_with_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | bytes
+) -> None:
+    """Never a traceback: what comes out is a configuration, SystemExit with words, or LedParamError."""
+    path = tmp_path / "server.yaml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    assert outcome(path, capsys) in ("read", "refused with words")
+
+
+def outcome(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    try:
+        options, rest = split_arguments(["--config", str(path)])
+        server_config_of(options).check()
+    except SystemExit as error:
+        said = capsys.readouterr().err + str(error.code)
+        return "refused with words" if error.code not in (0, None) and "led" in said else f"silence: {said}"
+    except LedParamError as error:
+        return "refused with words" if "--led" in str(error) else str(error)
+    if "--config" in rest:
+        Path(rest[rest.index("--config") + 1]).unlink()
+    return "read"

@@ -137,3 +137,22 @@ def test_every_target_has_a_handler_with_the_parameters_its_kind_needs() -> None
         parameters = inspect.signature(hooks.HANDLERS[target]).parameters
         assert len(parameters) == len(spec.parameters) + extra[spec.kind], target
         assert tuple(parameters)[extra[spec.kind] :][1:] == spec.parameters[1:], target
+
+
+@pytest.mark.parametrize("found", ["0.5.17", "0.5.23", "0.5.23.post1", "0.5.99", "0.5.24rc1"])
+def test_supported_releases(found: str) -> None:
+    selfcheck.verify_release(found)
+
+
+@pytest.mark.parametrize("found", ["0.4.6", "0.5.16", "0.5.16.post2", "0.6.0", "1.0", "unknown"])
+def test_unsupported_releases_are_named(found: str) -> None:
+    with pytest.raises(selfcheck.HookError, match=rf"SGLang {found}: .*0\.5\.17.*0\.6"):
+        selfcheck.verify_release(found)
+
+
+def test_another_plugins_sampler_in_the_place_of_ours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its hook on create_sampler is outside of ours and does not call the original: LED would never run."""
+    monkeypatch.setattr(selfcheck, "verify", lambda process: None)
+    runner = types.SimpleNamespace(sampler=object())
+    with pytest.raises(selfcheck.HookError, match="sampler is not in place"):
+        hooks.HANDLERS["sglang.srt.model_executor.model_runner.ModelRunner.init_attention_backends"](runner)

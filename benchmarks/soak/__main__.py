@@ -1,0 +1,51 @@
+"""A server under mixed load, aborts, retractions and bad requests, then an audit; the last line is JSON.
+
+python -m benchmarks.soak --minutes 10
+python -m benchmarks.soak --requests 20000 --minutes 60 --append
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.provenance import provenance
+from benchmarks.soak.run import ARGUMENTS, ENVIRONMENT, Bounds, soak
+from led_sglang.child_server import Server
+
+RESULTS = Path(__file__).parent.parent / "results" / "soak.jsonl"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="the longest it may load the server (default: 10)")
+    parser.add_argument("--requests", type=int, default=None, help="end after so many; fewer in time is a failure")
+    parser.add_argument("--seed", type=int, default=1, help="of the requests (default: 1)")
+    parser.add_argument("--log", type=Path, default=None, help="keep the server's log in this file")
+    parser.add_argument("--append", action="store_true", help=f"append the summary to {RESULTS.name} under results/")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parse_arguments()
+    bounds = Bounds(options.minutes, options.requests, seed=options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        log = options.log or Path(folder) / "server.log"
+        with Server(*ARGUMENTS, log=log, environment=ENVIRONMENT) as server:
+            found = soak(server, bounds)
+    for fault in found["faults"]:
+        print(f"soak: {fault:.600}", file=sys.stderr)
+    line = json.dumps({**provenance(), **asdict(bounds), **found})
+    if options.append:
+        with RESULTS.open("a") as file:
+            file.write(line + "\n")
+    print(line)
+    return 1 if found["num_faults"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

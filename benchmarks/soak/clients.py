@@ -1,0 +1,123 @@
+"""Clients of a soak: each sends one planned request after the other and notes how it ended."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from benchmarks.soak.plan import GENERATE, Plan, draw
+
+LIMIT_S = 180.0  # a request that is not answered by then is lost
+
+
+@dataclass
+class Outcome:
+    plan: Plan
+    status: int = 0
+    lost: str = ""  # why it counts as neither answered nor cleanly ended
+    num_tokens: int | None = None  # of all samples; None where the client cannot know
+    metas: list[dict[str, Any]] = field(default_factory=list)  # of each sample, where the endpoint tells
+    output_ids: list[list[int]] = field(default_factory=list)
+
+
+async def send(client: httpx.AsyncClient, plan: Plan) -> Outcome:
+    """One request to its planned end. Never raises: what goes wrong is in the outcome."""
+    outcome = Outcome(plan)
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            await (_stream if plan.is_stream and plan.ending != "refused" else _whole)(client, outcome)
+    except (httpx.HTTPError, TimeoutError, ValueError, KeyError, IndexError) as error:
+        outcome.lost = f"{type(error).__name__}: {error}"
+    return outcome
+
+
+async def _whole(client: httpx.AsyncClient, outcome: Outcome) -> None:
+    answer = await client.post(outcome.plan.path, json=outcome.plan.body)
+    outcome.status = answer.status_code
+    if answer.status_code != 200:
+        return
+    document = answer.json()
+    if outcome.plan.path == GENERATE:
+        samples = document if isinstance(document, list) else [document]
+        _note_samples(outcome, samples, [sample["output_ids"] for sample in samples])
+        return
+    outcome.num_tokens = document["usage"]["completion_tokens"]
+    outcome.metas = [choice["meta_info"] for choice in document["choices"] if "meta_info" in choice]
+    if len(document["choices"]) != outcome.plan.num_samples:
+        outcome.lost = f"{len(document['choices'])} samples of {outcome.plan.num_samples}"
+
+
+async def _stream(client: httpx.AsyncClient, outcome: Outcome) -> None:
+    plan = outcome.plan
+    async with client.stream("POST", plan.path, json=plan.body) as answer:
+        outcome.status = answer.status_code
+        if answer.status_code != 200:
+            return
+        last: dict[int, dict[str, Any]] = {}
+        ids: dict[int, list[int]] = {}
+        num_events, is_done = 0, False
+        async for event in _events(answer):
+            num_events += 1
+            if event is None:
+                is_done = True
+                break
+            if "error" in event:
+                outcome.lost = f"error in a stream: {event['error']}"
+                return
+            if event.get("usage"):
+                outcome.num_tokens = event["usage"]["completion_tokens"]
+            if plan.path == GENERATE:
+                index = event.get("index", 0)
+                last[index] = event
+                ids.setdefault(index, []).extend(event["output_ids"])
+            if plan.ending == "leave" and num_events > plan.number % 5:
+                return
+            if plan.ending == "abort" and num_events == 1 + plan.number % 5:
+                await client.post("/abort_request", json={"rid": plan.body["rid"]})
+        if not is_done:
+            outcome.lost = "the stream ended without [DONE]"
+        if plan.path == GENERATE:
+            _note_samples(outcome, [last[i] for i in sorted(last)], [ids[i] for i in sorted(ids)])
+
+
+def _note_samples(outcome: Outcome, samples: list[dict[str, Any]], ids: list[list[int]]) -> None:
+    outcome.metas = [sample["meta_info"] for sample in samples]
+    counts = [meta["completion_tokens"] for meta in outcome.metas]
+    # Streams are incremental or cumulative, by the release's default: the last event or all of them together.
+    outcome.output_ids = [
+        sample["output_ids"] if len(sample["output_ids"]) == count else whole
+        for sample, whole, count in zip(samples, ids, counts, strict=True)
+    ]
+    outcome.num_tokens = sum(counts)
+    if len(samples) != outcome.plan.num_samples:
+        outcome.lost = f"{len(samples)} samples of {outcome.plan.num_samples}"
+    if any(meta.get("finish_reason") is None for meta in outcome.metas):
+        outcome.lost = "an answer without finish_reason"
+
+
+async def _events(answer: httpx.Response) -> AsyncIterator[dict[str, Any] | None]:
+    async for line in answer.aiter_lines():
+        if line == "data: [DONE]":
+            yield None
+        elif line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))
+
+
+async def run_phase(url: str, concurrency: int, numbers: Iterator[int], deadline: float, seed: int) -> list[Outcome]:
+    """`concurrency` clients take turns with the numbers until there are no more, or until the deadline (monotonic)."""
+    outcomes: list[Outcome] = []
+    limits = httpx.Limits(max_connections=None)
+
+    async def client_loop(client: httpx.AsyncClient) -> None:
+        for number in numbers:
+            outcomes.append(await send(client, draw(number, seed)))
+            if time.monotonic() >= deadline:
+                return
+
+    async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S, limits=limits) as client:
+        await asyncio.gather(*(client_loop(client) for _ in range(concurrency)))
+    return outcomes

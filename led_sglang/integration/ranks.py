@@ -1,0 +1,66 @@
+"""Tensor-parallel ranks choose their tokens without asking each other; this notices when they no longer agree.
+
+Ranks that disagree compute on mixed-up tokens and, once one of them ends a request and another does not, wait for each
+other for ever. Every rank keeps a digest of its noise and tokens, and now and then the digests are compared.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MULTIPLIER = 6364136223846793005  # odd: a step's difference stays in the digest
+CUDA_INTERVAL = 32  # a small collective costs about 0.1 ms there: 3 us a step
+
+
+class RankDivergence(RuntimeError):
+    """The ranks hold different tokens: whatever the server answered from here on would be wrong, so it must stop."""
+
+
+class RankCheck:
+    """Compares digests over `all_gather` ((1,) -> (ranks, 1)) at every `interval`-th step.
+
+    On the CPU that is every step, before the first collective that depends on a coin: gloo would answer ranks that call
+    different collectives with an error about sizes. On CUDA the number of collectives does not depend on coins, and the
+    verdict of one check is read at the next, so that nothing waits for the device.
+    """
+
+    def __init__(self, all_gather: Callable[[Tensor], Tensor], max_rows: int, device: torch.device) -> None:
+        self._all_gather = all_gather
+        self._digest = torch.zeros(max_rows, dtype=torch.int64, device=device)
+        self._interval = CUDA_INTERVAL if device.type == "cuda" else 1
+        self._num_steps = 0
+        self._verdict = torch.zeros((), dtype=torch.bool, pin_memory=True) if device.type == "cuda" else None
+
+    @classmethod
+    def of(cls, tp_group: Any, max_rows: int, device: torch.device) -> "RankCheck | None":
+        """None where there is one rank."""
+        if tp_group.world_size == 1:
+            return None
+        return cls(lambda digest: tp_group.all_gather(digest.unsqueeze(0), dim=0), max_rows, device)
+
+    def check(self, noise: Tensor) -> None:
+        """Before a step, with its noise (2, R) float64. Raises RankDivergence."""
+        digest = self._digest[: noise.shape[1]]
+        for stream in noise.view(torch.int64):
+            digest.bitwise_xor_(stream)
+        self._num_steps += 1
+        if self._num_steps % self._interval == 0:
+            digests = self._all_gather(self._digest.sum().view(1))  # (ranks, 1)
+            self._judge((digests != digests[0]).any())
+
+    def note(self, token_ids: Tensor) -> None:
+        """After a step, with the tokens that our rows really got: (R,)."""
+        self._digest[: token_ids.shape[0]].mul_(MULTIPLIER).bitwise_xor_(token_ids)
+
+    def _judge(self, differ: Tensor) -> None:
+        has_diverged = bool(differ if self._verdict is None else self._verdict)
+        if has_diverged:
+            raise RankDivergence(
+                f"LED: the tensor-parallel ranks disagree about noise or tokens (found at LED step {self._num_steps}). "
+                f"The server stops, for its answers would be mixed up. SYNC_TOKEN_IDS_ACROSS_TP=1 makes SGLang compare "
+                f"the tokens of every step."
+            )
+        if self._verdict is not None:
+            self._verdict.copy_(differ, non_blocking=True)

@@ -1,0 +1,106 @@
+"""A second SGLang plugin, for the tests: breaks LED's step for the requests whose seed names a fault.
+
+Its hooks come from SGLang's own registry, also on targets that LED hooks itself; led_sglang has no code for it.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NAN, INF = float("nan"), float("inf")
+LOGITS = {"nan logits": NAN, "inf logits": INF, "-inf logits": -INF, "one nan logit": NAN}
+LATENTS = {"nan latents": NAN, "inf latents": INF}
+RAISING = {
+    "begin": "sampler.StepContext.begin",
+    "decide": "sampler.StepContext.decide",
+    "decide_plain": "sampler.StepContext.decide_plain",
+    "apply": "sampler.StepContext.apply",
+    "finish": "sampler.StepContext.finish",
+    "record": "records.StepRecord.of",
+    "entry": "records.StepRecord.entry",
+}
+RANKS = ("other noise", "other tokens")  # on the last rank alone
+SEEDS = {name: 70_000_000 + i for i, name in enumerate((*LOGITS, *LATENTS, *RAISING, *RANKS))}
+LED = "led_sglang.integration."
+PROCESSOR = "sglang.srt.layers.logits_processor.LogitsProcessor.forward"
+num_calls: dict[str, int] = {}
+
+
+def install(folder: Path, plugin: str = "tests.server.fault_plugin:register") -> dict[str, str]:
+    """The environment of a server that loads `plugin`: a distribution with the entry point, found on PYTHONPATH."""
+    info = folder / "other_plugin-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[sglang.srt.plugins]\nother = {plugin}\n")
+    return {"PYTHONPATH": f"{folder}:{Path(__file__).parents[2]}"}
+
+
+def register() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(PROCESSOR, poison_logits, HookType.AFTER)
+    HookRegistry.register(LED + "sampler.StepContext.decide", poison_latents, HookType.BEFORE)
+    HookRegistry.register(LED + "sampler.StepContext.begin", disturb_noise, HookType.AFTER)
+    HookRegistry.register(LED + "sampler.StepContext.apply", disturb_tokens, HookType.AFTER)
+    for name, target in RAISING.items():
+        HookRegistry.register(LED + target, raising(name), HookType.AROUND)
+
+
+def rows_with(led: Any, faults: Any) -> Iterator[tuple[int, str]]:
+    """The rows of a batch whose request asked for one of the faults."""
+    names = {SEEDS[name]: name for name in faults}
+    for row, seat in enumerate(led.seats if led is not None else ()):
+        if seat.request is not None and seat.request.seed in names:
+            yield row, names[seat.request.seed]
+
+
+def poison_logits(result: Any, self: Any, input_ids: Any, hidden: Any, head: Any, batch: Any, *args: Any) -> None:
+    for row, name in rows_with(getattr(batch.sampling_info, "led", None), LOGITS):
+        logits = result.next_token_logits[row]
+        logits[logits.argmax() if name == "one nan logit" else slice(None)] = LOGITS[name]
+
+
+def poison_latents(self: Any, logits: Any) -> None:
+    for row, name in rows_with(self.runtime.forward_batch.sampling_info.led, LATENTS):
+        self.runtime.capture.buffer[:, row] = LATENTS[name]
+
+
+def raising(name: str) -> Callable[..., Any]:
+    """Raises at every second of its steps, so that a lost thinking state would show in the steps between."""
+
+    def hook(original: Callable[..., Any], *args: Any) -> Any:
+        if is_meant(name, args):
+            num_calls[name] = num_calls.get(name, 0) + 1
+            if num_calls[name] % 2:
+                raise ArithmeticError(f"forced in {name}")
+        return original(*args)
+
+    return hook
+
+
+def is_meant(name: str, args: tuple[Any, ...]) -> bool:
+    if name == "entry":
+        record, row = args
+        return any(found == row for found, _ in rows_with(record._led, [name]))
+    led = args[1] if name in ("begin", "record") else args[0].runtime.forward_batch.sampling_info.led
+    return any(True for _ in rows_with(led, [name]))
+
+
+def is_last_rank() -> bool:
+    from sglang.srt.runtime_context import get_parallel
+
+    group = get_parallel().tp_group
+    return bool(group.world_size > 1 and group.rank_in_group == group.world_size - 1)
+
+
+def disturb_noise(result: Any, cls: Any, led: Any, *args: Any) -> None:
+    if is_last_rank() and any(True for _ in rows_with(led, ["other noise"])):
+        result.noise = (result.noise + 0.5) % 1.0
+
+
+def disturb_tokens(result: Any, self: Any, token_ids: torch.Tensor) -> None:
+    for row, _ in rows_with(self.runtime.forward_batch.sampling_info.led, ["other tokens"]):
+        if is_last_rank():
+            token_ids[row] = (token_ids[row] + 1) % 700

@@ -1,0 +1,140 @@
+"""What goes wrong inside a step stays inside its rows, is counted, and is gone with the next step; nothing hangs.
+
+The faults are forced by a second plugin (`fault_plugin.py`) in one server, which the last test kills.
+"""
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks.soak.oracle import thinking_flags
+from tests.server import fault_plugin
+from tests.server.asking import Client, Reply, Request, thinking_prompt
+from tests.server.checkpoints import CLOSE_ID, OPEN_ID
+from tests.server.fault_plugin import LATENTS, LOGITS, RAISING, SEEDS
+from tests.server.launching import Server, kill_scheduler
+from tests.server.recompute import Asked
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
+METHODS = ("dola", "soft_thinking", "soft_thinking_gumbel", "confident")
+# The phase opens and closes all the time: a state that is lost in a failed step is wrong in the next ones.
+FLICKERING = Asked(temperature=1.0, logit_bias={OPEN_ID: 19.0, CLOSE_ID: 19.0})
+REFERENCE = Request(thinking_prompt(10), Asked(temperature=1.0), num_tokens=24, seed=5)
+OFF = Request(thinking_prompt(11), Asked(temperature=0.0), num_tokens=24, seed=None, led=False)
+
+
+@pytest.fixture(scope="module")
+def faulty(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    environment = fault_plugin.install(tmp_path_factory.mktemp("plugin"))
+    environment["SGLANG_SANITIZE_NAN_LOGITS"] = "1"  # without it stock SGLang's own sampler dies of such logits
+    methods = ("--led-methods", ",".join(("led", *METHODS)))
+    with Server(*methods, log=logs / "faults.log", environment=environment) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(faulty: Server) -> Client:
+    return Client(faulty.url)
+
+
+@pytest.fixture(scope="module")
+def alone(client: Client) -> tuple[Reply, Reply]:
+    """Two bystanders as they are answered when nothing goes wrong."""
+    return client.generate(REFERENCE), client.generate(OFF)
+
+
+def failures(client: Client) -> int:
+    return int(client.get("/led/info")["counters"]["step_failures"])
+
+
+def check_states(reply: Reply) -> int:
+    """The flags follow the markers, but in steps that could not tell; returns how many those were."""
+    expected = thinking_flags(reply.request.prompt_ids, reply.output_ids, [OPEN_ID], [CLOSE_ID])
+    told, decided = reply.meta["led_think"], reply.meta["led_depth"]
+    assert len(told) == len(expected) == reply.request.num_tokens
+    wrong = [i for i, (flag, right) in enumerate(zip(told, expected, strict=True)) if flag != right]
+    assert all(not told[i] and decided[i] is None for i in wrong), (wrong, told, expected)
+    return len(wrong)
+
+
+def test_our_hooks_are_verified_beside_another_plugins(client: Client, alone: tuple[Reply, Reply]) -> None:
+    """Both plugins hook LogitsProcessor.forward."""
+    info = client.get("/led/info")
+    assert all(hook["verified"] for hook in info["hooks"].values()), info["hooks"]
+    assert alone[0].meta["led_stats"]["led_tokens"] > 0 and alone[0].meta["led_stats"]["fallbacks"] == 0
+    assert check_states(alone[0]) == 0
+
+
+@pytest.mark.parametrize("fault", RAISING)
+def test_an_exception_in_the_step(fault: str, client: Client, alone: tuple[Reply, Reply]) -> None:
+    before = failures(client)
+    asked = replace(FLICKERING, phase="all") if fault == "decide_plain" else FLICKERING
+    request = Request(thinking_prompt(20), asked, num_tokens=48, seed=SEEDS[fault], return_logprob=True)
+    reply, off = client.together([request, OFF])
+    assert failures(client) - before >= 20, "every second step of it should have failed"
+    stats = reply.meta["led_stats"]
+    if fault != "finish":  # by then the token is LED's
+        assert stats["fallbacks"] > 0
+    assert len(set(thinking_flags(request.prompt_ids, reply.output_ids, [OPEN_ID], [CLOSE_ID]))) == 2
+    assert check_states(reply) <= stats["fallbacks"]
+    assert off.output_ids == alone[1].output_ids
+    assert client.generate(REFERENCE).output_ids == alone[0].output_ids
+    assert client.get("/led/info")["counters"]["report_failures"] == 0
+
+
+@pytest.mark.parametrize("fault", [*LOGITS, *LATENTS])
+def test_numbers_that_are_none(fault: str, client: Client, alone: tuple[Reply, Reply]) -> None:
+    """The row falls back to the engine's token and is counted; its neighbours are not touched."""
+    before = client.get("/led/info")["counters"]
+    asked = Asked(temperature=1.0, exploit=fault not in LATENTS)  # without exploiting, every step needs its latents
+    request = Request(thinking_prompt(21), asked, num_tokens=16, seed=SEEDS[fault])
+    reply, reference, off = client.together([request, REFERENCE, OFF])
+    stats = reply.meta["led_stats"]
+    if fault == "one nan logit":  # a token like one that a grammar forbids
+        assert stats["fallbacks"] == 0 < stats["led_tokens"]
+    else:
+        assert stats["fallbacks"] == sum(reply.meta["led_think"]) > 0
+        assert set(reply.meta["led_depth"]) == {None}
+    assert check_states(reply) == 0
+    assert reference.meta["led_stats"]["fallbacks"] == 0
+    assert reference.output_ids == alone[0].output_ids
+    assert off.output_ids == alone[1].output_ids
+    after = client.get("/led/info")["counters"]
+    assert after["fallbacks"] - before["fallbacks"] == stats["fallbacks"]
+    assert after["step_failures"] == before["step_failures"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_other_methods_answer_too(method: str, client: Client, alone: tuple[Reply, Reply]) -> None:
+    faults = [*LOGITS, *LATENTS, "decide"]
+    requests = [Request(thinking_prompt(30 + i), num_tokens=8, seed=SEEDS[f]) for i, f in enumerate(faults)]
+    replies = client.together([replace(request, led={"method": method}) for request in requests])
+    assert all(len(reply.output_ids) == 8 for reply in replies)
+    assert client.generate(REFERENCE).output_ids == alone[0].output_ids
+
+
+def test_a_full_disk_for_the_log_and_a_restart(alone: tuple[Reply, Reply]) -> None:
+    """Nothing that the server prints can be written: it answers all the same, and a seed means what it meant before."""
+    with Server(log=Path("/dev/full")) as server:
+        client = Client(server.url)
+        assert client.generate(REFERENCE).output_ids == alone[0].output_ids
+        assert client.generate(OFF).output_ids == alone[1].output_ids
+        replies = client.together([replace(REFERENCE, prompt_ids=thinking_prompt(40 + i)) for i in range(8)])
+        assert all(reply.meta["led_stats"]["led_tokens"] > 0 for reply in replies)
+        assert server.process.poll() is None
+
+
+def test_the_killed_scheduler(faulty: Server) -> None:
+    """The whole server exits with an error, promptly, and says which process died. The last test of this server."""
+    children = kill_scheduler(faulty)
+    try:
+        status = faulty.process.wait(30)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"the server runs on without a scheduler: {faulty.tail()}")
+    assert status != 0
+    assert "crashed with exit code -9" in faulty.tail()
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]

@@ -1,0 +1,67 @@
+"""The ranks' digests: equal while the ranks agree, different for ever once they did not."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from led_sglang.integration.ranks import RankCheck, RankDivergence
+
+CPU = torch.device("cpu")
+steps = st.lists(st.lists(st.integers(0, 200_000), min_size=1, max_size=4), min_size=1, max_size=5)
+
+
+def digests(tokens: list[list[int]], noise: torch.Tensor) -> tuple[RankCheck, list[int]]:
+    """One rank alone, and what it would tell the others at each step."""
+    told: list[int] = []
+
+    def all_gather(digest: torch.Tensor) -> torch.Tensor:
+        told.append(int(digest))
+        return torch.stack([digest, digest])
+
+    rank = RankCheck(all_gather, max_rows=8, device=CPU)
+    for ids in tokens:
+        rank.check(noise[:, : len(ids)])
+        rank.note(torch.tensor(ids))
+    rank.check(noise[:, :1])
+    return rank, told
+
+
+@settings(deadline=None)
+@given(steps, st.data())
+def test_one_other_token_is_seen_at_every_later_step(tokens: list[list[int]], data: st.DataObject) -> None:
+    noise = torch.rand(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    step = data.draw(st.integers(0, len(tokens) - 1))
+    row = data.draw(st.integers(0, len(tokens[step]) - 1))
+    other = [list(ids) for ids in tokens]
+    other[step][row] += data.draw(st.integers(1, 1000))
+    _, first = digests(tokens, noise)
+    _, second = digests(other, noise)
+    assert first[: step + 1] == second[: step + 1]
+    assert all(a != b for a, b in zip(first[step + 1 :], second[step + 1 :], strict=True))
+
+
+def test_other_noise_is_seen_at_once() -> None:
+    noise = torch.rand(2, 2, dtype=torch.float64)
+    for stream, row in ((0, 0), (1, 1)):
+        other = noise.clone()
+        other[stream, row] = (other[stream, row] + 2.0**-53) % 1.0
+        assert digests([[1, 2]], noise)[1][0] != digests([[1, 2]], other)[1][0]
+
+
+def test_ranks_that_differ_stop() -> None:
+    rank = RankCheck(lambda digest: torch.stack([digest, digest + 1]), max_rows=2, device=CPU)
+    with pytest.raises(RankDivergence, match="tensor-parallel ranks disagree"):
+        rank.check(torch.rand(2, 1, dtype=torch.float64))
+
+
+def test_a_divergence_is_not_taken_for_a_fault_of_one_step() -> None:
+    from types import SimpleNamespace
+
+    from led_sglang.integration.sampler import _guard
+
+    def diverge() -> None:
+        raise RankDivergence("differ")
+
+    with pytest.raises(RankDivergence):
+        _guard(SimpleNamespace(runtime=SimpleNamespace(num_step_failures=0)), diverge)  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ def load(client: Client, folder: Path) -> None:
 
 
 def test_every_part_of_led_sees_new_weights(spare_server: Server, other_weights: Path) -> None:
-    """The head that LED reads and the states it captures: told numbers are those of the new checkpoint, then the old."""
+    """The head that LED reads and the states it captures: told numbers are the new checkpoint's, then the old's."""
     client, old, new = Client(spare_server.url), Oracle(MODEL_DIR), Oracle(other_weights)
     asked: Any = [Request(thinking_prompt(seed), num_tokens=16, seed=seed) for seed in range(4)]
     for folder, right, wrong in ((other_weights, new, old), (MODEL_DIR, old, new)):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,6 +41,7 @@ def smg(replicas: tuple[Server, Server], logs: Path) -> Iterator[httpx.Client]:
         gateway("smg", replicas, logs / "smg.log", "--disable-tokenizer-autoload") as server,
         httpx.Client(base_url=server.url, timeout=120) as client,
     ):
+        wait_registered(client, replicas)
         yield client
 
 
@@ -49,7 +51,19 @@ def router(replicas: tuple[Server, Server], logs: Path) -> Iterator[httpx.Client
         gateway("sglang_router", replicas, logs / "router.log") as server,
         httpx.Client(base_url=server.url, timeout=120) as client,
     ):
+        wait_registered(client, replicas)
         yield client
+
+
+def wait_registered(client: httpx.Client, replicas: tuple[Server, Server], limit_s: float = 60.0) -> None:
+    """A gateway is healthy before it knows its workers: until both have answered through it."""
+    before, deadline = requests_of(replicas), time.monotonic() + limit_s
+    while True:
+        answer = client.post(CHAT, json=body(CHAT, max_tokens=1))
+        if answer.status_code == 200 and min(growth(before, requests_of(replicas), "led")) > 0:
+            return
+        assert time.monotonic() < deadline, f"no way to both replicas after {limit_s} s: {answer.text}"
+        time.sleep(0.2)
 
 
 def requests_of(replicas: tuple[Server, Server]) -> list[dict[str, int]]:

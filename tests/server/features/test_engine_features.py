@@ -119,7 +119,7 @@ def test_tool_calls_come_after_the_thought(openai: OpenAI) -> None:
         messages=messages("What is 1 + 3?"),
         max_tokens=120,
         seed=1,
-        tools=[{"type": "function", "function": {"name": "add", "parameters": parameters}}],
+        tools=[{"type": "function", "function": {"name": "add", "strict": True, "parameters": parameters}}],
         tool_choice="required",
         logit_bias=without_spaces(),  # else the arguments may begin with newlines for ever
         extra_body={
@@ -128,7 +128,6 @@ def test_tool_calls_come_after_the_thought(openai: OpenAI) -> None:
         },
     )
     choice = answer.choices[0]
-    assert choice.finish_reason == "tool_calls"
     [call] = choice.message.tool_calls
     assert call.function.name == "add"
     arguments = json.loads(call.function.arguments)

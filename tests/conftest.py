@@ -5,8 +5,12 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-OF_EXACT_SERVER = ("test_exact", "test_seeds", "test_statistics")
-WITH_OWN_SERVERS = ("test_identity", "test_methods", "test_models", "test_reasoning_parser", "test_refusals")
+GROUPS = {
+    "embedded server": ("api/", "test_evals", "test_inspector", "test_metrics", "test_readme", "test_trace"),
+    "exact server": ("test_exact", "test_seeds", "test_statistics"),
+    "features server": ("features/",),
+    "spare server": ("test_rollouts", "test_two_replicas"),
+}
 
 
 class ByServer(LoadScopeScheduling):
@@ -14,10 +18,8 @@ class ByServer(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::")[0]
-        name = path.rpartition("/")[2].removesuffix(".py")
-        if not path.startswith("tests/server/") or name in WITH_OWN_SERVERS:
-            return path
-        return "exact server" if name in OF_EXACT_SERVER else "embedded server"
+        name = path.removeprefix("tests/server/").removesuffix(".py")
+        return next((group for group, names in GROUPS.items() if name.startswith(names)), path)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByServer:

@@ -113,6 +113,7 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     TOKENIZER + "_send_batch_request": requests.stamp_batch,
     TOKENIZER + "_handle_batch_output": requests.take_entries,
     TOKENIZER + "_wait_one_response": requests.respond,
+    S + "entrypoints.openai.protocol.ResponsesRequest.to_sampling_params": requests.add_to_responses,
     PROCESSOR + "_maybe_collect_customized_info": records.collect,
     S + "managers.scheduler.Scheduler.get_internal_state": info.add_scheduler_facts,
 }

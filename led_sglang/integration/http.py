@@ -6,14 +6,17 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from led_sglang.integration import info, inspector, metrics
 from led_sglang.params import LedParamError, check_custom_params, parse_request, server_config
 from led_sglang.schema import describing
 
-OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
-PATHS = (*OPENAI_PATHS, "/generate")
+RESPONSES = "/v1/responses"
+OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions", "/invocations", RESPONSES)
+DEAF_PATHS = ("/v1/messages", "/api/chat", "/api/generate")  # SGLang drops what these protocols do not know
+PATHS = (*OPENAI_PATHS, *DEAF_PATHS, "/generate", "/vertex_generate")
 OURS = re.compile(rb'"led"|"custom_params"|"metadata"|""|\[\s*\]')  # bodies that `lift` has to look into
 
 
@@ -45,7 +48,11 @@ class LedRequests:
 
 
 def lift(body: bytes, path: str) -> bytes | None:
-    """The body with `metadata.led` moved to `custom_params.led`; None where nothing changes. Raises LedParamError."""
+    """The body with LED's parameters where SGLang keeps them; None where nothing changes. Raises LedParamError.
+
+    That is `custom_params.led`, into which `metadata.led` is lifted; on /v1/responses, whose requests have no
+    `custom_params`, it is `metadata.led`, from which `requests.add_to_responses` takes it.
+    """
     try:
         request = json.loads(body)
     except ValueError:
@@ -54,9 +61,12 @@ def lift(body: bytes, path: str) -> bytes | None:
         raise LedParamError("the request is nested too deep to be read") from error
     if not isinstance(request, dict):
         return None
+    if path in DEAF_PATHS:
+        _refuse_deaf(request, path)
+        return None
     metadata = request.get("metadata")
     is_lifted = False
-    if isinstance(metadata, dict) and "led" in metadata and path != "/generate":
+    if isinstance(metadata, dict) and "led" in metadata and path in OPENAI_PATHS:
         _lift_into(request, metadata)
         is_lifted = True
     if path == "/generate":
@@ -66,6 +76,8 @@ def lift(body: bytes, path: str) -> bytes | None:
     for custom in _custom_params(request):
         check_custom_params(custom)
         parse_request(custom.get("led"), config)
+    if path == RESPONSES:
+        is_lifted = _sink_into_metadata(request)
     return json.dumps(request).encode() if is_lifted else None
 
 
@@ -82,6 +94,26 @@ def _lift_into(request: dict[str, Any], metadata: dict[str, Any]) -> None:
     request["custom_params"] = {**custom, "led": value}
 
 
+def _sink_into_metadata(request: dict[str, Any]) -> bool:
+    """`custom_params.led` as `metadata.led`, which SGLang's responses keep, and echo to the client."""
+    custom = request.get("custom_params")
+    if not isinstance(custom, dict) or "led" not in custom:
+        return False
+    request["metadata"] = {**(request.get("metadata") or {}), "led": json.dumps(custom.pop("led"))}
+    return True
+
+
+def _refuse_deaf(request: dict[str, Any], path: str) -> None:
+    """Nothing a client asks for is dropped without a word."""
+    for key in ("custom_params", "metadata"):
+        holder = request.get(key)
+        if isinstance(holder, dict) and "led" in holder:
+            raise LedParamError(
+                f"{key}.led: SGLang's {path} has no place for it, so the server's default (--led) holds there; use "
+                f"/v1/chat/completions, /v1/completions, {RESPONSES} or /generate"
+            )
+
+
 def _refuse_empty(request: dict[str, Any]) -> None:
     """An empty prompt takes stock SGLang 0.5.23's scheduler down; where it streams, later is too late for a 400."""
     for key in ("text", "input_ids"):
@@ -93,7 +125,8 @@ def _refuse_empty(request: dict[str, Any]) -> None:
 
 
 def _custom_params(request: dict[str, Any]) -> list[Any]:
-    sampling = request.get("sampling_params")
+    parameters = request.get("parameters")  # /vertex_generate wraps a /generate
+    sampling = (parameters if isinstance(parameters, dict) else request).get("sampling_params")
     holders = [request, *(sampling if isinstance(sampling, list) else [sampling])]
     customs = [holder.get("custom_params") for holder in holders if isinstance(holder, dict)]
     return [custom for custom in customs if custom is not None]
@@ -123,8 +156,12 @@ def _replay(messages: list[Message], receive: Receive) -> Receive:
 
 
 def attach(app: FastAPI) -> None:
-    """Add our routes and middleware to SGLang's app; before it starts serving."""
-    app.add_middleware(LedRequests)
+    """Add our routes and middleware to SGLang's app; before it starts serving.
+
+    The middleware goes innermost: behind the API key, so that strangers' bodies are not read, behind decompression,
+    so that it sees JSON, and behind CORS, so that a browser may read its refusals.
+    """
+    app.user_middleware.append(Middleware(LedRequests))
     inspector.attach(app)
     metrics.attach()
     config = server_config()

@@ -1,5 +1,6 @@
 """The HTTP process: validate, stamp and report requests."""
 
+import json
 import logging
 import secrets
 from collections import Counter
@@ -68,6 +69,14 @@ def verify(original: Any, self: Any, vocab_size: int) -> None:
         return
     if getattr(self, "beam_width", None) not in (None, 1):
         raise LedParamError(f"LED samples, it cannot run a beam search: beam_width must be 1, got {self.beam_width}")
+
+
+def add_to_responses(result: dict[str, Any], self: Any, *args: Any, **kwargs: Any) -> None:
+    """AFTER ResponsesRequest.to_sampling_params: the parameters that `http.lift` checked and left in `metadata.led`."""
+    value = (self.metadata or {}).get("led")
+    if value is not None:
+        parsed = json.loads(value) if isinstance(value, str) else value
+        result["custom_params"] = {**(result.get("custom_params") or {}), "led": parsed}
 
 
 def stamp_one(self: Any, tokenized_obj: Any) -> None:

@@ -117,3 +117,8 @@ def _refuse_unsupported(runner: Any) -> None:
             "LED does not work with speculative decoding, which bypasses the sampler: drop --speculative-algorithm or "
             "start with --led disabled"
         )
+    if hasattr(getattr(runner.model, "lm_head", None), "apply_lora"):
+        raise CaptureError(
+            "LED reads the LM head's weight, which a LoRA adapter would change for some requests: leave lm_head out of "
+            "--lora-target-modules and of the adapters, or start with --led disabled"
+        )

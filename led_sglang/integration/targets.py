@@ -64,6 +64,12 @@ HOOK_TARGETS: dict[str, HookTarget] = {
     TOKENIZER + "_wait_one_response": HookTarget(
         "around", ("self", "obj", "request"), "led_params, led_stats and the trace join meta_info", "http"
     ),
+    S + "entrypoints.openai.protocol.ResponsesRequest.to_sampling_params": HookTarget(
+        "after",
+        ("self", "default_max_tokens", "default_params", "stop", "tool_call_constraint"),
+        "/v1/responses has no custom_params: LED's parameters travel in metadata",
+        "http",
+    ),
     S + "managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
     "._maybe_collect_customized_info": HookTarget(
         "around", ("self", "i", "req", "logits_output"), "give each request its own step records only"

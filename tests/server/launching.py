@@ -1,13 +1,24 @@
-"""Where the tests find `Server`."""
+"""Where the tests find `Server`, and a way to put a second plugin beside ours."""
 
 import os
 import signal
+from pathlib import Path
 
 import psutil
 
 from led_sglang.child_server import START_LIMIT_S, Server, free_port
 
-__all__ = ["START_LIMIT_S", "Server", "free_port", "kill_scheduler"]
+__all__ = ["START_LIMIT_S", "Server", "free_port", "install_plugin", "kill_scheduler"]
+
+
+def install_plugin(folder: Path, register: str) -> None:
+    """A distribution with the entry point, found because its folder is on PYTHONPATH."""
+    info = folder / "other_plugin-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sglang.srt.plugins]\nother = other_plugin:register\n")
+    lines = "".join(f"    {line}\n" for line in register.splitlines())
+    (folder / "other_plugin.py").write_text(f"def register():\n{lines}")
 
 
 def kill_scheduler(server: Server, rank: str = "") -> list[psutil.Process]:

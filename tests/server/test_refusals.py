@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from led_sglang.embedded import MODEL_DIR
-from tests.server.launching import Server
+from tests.server.launching import Server, install_plugin
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 LIMIT_S = 240.0
@@ -48,16 +48,6 @@ CASES = {
     "too new a release": Case((), ("LED cannot run on SGLang 0.6.1", "below 0.6"), release="0.6.1"),
     "check": Case(("--check",), ("led_sglang: ok", "layers captured: 11", "<think>"), HARMLESS, is_refused=False),
 }
-
-
-def install_plugin(folder: Path, register: str) -> None:
-    """A distribution with the entry point, found because its folder is on PYTHONPATH."""
-    info = folder / "other_plugin-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-plugin\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[sglang.srt.plugins]\nother = other_plugin:register\n")
-    lines = "".join(f"    {line}\n" for line in register.splitlines())
-    (folder / "other_plugin.py").write_text(f"def register():\n{lines}")
 
 
 def say_release(folder: Path, release: str) -> None:

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 from sglang.srt.managers.io_struct import wrap_as_pickle
 
-from led_sglang.integration import requests, sampler
+from led_sglang.integration import requests, runtime, sampler
 from led_sglang.integration.batch import LedBatch, RowSeat
+from led_sglang.integration.capture import CaptureError
 from led_sglang.integration.records import FALLBACK, WIRE_KEY, StepRecord
 from led_sglang.params import LedParams, ServerConfig, StampedParams, export_config
 
@@ -35,3 +36,15 @@ def test_a_failed_record_leaves_every_row_with_the_engines_token() -> None:
     first = record.entry(0)
     assert isinstance(first, int) and first & FALLBACK
     assert record.entry(1) is None
+
+
+def test_a_lora_wrapped_head_is_refused_before_anything_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "get_parallel", lambda: SimpleNamespace(pp_size=1))
+    no_speculation = SimpleNamespace(is_none=lambda: True)
+    for head, is_refused in ((SimpleNamespace(), False), (SimpleNamespace(apply_lora=None), True)):
+        runner = SimpleNamespace(model=SimpleNamespace(lm_head=head), spec_algorithm=no_speculation)
+        if is_refused:
+            with pytest.raises(CaptureError, match="--lora-target-modules"):
+                runtime._refuse_unsupported(runner)
+        else:
+            runtime._refuse_unsupported(runner)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
-from led_sglang.integration.http import PATHS, LedRequests, lift
+from led_sglang.integration.http import PATHS, RESPONSES, LedRequests, lift
 from led_sglang.params import ENV_CONFIG, STAMP_KEY, LedParamError, ServerConfig, export_config
 
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
@@ -58,7 +58,7 @@ async def client(echo: Echo) -> AsyncIterator[httpx.AsyncClient]:
     "body",
     [
         b'{ "model":"m",\t"messages" : [ ] }',
-        b'{"custom_params": {"led": true}, "n": 1.0}',
+        b'{"custom_params": {"other": true}, "n": 1.0}',
         b'{"metadata": {"other": "1"}}',
         b'{"metadata": null, "custom_params": null}',
         b'{"metadata": "x"}',
@@ -79,13 +79,33 @@ async def test_what_needs_no_lifting_passes_byte_for_byte(
     assert answer.content == body
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/v1/responses"])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/invocations"])
 @pytest.mark.parametrize("led", [True, False, None, {}, {"depth": 3, "trace": True}])
 async def test_metadata_is_lifted(client: httpx.AsyncClient, echo: Echo, path: str, led: object) -> None:
     sent = {"model": "m", "metadata": {"led": json.dumps(led), "user": "u"}, "custom_params": {"other": 1}}
     answer = await client.post(path, json=sent)
     assert answer.json() == {**sent, "custom_params": {"other": 1, "led": led}}
     assert int(echo.headers[b"content-length"]) == len(echo.bodies[0])
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, GENERATE])
+async def test_custom_params_pass_byte_for_byte(client: httpx.AsyncClient, echo: Echo, path: str) -> None:
+    body = b'{"custom_params": {"led": true}, "n": 1.0}'
+    assert (await client.post(path, content=body)).content == body
+
+
+@pytest.mark.parametrize("custom", [{"led": {"depth": 3}}, {"led": {"depth": 3}, "other": 1}, None])
+async def test_responses_carry_it_in_metadata(client: httpx.AsyncClient, custom: dict[str, Any] | None) -> None:
+    """SGLang's ResponsesRequest has no custom_params; it has metadata, and echoes it."""
+    for metadata in (None, {"user": "u"}, {"led": '{"depth": 3}'}):
+        sent = {"input": "a", "custom_params": custom, "metadata": metadata}
+        after = (await client.post(RESPONSES, json=sent)).json()
+        if custom is None and "led" not in (metadata or {}):
+            assert after == sent
+            continue
+        assert json.loads(after["metadata"]["led"]) == {"depth": 3}
+        assert after["metadata"].get("user") == (metadata or {}).get("user")
+        assert "led" not in (after["custom_params"] or {})
 
 
 async def test_metadata_may_be_lifted_into_nothing(client: httpx.AsyncClient) -> None:
@@ -124,6 +144,12 @@ REFUSED = [
     (GENERATE, {"text": "a", "sampling_params": {"custom_params": {"led": {"top_k": 0}}}}, ["top_k", "0"]),
     (GENERATE, {"text": ["a"], "sampling_params": [{}, {"custom_params": {"led": 3}}]}, ["led", "3"]),
     (GENERATE, {"text": "a", "sampling_params": {"custom_params": 5}}, ["custom_params", "5", "object"]),
+    (RESPONSES, {"custom_params": {"led": {"depth": 0}}}, ["depth", "0", "[1, 12]"]),
+    (RESPONSES, {"metadata": {"led": '{"depth": 0}'}}, ["depth", "0", "[1, 12]"]),
+    ("/v1/messages", {"custom_params": {"led": True}}, ["custom_params.led", "/v1/messages", "/v1/chat/completions"]),
+    ("/v1/messages", {"metadata": {"led": "true"}}, ["metadata.led", "/v1/messages"]),
+    ("/api/chat", {"custom_params": {"led": True}}, ["custom_params.led", "/api/chat"]),
+    ("/vertex_generate", {"parameters": {"sampling_params": {"custom_params": {"led": {"top_k": 0}}}}}, ["top_k"]),
     (GENERATE, {"text": ""}, ["text", "empty"]),
     (GENERATE, {"text": ["a", ""]}, ["text", "empty"]),
     (GENERATE, {"input_ids": []}, ["input_ids", "empty"]),
@@ -187,9 +213,8 @@ def test_any_json_is_lifted_left_or_refused(value: object, path: str) -> None:
         return
     assert isinstance(value, dict)
     after = json.loads(changed)
-    assert {k: v for k, v in after.items() if k != "custom_params"} == {
-        k: v for k, v in value.items() if k != "custom_params"
-    }
+    moved = ("custom_params", "metadata") if path == RESPONSES else ("custom_params",)
+    assert {k: v for k, v in after.items() if k not in moved} == {k: v for k, v in value.items() if k not in moved}
 
 
 @given(st.binary(max_size=40))

@@ -1,0 +1,55 @@
+"""Who may ask: the API key, CORS, and what listens."""
+
+import httpx
+import psutil
+import pytest
+
+from tests.server.api.talking import CHAT, body
+from tests.server.launching import Server
+
+pytestmark = pytest.mark.server
+ORIGIN = {"origin": "https://somewhere.example"}
+
+
+@pytest.mark.parametrize("path", ["/led/info", "/led/", "/v1/models"])
+def test_led_pages_need_the_api_key_too(features_server: Server, http: httpx.Client, path: str) -> None:
+    assert httpx.get(features_server.url + path).status_code == 401
+    assert httpx.get(features_server.url + path, headers={"authorization": "Bearer wrong"}).status_code == 401
+    assert http.get(path).status_code == 200
+
+
+def test_strangers_are_turned_away_before_their_body_is_read(features_server: Server) -> None:
+    """401 for a body that would be 400: the parameters were not looked at."""
+    answer = httpx.post(features_server.url + CHAT, json=body(CHAT, {"depth": 99}))
+    assert answer.status_code == 401
+
+
+def test_probes_need_no_key(features_server: Server) -> None:
+    assert httpx.get(features_server.url + "/health").status_code == 200
+
+
+def test_a_browser_may_read_answers_and_refusals(http: httpx.Client) -> None:
+    """SGLang allows every origin; LED's routes and refusals are no exception."""
+    asked = {**ORIGIN, "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+    assert http.options(CHAT, headers=asked).status_code == 200
+    refused = http.post(CHAT, json=body(CHAT, {"depth": 99}), headers=ORIGIN)
+    assert refused.status_code == 400
+    for answer in (refused, http.get("/led/info", headers=ORIGIN)):
+        assert answer.headers["access-control-allow-origin"] in ("*", ORIGIN["origin"])
+
+
+def listening(server: Server) -> list[str]:
+    """What the processes of a server listen on: its own port by name, others by address."""
+    processes = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
+    found = []
+    for process in processes:
+        for connection in process.net_connections(kind="inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                is_own = connection.laddr.port == server.port
+                found.append(f"{connection.laddr.ip}:{'port' if is_own else 'any'}")
+    return sorted(found)
+
+
+def test_led_opens_no_port_of_its_own(embedded_server: Server, stock_server: Server) -> None:
+    assert listening(embedded_server) == listening(stock_server)
+    assert "127.0.0.1:port" in listening(embedded_server)

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from led_sglang.embedded import countdown, problems
+from led_sglang.embedded.tasks import Problem, mixed
 from led_sglang.embedded.tokenizer import SYSTEM_MESSAGES
 
 ARITHMETIC_SHARE = 0.3  # of the problems; the rest is countdown
 POOL_SIZE = 2048  # problems sorted together; larger pools pad less
 IGNORED = -100  # the label that transformers leaves out of the loss
 
-Problem = problems.Problem | countdown.Countdown
 Row = tuple[list[int], int]  # the ids of prompt and completion, and how many of them are the prompt's
 Batch = tuple[torch.Tensor, torch.Tensor]  # input_ids and labels, both (B, T)
 
@@ -53,14 +52,6 @@ def _collate(rows: list[Row], pad_id: int) -> Batch:
         input_ids[row, : len(ids)] = torch.tensor(ids)
         labels[row, num_prompt : len(ids)] = torch.tensor(ids[num_prompt:])
     return input_ids, labels
-
-
-def mixed(split: problems.Split, seed: int, arithmetic_share: float) -> Iterator[Problem]:
-    """Endless problems of both tasks."""
-    rng = random.Random(f"mixed-{seed}")
-    arithmetic, countdowns = problems.stream(split, seed), countdown.stream(split, seed)
-    while True:
-        yield next(arithmetic) if rng.random() < arithmetic_share else next(countdowns)
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, seed: int, batch_tokens: int) -> Iterator[Batch]:

@@ -33,7 +33,7 @@ PHRASINGS = (
 NUM_NUMBERS = (3, 4)  # drawn uniformly
 MIN_TARGET = 10  # small targets are reached in too many ways
 MAX_LUCK = 0.1  # a problem on which random steps succeed more often than this is left out: searching must pay
-MAX_ANSWER_CHARACTERS = 200
+MAX_EXPRESSION_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -102,17 +102,24 @@ def generate(split: Split, count: int, seed: int) -> list[Countdown]:
 
 
 def grade(answer_text: str, problem: Countdown) -> bool:
-    return is_solution(answer_text.rpartition("</think>")[2], problem.numbers, problem.target)
+    """Whether the last expression after the thinking (if any is in the text) is a solution."""
+    found = last_expression(answer_text.rpartition("</think>")[2])
+    return found is not None and is_solution(found, problem.numbers, problem.target)
 
 
-def is_solution(answer_text: str, numbers: tuple[int, ...], target: int) -> bool:
-    """Whether the last expression in the text uses each number once and has the target's value."""
-    runs = re.findall(r"[\d(][\d\s()+*-]*", answer_text)
-    found = [run for run in runs if re.search(r"\d[\s)]*[-+*][\s(]*\d", run)]
-    if not found or len(found[-1]) > MAX_ANSWER_CHARACTERS:
+def last_expression(text: str) -> str | None:
+    """The last run of digits, signs and brackets with an operation in it: of "24 = 3 * 8." it is "3 * 8"."""
+    runs = re.findall(r"[\d(][\d\s()+*-]*", text)
+    found = [run.strip() for run in runs if re.search(r"\d[\s)]*[-+*][\s(]*\d", run)]
+    return found[-1] if found else None
+
+
+def is_solution(expression: str, numbers: tuple[int, ...], target: int) -> bool:
+    """Whether it uses each of the numbers once and nothing else, and has the target's value."""
+    if len(expression) > MAX_EXPRESSION_CHARACTERS:  # never meant as an answer; deep brackets cost Python its stack
         return False
     try:
-        tree = ast.parse(found[-1].strip(), mode="eval").body
+        tree = ast.parse(expression, mode="eval").body
         return _value(tree) == target and Counter(_constants(tree)) == Counter(numbers)
     except (SyntaxError, ValueError):
         return False

@@ -1,7 +1,7 @@
 """Writes a line of thought for a countdown: steps tried at random, dead ends, ways back, and at last the target.
 
 The searcher is no oracle: at each step it picks, now and then, one that can still lead to the target and otherwise any.
-What a model learns from it is therefore a search and not a formula; it finds some targets at once, some late, some never.
+A model learns a search from it and not a formula, and finds some targets at once, some late, some never.
 """
 
 from __future__ import annotations
@@ -10,7 +10,16 @@ import random
 from dataclasses import dataclass
 from functools import lru_cache
 
-from led_sglang.embedded.expressions import OPERATIONS, Expression, Node, is_allowed, ready_nodes, reduce_at, show, value
+from led_sglang.embedded.expressions import (
+    OPERATIONS,
+    Expression,
+    Node,
+    is_allowed,
+    ready_nodes,
+    reduce_at,
+    show,
+    value,
+)
 
 SKILL = 0.35  # how often a step is taken for its promise
 LAST_SKILL = 0.75  # the same for two numbers, where the target can nearly be seen
@@ -92,17 +101,17 @@ class Search:
 
     def run(self) -> bool:
         """Whether the target was found before the dead ends were too many."""
-        word = TRY
+        words: tuple[str, ...] = TRY
         while True:
             step = self._choose()
             if step is None:
                 if not self.path:
                     return False
                 self._go_back(len(self.path) - 1)
-                word = TRY
+                words = TRY
                 continue
-            self._take(step, word)
-            word = THEN
+            self._take(step, words)
+            words = THEN
             left = self._here()
             if left == (self.target,):
                 return True
@@ -110,7 +119,7 @@ class Search:
                 self.num_dead_ends += 1
                 if self.num_dead_ends > MAX_DEAD_ENDS:
                     return False
-                word = self._leave_dead_end()
+                words = self._leave_dead_end()
 
     def _here(self) -> Numbers:
         numbers = self.numbers

@@ -69,16 +69,8 @@ def after(numbers: Numbers, step: Step) -> Numbers:
 
 
 @lru_cache(maxsize=200_000)
-def can_reach(numbers: Numbers, target: int) -> bool:
-    """Whether some sequence of allowed steps uses all the numbers and ends at the target."""
-    if len(numbers) == 1:
-        return numbers[0] == target
-    return any(can_reach(after(numbers, step), target) for step in steps(numbers))
-
-
-@lru_cache(maxsize=200_000)
 def luck(numbers: Numbers, target: int) -> float:
-    """The chance that steps taken at random end at the target."""
+    """The chance that steps taken at random use all the numbers and end at the target; 0 where nothing does."""
     if len(numbers) == 1:
         return float(numbers[0] == target)
     options = steps(numbers)
@@ -135,7 +127,7 @@ class Search:
         if not untried:
             return None
         if self.rng.random() < (LAST_SKILL if len(here) == 2 else SKILL):
-            untried = [step for step in untried if can_reach(after(here, step), self.target)] or untried
+            untried = [step for step in untried if luck(after(here, step), self.target) > 0] or untried
         step = self.rng.choice(untried)
         tried.add(step)
         return step

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from led_sglang.embedded.problems import Problem, stream
+from led_sglang.embedded.tasks import Problem, mixed
 from led_sglang.embedded.tokenizer import SYSTEM_MESSAGES
 
+ARITHMETIC_SHARE = 0.3  # of the problems; the rest is countdown
 POOL_SIZE = 2048  # problems sorted together; larger pools pad less
 IGNORED = -100  # the label that transformers leaves out of the loss
 
@@ -33,10 +34,10 @@ def render(problem: Problem, system: str | None = None) -> Example:
     return Example(prompt, f"{problem.thinking}\n</think>\n\n{problem.answer_text}<|im_end|>")
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerFast, problems: list[Problem], rng: random.Random) -> list[Row]:
+def _token_ids(tokenizer: PreTrainedTokenizerFast, chosen: list[Problem], rng: random.Random) -> list[Row]:
     """The rows of the problems; some get a system message, as a client may send one."""
-    systems = [rng.choice(SYSTEM_MESSAGES) if rng.random() < 0.1 else None for _ in problems]
-    examples = [render(problem, system) for problem, system in zip(problems, systems, strict=True)]
+    systems = [rng.choice(SYSTEM_MESSAGES) if rng.random() < 0.1 else None for _ in chosen]
+    examples = [render(problem, system) for problem, system in zip(chosen, systems, strict=True)]
     prompts = tokenizer([example.prompt for example in examples])["input_ids"]
     completions = tokenizer([example.completion for example in examples])["input_ids"]
     return [(prompt + rest, len(prompt)) for prompt, rest in zip(prompts, completions, strict=True)]
@@ -56,7 +57,7 @@ def _collate(rows: list[Row], pad_id: int) -> Batch:
 def batches(tokenizer: PreTrainedTokenizerFast, seed: int, batch_tokens: int) -> Iterator[Batch]:
     """Endless batches of about `batch_tokens` tokens each, from the train split."""
     rng = random.Random(seed)
-    source = stream("train", seed)
+    source = mixed("train", seed, ARITHMETIC_SHARE)
     while True:
         rows = _token_ids(tokenizer, list(itertools.islice(source, POOL_SIZE)), rng)
         groups = _cut(sorted(rows, key=lambda row: len(row[0])), batch_tokens)

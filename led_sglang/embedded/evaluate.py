@@ -1,7 +1,8 @@
-"""Accuracy of the embedded model on held-out problems, sampled from a running server or with transformers.
+"""Accuracy of the embedded models on held-out problems, sampled from a running server or without one.
 
     python -m led_sglang.embedded.evaluate --base-url http://127.0.0.1:30000/v1 --problems 500 --method none
     python -m led_sglang.embedded.evaluate --offline --problems 500
+    python -m led_sglang.embedded.evaluate --offline --task countdown --problems 100 --samples 16
 
 The last line printed is one JSON document.
 """
@@ -13,10 +14,11 @@ import asyncio
 import json
 from typing import Any
 
-from led_sglang.embedded import model_path, problems
-from led_sglang.embedded.scoring import final_answer, score
+from led_sglang.embedded import model_path
+from led_sglang.embedded.scoring import final_answer, sample_scores, score
+from led_sglang.embedded.tasks import TASK_NAMES, Problem, generate, grade
 
-MAX_NEW_TOKENS = 256  # the longest thinking of the training data has about 160
+MAX_NEW_TOKENS = 256  # the longest thinking of the training data has about 190
 
 
 def led_params(method: str) -> dict[str, Any]:
@@ -31,14 +33,14 @@ def answer_in(message: Any) -> str:
     return content if is_parsed else final_answer(content)
 
 
-async def ask_server(args: argparse.Namespace, batch: list[problems.Problem]) -> list[str]:
+async def ask_server(args: argparse.Namespace, batch: list[Problem]) -> list[str]:
     from openai import AsyncOpenAI
 
     free_slots = asyncio.Semaphore(args.concurrency)
     async with AsyncOpenAI(base_url=args.base_url, api_key=args.api_key, timeout=args.timeout_s) as client:
         model = args.model or (await client.models.list()).data[0].id
 
-        async def ask(problem: problems.Problem) -> str:
+        async def ask(problem: Problem) -> str:
             async with free_slots:
                 reply = await client.chat.completions.create(
                     model=model,
@@ -53,29 +55,40 @@ async def ask_server(args: argparse.Namespace, batch: list[problems.Problem]) ->
         return list(await asyncio.gather(*map(ask, batch)))
 
 
-def evaluate_server(args: argparse.Namespace) -> list[bool]:
-    batch = problems.generate("held_out", args.problems, args.seed)
-    answers = asyncio.run(ask_server(args, batch))
-    return [problems.grade(answer, problem) for answer, problem in zip(answers, batch, strict=True)]
+def evaluate(args: argparse.Namespace) -> list[list[bool]]:
+    """By problem, whether each of its samples is right."""
+    chosen = generate(args.task, "held_out", args.problems, args.seed)
+    batch = [problem for problem in chosen for _ in range(args.samples)]
+    answers = _sample_offline(args, batch) if args.offline else asyncio.run(ask_server(args, batch))
+    is_right = [grade(answer, problem) for answer, problem in zip(answers, batch, strict=True)]
+    return [is_right[start : start + args.samples] for start in range(0, len(is_right), args.samples)]
 
 
-def evaluate_offline(args: argparse.Namespace) -> list[bool]:
+def _sample_offline(args: argparse.Namespace, batch: list[Problem]) -> list[str]:
     from led_sglang.embedded.offline import sample
 
-    batch = problems.generate("held_out", args.problems, args.seed)
     questions = [problem.question for problem in batch]
     texts = sample(args.model or model_path(), questions, args.temperature, args.seed, MAX_NEW_TOKENS)
-    return [problems.grade(final_answer(text), problem) for text, problem in zip(texts, batch, strict=True)]
+    return [final_answer(text) for text in texts]
+
+
+def report(is_right: list[list[bool]], **settings: object) -> dict[str, object]:
+    """Wilson's interval holds for independent answers only, so several samples a problem get a standard error."""
+    if len(is_right[0]) == 1:
+        return score([row[0] for row in is_right]).as_document(**settings)
+    return {**sample_scores(is_right), **settings}
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--offline", action="store_true", help="sample with transformers; needs no server")
+    parser.add_argument("--offline", action="store_true", help="sample in this process; needs no server")
     parser.add_argument("--base-url", default="http://127.0.0.1:30000/v1")
     parser.add_argument("--api-key", default="EMPTY")
     parser.add_argument("--model", help="served model's name, or with --offline a directory")
     parser.add_argument("--method", default="none", help="LED method asked of the server, none for plain sampling")
+    parser.add_argument("--task", choices=TASK_NAMES, default="arithmetic")
     parser.add_argument("--problems", type=int, default=500)
+    parser.add_argument("--samples", type=int, default=1, help="of each problem; more than one gives pass@1 and pass@n")
     parser.add_argument("--temperature", type=float, default=0.6)
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--timeout-s", type=float, default=600)
@@ -88,9 +101,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.offline and args.method != "none":
         parser.error("--offline samples plainly; LED needs a server")
-    is_right = evaluate_offline(args) if args.offline else evaluate_server(args)
     settings = {"mode": "offline" if args.offline else "server", "method": args.method, "seed": args.seed}
-    print(json.dumps(score(is_right).as_document(temperature=args.temperature, **settings)))
+    print(json.dumps(report(evaluate(args), task=args.task, temperature=args.temperature, **settings)))
 
 
 if __name__ == "__main__":

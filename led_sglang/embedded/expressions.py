@@ -36,7 +36,7 @@ def value(expression: Expression) -> int:
     return OPERATIONS[expression.op](value(expression.left), value(expression.right))
 
 
-def _is_allowed(op: str, left: int, right: int) -> bool:
+def is_allowed(op: str, left: int, right: int) -> bool:
     if op == "*" and not (2 <= min(left, right) and max(left, right) <= MAX_FACTOR):
         return False
     return 0 <= OPERATIONS[op](left, right) <= MAX_VALUE
@@ -50,7 +50,7 @@ def draw(rng: random.Random, num_operands: int) -> Expression:
     while True:
         num_left = rng.randint(1, num_operands - 1)
         left, right = draw(rng, num_left), draw(rng, num_operands - num_left)
-        if _is_allowed(op, value(left), value(right)):
+        if is_allowed(op, value(left), value(right)):
             return Node(op, left, right)
 
 

@@ -33,6 +33,22 @@ def score(is_right: list[bool]) -> Score:
     return Score(len(is_right), correct, round(correct / len(is_right), 4), (round(low, 4), round(high, 4)))
 
 
+def sample_scores(is_right: list[list[bool]]) -> dict[str, float | int]:
+    """Of several samples a problem: the mean share right, its standard error over problems, the share ever right."""
+    if not is_right or not is_right[0]:
+        raise ValueError("nothing to score")
+    shares = [sum(row) / len(row) for row in is_right]
+    mean = sum(shares) / len(shares)
+    variance = sum((share - mean) ** 2 for share in shares) / max(1, len(shares) - 1)
+    return {
+        "problems": len(is_right),
+        "samples": len(is_right[0]),
+        "pass_at_1": round(mean, 4),
+        "standard_error": round(math.sqrt(variance / len(shares)), 4),
+        "pass_at_n": round(sum(map(any, is_right)) / len(is_right), 4),
+    }
+
+
 def final_answer(text: str) -> str:
     """What follows the thinking; nothing where the thinking never ended, so that no number in it counts."""
     return text.partition("</think>")[2]

@@ -15,7 +15,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from led_sglang.embedded import problems, solutions
+from led_sglang.embedded import countdown, problems, search, solutions
 from led_sglang.embedded.chat_template import CHAT_TEMPLATE
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -23,7 +23,7 @@ THINK, END_THINK = "<think>", "</think>"
 NUMBERS = range(200)
 ROLES = ("system", "user", "assistant")
 SYSTEM_MESSAGES = ("You are a helpful assistant.", "Think step by step.")
-PUNCTUATION = ("\n\n", " =", " +", " -", " *", " (", "?", ".", ",", ":", "),", ").", ")?")
+PUNCTUATION = ("\n\n", " =", " +", " -", " *", " (", " ((", "?", ".", ",", ":", ")", "))", "),", ").", ")).", ")?")
 MAX_POSITIONS = 2048
 VOCAB_MULTIPLE = 64
 
@@ -38,9 +38,12 @@ def _words() -> list[str]:
         *solutions.REST,
         *solutions.CHECKS,
         *solutions.ANSWERS,
+        *countdown.PHRASINGS,
+        *search.WORDS,
         *SYSTEM_MESSAGES,
         *ROLES,
         "so",
+        "target",
     )
     words = sorted({word for text in texts for word in re.findall(r"[A-Za-z]+", re.sub(r"\{\w+\}", "", text))})
     return [form for word in words for form in (word, " " + word)]

@@ -1,19 +1,20 @@
-"""Trains the embedded model from nothing on generated problems; half an hour of two cores is enough.
+"""Trains the embedded model on written solutions of generated problems, the stage before reinforcement learning.
 
-    python -m led_sglang.embedded.train --minutes 30 --seed 0 --threads 2 --out DIR
+    python -m led_sglang.embedded.train --steps 2500 --seed 1 --init DIR --out DIR
 
-The data are seeded, but the schedule follows the clock: a faster machine takes more steps and ends with other weights.
+Data and schedule follow the seed and the step: the same machine makes the same weights, however long it takes.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import time
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from led_sglang.embedded import tokenizer as tokenizer_module
 from led_sglang.embedded.batches import Batch, batches
@@ -51,15 +52,31 @@ def generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
     )
 
 
-def initial_model(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    if args.init is not None:
-        return Qwen3ForCausalLM.from_pretrained(args.init)
-    return Qwen3ForCausalLM(model_config(tokenizer))
+def initial_model(init: Path | None, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """A new model, or one with the weights in `init`, whose vocabulary may be another."""
+    model = Qwen3ForCausalLM(model_config(tokenizer))
+    if init is not None:
+        _take_weights(model, tokenizer, init)
+    return model
 
 
-def learning_rate(step: int, progress: float, peak: float) -> float:
-    """Linear warm-up over the first 100 steps, then a cosine in the share of time used, down to a hundredth."""
-    cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+@torch.no_grad()
+def _take_weights(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, init: Path) -> None:
+    """Copies the weights; rows of embedding and head go to the token of the same text, new tokens keep their own."""
+    old_ids = AutoTokenizer.from_pretrained(init).get_vocab()
+    shared = [(new, old_ids[text]) for text, new in tokenizer.get_vocab().items() if text in old_ids]
+    new_rows, old_rows = (torch.tensor(ids) for ids in zip(*shared, strict=True))
+    old = Qwen3ForCausalLM.from_pretrained(init).state_dict()
+    for name, weight in model.state_dict().items():
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            weight[new_rows] = old[name][old_rows]
+        else:
+            weight.copy_(old[name])
+
+
+def learning_rate(step: int, num_steps: int, peak: float) -> float:
+    """Linear warm-up over the first 100 steps, then a cosine over all of them, down to a hundredth."""
+    cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / num_steps))
     return peak * min(1.0, (step + 1) / 100) * cosine
 
 
@@ -115,16 +132,14 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_module.build()
-    model = initial_model(args, tokenizer).train()
+    model = initial_model(args.init, tokenizer).train()
     optimizer = make_optimizer(model, args.peak_learning_rate)
     log = Log(args.out / "training_log.csv")
     start = last_save = time.monotonic()
-    for step, batch in enumerate(batches(tokenizer, args.seed, args.batch_tokens)):
-        seconds = time.monotonic() - start
-        if seconds > 60 * args.minutes:
-            break
-        rate = learning_rate(step, seconds / (60 * args.minutes), args.peak_learning_rate)
-        log.add(step, seconds, rate, batch, take_step(model, optimizer, batch, rate))
+    source = batches(tokenizer, args.seed, args.batch_tokens)
+    for step, batch in enumerate(itertools.islice(source, args.steps)):
+        rate = learning_rate(step, args.steps, args.peak_learning_rate)
+        log.add(step, time.monotonic() - start, rate, batch, take_step(model, optimizer, batch, rate))
         if time.monotonic() - last_save > 60 * args.save_every_minutes:
             save(model, tokenizer, args.out)
             last_save = time.monotonic()
@@ -133,11 +148,11 @@ def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="go on from the weights in this directory; take another seed then")
+    parser.add_argument("--init", type=Path, help="start from the weights in this directory, matched by token text")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--peak-learning-rate", type=float, default=2e-3)
     parser.add_argument("--save-every-minutes", type=float, default=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +49,16 @@ def grade_number(text: str, gold: str) -> Verdict:
     if not found:
         return Verdict(NO_ANSWER)
     return _decide(to_number(found[-1]) == wanted, found[-1])
+
+
+def grade_countdown(text: str, gold: str) -> Verdict:
+    """The last expression in the text must use each of the gold's numbers once and have its target's value."""
+    from led_sglang.embedded.countdown import is_solution, last_expression
+
+    wanted, found = json.loads(gold), last_expression(text)
+    if found is None:
+        return Verdict(NO_ANSWER)
+    return _decide(is_solution(found, tuple(wanted["numbers"]), wanted["target"]), found)
 
 
 def grade_choice(text: str, gold: str) -> Verdict:
@@ -99,6 +110,7 @@ def plain_latex(text: str) -> str:
 
 GRADERS: dict[str, Callable[[str, str], Verdict]] = {
     "number": grade_number,
+    "countdown": grade_countdown,
     "math": grade_math,
     "choice": grade_choice,
 }

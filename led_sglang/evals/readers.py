@@ -92,6 +92,15 @@ def number_row(row: dict[str, Any]) -> Shaped:
     return {"problem": _problem(row)}, gold
 
 
+def countdown_row(row: dict[str, Any]) -> Shaped:
+    """The gold answer is what a right one must be made of, as there is more than one."""
+    numbers, target = row.get("numbers"), row.get("target")
+    whole = [*numbers, target] if isinstance(numbers, list | tuple) and numbers else [None]
+    if not all(type(number) is int for number in whole):
+        raise UnusableRow(f"no answer: numbers and target must be whole numbers, not {numbers!r} and {target!r}")
+    return {"problem": _problem(row)}, json.dumps({"numbers": numbers, "target": target})
+
+
 def math_row(row: dict[str, Any]) -> Shaped:
     return {"problem": _problem(row)}, _answer(row)
 
@@ -153,6 +162,7 @@ def is_in_window(row: dict[str, Any]) -> bool:
 
 SHAPES: dict[str, Callable[[dict[str, Any]], Shaped]] = {
     "number": number_row,
+    "countdown": countdown_row,
     "math": math_row,
     "choice": choice_row,
     "code": code_row,

@@ -23,7 +23,7 @@ from led_sglang.evals.progress import LiveTable
 from led_sglang.evals.store import CellKey, Done, Sample, Store
 from led_sglang.evals.tasks import Question, Task, fingerprint
 
-INLINE_GRADERS = ("number", "choice")  # microseconds; the others get processes
+INLINE_GRADERS = ("number", "countdown", "choice")  # microseconds; the others get processes
 
 
 @dataclass(frozen=True)

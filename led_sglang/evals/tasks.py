@@ -22,6 +22,7 @@ CODE = (
     "You will be given a question (problem specification) and will generate a correct Python program that matches the "
     "specification and passes all tests.\n\n{problem}\n\n{form}"
 )
+WHOLE_DISTRIBUTION = {"top_p": 1.0, "top_k": -1}
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Hub:
 @dataclass(frozen=True)
 class Task:
     name: str
-    grader: str  # number | math | choice | code
+    grader: str  # number | countdown | math | choice | code
     prompt: str
     hub: Hub | None = None
     thinking: Thinking = "auto"
@@ -58,6 +59,9 @@ TASKS = {
     for task in (
         # The embedded models' tasks are drawn from a seed; the whole distribution is sampled, as in their training.
         Task("embedded", "number", "{problem}", None, "required", 256, {"top_p": 1.0, "top_k": -1}, default_limit=500),
+        Task(
+            "countdown", "countdown", "{problem}", None, "required", 256, {"top_p": 1.0, "top_k": -1}, default_limit=500
+        ),
         Task("gsm8k", "number", BOXED, Hub("openai/gsm8k", subset="main")),
         Task("math500", "math", BOXED, Hub("HuggingFaceH4/MATH-500")),
         Task("aime2024", "math", BOXED, Hub("HuggingFaceH4/aime_2024", split="train")),
@@ -86,7 +90,7 @@ def load(task: Task, data: Path | None, limit: int | None, seed: int) -> list[Qu
     """The task's questions, in their source's order. Raises EvalError where it is missing or a question is unusable."""
     limit = limit if limit is not None else task.default_limit
     if task.hub is None:
-        rows: Iterator[tuple[str, dict[str, Any]]] = _embedded(limit or 500, seed)
+        rows: Iterator[tuple[str, dict[str, Any]]] = _drawn(task.name, limit or 500, seed)
     elif data is not None:
         rows = readers.local_rows(data / f"{task.name}.jsonl")
     else:
@@ -106,12 +110,22 @@ def load(task: Task, data: Path | None, limit: int | None, seed: int) -> list[Qu
     return list(questions.values())
 
 
-def _embedded(count: int, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    from led_sglang.embedded import problems
+def _drawn(name: str, count: int, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    from led_sglang.embedded import countdown, problems
 
-    for index, problem in enumerate(problems.generate("held_out", count, seed)):
-        row = {"id": f"embedded-{seed}-{index}", "problem": problem.question, "expected_answer": str(problem.answer)}
-        yield f"embedded problem {index}", row
+    rows: Iterator[dict[str, Any]]
+    if name == "countdown":
+        rows = (
+            {"problem": drawn.question, "numbers": drawn.numbers, "target": drawn.target}
+            for drawn in countdown.generate("held_out", count, seed)
+        )
+    else:
+        rows = (
+            {"problem": drawn.question, "expected_answer": str(drawn.answer)}
+            for drawn in problems.generate("held_out", count, seed)
+        )
+    for index, row in enumerate(rows):
+        yield f"{name} problem {index}", {"id": f"{name}-{seed}-{index}", **row}
 
 
 def _question(task: Task, where: str, row: dict[str, Any], index: int) -> Question:

@@ -240,10 +240,10 @@ def setup(manager: Any) -> dict[str, Any]:
     from led_sglang import embedded
 
     examples = list(EXAMPLES)
-    if str(manager.model_path) == str(embedded.MODEL_DIR):
-        from led_sglang.embedded.problems import generate
+    if str(manager.model_path) in map(str, embedded.MODEL_DIRS.values()):
+        from led_sglang.embedded.tasks import TASK_NAMES, generate
 
-        examples = [problem.question for problem in generate("held_out", 4, seed=2)]
+        examples = [problem.question for task in TASK_NAMES for problem in generate(task, "held_out", 2, seed=2)]
     return {
         "model": manager.served_model_name,
         "context": manager.context_len,

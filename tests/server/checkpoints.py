@@ -28,7 +28,8 @@ from led_sglang.embedded import MODEL_DIR
 
 NUM_LAYERS = 12
 VOCAB_SIZE = 1003  # more than the tokenizer knows; SGLang pads it to 1024, so that head rows exist which are no tokens
-OPEN_ID, CLOSE_ID = 800, 801  # <think> and </think> of the embedded tokenizer
+MARKS = {mark["content"]: mark["id"] for mark in json.loads((MODEL_DIR / "tokenizer.json").read_text())["added_tokens"]}
+OPEN_ID, CLOSE_ID, END_ID = MARKS["<think>"], MARKS["</think>"], MARKS["<|im_end|>"]
 HEAD_SCALE = 4.0
 EMBEDDING_SCALE = 6.0
 
@@ -43,8 +44,8 @@ COMMON: dict[str, Any] = {
     "initializer_range": 0.05,
     "tie_word_embeddings": False,
     "bos_token_id": None,
-    "eos_token_id": 799,
-    "pad_token_id": 797,
+    "eos_token_id": END_ID,
+    "pad_token_id": MARKS["<|endoftext|>"],
     "use_cache": True,
 }
 EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
@@ -68,7 +69,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mimo": Architecture("MiMoForCausalLM", lambda: Qwen2Config(**COMMON)),  # transformers has no class of its own
     "gpt2": Architecture(
         "GPT2LMHeadModel",  # SGLang serves it, but its class cannot keep layer outputs
-        lambda: GPT2Config(vocab_size=VOCAB_SIZE, n_embd=64, n_layer=4, n_head=2, n_positions=2048, eos_token_id=799),
+        lambda: GPT2Config(
+            vocab_size=VOCAB_SIZE, n_embd=64, n_layer=4, n_head=2, n_positions=2048, eos_token_id=END_ID
+        ),
     ),
 }
 

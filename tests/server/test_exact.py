@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.server.asking import MARKERS, Client, Oracle, Reply, Request, check, sharp_server, thinking_prompt, words
-from tests.server.checkpoints import CLOSE_ID, OPEN_ID
+from tests.server.checkpoints import CLOSE_ID, END_ID, OPEN_ID
 from tests.server.launching import Server, kill_scheduler
 from tests.server.recompute import MUTATIONS, TOLERANCE, Asked, Mutation, compare, engine_logprobs, forward
 
@@ -190,7 +190,7 @@ def crowded_client(qwen3_folder: Path, logs: Path) -> Iterator[Client]:
 @pytest.mark.timeout(600)
 def test_retracted_requests_without_prefix_cache(crowded_client: Client, oracle: Oracle) -> None:
     # The engine reserves all tokens of a request that ignores its end token and never retracts it: forbid the token.
-    never_ends = {799: -1e4}
+    never_ends = {END_ID: -1e4}
     changing = {**never_ends, OPEN_ID: 9.0, CLOSE_ID: 9.0}  # the phase may change before the request is retracted
     asked = [
         Asked(logit_bias=never_ends),

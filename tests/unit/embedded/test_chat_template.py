@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from led_sglang.embedded import problems, tokenizer
+from led_sglang.embedded import tasks, tokenizer
 from led_sglang.embedded.batches import render
 
 TOKENIZER = tokenizer.build()
@@ -73,7 +73,7 @@ def test_tools_are_ignored() -> None:
 @pytest.mark.parametrize("system", [None, "Think step by step."])
 def test_training_sees_what_the_template_renders(system: str | None) -> None:
     head = [{"role": "system", "content": system}] if system else []
-    for problem in problems.generate("train", 20, seed=5):
+    for problem in [*tasks.generate("arithmetic", "train", 20, 5), *tasks.generate("countdown", "train", 20, 5)]:
         example = render(problem, system)
         assert example.prompt == render_chat([*head, user(problem.question)])
         answer = {"role": "assistant", "content": example.completion.removesuffix("<|im_end|>")}

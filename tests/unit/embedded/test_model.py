@@ -1,23 +1,39 @@
-"""The committed weights: size, shape, and that they solve problems they were not trained on."""
+"""The committed weights, both: size, shape, and that they solve problems they were not trained on."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from led_sglang.embedded import MODEL_DIR, evaluate, model_path
+from led_sglang.embedded import MODEL_DIR, MODEL_DIRS, evaluate, model_path
 
 MAX_BYTES = 16_000_000
+both = pytest.mark.parametrize("folder", MODEL_DIRS.values(), ids=MODEL_DIRS)
 
 
-def test_files_are_small() -> None:
-    assert model_path() == str(MODEL_DIR)
-    assert (MODEL_DIR / "model.safetensors").stat().st_size <= MAX_BYTES
+def test_names() -> None:
+    assert model_path() == model_path("rl") == str(MODEL_DIR)
+    asked = subprocess.run([sys.executable, "-m", "led_sglang.embedded", "sft"], capture_output=True, text=True)
+    assert asked.stdout.strip() == model_path("sft") != model_path("rl")
+    with pytest.raises(ValueError, match="one of rl, sft"):
+        model_path("ppo")
 
 
-def test_config_is_a_deep_small_qwen3() -> None:
-    config = json.loads((MODEL_DIR / "config.json").read_text())
+def test_the_two_are_not_the_same() -> None:
+    weights = {(folder / "model.safetensors").read_bytes() for folder in MODEL_DIRS.values()}
+    assert len(weights) == len(MODEL_DIRS)
+
+
+@both
+def test_files_are_small(folder: Path) -> None:
+    assert (folder / "model.safetensors").stat().st_size <= MAX_BYTES
+
+
+@both
+def test_config_is_a_deep_small_qwen3(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"]
     assert config["num_hidden_layers"] >= 12
     assert config["max_position_embeddings"] == 2048
@@ -25,10 +41,11 @@ def test_config_is_a_deep_small_qwen3() -> None:
     assert config["dtype"] == "float32"
 
 
-def test_parameters() -> None:
+@both
+def test_parameters(folder: Path) -> None:
     from safetensors import safe_open
 
-    with safe_open(MODEL_DIR / "model.safetensors", framework="pt") as weights:
+    with safe_open(folder / "model.safetensors", framework="pt") as weights:
         shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
         dtypes = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
     num_parameters = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in shapes.values())
@@ -42,12 +59,14 @@ def test_the_package_imports_no_torch() -> None:
 
 
 def test_missing_weights_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("led_sglang.embedded.MODEL_DIR", MODEL_DIR / "absent")
+    monkeypatch.setitem(MODEL_DIRS, "rl", MODEL_DIR / "absent")
     with pytest.raises(FileNotFoundError, match=r"embedded\.train"):
         model_path()
 
 
-def test_solves_held_out_problems() -> None:
-    args = evaluate.make_parser().parse_args(["--offline", "--problems", "24", "--seed", "1"])
-    is_right = evaluate.evaluate_offline(args)
-    assert sum(is_right) / len(is_right) >= 0.5
+@both
+@pytest.mark.parametrize(("task", "least"), [("arithmetic", 0.5), ("countdown", 0.2)])
+def test_solves_held_out_problems(folder: Path, task: str, least: float) -> None:
+    asked = ["--offline", "--task", task, "--model", str(folder), "--problems", "32", "--seed", "1"]
+    is_right = evaluate.evaluate(evaluate.make_parser().parse_args(asked))
+    assert sum(row[0] for row in is_right) / len(is_right) >= least

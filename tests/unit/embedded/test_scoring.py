@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from led_sglang.embedded import evaluate
-from led_sglang.embedded.scoring import final_answer, score, wilson_interval
+from led_sglang.embedded.scoring import final_answer, sample_scores, score, wilson_interval
 
 
 def test_wilson_interval() -> None:
@@ -21,6 +21,19 @@ def test_score() -> None:
     assert document["method"] == "led"
     with pytest.raises(ValueError, match="nothing"):
         score([])
+
+
+def test_sample_scores() -> None:
+    # Shares 1, 1/2 and 0: mean 1/2, variance 1/4 over three problems.
+    scores = sample_scores([[True, True], [False, True], [False, False]])
+    assert scores == {"problems": 3, "samples": 2, "pass_at_1": 0.5, "standard_error": 0.2887, "pass_at_n": 0.6667}
+    with pytest.raises(ValueError, match="nothing"):
+        sample_scores([[]])
+
+
+def test_the_report_of_one_sample_has_an_interval_and_of_more_has_none() -> None:
+    assert "wilson_95" in evaluate.report([[True], [False]])
+    assert "wilson_95" not in evaluate.report([[True, False], [False, False]], task="countdown")
 
 
 def test_unfinished_thinking_has_no_answer() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from led_sglang.embedded import MODEL_DIR, problems, tokenizer
+from led_sglang.embedded import MODEL_DIR, MODEL_DIRS, tasks, tokenizer
 
 BUILT = tokenizer.build()
 
@@ -51,7 +51,8 @@ def test_only_the_chat_marks_are_special() -> None:
 
 
 def test_problems_use_whole_words_and_numbers() -> None:
-    for problem in problems.generate("train", 200, seed=3):
+    drawn = [*tasks.generate("arithmetic", "train", 200, seed=3), *tasks.generate("countdown", "train", 200, seed=3)]
+    for problem in drawn:
         tokens = BUILT.tokenize(f"{problem.question} {problem.thinking} {problem.answer_text}")
         spelled = [token for token in tokens if len(token) == 1 and token.isalpha() and token not in ("I", "Ġ")]
         assert spelled == []
@@ -59,8 +60,9 @@ def test_problems_use_whole_words_and_numbers() -> None:
 
 def test_committed_files_are_what_the_script_writes(tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert json.loads((tmp_path / name).read_text()) == json.loads((MODEL_DIR / name).read_text())
+    for folder in MODEL_DIRS.values():
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            assert json.loads((tmp_path / name).read_text()) == json.loads((folder / name).read_text())
 
 
 def test_auto_tokenizer_encodes_alike(committed: PreTrainedTokenizerFast) -> None:

@@ -72,6 +72,20 @@ def test_what_is_wrong(gold: str, answer: str) -> None:
     assert grade_math(f"So \\boxed{{{answer}}}", gold).outcome == "wrong"
 
 
+def test_countdown_takes_any_expression_that_is_right() -> None:
+    grade = GRADERS["countdown"]
+    gold = '{"numbers": [5, 8, 8], "target": 24}'
+    for text, outcome in {
+        "Use (8 - 5) * 8.": "right",
+        "8 * (8 - 5) = 24": "right",
+        "It is 8 * 3.": "wrong",
+        "It is 24.": "no_answer",
+        "": "no_answer",
+    }.items():
+        assert grade(text, gold).outcome == outcome, text
+    assert grade("Use (8 - 5) * 8.", gold).answer == "(8 - 5) * 8"
+
+
 def test_math_without_a_box() -> None:
     assert grade_math("I do not know.", "5").outcome == "no_answer"
     assert grade_math("The answer is $5$.", "5").outcome == "right"

@@ -114,8 +114,9 @@ def test_a_hub_that_cannot_be_reached_points_to_data(monkeypatch: pytest.MonkeyP
         load(TASKS["gsm8k"], None, None, 0)
 
 
-def test_the_embedded_task_is_drawn_from_the_seed() -> None:
-    one, same, other = (load(TASKS["embedded"], None, 20, seed) for seed in (0, 0, 1))
+@pytest.mark.parametrize("name", ["embedded", "countdown"])
+def test_the_embedded_tasks_are_drawn_from_the_seed(name: str) -> None:
+    one, same, other = (load(TASKS[name], None, 20, seed) for seed in (0, 0, 1))
     assert one == same and fingerprint(one) == fingerprint(same) != fingerprint(other)
     assert len({question.prompt for question in one}) == 20
 

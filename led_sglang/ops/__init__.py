@@ -63,9 +63,9 @@ def led_step(
             BEFORE temperature, full vocabulary on every rank; -inf means forbidden.
         latents (D, R, H): latents[j] = h[L-1-j], the un-normed residual stream in the model's dtype. A row reads
             latents[j + latent_offset] for j < depth - 1, so D >= max(depth - 1 + latent_offset).
-        ridden: what the one-pass form (`led_sglang.ops.one_pass`) knows already, for at least max_depth - 1 layers; rows
-            that need their latents and did not ride are served by a second pass, so the result is the same. Backends
-            "fused" and "triton" only.
+        ridden: what the one-pass form (`led_sglang.ops.one_pass`) knows already, for at least max_depth - 1 layers;
+            rows that need their latents and did not ride are served by a second pass, so the result is the same.
+            Backends "fused" and "triton" only.
         head, rows, noise and the result: see `led_sglang.ops.types`. V may be smaller than K: the tail of
             `candidate_ids` is then 0 with probability 0. Columns beyond a whole head's num_rows are ignored.
 

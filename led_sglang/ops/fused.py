@@ -23,7 +23,7 @@ TINY = torch.finfo(torch.float32).tiny  # a layer that gives the candidates noth
 def log_masses(final_logits: Tensor, peak: Tensor, tau: Tensor) -> Tensor:
     """log sum_v exp((logit_v - peak) / tau): (R, V), (R, 1), (R, 1) -> (R, 1). Some rows at a time: no (R, V) copy."""
     chunk = max(1, FIXED_CHUNK_ELEMENTS // max(final_logits.shape[1], 1))
-    columns = final_logits.split(chunk), peak.split(chunk), tau.split(chunk)
+    columns = torch.split(final_logits, chunk), torch.split(peak, chunk), torch.split(tau, chunk)
     masses = [(z.float() - p).div_(t).exp_().sum(-1, keepdim=True) for z, p, t in zip(*columns, strict=True)]
     return (masses[0] if len(masses) == 1 else torch.cat(masses)).log_()
 

@@ -45,7 +45,7 @@ def tile_logits(latents: Tensor, head: Head, tau: Tensor, start: int, stop: int)
 def log_normalizers(latents: Tensor, head: Head, tau: Tensor) -> Tensor:
     """log sum_v exp(logit_v / tau) over this rank's rows, streamed over vocabulary tiles: (N, H), (N, 1) -> (N,)."""
     if head.project is not None:
-        return engine_probs(latents, None, head, tau)[0]
+        return engine_sums(latents, None, head, tau)[0]
     width = tile_width(latents.shape[0], latents.device)
     sums = [
         tile_logits(latents, head, tau, start, min(start + width, head.num_rows)).logsumexp(-1)
@@ -65,8 +65,12 @@ def candidate_logits(latents: Tensor, candidate_ids: Tensor, head: Head, tau: Te
     """(J, N, H), (N, K), (N, 1) -> (J, N, K) float32 logits over tau; 0 for candidates of another rank."""
     chunk = max(1, CANDIDATE_ELEMENTS // max(candidate_ids.shape[1] * latents.shape[2], 1))
     if len(candidate_ids) > chunk:
-        columns = latents.split(chunk, 1), candidate_ids.split(chunk), tau.split(chunk)
+        columns = torch.split(latents, chunk, 1), torch.split(candidate_ids, chunk), torch.split(tau, chunk)
         return torch.cat([candidate_logits(h, ids, head, t) for h, ids, t in zip(*columns, strict=True)], 1)
+    if head.project is not None:
+        num_layers, num_rows = latents.shape[:2]
+        ids, taus = candidate_ids.repeat(num_layers, 1), tau.repeat(num_layers, 1)
+        return engine_sums(latents.flatten(0, 1), ids, head, taus)[1].view(num_layers, num_rows, -1)
     local_ids = local_candidates(candidate_ids, head)
     directions = head.weight[local_ids].float()  # (N, K, H)
     logits = torch.bmm(directions, latents.float().permute(1, 2, 0)).permute(2, 0, 1)  # (J, N, K)
@@ -82,7 +86,7 @@ def only_local(logits: Tensor, candidate_ids: Tensor, head: Head) -> Tensor:
     return logits.where(is_local, 0.0)
 
 
-def engine_probs(latents: Tensor, candidate_ids: Tensor | None, head: Head, tau: Tensor) -> tuple[Tensor, Tensor]:
+def engine_sums(latents: Tensor, candidate_ids: Tensor | None, head: Head, tau: Tensor) -> tuple[Tensor, Tensor]:
     """Both at once through the engine's own head, some rows at a time: (N, H), (N, K), (N, 1) -> (N,), (N, K).
 
     Its product cannot be cut into vocabulary tiles, so the rows are cut.
@@ -90,7 +94,8 @@ def engine_probs(latents: Tensor, candidate_ids: Tensor | None, head: Head, tau:
     chunk = max(1, tile_elements(latents.device) // max(head.num_rows, 1))
     ids = latents.new_zeros(len(latents), 1, dtype=torch.int64) if candidate_ids is None else candidate_ids
     parts = []
-    for hidden, some_ids, some_tau in zip(latents.split(chunk), ids.split(chunk), tau.split(chunk), strict=True):
+    columns = torch.split(latents, chunk), torch.split(ids, chunk), torch.split(tau, chunk)
+    for hidden, some_ids, some_tau in zip(*columns, strict=True):
         logits = tile_logits(hidden, head, some_tau, 0, head.num_rows)
         picked = logits.gather(1, local_candidates(some_ids, head))
         parts.append((logits.logsumexp(-1), only_local(picked, some_ids, head)))
@@ -111,7 +116,7 @@ def known_normalizers(
     latents: Tensor, head: Head, tau: Tensor, ridden: Ridden | None, compute: Normalize = log_normalizers
 ) -> Tensor:
     """(J, N, H), (N, 1) -> (J, N): those that rode, and the rest by `compute`; NaN where a promise was broken."""
-    num_layers, num_rows = latents.shape[:2]
+    num_layers = len(latents)
 
     def second_pass(hidden: Tensor, some_tau: Tensor) -> Tensor:
         flat = compute(hidden.flatten(0, 1), head, some_tau.repeat(num_layers, 1))
@@ -146,7 +151,7 @@ def latent_probs(
     num_layers, num_rows = latents.shape[:2]
     flat, flat_tau = latents.flatten(0, 1), tau.repeat(num_layers, 1)  # (J*N, H), (J*N, 1)
     if head.project is not None:
-        flat_normalizers, flat_logits = engine_probs(flat, candidate_ids.repeat(num_layers, 1), head, flat_tau)
+        flat_normalizers, flat_logits = engine_sums(flat, candidate_ids.repeat(num_layers, 1), head, flat_tau)
         normalizers, logits = flat_normalizers.view(num_layers, -1), flat_logits.view(num_layers, num_rows, -1)
     elif ridden is None and head.all_gather is None and head.num_rows <= tile_width(len(flat), flat.device):
         logprobs = tile_logits(flat, head, flat_tau, 0, head.num_rows).log_softmax(-1)  # one tile: fewer calls

@@ -1,7 +1,7 @@
 """The one-pass form: latent rows ride in the LM head's own weight pass, before anyone knows which rows will explore.
 
-A small batch waits for the head's weight, not for its arithmetic: rows beside the final ones are all but free there, and
-a second read of the weight is not. The coin's uniform does not depend on p, so rows that will hardly explore stay out.
+A small batch waits for the head's weight, not for its arithmetic: rows beside the final ones are all but free there,
+and a second read of the weight is not. The coin's uniform does not depend on p: rows that will hardly explore stay out.
 """
 
 import torch
@@ -12,7 +12,6 @@ from led_sglang.ops import host
 from led_sglang.ops.head import finish_logits, known_normalizers, tile_width
 from led_sglang.ops.types import Head, LedRows, Ridden
 
-FORMS = ("auto", "one_pass", "coin_first")
 BACKENDS = ("fused", "triton")  # that can use what rode
 # A row explores where its uniform is below 1 - max p. Above this cut it does so only where max p < 0.2, and then the
 # second pass serves it.

@@ -2,8 +2,8 @@
 
 Which latent rows matter is known only on the device. They are compacted there into a list with a count; the grid is
 sized for all of them, and the blocks beyond the count return at once. So shapes are fixed, nothing waits for the host,
-and a CUDA graph can hold it. In the one-pass form the final rows' blocks stand before the latents' ones: blocks that read
-the same part of the weight run side by side, so that it comes from memory once.
+and a CUDA graph can hold it. In the one-pass form the final rows' blocks stand before the latents' ones: blocks that
+read the same part of the weight run side by side, so that it comes from memory once.
 """
 
 import torch
@@ -26,7 +26,7 @@ def _tanh(x):  # type: ignore[no-untyped-def]
     return 1 - 2 / (tl.exp(2 * x) + 1)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _product(  # type: ignore[no-untyped-def]
     states,  # (rows, H)
     rows,
@@ -205,7 +205,7 @@ def latent_probs(
     """Eq. 2 as in `led_sglang.ops.head.latent_probs`; rows that are not needed hold anything."""
     if head.project is not None:
         return torch_head.latent_probs(latents, candidate_ids, head, tau, needed, ridden)
-    num_layers, num_rows = latents.shape[:2]
+    num_layers = len(latents)
     is_needed = torch.ones_like(tau[:, 0], dtype=torch.bool) if needed is None else needed
     if ridden is not None:
         is_needed = is_needed & ~ridden.rode

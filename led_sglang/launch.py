@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from led_sglang import __version__
-from led_sglang.params import METHODS, PHASES, LedParamError, ServerConfig, export_config
+from led_sglang.params import FORMS, METHODS, PHASES, LedParamError, ServerConfig, export_config
 
 EMBEDDED_NAME = "led-embedded"
 EMBEDDED_DEPTH = 12
@@ -55,6 +55,13 @@ def build_parser() -> argparse.ArgumentParser:
         "the layers it needs",
     )
     add("--led-backend", choices=BACKENDS, default="auto", help="implementation of the LED step (default: auto)")
+    add(
+        "--led-form",
+        choices=FORMS,
+        default="auto",
+        help="when latent rows go through the LM head: one_pass: in its own weight pass; coin_first: exploring rows "
+        "alone, in a second pass; auto: by batch size (default: auto)",
+    )
     add("--check", action="store_true", help="parse, verify hooks and model support, load no weights, exit")
     add("--help-sglang", action="store_true", help="print SGLang's own arguments and exit")
     add("--version", action="version", version=f"led_sglang {__version__}")
@@ -91,6 +98,7 @@ def server_config_of(options: argparse.Namespace, default_depth: int | None = No
         think_open=options.led_think_open,
         think_close=options.led_think_close,
         backend=options.led_backend,
+        form=options.led_form,
         methods=options.led_methods,
     )
     config.check()

@@ -16,6 +16,7 @@ ENV_CONFIG = "LED_SGLANG_CONFIG"
 STAMP_KEY = "__led_sglang"  # reserved key of `custom_params`
 Phase = Literal["think", "all"]
 PHASES: tuple[str, ...] = get_args(Phase)
+FORMS = ("auto", "one_pass", "coin_first")
 METHOD_KEYS: dict[str, tuple[str, ...]] = {
     "led": (
         "depth",
@@ -60,6 +61,7 @@ class ServerConfig:
     think_open: str | None = None
     think_close: str | None = None
     backend: str = "auto"
+    form: str = "auto"
     methods: tuple[str, ...] = ("led",)  # enabled beside "none": what is captured depends on it
     num_layers: int | None = None  # of the served model, once known
     open_ids: tuple[int, ...] = ()  # token ids of the marker that opens the thinking phase, once known
@@ -79,6 +81,11 @@ class ServerConfig:
         _require_int("--led-max-top-k", self.max_top_k, 1, 1 << 20)
         _require_int("--led-top-k", self.top_k, 1, self.max_top_k, "--led-max-top-k")
         _require_choice("--led-phase", self.phase, PHASES)
+        _require_choice("--led-form", self.form, FORMS)
+        if self.form == "one_pass" and self.backend in ("reference", "eager"):
+            raise LedParamError(
+                f"--led-form one_pass needs --led-backend auto, fused or triton, got {_show(self.backend)}"
+            )
         for method in self.methods:
             _require_choice("--led-methods", method, METHODS)
 

@@ -21,6 +21,18 @@ def _start(runner: Any) -> None:
     runtime.start(runner)
 
 
+def _forward(
+    self: Any,
+    forward_batch: Any,
+    pp_proxy_tensors: Any,
+    reinit_attn_backend: bool = False,
+    split_forward_count: int = 1,
+) -> None:
+    current = runtime.runtime()
+    if current is not None:
+        sampler.before_forward(current, forward_batch)
+
+
 def _sample(original: Any, self: Any, logits_output: Any, forward_batch: Any) -> Any:
     current = runtime.runtime()
     if current is None:
@@ -56,14 +68,29 @@ def _logits(
         current.capture.store(aux_hidden_states, last_index)
     else:
         current.capture.drop()
-    return original(self, input_ids, hidden_states, lm_head, logits_metadata, None, hidden_states_before_norm)
+    if _is_dummy_decode(logits_metadata):
+        current.ride.see_dummy(len(hidden_states), _is_capturing())
+    with current.riders(self, lm_head, logits_metadata.forward_mode.is_decode()):
+        return original(self, input_ids, hidden_states, lm_head, logits_metadata, None, hidden_states_before_norm)
 
 
 def _is_wanted(forward_batch: Any) -> bool:
-    """Outside a graph capture, a batch without LED rows needs no copy."""
+    """Outside a graph capture and its warm-up, a batch without LED rows needs no copy."""
     sampling_info = getattr(forward_batch, "sampling_info", None)
     if getattr(sampling_info, "led", None) is not None:
         return True
+    return _is_dummy_decode(forward_batch) or _is_capturing()
+
+
+def _is_dummy_decode(forward_batch: Any) -> bool:
+    """The engine's own batch, nobody's request: the warm-up or the capture of a decode graph.
+
+    The warm-up must run our kernels too, so that none is compiled inside a capture.
+    """
+    return forward_batch.forward_mode.is_decode() and getattr(forward_batch, "sampling_info", None) is None
+
+
+def _is_capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
@@ -101,6 +128,7 @@ PROCESSOR = S + "managers.scheduler_components.batch_result_processor.SchedulerB
 
 HANDLERS: dict[str, Callable[..., Any]] = {
     S + "model_executor.model_runner.ModelRunner.init_attention_backends": _start,
+    S + "model_executor.model_runner.ModelRunner._forward_raw": _forward,
     S + "model_executor.model_runner.ModelRunner.sample": _sample,
     S + "layers.logits_processor.LogitsProcessor.forward": _logits,
     S + "layers.sampler.create_sampler": _create_sampler,

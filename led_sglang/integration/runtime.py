@@ -1,6 +1,9 @@
 """LED's state in a scheduler process: capture, head, thinking states. One per model runner."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,9 +12,10 @@ from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 from led_sglang.integration.capture import Capture, CaptureError
-from led_sglang.integration.head import build_head
+from led_sglang.integration.head import build_head, why_nothing_rides
 from led_sglang.integration.layers import captured_layers
 from led_sglang.integration.ranks import RankCheck
+from led_sglang.integration.ride import Ride
 from led_sglang.integration.soft import SoftInputs, is_soft_enabled
 from led_sglang.ops.thinking import ThinkingMachine
 from led_sglang.ops.types import Head
@@ -39,18 +43,23 @@ class Runtime:
         if config.open_ids and config.close_ids:
             self.machine = ThinkingMachine(config.open_ids, config.close_ids, int(runner.model_config.vocab_size))
             self.tables = self.machine.tables(runner.device)
-        self._allocate()
-        self.ranks = RankCheck.of(get_parallel().tp_group, self._max_rows(), torch.device(runner.device))
+        max_rows = self._max_rows()
+        self._allocate(max_rows)
+        depth = config.max_depth if self.num_led_layers else 1
+        self.ride = Ride(config.form, config.backend, depth - 1, max_rows, torch.device(runner.device))
+        self.num_engine_head_steps = 0
+        self.ranks = RankCheck.of(get_parallel().tp_group, max_rows, torch.device(runner.device))
         self.soft = SoftInputs(runner, config) if is_soft_enabled(config) else None
 
-    def _allocate(self) -> None:
+    def _allocate(self, max_rows: int) -> None:
         if not self.capture.layers:
             return
         model_config = self.runner.model_config
         dtype = self.runner.dtype if isinstance(self.runner.dtype, torch.dtype) else model_config.dtype
-        self.capture.allocate(self._max_rows(), int(model_config.hidden_size), dtype, self.runner.device)
+        self.capture.allocate(max_rows, int(model_config.hidden_size), dtype, self.runner.device)
 
     def _max_rows(self) -> int:
+        """As many as any batch or graph can have."""
         graph_sizes = getattr(self.runner.server_args, "cuda_graph_bs", None) or [0]
         return max(self.runner.req_to_token_pool.req_to_token.shape[0] + 1, *graph_sizes)
 
@@ -67,6 +76,30 @@ class Runtime:
         if self.head is None:
             final_norm = getattr(getattr(self.runner.model, "model", None), "norm", None)
             self.head = build_head(logits_processor, lm_head, final_norm, get_parallel().tp_group)
+            self.ride.fault = why_nothing_rides(logits_processor, lm_head, self.head)
+            if self.ride.fault and self.config.form == "one_pass":
+                raise CaptureError(f"--led-form one_pass is not possible here: {self.ride.fault}; use auto")
+
+    @contextmanager
+    def riders(self, logits_processor: Any, lm_head: Any, is_decode: bool) -> Iterator[None]:
+        """Around the engine's head: where this forward carries riders, its product is made with them."""
+        if not self.ride.is_boarding or not is_decode:
+            self.ride.is_boarding = False
+            yield
+            return
+        inner = logits_processor._compute_lm_head
+
+        def multiply(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            assert self.head is not None and self.capture.buffer is not None
+            plain = partial(_call, inner, args, kwargs)
+            return self.ride.through(plain, hidden, self.head, self.capture.buffer)
+
+        logits_processor._compute_lm_head = multiply
+        try:
+            yield
+        finally:
+            del logits_processor._compute_lm_head
+            self.ride.is_boarding = False
 
     def facts(self) -> dict[str, Any]:
         """For /led/info."""
@@ -78,7 +111,19 @@ class Runtime:
             "capture_buffer_bytes": buffer.numel() * buffer.element_size() if buffer is not None else 0,
             "step_failures": self.num_step_failures,
             "backend": self.config.backend,
+            "form": self.ride.facts(),
+            "head": self._head_facts(),
         }
+
+    def _head_facts(self) -> dict[str, Any]:
+        """`engine_steps`: steps whose latent rows were multiplied by the engine's own head, exact and slower."""
+        kind = None if self.head is None else "weight" if self.head.project is None else "engine"
+        return {"kind": kind, "engine_steps": self.num_engine_head_steps}
+
+
+def _call(inner: Any, args: Any, kwargs: Any, hidden: Tensor) -> Tensor:
+    logits: Tensor = inner(hidden, *args, **kwargs)
+    return logits
 
 
 _runtime: Runtime | None = None

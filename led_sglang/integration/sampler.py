@@ -31,6 +31,7 @@ class StepContext:
     active: Tensor  # (R,) bool
     noise: Tensor  # (2, R)
     positions: Tensor  # (R,) int64
+    is_riding: bool = False  # this step's form is one pass
     is_decided: bool = False
     is_applied: bool = False
     is_finished: bool = False
@@ -82,13 +83,17 @@ class StepContext:
             buffer = capture.buffer[: self.runtime.num_led_layers, :num_rows]
         latents = buffer if self.rows.index is None else buffer.index_select(1, self.rows.index)
         assert head is not None
+        ride, params = self.runtime.ride, activate(self.rows.params, self.active)
+        ride.num_steps["one_pass" if self.is_riding else "coin_first"] += 1
+        self.runtime.num_engine_head_steps += head.project is not None
         self.step = led_step(
             self.rows.pick(logits),
             latents,
             head,
-            activate(self.rows.params, self.active),
+            params,
             Noise(self.noise[0], self.noise[1]),
             backend=self.runtime.config.backend,
+            ridden=ride.ridden(self.rows, params, num_rows) if self.is_riding else None,
         )
 
     def decide_plain(self, probs: Tensor) -> None:
@@ -201,7 +206,9 @@ class LedSamplerMixin:
         forward = super().forward  # type: ignore[misc]
         if led is None or current is None:
             return forward(logits_output, sampling_info, return_logprob, top, ids, positions, **kw)
-        self.led_context = _guarded_begin(led, sampling_info, positions, current) if led.our_rows else None
+        self.led_context = getattr(current.forward_batch, "led_context", None)  # begun before the forward
+        if self.led_context is None and led.our_rows:
+            self.led_context = _guarded_begin(led, sampling_info, positions, current)
         try:
             token_ids: Tensor = forward(logits_output, sampling_info, return_logprob, top, ids, positions, **kw)
             if led.our_rows and not (self.led_context and self.led_context.is_finished):
@@ -276,6 +283,27 @@ def _guarded_record(led: LedBatch, context: StepContext | None, current: Runtime
     except Exception:
         count_failure(current)
         return StepRecord.of(led, None)
+
+
+def before_forward(current: Runtime, forward_batch: Any) -> None:
+    """What rides must be known before the forward: a decode step of the one-pass form begins here."""
+    ride, led = current.ride, getattr(forward_batch.sampling_info, "led", None)
+    ride.clear()
+    if not forward_batch.forward_mode.is_decode():
+        return
+    if led is None or not led.our_rows or ride.form(len(led.seats)) != "one_pass":
+        return
+    current.forward_batch = forward_batch
+    try:
+        context = StepContext.begin(led, forward_batch.sampling_info, forward_batch.positions, current)
+        ride.board(context.rows, activate(context.rows.params, context.active), context.noise[0], len(led.seats))
+        context.is_riding = True
+        forward_batch.led_context = context
+    except Exception:
+        count_failure(current)
+        ride.is_boarding = False
+    finally:
+        current.forward_batch = None
 
 
 def dress(sampler: Any) -> Any:

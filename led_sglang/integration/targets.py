@@ -24,6 +24,11 @@ HOOK_TARGETS: dict[str, HookTarget] = {
     S + "model_executor.model_runner.ModelRunner.init_attention_backends": HookTarget(
         "before", ("self",), "ask the model for its layer outputs before CUDA graphs are captured; verify every hook"
     ),
+    S + "model_executor.model_runner.ModelRunner._forward_raw": HookTarget(
+        "before",
+        ("self", "forward_batch", "pp_proxy_tensors", "reinit_attn_backend", "split_forward_count"),
+        "say which rows' latents ride in the head's weight pass of this forward",
+    ),
     S + "model_executor.model_runner.ModelRunner.sample": HookTarget(
         "around", ("self", "logits_output", "forward_batch"), "tell the sampler which request sits in which row"
     ),
@@ -84,6 +89,11 @@ RELIED_ON: tuple[tuple[str, str], ...] = (
         S + "layers.sampler.Sampler.forward",
         "calls _preprocess_logits, then samples, then logprobs, then the token sync",
     ),
+    (
+        S + "layers.logits_processor.LogitsProcessor._compute_lm_head",
+        "wrapped on the instance while latents ride in its weight pass; called for the latents of a quantised head",
+    ),
+    (S + "layers.logits_processor.should_apply_lm_head_quant_method", "tells a quantised head from a plain one"),
     (S + "layers.sampler.Sampler._preprocess_logits", "overridden: the LED step runs on its result"),
     (S + "layers.sampler.Sampler._sample_from_probs", "overridden: seeded rows outside the thinking phase"),
     (S + "layers.sampler.Sampler._sync_token_ids_across_tp", "overridden: last look at the tokens of a step"),

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from led_sglang.ops import eager, fused, reference, triton_backend
+from led_sglang.ops import eager, fused, one_pass, reference, triton_backend
 from led_sglang.ops.noise import uniforms
 from led_sglang.ops.thinking import ThinkingMachine, ThinkingTables
-from led_sglang.ops.types import Head, LedRows, LedStep, Noise
+from led_sglang.ops.types import Head, LedRows, LedStep, Noise, Ridden
 
 __all__ = [
     "BACKENDS",
@@ -15,13 +15,14 @@ __all__ = [
     "LedRows",
     "LedStep",
     "Noise",
+    "Ridden",
     "ThinkingMachine",
     "ThinkingTables",
     "led_step",
     "uniforms",
 ]
 
-Backend = Callable[[Tensor, Tensor, Head, LedRows, Noise], LedStep]
+Backend = Callable[..., LedStep]  # (final_logits, latents, head, rows, noise); in one_pass.BACKENDS also ridden
 
 BACKENDS: dict[str, Backend] = {
     "reference": reference.led_step,
@@ -32,7 +33,14 @@ BACKENDS: dict[str, Backend] = {
 
 
 def led_step(
-    final_logits: Tensor, latents: Tensor, head: Head, rows: LedRows, noise: Noise, *, backend: str = "auto"
+    final_logits: Tensor,
+    latents: Tensor,
+    head: Head,
+    rows: LedRows,
+    noise: Noise,
+    *,
+    backend: str = "auto",
+    ridden: Ridden | None = None,
 ) -> LedStep:
     """Decode one token per row with Latent Exploration Decoding (arXiv 2602.01698).
 
@@ -55,6 +63,9 @@ def led_step(
             BEFORE temperature, full vocabulary on every rank; -inf means forbidden.
         latents (D, R, H): latents[j] = h[L-1-j], the un-normed residual stream in the model's dtype. A row reads
             latents[j + latent_offset] for j < depth - 1, so D >= max(depth - 1 + latent_offset).
+        ridden: what the one-pass form (`led_sglang.ops.one_pass`) knows already, for at least max_depth - 1 layers;
+            rows that need their latents and did not ride are served by a second pass, so the result is the same.
+            Backends "fused" and "triton" only.
         head, rows, noise and the result: see `led_sglang.ops.types`. V may be smaller than K: the tail of
             `candidate_ids` is then 0 with probability 0. Columns beyond a whole head's num_rows are ignored.
 
@@ -70,11 +81,19 @@ def led_step(
     kernel that skips the rows that exploit. "auto" is "fused" until "triton" was measured on a GPU.
     Graph-safe: "fused" and "triton" on CUDA (no host sync, shapes fixed by R, D, K and the host-known fields of `rows`;
     "fused" sends all rows through the head there). On CPU they compact rows by index. "eager" is; "reference" is not.
+    The division is `led_sglang.ops.host.can_look`.
     """
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"unknown LED backend {backend!r}; one of auto, {', '.join(BACKENDS)}")
+    chosen = "fused" if backend == "auto" else backend
     if latents.shape[0] < rows.max_depth - 1:
         raise ValueError(f"depth {rows.max_depth} needs {rows.max_depth - 1} latent layers, got {latents.shape[0]}")
     if head.all_gather is None and final_logits.shape[1] > head.num_rows:  # columns of padding
         final_logits = final_logits[:, : head.num_rows]
-    return BACKENDS["fused" if backend == "auto" else backend](final_logits, latents, head, rows, noise)
+    if ridden is None:
+        return BACKENDS[chosen](final_logits, latents, head, rows, noise)
+    if chosen not in one_pass.BACKENDS:
+        raise ValueError(f"backend {chosen!r} computes every latent row itself: `ridden` is for fused and triton")
+    if len(ridden.normalizers) < rows.max_depth - 1:
+        raise ValueError(f"depth {rows.max_depth} needs {rows.max_depth - 1} layers, {len(ridden.normalizers)} rode")
+    return BACKENDS[chosen](final_logits, latents, head, rows, noise, ridden)

@@ -11,14 +11,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from led_sglang.ops import host
 from led_sglang.ops.head import latent_probs
-from led_sglang.ops.types import Head, LedRows, LedStep, Noise
+from led_sglang.ops.types import Head, LedRows, LedStep, Noise, Ridden
 
 CHUNK_ELEMENTS = 1 << 19  # final logits scaled at once on CPU: 2 MiB
+FIXED_CHUNK_ELEMENTS = 6 << 20  # elsewhere: 24 MiB
 TINY = torch.finfo(torch.float32).tiny  # a layer that gives the candidates nothing adds nothing
 
-# (J, N, H) latents, (N, K) candidate ids, head, (N, 1) tau, (N,) needed or None -> (J, N, K)
-LayerProbs = Callable[[Tensor, Tensor, Head, Tensor, Tensor | None], Tensor]
+
+def log_masses(final_logits: Tensor, peak: Tensor, tau: Tensor) -> Tensor:
+    """log sum_v exp((logit_v - peak) / tau): (R, V), (R, 1), (R, 1) -> (R, 1). Some rows at a time: no (R, V) copy."""
+    chunk = max(1, FIXED_CHUNK_ELEMENTS // max(final_logits.shape[1], 1))
+    columns = torch.split(final_logits, chunk), torch.split(peak, chunk), torch.split(tau, chunk)
+    masses = [(z.float() - p).div_(t).exp_().sum(-1, keepdim=True) for z, p, t in zip(*columns, strict=True)]
+    return (masses[0] if len(masses) == 1 else torch.cat(masses)).log_()
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What a backend does in its own way."""
+
+    # (J, N, H) latents, (N, K) candidate ids, head, (N, 1) tau, (N,) needed or None, ridden or None -> (J, N, K)
+    layer_probs: Callable[[Tensor, Tensor, Head, Tensor, Tensor | None, Ridden | None], Tensor] = latent_probs
+    log_masses: Callable[[Tensor, Tensor, Tensor], Tensor] = log_masses
+
+
+TORCH = Kernels()
 
 
 @dataclass(frozen=True)
@@ -43,30 +62,34 @@ class Explore:
     depth_entropy: Tensor | None  # (N, J+1), where a row asked for `full`
 
 
-def led_step(final_logits: Tensor, latents: Tensor, head: Head, rows: LedRows, noise: Noise) -> LedStep:
-    """See `led_sglang.ops.led_step`."""
-    return decode(final_logits, latents, head, rows, noise, latent_probs)
-
-
-def decode(
-    final_logits: Tensor, latents: Tensor, head: Head, rows: LedRows, noise: Noise, layer_probs: LayerProbs
+def led_step(
+    final_logits: Tensor,
+    latents: Tensor,
+    head: Head,
+    rows: LedRows,
+    noise: Noise,
+    ridden: Ridden | None = None,
+    kernels: Kernels = TORCH,
 ) -> LedStep:
-    """The step around Eq. 2, which `layer_probs` computes."""
-    final = final_layer(final_logits, rows)
+    """See `led_sglang.ops.led_step`."""
+    final = final_layer(final_logits, rows, kernels)
     exploit = final.probs / final.probs.sum(-1, keepdim=True)
     # `a >= b` on booleans is `a or not b`: tails explores, and so does a row without the exploit branch.
     explored = (noise.coin + final.confidence < 1.0).ge(rows.exploit).logical_and(rows.active)
     needs_latents = explored | (rows.full & rows.active) if rows.any_full else explored
-    if final_logits.device.type == "cpu" and not needs_latents.any():
+    if host.can_look(final_logits.device) and not needs_latents.any():
         return exploit_step(final, exploit, explored, rows, noise)
-    explore = explore_rows(final, exploit, needs_latents, latents, head, rows, layer_probs)
+    explore = explore_rows(final, exploit, needs_latents, latents, head, rows, ridden, kernels)
     return mixed_step(final, exploit, explored, explore, rows, noise)
 
 
-def final_layer(final_logits: Tensor, rows: LedRows) -> FinalLayer:
+def final_layer(final_logits: Tensor, rows: LedRows, kernels: Kernels) -> FinalLayer:
     tau = (rows.temperature.masked_fill(rows.greedy, 1.0) if rows.any_greedy else rows.temperature)[:, None]
     num_columns = min(rows.max_top_k, final_logits.shape[-1])
-    logprobs, ids = top_logprobs(final_logits, tau, num_columns)
+    if host.can_look(final_logits.device):
+        logprobs, ids = top_logprobs(final_logits, tau, num_columns)
+    else:
+        logprobs, ids = top_logprobs_fixed(final_logits, tau, num_columns, kernels)
     if num_columns < rows.max_top_k:
         padding = (0, rows.max_top_k - num_columns)
         logprobs, ids = F.pad(logprobs, padding, value=-torch.inf), F.pad(ids, padding)
@@ -87,7 +110,7 @@ def top_logprobs(final_logits: Tensor, tau: Tensor, num_columns: int) -> tuple[T
     """
     num_rows, vocab_size = final_logits.shape
     chunk = max(1, CHUNK_ELEMENTS // max(vocab_size, 1))
-    if final_logits.device.type == "cuda" or num_rows <= chunk:
+    if num_rows <= chunk:
         logprobs, ids = (final_logits / tau).log_softmax(-1).topk(num_columns, dim=-1)
         return logprobs, ids
     parts = [
@@ -96,6 +119,16 @@ def top_logprobs(final_logits: Tensor, tau: Tensor, num_columns: int) -> tuple[T
     ]
     logprobs, ids = (torch.cat(column) for column in zip(*parts, strict=True))
     return logprobs, ids
+
+
+def top_logprobs_fixed(final_logits: Tensor, tau: Tensor, num_columns: int, kernels: Kernels) -> tuple[Tensor, Tensor]:
+    """The same without a copy of the logits: no temperature changes their order. A broken row is all NaN here too.
+
+    NaN counts as largest, and the largest minus itself is NaN where it is infinite.
+    """
+    logits, ids = final_logits.topk(num_columns, dim=-1)
+    logits, peak = logits.float(), logits[:, :1].float()
+    return (logits - peak).div_(tau) - kernels.log_masses(final_logits, peak, tau), ids
 
 
 def exploit_step(final: FinalLayer, exploit: Tensor, explored: Tensor, rows: LedRows, noise: Noise) -> LedStep:
@@ -123,17 +156,18 @@ def explore_rows(
     latents: Tensor,
     head: Head,
     rows: LedRows,
-    layer_probs: LayerProbs,
+    ridden: Ridden | None,
+    kernels: Kernels,
 ) -> Explore:
     """The explore branch where it is needed, the exploit branch elsewhere."""
 
     def branch(index: Tensor | None, needed: Tensor | None) -> Explore:
         def probs(hidden: Tensor, ids: Tensor, tau: Tensor) -> Tensor:
-            return layer_probs(hidden, ids, head, tau, needed)
+            return kernels.layer_probs(hidden, ids, head, tau, needed, _take(ridden, index))
 
         return explore_branch(final, latents, head, rows, index, probs)
 
-    if needs_latents.device.type == "cuda":  # finding out how many rows need it would be a host sync
+    if not host.can_look(needs_latents.device):
         return where_needed(branch(None, needs_latents), needs_latents, exploit)
     index = needs_latents.nonzero().squeeze(1)
     if index.shape[0] == needs_latents.shape[0]:
@@ -146,6 +180,12 @@ def explore_rows(
         torch.ones_like(needs_latents).index_copy_(0, index, part.ok),
         _spread(part.depth_entropy, index, len(exploit)),
     )
+
+
+def _take(ridden: Ridden | None, index: Tensor | None) -> Ridden | None:
+    if ridden is None or index is None:
+        return ridden
+    return Ridden(ridden.normalizers.index_select(1, index), ridden.rode[index], ridden.is_complete)
 
 
 def _spread(values: Tensor | None, index: Tensor, num_rows: int) -> Tensor | None:

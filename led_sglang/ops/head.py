@@ -1,18 +1,27 @@
 """What the method needs of the LM head for a latent row: a log-sum-exp and the logits of k candidates."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from led_sglang.ops.types import Head
+from led_sglang.ops import host
+from led_sglang.ops.types import Head, Ridden
 
 TILE_ELEMENTS = 1 << 17  # float32 logits held at once on CPU: 512 KiB stays in the second-level cache
-CUDA_TILE_ELEMENTS = 1 << 24  # 64 MiB: large enough for the matrix product to reach its speed
+FIXED_TILE_ELEMENTS = 4 << 20  # elsewhere: 10 bytes each, with the half-precision product and exp's copy; 40 MiB
+CANDIDATE_ELEMENTS = 1 << 22  # of the candidates' head rows held at once: 16 MiB, and half of it again to widen them
+
+Normalize = Callable[[Tensor, Head, Tensor], Tensor]  # (N, H), head, (N, 1) tau -> (N,)
+
+
+def tile_elements(device: torch.device) -> int:
+    return TILE_ELEMENTS if host.can_look(device) else FIXED_TILE_ELEMENTS
 
 
 def tile_width(num_latents: int, device: torch.device) -> int:
-    budget = CUDA_TILE_ELEMENTS if device.type == "cuda" else TILE_ELEMENTS
-    return max(512, budget // max(num_latents, 1) // 512 * 512)
+    return max(512, tile_elements(device) // max(num_latents, 1) // 512 * 512)
 
 
 def finish_logits(logits: Tensor, head: Head, tau: Tensor) -> Tensor:
@@ -25,13 +34,18 @@ def finish_logits(logits: Tensor, head: Head, tau: Tensor) -> Tensor:
 
 
 def tile_logits(latents: Tensor, head: Head, tau: Tensor, start: int, stop: int) -> Tensor:
-    """(N, H) latents and (N, 1) temperatures to (N, stop - start) float32 logits over tau."""
+    """(..., H) latents and their temperatures to (..., stop - start) float32 logits over tau, which the caller owns."""
+    if head.project is not None:
+        raw = head.project(latents.flatten(0, -2))[:, start:stop].view(*latents.shape[:-1], stop - start)
+        return finish_logits(raw.to(torch.float32, copy=True), head, tau)
     bias = None if head.bias is None else head.bias[start:stop]
     return finish_logits(F.linear(latents, head.weight[start:stop], bias).float(), head, tau)
 
 
 def log_normalizers(latents: Tensor, head: Head, tau: Tensor) -> Tensor:
     """log sum_v exp(logit_v / tau) over this rank's rows, streamed over vocabulary tiles: (N, H), (N, 1) -> (N,)."""
+    if head.project is not None:
+        return engine_sums(latents, None, head, tau)[0]
     width = tile_width(latents.shape[0], latents.device)
     sums = [
         tile_logits(latents, head, tau, start, min(start + width, head.num_rows)).logsumexp(-1)
@@ -42,18 +56,51 @@ def log_normalizers(latents: Tensor, head: Head, tau: Tensor) -> Tensor:
     return sums[0] if len(sums) == 1 else torch.stack(sums).logsumexp(0)
 
 
+def local_candidates(candidate_ids: Tensor, head: Head) -> Tensor:
+    """This rank's row of each candidate; some valid row for another rank's."""
+    return (candidate_ids - head.first_id).clamp(0, max(head.num_rows - 1, 0))
+
+
 def candidate_logits(latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor) -> Tensor:
     """(J, N, H), (N, K), (N, 1) -> (J, N, K) float32 logits over tau; 0 for candidates of another rank."""
-    local_ids = (candidate_ids - head.first_id).clamp(0, max(head.num_rows - 1, 0))
+    chunk = max(1, CANDIDATE_ELEMENTS // max(candidate_ids.shape[1] * latents.shape[2], 1))
+    if len(candidate_ids) > chunk:
+        columns = torch.split(latents, chunk, 1), torch.split(candidate_ids, chunk), torch.split(tau, chunk)
+        return torch.cat([candidate_logits(h, ids, head, t) for h, ids, t in zip(*columns, strict=True)], 1)
+    if head.project is not None:
+        num_layers, num_rows = latents.shape[:2]
+        ids, taus = candidate_ids.repeat(num_layers, 1), tau.repeat(num_layers, 1)
+        return engine_sums(latents.flatten(0, 1), ids, head, taus)[1].view(num_layers, num_rows, -1)
+    local_ids = local_candidates(candidate_ids, head)
     directions = head.weight[local_ids].float()  # (N, K, H)
     logits = torch.bmm(directions, latents.float().permute(1, 2, 0)).permute(2, 0, 1)  # (J, N, K)
     if head.bias is not None:
         logits = logits + head.bias[local_ids].float()
-    logits = finish_logits(logits, head, tau)
+    return only_local(finish_logits(logits, head, tau), candidate_ids, head)
+
+
+def only_local(logits: Tensor, candidate_ids: Tensor, head: Head) -> Tensor:
     if head.all_gather is None:
         return logits
     is_local = (candidate_ids >= head.first_id) & (candidate_ids < head.first_id + head.num_rows)
     return logits.where(is_local, 0.0)
+
+
+def engine_sums(latents: Tensor, candidate_ids: Tensor | None, head: Head, tau: Tensor) -> tuple[Tensor, Tensor]:
+    """Both at once through the engine's own head, some rows at a time: (N, H), (N, K), (N, 1) -> (N,), (N, K).
+
+    Its product cannot be cut into vocabulary tiles, so the rows are cut.
+    """
+    chunk = max(1, tile_elements(latents.device) // max(head.num_rows, 1))
+    ids = latents.new_zeros(len(latents), 1, dtype=torch.int64) if candidate_ids is None else candidate_ids
+    parts = []
+    columns = torch.split(latents, chunk), torch.split(ids, chunk), torch.split(tau, chunk)
+    for hidden, some_ids, some_tau in zip(*columns, strict=True):
+        logits = tile_logits(hidden, head, some_tau, 0, head.num_rows)
+        picked = logits.gather(1, local_candidates(some_ids, head))
+        parts.append((logits.logsumexp(-1), only_local(picked, some_ids, head)))
+    normalizers, logits = (torch.cat(column) for column in zip(*parts, strict=True))
+    return normalizers, logits
 
 
 def across_ranks(normalizers: Tensor, logits: Tensor, head: Head) -> tuple[Tensor, Tensor]:
@@ -65,18 +112,51 @@ def across_ranks(normalizers: Tensor, logits: Tensor, head: Head) -> tuple[Tenso
     return shares.logsumexp(0).view(normalizers.shape), parts.sum(0).view(logits.shape)
 
 
-def latent_probs(latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, needed: Tensor | None) -> Tensor:
+def known_normalizers(
+    latents: Tensor, head: Head, tau: Tensor, ridden: Ridden | None, compute: Normalize = log_normalizers
+) -> Tensor:
+    """(J, N, H), (N, 1) -> (J, N): those that rode, and the rest by `compute`; NaN where a promise was broken."""
+    num_layers = len(latents)
+
+    def second_pass(hidden: Tensor, some_tau: Tensor) -> Tensor:
+        flat = compute(hidden.flatten(0, 1), head, some_tau.repeat(num_layers, 1))
+        return flat.view(num_layers, -1)
+
+    if ridden is None:
+        return second_pass(latents, tau)
+    known = ridden.normalizers[:num_layers]
+    if ridden.is_complete:
+        return known.where(ridden.rode, torch.nan)
+    if not host.can_look(latents.device):
+        return known.where(ridden.rode, second_pass(latents, tau))
+    missing = ridden.rode.logical_not().nonzero().squeeze(1)
+    if len(missing) == 0:
+        return known
+    return known.index_copy(1, missing, second_pass(latents.index_select(1, missing), tau[missing]))
+
+
+def probs_of(normalizers: Tensor, logits: Tensor) -> Tensor:
+    """(J, N), (J, N, K) -> (J, N, K); NaN where a layer is not finite."""
+    # +inf - +inf is NaN: a row whose normalizer overflowed must not pass as probability 0.
+    return (logits - normalizers[..., None]).exp() + (normalizers - normalizers)[..., None]
+
+
+def latent_probs(
+    latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, needed: Tensor | None, ridden: Ridden | None
+) -> Tensor:
     """Eq. 2, p^l(x_i): (J, N, H), (N, K), (N, 1) -> (J, N, K) float32; NaN where a layer is not finite.
 
     `needed` (N,) lets a backend skip rows without changing shapes; plain torch cannot, and computes them all.
     """
     num_layers, num_rows = latents.shape[:2]
     flat, flat_tau = latents.flatten(0, 1), tau.repeat(num_layers, 1)  # (J*N, H), (J*N, 1)
-    if head.all_gather is None and head.num_rows <= tile_width(len(flat), flat.device):  # one tile: fewer calls
-        logprobs = tile_logits(flat, head, flat_tau, 0, head.num_rows).log_softmax(-1)
+    if head.project is not None:
+        flat_normalizers, flat_logits = engine_sums(flat, candidate_ids.repeat(num_layers, 1), head, flat_tau)
+        normalizers, logits = flat_normalizers.view(num_layers, -1), flat_logits.view(num_layers, num_rows, -1)
+    elif ridden is None and head.all_gather is None and head.num_rows <= tile_width(len(flat), flat.device):
+        logprobs = tile_logits(flat, head, flat_tau, 0, head.num_rows).log_softmax(-1)  # one tile: fewer calls
         return logprobs.gather(1, candidate_ids.repeat(num_layers, 1)).exp_().view(num_layers, num_rows, -1)
-    normalizers = log_normalizers(flat, head, flat_tau).view(num_layers, num_rows)
-    logits = candidate_logits(latents, candidate_ids, head, tau)
-    normalizers, logits = across_ranks(normalizers, logits, head)
-    # +inf - +inf is NaN: a row whose normalizer overflowed must not pass as probability 0.
-    return (logits - normalizers[..., None]).exp() + (normalizers - normalizers)[..., None]
+    else:
+        normalizers = known_normalizers(latents, head, tau, ridden)
+        logits = candidate_logits(latents, candidate_ids, head, tau)
+    return probs_of(*across_ranks(normalizers, logits, head))

@@ -85,7 +85,10 @@ def latent_posteriors(
 
 
 def head_logits(hidden: Tensor, head: Head) -> Tensor:
-    logits = head.weight[: head.num_rows].double() @ hidden  # (V,)
+    if head.project is not None:
+        logits = head.project(hidden[None].to(head.weight.dtype))[0, : head.num_rows].double()
+    else:
+        logits = head.weight[: head.num_rows].double() @ hidden  # (V,)
     if head.bias is not None:
         logits = logits + head.bias[: head.num_rows].double()
     logits = logits * head.scale

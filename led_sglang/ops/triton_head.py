@@ -1,8 +1,9 @@
-"""Latent rows through the LM head in one Triton kernel: log-sum-exp over vocabulary tiles, no (rows, V) logits.
+"""Rows through the LM head in one Triton kernel: no (rows, V) logits of latent rows.
 
-Which rows explore is known only on the device. The rows are compacted there into a list with a count; the grid is sized
-for all of them, and the blocks beyond the count return at once. So shapes are fixed, nothing waits for the host, and a
-CUDA graph can hold it.
+Which latent rows matter is known only on the device. They are compacted there into a list with a count; the grid is
+sized for all of them, and the blocks beyond the count return at once. So shapes are fixed, nothing waits for the host,
+and a CUDA graph can hold it. In the one-pass form the final rows' blocks stand before the latents' ones: blocks that
+read the same part of the weight run side by side, so that it comes from memory once.
 """
 
 import torch
@@ -10,10 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from led_sglang.ops.head import across_ranks, candidate_logits
-from led_sglang.ops.types import Head
+from led_sglang.ops import head as torch_head
+from led_sglang.ops.head import across_ranks, candidate_logits, known_normalizers, probs_of
+from led_sglang.ops.types import Head, Ridden
 
-BLOCK_LATENTS = 32
+BLOCK_ROWS = 32
 BLOCK_VOCAB = 128
 BLOCK_HIDDEN = 64
 TILES_PER_PROGRAM = 8  # vocabulary tiles that one program walks before it writes its partial sums
@@ -25,21 +27,58 @@ def _tanh(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def log_sum_exp_kernel(  # type: ignore[no-untyped-def]
-    latents,  # (N, H)
+def _product(  # type: ignore[no-untyped-def]
+    states,  # (rows, H)
+    rows,
+    is_row,
+    stride_state,
     weight,  # (V, H)
-    bias,  # (V,)
+    ids,
+    is_token,
+    stride_weight,
+    hidden,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    logits = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
+    for start in range(0, hidden, BLOCK_H):
+        dims = start + tl.arange(0, BLOCK_H)
+        is_dim = dims < hidden
+        x = tl.load(
+            states + rows[:, None] * stride_state + dims[None, :], mask=is_row[:, None] & is_dim[None, :], other=0.0
+        )
+        w = tl.load(
+            weight + ids[None, :].to(tl.int64) * stride_weight + dims[:, None],
+            mask=is_token[None, :] & is_dim[:, None],
+            other=0.0,
+        )
+        logits = tl.dot(x, w, logits, input_precision="ieee")
+    return logits
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def head_kernel(  # type: ignore[no-untyped-def]
+    final,  # (num_final, H), where HAS_FINAL
+    final_logits,  # (num_final, num_columns), where HAS_FINAL
+    latents,  # (N, H)
+    weight,  # (num_columns, H)
+    bias,  # (num_vocab,)
     tau,  # (N,)
-    order,  # (N,) int64: the rows to compute, those that matter first
+    order,  # (N,) int64: the latents to compute, those that matter first
     count,  # (1,) int64: how many matter
     partial,  # (num_parts, N) float32
+    num_final,
     num_latents,
-    num_vocab,
+    num_columns,  # rows of the weight
+    num_vocab,  # of them real vocabulary
     hidden,
+    stride_final,
     stride_latent,
     stride_weight,
     scale,
     softcap,
+    HAS_FINAL: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -48,8 +87,27 @@ def log_sum_exp_kernel(  # type: ignore[no-untyped-def]
     TILES: tl.constexpr,
 ):
     block, part = tl.program_id(0), tl.program_id(1)
+    if HAS_FINAL:
+        num_final_blocks = tl.cdiv(num_final, BLOCK_N)
+        if block < num_final_blocks:
+            places = block * BLOCK_N + tl.arange(0, BLOCK_N)
+            is_row = places < num_final
+            rows = places.to(tl.int64)
+            for tile in range(TILES):
+                ids = (part * TILES + tile) * BLOCK_V + tl.arange(0, BLOCK_V)
+                is_column = ids < num_columns
+                logits = _product(
+                    final, rows, is_row, stride_final, weight, ids, is_column, stride_weight, hidden,
+                    BLOCK_N, BLOCK_V, BLOCK_H,
+                )  # fmt: skip
+                tl.store(
+                    final_logits + rows[:, None] * num_columns + ids[None, :],
+                    logits,
+                    mask=is_row[:, None] & is_column[None, :],
+                )
+        block -= num_final_blocks
     num_active = tl.load(count)
-    if block * BLOCK_N < num_active:
+    if (block >= 0) & (block * BLOCK_N < num_active):
         places = block * BLOCK_N + tl.arange(0, BLOCK_N)
         is_row = places < num_active
         rows = tl.load(order + places, mask=is_row, other=0)
@@ -59,21 +117,10 @@ def log_sum_exp_kernel(  # type: ignore[no-untyped-def]
         for tile in range(TILES):
             ids = (part * TILES + tile) * BLOCK_V + tl.arange(0, BLOCK_V)
             is_token = ids < num_vocab
-            logits = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
-            for start in range(0, hidden, BLOCK_H):
-                dims = start + tl.arange(0, BLOCK_H)
-                is_dim = dims < hidden
-                x = tl.load(
-                    latents + rows[:, None] * stride_latent + dims[None, :],
-                    mask=is_row[:, None] & is_dim[None, :],
-                    other=0.0,
-                )
-                w = tl.load(
-                    weight + ids[None, :].to(tl.int64) * stride_weight + dims[:, None],
-                    mask=is_token[None, :] & is_dim[:, None],
-                    other=0.0,
-                )
-                logits = tl.dot(x, w, logits, input_precision="ieee")
+            logits = _product(
+                latents, rows, is_row, stride_latent, weight, ids, is_token, stride_weight, hidden,
+                BLOCK_N, BLOCK_V, BLOCK_H,
+            )  # fmt: skip
             if HAS_BIAS:
                 logits += tl.load(bias + ids, mask=is_token, other=0.0).to(tl.float32)[None, :]
             logits *= scale
@@ -93,45 +140,81 @@ def is_interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
+def run(final: Tensor | None, latents: Tensor, needed: Tensor, head: Head, tau: Tensor) -> tuple[Tensor | None, Tensor]:
+    """(B, H) or None, (N, H), (N,) bool, (N,) float32 -> (B, V_shard) in the weight's dtype, (N,) log-sum-exps.
+
+    Where a latent is not needed its log-sum-exp is -inf.
+    """
+    weight = head.weight if head.weight.stride(1) == 1 else head.weight.contiguous()
+    latents, states = latents.contiguous(), latents if final is None else final.to(weight.dtype).contiguous()
+    num_final, num_latents, num_columns = 0 if final is None else len(final), len(latents), len(weight)
+    num_parts = max(1, -(-num_columns // (BLOCK_VOCAB * TILES_PER_PROGRAM)))
+    logits = weight.new_empty(num_final, num_columns)
+    partial = torch.full((num_parts, num_latents), -torch.inf, device=latents.device)
+    num_blocks = -(-num_final // BLOCK_ROWS) - (-num_latents // BLOCK_ROWS)
+    if num_blocks:
+        head_kernel[(num_blocks, num_parts)](
+            states,
+            logits,
+            latents,
+            weight,
+            weight if head.bias is None else head.bias,
+            tau,
+            needed.int().argsort(descending=True, stable=True),
+            needed.sum().view(1),
+            partial,
+            num_final,
+            num_latents,
+            num_columns,
+            head.num_rows,
+            latents.shape[1],
+            states.stride(0),
+            latents.stride(0),
+            weight.stride(0),
+            head.scale,
+            head.softcap or 1.0,
+            HAS_FINAL=final is not None,
+            HAS_BIAS=head.bias is not None,
+            HAS_SOFTCAP=head.softcap is not None,
+            BLOCK_N=BLOCK_ROWS,
+            BLOCK_V=BLOCK_VOCAB,
+            BLOCK_H=BLOCK_HIDDEN,
+            TILES=TILES_PER_PROGRAM,
+        )
+    return (None if final is None else logits), partial.logsumexp(0)
+
+
 def log_normalizers(latents: Tensor, needed: Tensor, head: Head, tau: Tensor) -> Tensor:
     """log sum_v exp(logit_v / tau) of the latents that are needed: (N, H), (N,) bool, (N,) -> (N,); 0 elsewhere."""
-    num_latents, hidden = latents.shape
-    latents, weight = latents.contiguous(), head.weight if head.weight.stride(1) == 1 else head.weight.contiguous()
-    num_parts = max(1, -(-head.num_rows // (BLOCK_VOCAB * TILES_PER_PROGRAM)))
-    partial = torch.full((num_parts, num_latents), -torch.inf, device=latents.device)
-    order = needed.int().argsort(descending=True, stable=True)
-    grid = (-(-num_latents // BLOCK_LATENTS), num_parts)
-    log_sum_exp_kernel[grid](
-        latents,
-        weight,
-        weight if head.bias is None else head.bias,
-        tau,
-        order,
-        needed.sum().view(1),
-        partial,
-        num_latents,
-        head.num_rows,
-        hidden,
-        latents.stride(0),
-        weight.stride(0),
-        head.scale,
-        head.softcap or 1.0,
-        HAS_BIAS=head.bias is not None,
-        HAS_SOFTCAP=head.softcap is not None,
-        BLOCK_N=BLOCK_LATENTS,
-        BLOCK_V=BLOCK_VOCAB,
-        BLOCK_H=BLOCK_HIDDEN,
-        TILES=TILES_PER_PROGRAM,
-    )
-    return partial.logsumexp(0).where(needed, 0.0)
+    _, normalizers = run(None, latents, needed, head, tau)
+    return normalizers.where(needed, 0.0)
 
 
-def latent_probs(latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, needed: Tensor | None) -> Tensor:
+def head_pass(hidden: Tensor, latents: Tensor, head: Head, tau: Tensor, wanted: Tensor, normalizers: Tensor) -> Tensor:
+    """As `led_sglang.ops.one_pass.head_pass`."""
+    num_layers = len(latents)
+    logits, sums = run(hidden, latents.flatten(0, 1), wanted.repeat(num_layers), head, tau.float().repeat(num_layers))
+    normalizers.copy_(sums.view(num_layers, -1))
+    assert logits is not None
+    return logits
+
+
+def latent_probs(
+    latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, needed: Tensor | None, ridden: Ridden | None
+) -> Tensor:
     """Eq. 2 as in `led_sglang.ops.head.latent_probs`; rows that are not needed hold anything."""
-    num_layers, num_rows = latents.shape[:2]
+    if head.project is not None:
+        return torch_head.latent_probs(latents, candidate_ids, head, tau, needed, ridden)
+    num_layers = len(latents)
     is_needed = torch.ones_like(tau[:, 0], dtype=torch.bool) if needed is None else needed
-    flat_tau = tau[:, 0].float().repeat(num_layers)
-    normalizers = log_normalizers(latents.flatten(0, 1), is_needed.repeat(num_layers), head, flat_tau)
+    if ridden is not None:
+        is_needed = is_needed & ~ridden.rode
+    compacted = is_needed.repeat(num_layers)
+
+    def compute(flat: Tensor, head: Head, flat_tau: Tensor) -> Tensor:
+        mask = compacted if len(flat) == len(compacted) else flat_tau.new_ones(len(flat), dtype=torch.bool)
+        return log_normalizers(flat, mask, head, flat_tau[:, 0].float())
+
+    normalizers = known_normalizers(latents, head, tau, ridden, compute)
     logits = candidate_logits(latents, candidate_ids, head, tau)
-    normalizers, logits = across_ranks(normalizers.view(num_layers, num_rows), logits, head)
-    return (logits - normalizers[..., None]).exp() + (normalizers - normalizers)[..., None]
+    return probs_of(*across_ranks(normalizers, logits, head))

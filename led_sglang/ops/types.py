@@ -21,6 +21,9 @@ class Head:
     softcap: float | None = None  # logits = softcap * tanh(logits / softcap)
     final_norm: Callable[[Tensor], Tensor] | None = None  # (N, H) -> (N, H), for `latent_norm`
     all_gather: Callable[[Tensor], Tensor] | None = None  # (n,) -> (ranks, n); None = the head is whole
+    # The engine's own product, (N, H) -> (N, V_shard) before scale and soft cap, where `weight` cannot be multiplied
+    # with (quantised, LoRA): exact and slower. `weight` is then only what tells dtype and device.
+    project: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,17 @@ class Noise:
 
     coin: Tensor  # (R,) float64
     token: Tensor  # (R,) float64
+
+
+@dataclass(frozen=True)
+class Ridden:
+    """Latent rows that rode in the head's own weight pass (the one-pass form): their log-sum-exps are known already."""
+
+    normalizers: (
+        Tensor  # (J, R) float32, log sum exp(logit / tau) over this rank's vocabulary; any value where not `rode`
+    )
+    rode: Tensor  # (R,) bool: this row's first J layers did, without final norm and without offset
+    is_complete: bool = False  # host-known promise: every row that needs its latents rode; spares the second pass
 
 
 @dataclass(frozen=True)

@@ -180,9 +180,12 @@ def test_wrong_markers_and_lost_state_are_caught(client: Client, oracle: Oracle)
 
 @pytest.fixture
 def crowded_client(qwen3_folder: Path, logs: Path) -> Iterator[Client]:
-    """No prefix cache, and room for about a third of what the requests below need: some are retracted and resumed."""
+    """No prefix cache, and room for about a third of what the requests below need: some are retracted and resumed.
+
+    The one-pass form, which a GPU takes for small batches: latents go through the head before the coin is known.
+    """
     environment = {"SGLANG_INIT_NEW_TOKEN_RATIO": "0.05"}  # admit more than can be finished
-    arguments = ("--disable-radix-cache", "--max-total-tokens", "320", "--led-max-depth", "9")
+    arguments = ("--disable-radix-cache", "--max-total-tokens", "320", "--led-max-depth", "9", "--led-form", "one_pass")
     with sharp_server(qwen3_folder, logs / "crowded.log", *arguments, environment=environment) as server:
         yield Client(server.url)
 
@@ -205,6 +208,10 @@ def test_retracted_requests_without_prefix_cache(crowded_client: Client, oracle:
     assert sum(num_retractions) > 0, "nothing was retracted"
     assert all(reply.meta["cached_tokens"] == 0 or reply.meta["num_retractions"] for reply in replies)
     assert check(oracle, *replies).num_steps == 12 * 64
+    info = crowded_client.get("/led/info")
+    steps = info["form"]["steps"]
+    assert steps["one_pass"] > 64 and steps["coin_first"] <= 12 + sum(num_retractions), "only extend steps draw first"
+    assert info["form"]["fault"] is None and info["counters"]["step_failures"] == 0
 
 
 @pytest.fixture

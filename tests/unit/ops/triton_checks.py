@@ -1,13 +1,15 @@
 """Run under TRITON_INTERPRET=1 by test_triton.py: the kernel on CPU, on sizes that are no multiple of any block."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from op_cases import Case, make_case
 
-from led_sglang.ops import LedStep
+from led_sglang.ops import LedStep, host, led_step, one_pass
 from led_sglang.ops.head import log_normalizers as plain_normalizers
 from led_sglang.ops.triton_head import log_normalizers
+
+CAN_LOOK = host.can_look
 
 
 def check_step(case: Case, tolerance: float = 1e-5) -> None:
@@ -31,8 +33,39 @@ def check_row_list() -> None:
         torch.testing.assert_close(log_normalizers(latents, rows, case.head, tau), truth.where(rows, 0.0))
 
 
+def check_one_pass(**head: object) -> None:
+    """Final rows, riders and rows left out, in one kernel; more final rows than one block holds."""
+    case = make_case(35, 300, hidden=40, depth=3, explore=True).with_head(**head)
+    hidden, tau = torch.randn(35, 40), one_pass.row_tau(case.rows)
+    wanted, normalizers = torch.arange(35) % 4 > 0, torch.empty(2, 35)
+    product = one_pass.head_pass(hidden, case.latents, case.head, tau, wanted, normalizers, "triton")
+    torch.testing.assert_close(product, hidden @ case.head.weight.T, rtol=1e-5, atol=1e-5)
+    ridden = one_pass.ridden_of(case.rows, normalizers, wanted, one_pass.CUT)
+    step = led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, backend="triton", ridden=ridden)
+    torch.testing.assert_close(step.explore_probs, case.run("fused").explore_probs, rtol=1e-4, atol=1e-5)
+
+
+def check_fixed_shapes() -> None:
+    """As on a GPU: the final layer's normalizer by its own kernel, rows skipped on the device."""
+    case = make_case(5, 1100, hidden=64, depth=3)
+    broken = replace(case, final_logits=case.final_logits.clone())
+    broken.final_logits[1, 3], broken.final_logits[2], broken.final_logits[3, 4] = torch.nan, -torch.inf, torch.inf
+    truth = case.run("fused")
+    host.can_look = lambda device: False
+    try:
+        step = case.run("triton")
+        assert broken.run("triton").ok.tolist() == [True, False, False, False, True]
+    finally:
+        host.can_look = CAN_LOOK
+    for name in ("exploit_probs", "confidence", "token_ids", "depth", "explore_probs"):
+        torch.testing.assert_close(getattr(step, name), getattr(truth, name), rtol=1e-4, atol=1e-5)
+
+
 def main() -> None:
     check_row_list()
+    check_one_pass()
+    check_one_pass(softcap=6.0, scale=1.5, bias=torch.linspace(-1, 1, 300), num_rows=290)
+    check_fixed_shapes()
     check_step(make_case(3, 97, hidden=20, explore=True))
     check_step(make_case(5, 1300, hidden=70, depth=3, full=True))
     check_step(make_case(3, 97, explore=True).with_head(softcap=6.0, scale=1.5, bias=torch.linspace(-1, 1, 97)))

@@ -1,0 +1,162 @@
+"""The one-pass form: latent rows ride before the coin is known, and nothing but the cost changes."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from op_cases import Case, make_case, rms_norm
+from torch import Tensor
+
+from led_sglang.ops import LedStep, Ridden, host, led_step, one_pass
+
+MIXED = {
+    "depth": torch.tensor([1, 2, 4, 4, 3] * 4),
+    "exploit": torch.tensor([True, True, False, True] * 5),
+    "greedy": torch.tensor([False, False, True, False, False] * 4),
+    "full": torch.tensor([False, True, False, False] * 5),
+    "active": torch.tensor([True, True, True, True, False] * 4),
+    "latent_norm": torch.tensor([False] * 18 + [True] * 2),
+    "latent_offset": torch.tensor([1] + [0] * 19),
+}
+
+
+def ride(case: Case, wanted: Tensor | None = None, cut: float = one_pass.CUT) -> tuple[Tensor, LedStep]:
+    """Both halves of the form, as the server runs them: (B, V_shard) product and the step."""
+    if wanted is None:
+        wanted = one_pass.wanted_rows(case.rows, case.noise.coin, cut)
+    hidden = torch.randn(len(wanted), case.latents.shape[2], dtype=case.head.weight.dtype)
+    num_layers = case.rows.max_depth - 1
+    normalizers = torch.full((num_layers, len(wanted)), torch.nan)
+    tau = one_pass.row_tau(case.rows)
+    product = one_pass.head_pass(hidden, case.latents[:num_layers], case.head, tau, wanted, normalizers, "fused")
+    torch.testing.assert_close(product, hidden @ case.head.weight.T, rtol=1e-5, atol=1e-5)
+    ridden = one_pass.ridden_of(case.rows, normalizers, wanted, cut)
+    step = led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, ridden=ridden)
+    return wanted, step
+
+
+def same(step: LedStep, other: LedStep) -> None:
+    for field in fields(LedStep):
+        a, b = getattr(step, field.name), getattr(other, field.name)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.fixture(params=[True, False], ids=["compacted", "fixed shapes"])
+def shapes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both code paths on the CPU."""
+    monkeypatch.setattr(host, "can_look", lambda device: request.param)
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("vocab", [5, 97, 32001])
+def test_the_same_step_as_coin_first(shapes, vocab):
+    case = make_case(20, vocab, hidden=64 if vocab < 1000 else 256, layers=4, **MIXED)
+    _, step = ride(case)
+    same(step, case.run())
+
+
+HEADS = {
+    "tied to nothing": {},
+    "scaled and capped": {"softcap": 6.0, "scale": 1.5},
+    "biased": {"bias": torch.linspace(-2, 2, 97)},
+    "padded": {"num_rows": 90},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_head_variants(shapes, head):
+    case = make_case(9, 97, explore=True).with_head(**HEADS[head])
+    _, step = ride(case)
+    truth = case.run("reference")
+    assert step.token_ids.tolist() == truth.token_ids.tolist()
+    torch.testing.assert_close(step.explore_probs, truth.explore_probs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_rows_left_out_are_served_by_the_second_pass(shapes, share):
+    case = make_case(12, explore=True)
+    wanted = torch.arange(12) < 12 * share
+    _, step = ride(case, wanted)
+    same(step, case.run())
+
+
+def test_who_rides():
+    coins = torch.tensor([0.1, one_pass.CUT, 0.1, 0.9, 0.9, 0.1, 0.1, 0.1], dtype=torch.float64)
+    rows = make_case(
+        8,
+        layers=4,
+        active=torch.tensor([True, True, False, True, True, True, True, True]),
+        depth=torch.tensor([4, 4, 4, 4, 4, 1, 4, 4]),
+        exploit=torch.tensor([True, True, True, False, True, True, True, True]),
+        full=torch.tensor([False, False, False, False, True, False, False, False]),
+        latent_norm=torch.tensor([False] * 6 + [True, False]),
+        latent_offset=torch.tensor([0] * 7 + [1]),
+    ).rows
+    wanted = one_pass.wanted_rows(rows, coins, one_pass.CUT)
+    assert wanted.tolist() == [True, False, False, True, True, False, False, False]
+    assert one_pass.wanted_rows(rows, coins, 1.0).tolist() == [True, True, False, True, True, False, False, False]
+
+
+def test_a_broken_promise_gives_the_engines_token_not_a_wrong_one(shapes):
+    case = make_case(6, explore=True)
+    ridden = Ridden(torch.zeros(3, 6), torch.arange(6) < 4, is_complete=True)
+    step = led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, ridden=ridden)
+    assert step.ok.tolist() == [True] * 4 + [False] * 2
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_broken_latents_break_their_row_alone(shapes, value):
+    case = make_case(6, explore=True)
+    latents = case.latents.clone()
+    latents[1, 2, 3] = value
+    wanted, step = ride(replace(case, latents=latents))
+    assert wanted.all() and step.ok.tolist() == [True, True, False, True, True, True]
+
+
+def test_the_final_norm_is_left_to_the_second_pass():
+    case = make_case(4, explore=True, latent_norm=True)
+    wanted, step = ride(case)
+    assert not wanted.any()
+    same(step, case.run())
+    assert rms_norm is case.head.final_norm
+
+
+def test_one_read_of_the_weight():
+    """Every product takes final and latent rows together: the weight's tiles are met once."""
+    case = make_case(4, 1003, explore=True)
+    calls = []
+    linear = torch.nn.functional.linear
+
+    def counted(rows: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
+        calls.append((len(rows), len(weight)))
+        return linear(rows, weight, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one_pass.F, "linear", counted)
+        hidden, normalizers = torch.randn(4, 64), torch.empty(3, 4)
+        rows = case.rows
+        one_pass.head_pass(hidden, case.latents, case.head, rows.temperature, rows.active, normalizers, "fused")
+    assert sum(width for _, width in calls) == 1003 and {num for num, _ in calls} == {4 + 3 * 4}
+
+
+def test_forms():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert one_pass.form_of(1, "auto", cpu) == "coin_first"
+    assert one_pass.form_of(one_pass.MAX_ROWS, "auto", cuda) == "one_pass"
+    assert one_pass.form_of(one_pass.MAX_ROWS + 1, "auto", cuda) == "coin_first"
+    assert {one_pass.form_of(n, "one_pass", d) for n in (1, 256) for d in (cpu, cuda)} == {"one_pass"}
+
+
+def test_what_cannot_ride_is_refused():
+    case = make_case(2)
+    projected = case.with_head(project=lambda rows: rows @ case.head.weight.T)
+    for head, backend in ((projected.head, "fused"), (case.head, "eager")):
+        with pytest.raises(ValueError, match="one-pass form needs"):
+            one_pass.head_pass(
+                case.latents[0], case.latents, head, case.rows.temperature, case.rows.active, torch.empty(3, 2), backend
+            )
+    ridden = Ridden(torch.zeros(2, 2), case.rows.active)
+    with pytest.raises(ValueError, match="needs 3 layers, 2 rode"):
+        led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, ridden=ridden)
+    with pytest.raises(ValueError, match="'eager' computes every"):
+        led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, backend="eager", ridden=ridden)

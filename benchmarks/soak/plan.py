@@ -7,6 +7,7 @@ from typing import Any, Literal
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
 OTHER_METHODS = ("dola", "soft_thinking", "soft_thinking_gumbel", "confident")
 OPEN_ID, CLOSE_ID, END_ID = 800, 801, 799  # of the embedded model's tokenizer
+LONG_EVERY, NUM_LONG = 500, 20  # so many long answers at once need more tokens of cache than there are: retraction
 Ending = Literal["read", "leave", "abort", "refused"]
 
 
@@ -43,13 +44,18 @@ def draw(number: int, seed: int) -> Plan:
     rng = random.Random(f"{seed} {number}")
     ending: Ending = rng.choices(("read", "leave", "abort", "refused"), (84, 6, 4, 6))[0]
     path = GENERATE if ending == "abort" else rng.choice((CHAT, COMPLETIONS, GENERATE, GENERATE))
+    is_long = number % LONG_EVERY < NUM_LONG
+    if is_long:
+        ending, path = "read", GENERATE
     if ending == "refused":
         return Plan(number, path, refused_body(rng, path), "none", 0, 0, False, ending, None)
     led, method = draw_led(rng)
-    max_tokens = rng.choices((rng.randint(1, 8), rng.randint(9, 40), rng.randint(100, 200)), (86, 12, 2))[0]
+    max_tokens = rng.choices((rng.randint(1, 8), rng.randint(9, 40)), (88, 12))[0]
     if ending in ("leave", "abort"):
         max_tokens = rng.randint(20, 60)
-    num_samples = rng.choices((1, 2, 3), (90, 7, 3))[0] if ending == "read" else 1
+    elif is_long:
+        max_tokens = rng.randint(100, 180)
+    num_samples = rng.choices((1, 2, 3), (90, 7, 3))[0] if ending == "read" and not is_long else 1
     is_stream = ending in ("leave", "abort") or rng.random() < 0.4
     prompt_ids = draw_prompt(rng) if path == GENERATE else None
     body = legal_body(rng, path, prompt_ids, led, max_tokens, num_samples, is_stream)
@@ -88,8 +94,8 @@ def legal_body(
     custom = {} if led is None else {"custom_params": {"led": led}}
     sampling: dict[str, Any] = {"temperature": rng.choice((0.0, 0.6, 1.0)), "n": num_samples, **custom}
     if path == GENERATE:
-        # The phase changes often, and the end token is rare: only then are long requests retracted.
-        bias = {str(OPEN_ID): 9.0, str(CLOSE_ID): 9.0, str(END_ID): -5.0}
+        # The phase changes often, and a long answer stays long.
+        bias = {str(OPEN_ID): 9.0, str(CLOSE_ID): 9.0, str(END_ID): -100.0 if max_tokens >= 100 else 0.0}
         sampling |= {"max_new_tokens": max_tokens, "logit_bias": bias}
         if rng.random() < 0.3:
             sampling["sampling_seed"] = rng.randrange(1 << 20)

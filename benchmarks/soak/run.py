@@ -16,7 +16,7 @@ from led_sglang.child_server import Server
 ARGUMENTS = (
     "--enable-metrics",
     "--max-total-tokens",
-    "2048",
+    "1024",
     "--max-running-requests",
     "64",
     "--led-methods",

@@ -1,7 +1,8 @@
 """--enable-deterministic-inference: SGLang refuses it for the CPU's attention; its seeded sampler works with LED.
 
-SGLang's list of deterministic attention backends has none for the CPU. A plugin of the test adds ours to the list, so
-that everything behind that check runs: the engine's seeded sampling, and LED's beside it.
+SGLang's list of deterministic attention backends has none for the CPU, and its batch-invariant kernels need an
+accelerator. A plugin of the test adds ours to the list and leaves the kernels out, so that the rest runs: the engine's
+seeded sampling, and LED's beside it.
 """
 
 from dataclasses import replace
@@ -21,8 +22,10 @@ FLAG = "--enable-deterministic-inference"
 
 def register() -> None:
     """The plugin."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
     from sglang.srt.server_args import DETERMINISTIC_ATTENTION_BACKEND_CHOICES
 
+    HookRegistry.register("sglang.srt.batch_invariant_ops.enable_batch_invariant_mode", lambda: None, HookType.REPLACE)
     DETERMINISTIC_ATTENTION_BACKEND_CHOICES.append("torch_native")
 
 

@@ -1,7 +1,6 @@
-"""Who may ask: the API key, CORS, and what listens."""
+"""Who may ask: the API key and CORS."""
 
 import httpx
-import psutil
 import pytest
 
 from tests.server.api.talking import CHAT, body
@@ -36,20 +35,3 @@ def test_a_browser_may_read_answers_and_refusals(http: httpx.Client) -> None:
     assert refused.status_code == 400
     for answer in (refused, http.get("/led/info", headers=ORIGIN)):
         assert answer.headers["access-control-allow-origin"] in ("*", ORIGIN["origin"])
-
-
-def listening(server: Server) -> list[str]:
-    """What the processes of a server listen on: its own port by name, others by address."""
-    processes = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
-    found = []
-    for process in processes:
-        for connection in process.net_connections(kind="inet"):
-            if connection.status == psutil.CONN_LISTEN:
-                is_own = connection.laddr.port == server.port
-                found.append(f"{connection.laddr.ip}:{'port' if is_own else 'any'}")
-    return sorted(found)
-
-
-def test_led_opens_no_port_of_its_own(embedded_server: Server, stock_server: Server) -> None:
-    assert listening(embedded_server) == listening(stock_server)
-    assert "127.0.0.1:port" in listening(embedded_server)

@@ -10,8 +10,8 @@ pytestmark = pytest.mark.server
 ORIGIN = {"origin": "https://somewhere.example"}
 
 
-@pytest.mark.parametrize("path", ["/led/info", "/led/", "/v1/models"])
-def test_led_pages_need_the_api_key_too(features_server: Server, http: httpx.Client, path: str) -> None:
+@pytest.mark.parametrize("path", ["/led/info", "/led/setup", "/v1/models"])
+def test_leds_routes_need_the_api_key_too(features_server: Server, http: httpx.Client, path: str) -> None:
     assert httpx.get(features_server.url + path).status_code == 401
     assert httpx.get(features_server.url + path, headers={"authorization": "Bearer wrong"}).status_code == 401
     assert http.get(path).status_code == 200
@@ -23,8 +23,10 @@ def test_strangers_are_turned_away_before_their_body_is_read(features_server: Se
     assert answer.status_code == 401
 
 
-def test_probes_need_no_key(features_server: Server) -> None:
-    assert httpx.get(features_server.url + "/health").status_code == 200
+@pytest.mark.parametrize("path", ["/health", "/led/"])
+def test_probes_and_the_inspectors_page_need_no_key(features_server: Server, path: str) -> None:
+    """The page holds no data; it asks for the key before it asks the server for any."""
+    assert httpx.get(features_server.url + path).status_code == 200
 
 
 def test_a_browser_may_read_answers_and_refusals(http: httpx.Client) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
 
 from led_sglang.integration.records import (
@@ -85,6 +86,8 @@ def stamp_one(self: Any, tokenized_obj: Any) -> None:
     if sampling is None or not hasattr(sampling, "custom_params"):
         return
     _refuse_empty(tokenized_obj)
+    if _is_probe(tokenized_obj.rid):
+        return
     custom = sampling.custom_params or {}
     params = parse_request(custom.get("led"), _config())
     if params is None:
@@ -96,6 +99,11 @@ def stamp_one(self: Any, tokenized_obj: Any) -> None:
         seed = sampling.sampling_seed
         stamped = StampedParams(params, secrets.randbits(63) if seed is None else seed, seed is not None, 0)
     sampling.custom_params = {**custom, STAMP_KEY: stamped.to_wire()}
+
+
+def _is_probe(rid: object) -> bool:
+    """SGLang's /health generates a token; that is nobody's request, and no counter may show it."""
+    return isinstance(rid, str) and rid.startswith(HEALTH_CHECK_RID_PREFIX)
 
 
 def stamp_batch(self: Any, tokenized_objs: list[Any]) -> None:
@@ -247,7 +255,7 @@ async def _with_led(answers: Any, state: Any) -> AsyncIterator[Any]:
 
 
 def _view(state: Any) -> RequestView | None:
-    if state is None:
+    if state is None or _is_probe(state.obj.rid):
         return None
     view: RequestView | None = getattr(state, "led_view", None)
     if view is None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.server.launching import Server
@@ -142,3 +143,20 @@ def test_chat_and_completions_are_the_same_bytes(ours: httpx.Client, stock: http
         for client in (ours, stock):
             assert client.post("/flush_cache").status_code == 200
         assert told(ours, path, prompt) == told(stock, path, prompt)
+
+
+def listening(server: Server) -> list[str]:
+    """What the processes of a server listen on: its own port by name, others by address."""
+    processes = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
+    found = []
+    for process in processes:
+        for connection in process.net_connections(kind="inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                is_own = connection.laddr.port == server.port
+                found.append(f"{connection.laddr.ip}:{'port' if is_own else 'any'}")
+    return sorted(found)
+
+
+def test_led_opens_no_port_of_its_own(embedded_server: Server, stock_server: Server) -> None:
+    assert listening(embedded_server) == listening(stock_server)
+    assert "127.0.0.1:port" in listening(embedded_server)

@@ -2,10 +2,16 @@
 
 import argparse
 import itertools
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from led_sglang.embedded import MODEL_DIR
 
 CONFIGS = Path(__file__).resolve().parents[2] / "server_configs"
 MODELS = {
@@ -69,3 +75,51 @@ def test_the_launcher_reads_it(stem: str, kind: str) -> None:
         assert not any(map(is_led, yaml.safe_load(passed_on.read_text())))
     finally:
         passed_on.unlink()
+
+
+ARCHITECTURE_OF = {
+    "qwen3-4b-thinking-2507": "qwen3",
+    "mimo-7b-rl": "mimo",
+    "qwen3-30b-a3b-thinking-2507": "qwen3_moe",
+    "qwq-32b": "qwen2",
+    "deepseek-r1-distill-llama-8b": "llama",
+}
+CHECK_ALL = """
+import sys
+from led_sglang.launch import main
+for config, folder in zip(sys.argv[1::2], sys.argv[2::2]):
+    print(config, main(["--config", config, "--model-path", folder, "--check"]), flush=True)
+"""
+
+
+def write_config(name: str, folder: Path) -> None:
+    """What --check reads of a checkpoint: its configuration and its tokenizer, no weights."""
+    from tests.server.checkpoints import ARCHITECTURES, serve_as_mimo
+
+    config = ARCHITECTURES[name].config()
+    config.max_position_embeddings = 131072  # the files ask for the models' real lengths
+    config.architectures = [ARCHITECTURES[name].served_as]
+    config.save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODEL_DIR / file, folder / file)
+    if name == "mimo":
+        serve_as_mimo(folder)
+
+
+@pytest.mark.timeout(300)
+def test_check_accepts_every_file_without_weights(tmp_path: Path) -> None:
+    """In one process, since importing SGLang costs more than all ten checks."""
+    arguments, configs = [], []
+    for stem in STEMS:
+        folder = tmp_path / stem
+        folder.mkdir()
+        write_config(ARCHITECTURE_OF[stem], folder)
+        for kind in ("led", "baseline"):
+            configs.append(str(CONFIGS / f"{stem}-{kind}.yaml"))
+            arguments += [configs[-1], str(folder)]
+    command = [sys.executable, "-c", CHECK_ALL, *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    accepted = [line.removesuffix(" 0") for line in done.stdout.splitlines() if line.endswith(" 0")]
+    assert accepted == configs, done.stdout[-2000:] + done.stderr[-3000:]
+    assert done.stdout.count("led_sglang: ok, layers captured: 8, markers: '<think>'") == len(configs)

@@ -80,3 +80,11 @@ def test_a_refused_request_is_not_counted(http: httpx.Client) -> None:
     answer = http.post("/generate", json={"text": "a", "sampling_params": {"custom_params": {"led": {"depth": 0}}}})
     assert answer.status_code == 400
     assert counters(http) == before
+
+
+def test_a_health_probe_is_nobodys_request(http: httpx.Client) -> None:
+    wait_idle(http)
+    before = counters(http)
+    for _ in range(3):
+        assert http.get("/health_generate").status_code == 200
+    assert counters(http) == before

@@ -1,7 +1,6 @@
-"""Who may ask: the API key, CORS, and what listens."""
+"""Who may ask: the API key and CORS."""
 
 import httpx
-import psutil
 import pytest
 
 from tests.server.api.talking import CHAT, body
@@ -11,8 +10,8 @@ pytestmark = pytest.mark.server
 ORIGIN = {"origin": "https://somewhere.example"}
 
 
-@pytest.mark.parametrize("path", ["/led/info", "/led/", "/v1/models"])
-def test_led_pages_need_the_api_key_too(features_server: Server, http: httpx.Client, path: str) -> None:
+@pytest.mark.parametrize("path", ["/led/info", "/led/setup", "/v1/models"])
+def test_leds_routes_need_the_api_key_too(features_server: Server, http: httpx.Client, path: str) -> None:
     assert httpx.get(features_server.url + path).status_code == 401
     assert httpx.get(features_server.url + path, headers={"authorization": "Bearer wrong"}).status_code == 401
     assert http.get(path).status_code == 200
@@ -24,8 +23,10 @@ def test_strangers_are_turned_away_before_their_body_is_read(features_server: Se
     assert answer.status_code == 401
 
 
-def test_probes_need_no_key(features_server: Server) -> None:
-    assert httpx.get(features_server.url + "/health").status_code == 200
+@pytest.mark.parametrize("path", ["/health", "/led/"])
+def test_probes_and_the_inspectors_page_need_no_key(features_server: Server, path: str) -> None:
+    """The page holds no data; it asks for the key before it asks the server for any."""
+    assert httpx.get(features_server.url + path).status_code == 200
 
 
 def test_a_browser_may_read_answers_and_refusals(http: httpx.Client) -> None:
@@ -36,20 +37,3 @@ def test_a_browser_may_read_answers_and_refusals(http: httpx.Client) -> None:
     assert refused.status_code == 400
     for answer in (refused, http.get("/led/info", headers=ORIGIN)):
         assert answer.headers["access-control-allow-origin"] in ("*", ORIGIN["origin"])
-
-
-def listening(server: Server) -> list[str]:
-    """What the processes of a server listen on: its own port by name, others by address."""
-    processes = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
-    found = []
-    for process in processes:
-        for connection in process.net_connections(kind="inet"):
-            if connection.status == psutil.CONN_LISTEN:
-                is_own = connection.laddr.port == server.port
-                found.append(f"{connection.laddr.ip}:{'port' if is_own else 'any'}")
-    return sorted(found)
-
-
-def test_led_opens_no_port_of_its_own(embedded_server: Server, stock_server: Server) -> None:
-    assert listening(embedded_server) == listening(stock_server)
-    assert "127.0.0.1:port" in listening(embedded_server)

@@ -1,6 +1,6 @@
 """The code path of a GPU: no value is read on the host, no shape depends on data, nothing is as wide as the vocabulary.
 
-Fake tensors on "cuda" take the very branches a GPU would, at the real size and without one; torch refuses to read values
+Fake tensors on "cuda" take the very branches a GPU would, at the real size, without one; torch refuses to read values
 of theirs or to make shapes of them. What only a real GPU can show is marked `gpu`.
 """
 
@@ -93,7 +93,7 @@ def step_of(form: str, rows: LedRows) -> tuple[LedStep, Watch]:
 @pytest.mark.parametrize("name", CASES)
 def test_no_host_sync(form, name):
     num_rows, changes = CASES[name]
-    step, watch = step_of(form, make_rows(num_rows, DEPTH, TOP_K, **changes))
+    step, watch = step_of(form, make_rows(num_rows, **{"depth": DEPTH, "top_k": TOP_K} | changes))
     assert step.token_ids.shape == (num_rows,) and step.candidate_ids.shape == (num_rows, TOP_K)
     assert not watch.copies
 
@@ -132,7 +132,7 @@ def test_a_copy_of_the_logits_would_be_seen(monkeypatch):
 @pytest.mark.parametrize("name", CASES)
 def test_no_host_sync_on_a_gpu(backend, name):
     num_rows, changes = CASES[name]
-    rows = make_rows(num_rows, DEPTH, TOP_K, **changes)
+    rows = make_rows(num_rows, **{"depth": DEPTH, "top_k": TOP_K} | changes)
     columns = {name: value.cuda() for name, value in vars(rows).items() if isinstance(value, Tensor)}
     weight = torch.randn(32001, 512, device="cuda", dtype=torch.bfloat16)
     latents = torch.randn(DEPTH, num_rows, 512, device="cuda", dtype=torch.bfloat16)

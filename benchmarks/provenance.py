@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,14 @@ def provenance() -> dict[str, Any]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": commit.stdout.strip() or "unknown",
         "device": device,
-        "sglang": version("sglang"),
-        "torch": version("torch"),
+        "sglang": _version("sglang"),
+        "torch": _version("torch"),
     }
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed: the op benchmarks run without SGLang."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

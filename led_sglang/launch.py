@@ -62,6 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="when latent rows go through the LM head: one_pass: in its own weight pass; coin_first: exploring rows "
         "alone, in a second pass; auto: by batch size (default: auto)",
     )
+    add(
+        "--led-bench-explore-rate", type=float, default=None, help=argparse.SUPPRESS
+    )  # wrong tokens; for benchmarks/gpu
     add("--check", action="store_true", help="parse, verify hooks and model support, load no weights, exit")
     add("--help-sglang", action="store_true", help="print SGLang's own arguments and exit")
     add("--version", action="version", version=f"led_sglang {__version__}")
@@ -99,6 +102,7 @@ def server_config_of(options: argparse.Namespace, default_depth: int | None = No
         think_close=options.led_think_close,
         backend=options.led_backend,
         form=options.led_form,
+        bench_explore_rate=options.led_bench_explore_rate,
         methods=options.led_methods,
     )
     config.check()

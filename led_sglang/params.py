@@ -62,6 +62,7 @@ class ServerConfig:
     think_close: str | None = None
     backend: str = "auto"
     form: str = "auto"
+    bench_explore_rate: float | None = None  # benchmarks with random weights only: this share explores, whatever p says
     methods: tuple[str, ...] = ("led",)  # enabled beside "none": what is captured depends on it
     num_layers: int | None = None  # of the served model, once known
     open_ids: tuple[int, ...] = ()  # token ids of the marker that opens the thinking phase, once known
@@ -86,6 +87,8 @@ class ServerConfig:
             raise LedParamError(
                 f"--led-form one_pass needs --led-backend auto, fused or triton, got {_show(self.backend)}"
             )
+        if self.bench_explore_rate is not None:
+            _require_number("--led-bench-explore-rate", self.bench_explore_rate, 0.0, 1.0)
         for method in self.methods:
             _require_choice("--led-methods", method, METHODS)
 

@@ -112,6 +112,7 @@ class Runtime:
             "step_failures": self.num_step_failures,
             "backend": self.config.backend,
             "form": self.ride.facts(),
+            "bench_explore_rate": self.config.bench_explore_rate,
             "head": self._head_facts(),
         }
 

@@ -55,6 +55,9 @@ class StepContext:
             active = active & rows.is_led
         row_positions = rows.pick(positions[: len(led.seats)]).long()
         noise = rows.noise.at(row_positions)
+        rate = current.config.bench_explore_rate
+        if rate is not None:  # a benchmark: coin 0 always explores, coin 1 never does
+            noise = torch.stack([(noise[0] >= rate).to(noise.dtype), noise[1]])
         return cls(current, rows, info, states, slots, thinking, active, noise, row_positions)
 
     def decide(self, logits: Tensor) -> None:

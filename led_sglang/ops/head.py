@@ -68,9 +68,9 @@ def candidate_logits(latents: Tensor, candidate_ids: Tensor, head: Head, tau: Te
         columns = torch.split(latents, chunk, 1), torch.split(candidate_ids, chunk), torch.split(tau, chunk)
         return torch.cat([candidate_logits(h, ids, head, t) for h, ids, t in zip(*columns, strict=True)], 1)
     if head.project is not None:
-        num_layers, num_rows = latents.shape[:2]
+        num_layers = len(latents)
         ids, taus = candidate_ids.repeat(num_layers, 1), tau.repeat(num_layers, 1)
-        return engine_sums(latents.flatten(0, 1), ids, head, taus)[1].view(num_layers, num_rows, -1)
+        return engine_sums(latents.flatten(0, 1), ids, head, taus)[1].view(num_layers, *candidate_ids.shape)
     local_ids = local_candidates(candidate_ids, head)
     directions = head.weight[local_ids].float()  # (N, K, H)
     logits = torch.bmm(directions, latents.float().permute(1, 2, 0)).permute(2, 0, 1)  # (J, N, K)
@@ -120,7 +120,7 @@ def known_normalizers(
 
     def second_pass(hidden: Tensor, some_tau: Tensor) -> Tensor:
         flat = compute(hidden.flatten(0, 1), head, some_tau.repeat(num_layers, 1))
-        return flat.view(num_layers, -1)
+        return flat.view(num_layers, hidden.shape[1])
 
     if ridden is None:
         return second_pass(latents, tau)
@@ -152,10 +152,11 @@ def latent_probs(
     flat, flat_tau = latents.flatten(0, 1), tau.repeat(num_layers, 1)  # (J*N, H), (J*N, 1)
     if head.project is not None:
         flat_normalizers, flat_logits = engine_sums(flat, candidate_ids.repeat(num_layers, 1), head, flat_tau)
-        normalizers, logits = flat_normalizers.view(num_layers, -1), flat_logits.view(num_layers, num_rows, -1)
+        normalizers = flat_normalizers.view(num_layers, num_rows)
+        logits = flat_logits.view(num_layers, *candidate_ids.shape)
     elif ridden is None and head.all_gather is None and head.num_rows <= tile_width(len(flat), flat.device):
         logprobs = tile_logits(flat, head, flat_tau, 0, head.num_rows).log_softmax(-1)  # one tile: fewer calls
-        return logprobs.gather(1, candidate_ids.repeat(num_layers, 1)).exp_().view(num_layers, num_rows, -1)
+        return logprobs.gather(1, candidate_ids.repeat(num_layers, 1)).exp_().view(num_layers, *candidate_ids.shape)
     else:
         normalizers = known_normalizers(latents, head, tau, ridden)
         logits = candidate_logits(latents, candidate_ids, head, tau)

@@ -75,7 +75,7 @@ def head_pass(
     index = wanted.nonzero().squeeze(1) if host.can_look(hidden.device) else None
     riders, rider_tau = (latents, tau) if index is None else (latents.index_select(1, index), tau[index])
     logits, sums = tiled_pass(hidden, riders.flatten(0, 1), head, rider_tau.repeat(len(latents))[:, None])
-    write(normalizers, index, sums.view(len(latents), -1))
+    write(normalizers, index, sums.view(riders.shape[:2]))
     return logits
 
 

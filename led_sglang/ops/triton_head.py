@@ -194,7 +194,7 @@ def head_pass(hidden: Tensor, latents: Tensor, head: Head, tau: Tensor, wanted: 
     """As `led_sglang.ops.one_pass.head_pass`."""
     num_layers = len(latents)
     logits, sums = run(hidden, latents.flatten(0, 1), wanted.repeat(num_layers), head, tau.float().repeat(num_layers))
-    normalizers.copy_(sums.view(num_layers, -1))
+    normalizers.copy_(sums.view(normalizers.shape))
     assert logits is not None
     return logits
 

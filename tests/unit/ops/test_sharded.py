@@ -9,7 +9,7 @@ import torch
 from op_cases import Case, make_case, others
 from torch import Tensor
 
-from led_sglang.ops import LedStep
+from led_sglang.ops import LedStep, led_step, one_pass
 
 
 class Ranks:
@@ -92,3 +92,33 @@ def test_broken_latents_break_the_row_on_every_rank(backend):
 def test_reference_refuses_a_shard():
     with pytest.raises(ValueError, match="whole head"):
         make_case().with_head(all_gather=lambda values: values[None]).run("reference")
+
+
+@pytest.mark.parametrize("backend", ["fused", "eager"])
+def test_more_candidates_than_a_shard_has_tokens(backend):
+    case = make_case(5, 97, top_k=64, explore=True)
+    steps, num_calls = run_ranks(case, backend, [0, 50, 97])
+    truth = case.run("reference")
+    assert num_calls == 1
+    for step in steps:
+        assert step.token_ids.tolist() == truth.token_ids.tolist()
+        torch.testing.assert_close(step.explore_probs, truth.explore_probs, rtol=1e-4, atol=1e-5)
+
+
+def test_riders_of_each_rank_meet_in_the_one_collective():
+    """A rank's riders know its own share of the vocabulary; some rows did not ride."""
+    case = make_case(6, 97, explore=True)
+    ranks = Ranks(2)
+    wanted, tau = torch.arange(6) != 2, one_pass.row_tau(case.rows)
+
+    def run(rank: int) -> LedStep:
+        part = shard(case, *([0, 50], [50, 97])[rank], 5, ranks, rank)
+        normalizers = torch.empty(3, 6)
+        one_pass.head_pass(part.latents[0], part.latents, part.head, tau, wanted, normalizers, "fused")
+        ridden = one_pass.ridden_of(part.rows, normalizers, wanted, one_pass.CUT)
+        return led_step(part.final_logits, part.latents, part.head, part.rows, part.noise, ridden=ridden)
+
+    with ThreadPoolExecutor(2) as pool:
+        steps = list(pool.map(run, range(2)))
+    assert ranks.num_calls == 1
+    assert steps[0].token_ids.tolist() == steps[1].token_ids.tolist() == case.run("reference").token_ids.tolist()

@@ -1,0 +1,93 @@
+"""Draw benchmarks/results/gpu_ops.jsonl and gpu_server.jsonl: `python benchmarks/plot.py [--out FOLDER]`.
+
+Writes ops.svg (time over batch size, each path) and server.svg (LED over stock, mean inter-token latency). SVG by hand:
+no plotting library is among our dependencies.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 420, 70, 20, 190, 50
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
+Points = Sequence[tuple[float, float]]
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def ops_series(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Newest measurement of each batch size: milliseconds of every path."""
+    series: dict[str, dict[float, float]] = {}
+    for line in lines:
+        for key, value in line.items():
+            if "rows" in line and key.endswith("_ms"):
+                series.setdefault(key.removesuffix("_ms"), {})[line["rows"]] = value
+    return {name: sorted(points.items()) for name, points in series.items()}
+
+
+def server_series(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Mean inter-token latency of each mode over that of stock SGLang at the same batch size."""
+    mean = {(line["mode"], line["rows"]): line["mean_ms"] for line in lines}
+    series: dict[str, list[tuple[float, float]]] = {}
+    for (mode, rows), value in sorted(mean.items()):
+        if mode != "off" and ("off", rows) in mean:
+            series.setdefault(mode, []).append((rows, value / mean["off", rows]))
+    return series
+
+
+def draw(series: Mapping[str, Points], label: str, is_log: bool) -> str:
+    """An SVG with batch size on a logarithmic axis; the values' axis is logarithmic where `is_log`."""
+    points = [point for line in series.values() for point in line if not is_log or point[1] > 0]
+    xs, ys = [math.log2(x) for x, _ in points], [math.log10(y) if is_log else y for _, y in points]
+    low, high = (min(ys), max(ys)) if is_log else (min(0.98, *ys), max(1.04, *ys))
+
+    def place(point: tuple[float, float]) -> tuple[float, float]:
+        x, y = math.log2(point[0]), math.log10(point[1]) if is_log else point[1]
+        width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+        across = (x - min(xs)) / max(max(xs) - min(xs), 1e-9)
+        return LEFT + across * width, TOP + height * (1 - (y - low) / max(high - low, 1e-9))
+
+    body = [f'<text x="{LEFT}" y="{HEIGHT - 12}">rows in the batch (log)</text><text x="4" y="14">{label}</text>']
+    for x in sorted({x for x, _ in points}):
+        at = place((x, 10**low if is_log else low))
+        body.append(f'<text x="{at[0]:.0f}" y="{HEIGHT - 32}" text-anchor="middle">{x:g}</text>')
+    for y in (low, (low + high) / 2, high):
+        value = 10**y if is_log else y
+        body.append(f'<text x="{LEFT - 8}" y="{place((1, value))[1]:.0f}" text-anchor="end">{value:.3g}</text>')
+    for number, (name, line) in enumerate(series.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(p) for p in line if not is_log or p[1] > 0))
+        body.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>')
+        body.append(f'<text x="{WIDTH - RIGHT + 12}" y="{TOP + 20 * number + 12}" fill="{colour}">{name}</text>')
+    style = 'font-family="sans-serif" font-size="12"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" {style}>'
+        f'<rect width="100%" height="100%" fill="white"/>{"".join(body)}</svg>\n'
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=Path("out"))
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    ops = ops_series(read(args.results / "gpu_ops.jsonl"))
+    server = server_series(read(args.results / "gpu_server.jsonl"))
+    if not ops and not server:
+        raise SystemExit(f"no gpu_ops.jsonl or gpu_server.jsonl with lines in {args.results}: run benchmarks/gpu first")
+    pictures = {"ops": (ops, "ms", True), "server": (server, "LED / stock, mean inter-token latency", False)}
+    for name, (series, label, is_log) in pictures.items():
+        if series:
+            (args.out / f"{name}.svg").write_text(draw(series, label, is_log))
+            print(args.out / f"{name}.svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The one-pass form's static buffers, and the head that the engine multiplies itself."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from led_sglang.integration.capture import CaptureError
+from led_sglang.integration.head import build_head, why_nothing_rides
+from led_sglang.integration.ride import Ride
+from led_sglang.ops import Head, fused, host, one_pass
+from led_sglang.ops.head import latent_probs
+
+CPU = torch.device("cpu")
+H, V, J = 16, 40, 3
+
+
+def ride_of(form: str = "one_pass", backend: str = "auto", max_rows: int = 12) -> Ride:
+    return Ride(form, backend, J, max_rows, CPU)
+
+
+def head_of(**changes: Any) -> Head:
+    torch.manual_seed(0)
+    return Head(torch.randn(V, H), V, **changes)
+
+
+@pytest.mark.parametrize("is_gpu_path", [False, True])
+def test_a_padded_graph_serves_the_real_rows_alone(is_gpu_path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight rows in the graph, five in the batch, four of them ours, one of those left out."""
+    monkeypatch.setattr(host, "can_look", lambda device: not is_gpu_path)
+    ride, head, buffer = ride_of(), head_of(), torch.randn(J + 1, 12, H)
+    buffer[:, 5:] = torch.nan  # padding holds what an earlier batch left
+    index = torch.tensor([0, 1, 3, 4])
+    rows = SimpleNamespace(index=index)
+    monkeypatch.setattr(one_pass, "wanted_rows", lambda *_: torch.tensor([True, True, False, True]))
+    params = SimpleNamespace(any_greedy=False, temperature=torch.tensor([0.5, 1.0, 2.0, 0.7]))
+    ride.see_dummy(8, is_captured=True)
+    ride.clear()
+    ride.board(rows, params, torch.zeros(4), 5)  # type: ignore[arg-type]
+    hidden = torch.randn(8, H)
+    logits = ride.through(lambda h: h @ head.weight.T, hidden, head, buffer)
+    torch.testing.assert_close(logits, hidden @ head.weight.T)
+    assert ride.served.tolist() == [True, True, False, False, True] + [False] * 7
+    for row, tau in ((0, 0.5), (1, 1.0), (4, 0.7)):
+        expected = (buffer[:J, row] @ head.weight.T / tau).logsumexp(-1)
+        torch.testing.assert_close(ride.normalizers[:, row], expected)
+
+
+def test_the_form_is_that_of_the_graph_and_beyond_the_largest_that_of_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(host, "can_look", lambda device: False)
+    ride = ride_of("auto", max_rows=300)
+    assert ride.facts()["one_pass_up_to_rows"] == one_pass.MAX_ROWS
+    for size in (8, 48, 64):
+        ride.see_dummy(size, is_captured=True)
+        assert ride.is_boarding == (size <= one_pass.MAX_ROWS)
+    forms = {num_rows: ride.form(num_rows) for num_rows in (1, 48, 49, 64, 65, 256)}
+    assert forms == {n: "one_pass" if n <= 48 else "coin_first" for n in forms}
+    assert ride.facts()["one_pass_up_to_rows"] == 48
+
+
+def test_a_warm_up_that_is_no_capture_makes_no_graph() -> None:
+    ride = ride_of()
+    ride.see_dummy(8, is_captured=False)
+    assert ride.is_boarding and ride.graph_sizes == []
+    ride.see_dummy(4096, is_captured=False)  # a warm-up of more rows than any batch
+    assert not ride.is_boarding
+
+
+def test_a_fault_gives_the_engines_product_and_is_told() -> None:
+    ride, head = ride_of(), head_of()
+    hidden = torch.randn(2, H)
+    ride.wanted[:2] = True
+    logits = ride.through(lambda h: h @ head.weight.T, hidden, head, torch.randn(J, 12, H + 1))
+    assert torch.equal(logits, hidden @ head.weight.T)
+    assert ride.fault and "RuntimeError" in ride.fault and ride.form(1) == "coin_first"
+
+
+class QuantisedHead(nn.Module):
+    """As much of a quantised ParallelLMHead as we read: packed weights and a method that multiplies with them."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.qweight = nn.Parameter((weight * 100).round().to(torch.int8), requires_grad=False)
+        self.num_embeddings_per_partition = len(weight)
+
+
+def processor(head: QuantisedHead, **changes: Any) -> Any:
+    fields = {"vocab_size": V, "logit_scale": None, "final_logit_softcapping": None} | changes
+    return SimpleNamespace(_compute_lm_head=lambda rows, lm_head: rows @ (lm_head.qweight.float() / 100).T, **fields)
+
+
+@pytest.mark.parametrize("changes", [{}, {"logit_scale": 0.5, "final_logit_softcapping": 4.0}])
+def test_a_quantised_head_is_multiplied_by_the_engine(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("led_sglang.ops.head.TILE_ELEMENTS", 3 * V)  # a few rows at a time
+    quantised = QuantisedHead(torch.randn(V, H))
+    head = build_head(processor(quantised, **changes), quantised, None, SimpleNamespace(world_size=1))
+    assert head.project is not None and "QuantisedHead" in str(why_nothing_rides(None, quantised, head))
+    same = Head(quantised.qweight.float() / 100, V, scale=head.scale, softcap=head.softcap)
+    latents, tau = torch.randn(J, 5, H), torch.linspace(0.3, 2, 5)[:, None]
+    ids = torch.randint(V, (5, 4))
+    ours, truth = (latent_probs(latents, ids, h, tau, None, None) for h in (head, same))
+    torch.testing.assert_close(ours, truth)
+    assert fused.latent_probs is latent_probs
+
+
+def test_a_lora_head_is_refused() -> None:
+    lora = SimpleNamespace(set_lora=True, apply_lora=None, weight=torch.zeros(V, H))
+    with pytest.raises(CaptureError, match="another adapter to each row"):
+        build_head(processor(QuantisedHead(torch.zeros(V, H))), lora, None, SimpleNamespace(world_size=1))

@@ -1,0 +1,154 @@
+"""The code path of a GPU: no value is read on the host, no shape depends on data, nothing is as wide as the vocabulary.
+
+Fake tensors on "cuda" take the very branches a GPU would, at the real size, without one; torch refuses to read values
+of theirs or to make shapes of them. What only a real GPU can show is marked `gpu`.
+"""
+
+from dataclasses import replace
+from typing import Any
+from weakref import WeakSet
+
+import pytest
+import torch
+from op_cases import make_rows
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from led_sglang.ops import Head, LedRows, LedStep, Noise, fused, host, led_step, one_pass, uniforms
+
+V, H, DEPTH, TOP_K = 151936, 2560, 8, 8
+MIB = 1 << 20
+EVERY_SWITCH = {
+    "greedy": torch.tensor([True, False] * 4),
+    "exploit": torch.tensor([False, True] * 4),
+    "latent_norm": torch.tensor([True, False] * 4),
+    "latent_offset": torch.tensor([0, 1] * 4),
+    "normalize_layers": torch.tensor([True, False] * 4),
+    "min_p": torch.tensor([0.1, 0.0] * 4),
+    "full": torch.tensor([True, False] * 4),
+    "depth": torch.tensor([8, 3] * 4),
+    "top_k": torch.tensor([8, 2] * 4),
+}
+CASES: dict[str, tuple[int, dict[str, Any]]] = {"paper": (8, {}), "every switch": (8, EVERY_SWITCH), "no row": (0, {})}
+FORMS = ["coin_first", "one_pass"]
+
+
+class Watch(TorchDispatchMode):
+    """Peak bytes of the storages made since, and every copy that leaves the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: WeakSet[Any] = WeakSet()
+        self.peak_bytes = 0
+        self.copies: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        inputs = [a for a in args if isinstance(a, Tensor)]
+        for out in result if isinstance(result, tuple | list) else (result,):
+            if not isinstance(out, Tensor):
+                continue
+            if out.device.type == "cpu" and any(a.device.type == "cuda" for a in inputs):
+                self.copies.append(str(func))
+            if not any(a.untyped_storage()._cdata == out.untyped_storage()._cdata for a in inputs):
+                self.alive.add(out.untyped_storage())
+        self.peak_bytes = max(self.peak_bytes, sum(storage.nbytes() for storage in self.alive))
+        return result
+
+
+def on_gpu(rows: LedRows) -> LedRows:
+    """The same promises, fake columns."""
+    columns = {name: value for name, value in vars(rows).items() if isinstance(value, Tensor)}
+    return replace(
+        rows, **{name: torch.empty(value.shape, dtype=value.dtype, device="cuda") for name, value in columns.items()}
+    )
+
+
+def step_of(form: str, rows: LedRows) -> tuple[LedStep, Watch]:
+    """What the server runs for one step after the model's last layer."""
+    with FakeTensorMode():
+        num_rows, rows = len(rows.active), on_gpu(rows)
+        final_logits = torch.empty(num_rows, V, device="cuda")
+        latents = torch.empty(DEPTH, num_rows, H, device="cuda", dtype=torch.bfloat16)
+        weight = torch.empty(V, H, device="cuda", dtype=torch.bfloat16)
+        head = Head(weight, V, final_norm=lambda hidden: hidden * 2)
+        hidden, normalizers = torch.empty_like(latents[0]), torch.empty(DEPTH - 1, num_rows, device="cuda")
+        column = torch.empty(num_rows, dtype=torch.int64, device="cuda")
+        with Watch() as watch:
+            noise = Noise(*uniforms(column, column, column))
+            ridden = None
+            if form == "one_pass":
+                cut = one_pass.cut_of("fused", final_logits.device)
+                wanted = one_pass.wanted_rows(rows, noise.coin, cut)
+                tau = one_pass.row_tau(rows)
+                one_pass.head_pass(hidden, latents[: DEPTH - 1], head, tau, wanted, normalizers, "fused")
+                ridden = one_pass.ridden_of(rows, normalizers, wanted, cut)
+            step = led_step(final_logits, latents, head, rows, noise, backend="fused", ridden=ridden)
+        assert step.token_ids.device.type == "cuda"
+        return step, watch
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", CASES)
+def test_no_host_sync(form, name):
+    num_rows, changes = CASES[name]
+    step, watch = step_of(form, make_rows(num_rows, **{"depth": DEPTH, "top_k": TOP_K} | changes))
+    assert step.token_ids.shape == (num_rows,) and step.candidate_ids.shape == (num_rows, TOP_K)
+    assert not watch.copies
+
+
+def test_a_sync_would_be_seen(monkeypatch):
+    """The CPU's path on a fake GPU reads values and makes shapes from them."""
+    monkeypatch.setattr(host, "can_look", lambda device: True)
+    with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+        step_of("coin_first", make_rows(8, DEPTH, TOP_K))
+    with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+        step_of("one_pass", make_rows(8, DEPTH, TOP_K))
+
+
+def test_a_copy_to_the_host_would_be_seen(monkeypatch):
+    plain = fused.inverse_cdf
+    monkeypatch.setattr(fused, "inverse_cdf", lambda probs, u: plain(probs.cpu().cuda(), u))
+    assert step_of("coin_first", make_rows(8, DEPTH, TOP_K))[1].copies
+
+
+@pytest.mark.parametrize(("form", "num_rows"), [("coin_first", 256), ("one_pass", one_pass.MAX_ROWS)])
+def test_extra_memory_does_not_grow_with_the_vocabulary(form, num_rows):
+    """Issue 3: at most 64 MiB beside the capture buffer. The one-pass form's final logits are the engine's own need."""
+    _, watch = step_of(form, make_rows(num_rows, DEPTH, TOP_K))
+    logits_bytes = num_rows * V * 2 if form == "one_pass" else 0
+    assert 8 * MIB < watch.peak_bytes - logits_bytes <= 64 * MIB, watch.peak_bytes / MIB
+
+
+def test_a_copy_of_the_logits_would_be_seen(monkeypatch):
+    monkeypatch.setattr(fused, "FIXED_CHUNK_ELEMENTS", 1 << 30)
+    assert step_of("coin_first", make_rows(256, DEPTH, TOP_K))[1].peak_bytes > 140 * MIB
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", ["fused", "triton"])
+@pytest.mark.parametrize("name", CASES)
+def test_no_host_sync_on_a_gpu(backend, name):
+    num_rows, changes = CASES[name]
+    rows = make_rows(num_rows, **{"depth": DEPTH, "top_k": TOP_K} | changes)
+    columns = {name: value.cuda() for name, value in vars(rows).items() if isinstance(value, Tensor)}
+    weight = torch.randn(32001, 512, device="cuda", dtype=torch.bfloat16)
+    latents = torch.randn(DEPTH, num_rows, 512, device="cuda", dtype=torch.bfloat16)
+    logits = torch.randn(num_rows, 32001, device="cuda")
+    column = torch.arange(num_rows, device="cuda")
+    arguments = (
+        logits,
+        latents,
+        Head(weight, 32001),
+        replace(rows, **columns),
+        Noise(*uniforms(column, column, column)),
+    )
+    led_step(*arguments, backend=backend)  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        led_step(*arguments, backend=backend)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

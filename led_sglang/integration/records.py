@@ -12,7 +12,7 @@ from led_sglang.params import LedParams
 
 if TYPE_CHECKING:
     from led_sglang.integration.batch import LedBatch
-    from led_sglang.integration.sampler import StepContext
+    from led_sglang.integration.step import StepContext
 
 RECORD_KEY = "__led_step"  # of LogitsProcessorOutput.customized_info, scheduler only
 WIRE_KEY = "__led"  # of a request's customized_info: one entry per generated token

@@ -15,7 +15,7 @@ from led_sglang.ops.soft import cold_stop, soft_mixture
 from led_sglang.params import MAX_SOFT_TOP_K
 
 if TYPE_CHECKING:
-    from led_sglang.integration.sampler import StepContext
+    from led_sglang.integration.step import StepContext
 
 Override = tuple[Tensor, Tensor, Tensor]  # batch rows (n,), token ids (n,), bool (n,): really forced
 

@@ -13,11 +13,11 @@ NAN, INF = float("nan"), float("inf")
 LOGITS = {"nan logits": NAN, "inf logits": INF, "-inf logits": -INF, "one nan logit": NAN}
 LATENTS = {"nan latents": NAN, "inf latents": INF}
 RAISING = {
-    "begin": "sampler.StepContext.begin",
-    "decide": "sampler.StepContext.decide",
-    "decide_plain": "sampler.StepContext.decide_plain",
-    "apply": "sampler.StepContext.apply",
-    "finish": "sampler.StepContext.finish",
+    "begin": "step.StepContext.begin",
+    "decide": "step.StepContext.decide",
+    "decide_plain": "step.StepContext.decide_plain",
+    "apply": "step.StepContext.apply",
+    "finish": "step.StepContext.finish",
     "record": "records.StepRecord.of",
     "entry": "records.StepRecord.entry",
 }
@@ -41,9 +41,9 @@ def register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     HookRegistry.register(PROCESSOR, poison_logits, HookType.AFTER)
-    HookRegistry.register(LED + "sampler.StepContext.decide", poison_latents, HookType.BEFORE)
-    HookRegistry.register(LED + "sampler.StepContext.begin", disturb_noise, HookType.AFTER)
-    HookRegistry.register(LED + "sampler.StepContext.apply", disturb_tokens, HookType.AFTER)
+    HookRegistry.register(LED + "step.StepContext.decide", poison_latents, HookType.BEFORE)
+    HookRegistry.register(LED + "step.StepContext.begin", disturb_noise, HookType.AFTER)
+    HookRegistry.register(LED + "step.StepContext.apply", disturb_tokens, HookType.AFTER)
     for name, target in RAISING.items():
         HookRegistry.register(LED + target, raising(name), HookType.AROUND)
 

@@ -3,6 +3,7 @@
 The faults are forced by a second plugin (`fault_plugin.py`) in one server, which the last test kills.
 """
 
+import resource
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -117,15 +118,24 @@ def test_the_other_methods_answer_too(method: str, client: Client, alone: tuple[
     assert client.generate(REFERENCE).output_ids == alone[0].output_ids
 
 
-def test_a_full_disk_for_the_log_and_a_restart(alone: tuple[Reply, Reply]) -> None:
-    """Nothing that the server prints can be written: it answers all the same, and a seed means what it meant before."""
-    with Server(log=Path("/dev/full")) as server:
-        client = Client(server.url)
-        assert client.generate(REFERENCE).output_ids == alone[0].output_ids
-        assert client.generate(OFF).output_ids == alone[1].output_ids
-        replies = client.together([replace(REFERENCE, prompt_ids=thinking_prompt(40 + i)) for i in range(8)])
-        assert all(reply.meta["led_stats"]["led_tokens"] > 0 for reply in replies)
-        assert server.process.poll() is None
+def test_a_full_disk_for_the_log(faulty: Server, client: Client, alone: tuple[Reply, Reply]) -> None:
+    """From now on no byte more of the log can be written: the server answers as before, and writes again afterwards."""
+    processes = [psutil.Process(faulty.process.pid), *psutil.Process(faulty.process.pid).children(recursive=True)]
+    size = faulty.log.stat().st_size
+    for process in processes:
+        process.rlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
+        for _ in range(3):
+            reference, off = client.together([REFERENCE, OFF])
+            assert reference.output_ids == alone[0].output_ids
+            assert off.output_ids == alone[1].output_ids
+        assert faulty.log.stat().st_size == size, "the limit was none"
+    finally:
+        for process in processes:
+            process.rlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    client.generate(OFF)
+    assert faulty.process.poll() is None
+    assert faulty.log.stat().st_size > size
 
 
 def test_the_killed_scheduler(faulty: Server) -> None:

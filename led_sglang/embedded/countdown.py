@@ -144,9 +144,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=5)
     parser.add_argument("--split", choices=get_args(Split), default="held_out")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--questions", action="store_true", help="print the questions alone, one a line")
     args = parser.parse_args()
     for problem in generate(args.split, args.count, args.seed):
-        print(f"{problem.question}\n<think>\n{problem.thinking}\n</think>\n\n{problem.answer_text}\n")
+        worked = f"\n<think>\n{problem.thinking}\n</think>\n\n{problem.answer_text}\n"
+        print(problem.question + ("" if args.questions else worked))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 naive: the listing as published (backend "eager"): every row and depth, full softmax over [depth - 1, rows, V] float32.
 led: what the server runs (backend "auto"), in the form it chooses for so many rows. --form one_pass first makes the
-log-sum-exps of all rows that may explore, as the server's head hook does; on a GPU the final rows' product is in it too.
+log-sum-exps of all rows that may explore, as the server's head hook does; a GPU's time holds the final product too.
 Both are given the final logits and timed for everything after them; nothing is printed unless they agree. The last line
 is one JSON object.
 """

@@ -3,8 +3,10 @@
     python benchmarks/bench_ops.py --rows 64 --depth 8 --vocab 151936 --hidden 2560 --explore-rate 0.1 --json
 
 naive: the listing as published (backend "eager"): every row and depth, full softmax over [depth - 1, rows, V] float32.
-led: what the server runs (backend "auto"). Both are given the final logits and timed for everything after them; nothing
-is printed unless they agree. The last line is one JSON object.
+led: what the server runs (backend "auto"), in the form it chooses for so many rows. --form one_pass first makes the
+log-sum-exps of all rows that may explore, as the server's head hook does; a GPU's time holds the final product too.
+Both are given the final logits and timed for everything after them; nothing is printed unless they agree. The last line
+is one JSON object.
 """
 
 import argparse
@@ -17,7 +19,8 @@ import torch
 from measure import interleaved_median_ms, peak_bandwidth, peak_extra_mib, peak_flops
 from provenance import provenance
 
-from led_sglang.ops import Head, LedRows, LedStep, Noise, led_step
+from led_sglang.ops import Head, LedRows, LedStep, Noise, host, led_step, one_pass
+from led_sglang.params import FORMS
 
 RESULTS = Path(__file__).parent / "results" / "ops_cpu.jsonl"
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}
@@ -30,6 +33,23 @@ class Inputs:
     head: Head
     rows: LedRows
     noise: Noise
+
+    def one_pass(self, backend: str) -> LedStep:
+        with torch.inference_mode():
+            device, chosen = self.final_logits.device, "fused" if backend == "auto" else backend
+            cut, tau = one_pass.cut_of(chosen, device), one_pass.row_tau(self.rows)
+            wanted = one_pass.wanted_rows(self.rows, self.noise.coin, cut)
+            normalizers = torch.zeros(self.latents.shape[:2], device=device)
+            if host.can_look(device):
+                one_pass.ride_alone(self.latents, self.head, tau, wanted, normalizers)
+            else:
+                one_pass.head_pass(self.latents[0], self.latents, self.head, tau, wanted, normalizers, chosen)
+            ridden = one_pass.ridden_of(self.rows, normalizers, wanted, cut)
+            arguments = (self.final_logits, self.latents, self.head, self.rows, self.noise)
+            return led_step(*arguments, backend=chosen, ridden=ridden)
+
+    def shipped(self, args: argparse.Namespace) -> LedStep:
+        return self.one_pass(args.backend) if args.form == "one_pass" else self.run(args.backend)
 
     def run(self, backend: str) -> LedStep:
         with torch.inference_mode():
@@ -47,6 +67,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=TOLERANCE, help="of the head; default float32 on cpu, bfloat16 on cuda")
     parser.add_argument("--backend", default="auto")
+    parser.add_argument("--form", choices=FORMS, default="auto")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     parser.add_argument("--append", action="store_true", help=f"also append it, with versions, to {RESULTS.name}")
@@ -103,7 +124,7 @@ def make_inputs(args: argparse.Namespace) -> Inputs:
 
 def max_abs_error(inputs: Inputs, args: argparse.Namespace) -> float:
     """Largest difference of any probability; refuses to go on where the two do not decode the same."""
-    naive, led = inputs.run("eager"), inputs.run(args.backend)
+    naive, led = inputs.run("eager"), inputs.shipped(args)
     error = max(
         (getattr(naive, name) - getattr(led, name)).abs().max().item()
         for name in ("exploit_probs", "explore_probs", "confidence")
@@ -133,9 +154,10 @@ def main() -> None:
     args = parse_args()
     device = torch.device(args.device)
     args.dtype = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    args.form = one_pass.form_of(args.rows, args.form, device)
     inputs = make_inputs(args)
     error = max_abs_error(inputs, args)
-    runs = {"naive": lambda: inputs.run("eager"), "led": lambda: inputs.run(args.backend)}
+    runs = {"naive": lambda: inputs.run("eager"), "led": lambda: inputs.shipped(args)}
     times = interleaved_median_ms(runs, device, args.repeats)
     peaks = {name: peak_extra_mib(run, device) for name, run in runs.items()}
     source = provenance()
@@ -147,7 +169,7 @@ def main() -> None:
         "naive_peak_mib": round(peaks["naive"], 2),
         "led_peak_mib": round(peaks["led"], 2),
         "max_abs_error": error,
-        "form": f"{args.backend}: coin first, {args.explore_rate:.0%} of rows through the head, {args.dtype}",
+        "form": f"{args.form}, backend {args.backend}, {args.explore_rate:.0%} of rows explore, {args.dtype}",
         "share_of_roofline": round(ideal_ms(inputs, args) / times["led"], 3),
     }
     if not args.json:

@@ -63,8 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
         "alone, in a second pass; auto: by batch size (default: auto)",
     )
     add(
-        "--led-bench-explore-rate", type=float, default=None, help=argparse.SUPPRESS
-    )  # wrong tokens; for benchmarks/gpu
+        "--led-bench-explore-rate",
+        type=float,
+        default=None,
+        help="benchmarks with random weights only: this share of the tokens explores, whatever the model says",
+    )
     add("--check", action="store_true", help="parse, verify hooks and model support, load no weights, exit")
     add("--help-sglang", action="store_true", help="print SGLang's own arguments and exit")
     add("--version", action="version", version=f"led_sglang {__version__}")

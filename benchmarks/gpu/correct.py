@@ -15,7 +15,7 @@ HEADS: dict[str, dict[str, Any]] = {"plain": {}, "capped": {"softcap": 12.0, "sc
 
 def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One line for each dtype, head, backend and form. Raises where one is outside its budget."""
-    sizes = (3, 101, 32) if args.dry_run else (17, 32001, 512)
+    sizes = (5, 101, 32) if args.dry_run else (17, 32001, 512)
     for dtype, budget in BUDGET.items():
         for name, changes in HEADS.items():
             case = make(*sizes, 4, 0.5, dtype, args.device).with_head(**changes_of(changes, sizes[1]))

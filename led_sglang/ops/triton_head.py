@@ -40,6 +40,7 @@ def _product(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):
     logits = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     for start in range(0, hidden, BLOCK_H):
@@ -53,6 +54,8 @@ def _product(  # type: ignore[no-untyped-def]
             mask=is_token[None, :] & is_dim[:, None],
             other=0.0,
         )
+        if WIDEN:
+            x, w = x.to(tl.float32), w.to(tl.float32)
         logits = tl.dot(x, w, logits, input_precision="ieee")
     return logits
 
@@ -81,6 +84,7 @@ def head_kernel(  # type: ignore[no-untyped-def]
     HAS_FINAL: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    WIDEN: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -98,7 +102,7 @@ def head_kernel(  # type: ignore[no-untyped-def]
                 is_column = ids < num_columns
                 logits = _product(
                     final, rows, is_row, stride_final, weight, ids, is_column, stride_weight, hidden,
-                    BLOCK_N, BLOCK_V, BLOCK_H,
+                    BLOCK_N, BLOCK_V, BLOCK_H, WIDEN,
                 )  # fmt: skip
                 tl.store(
                     final_logits + rows[:, None] * num_columns + ids[None, :],
@@ -119,7 +123,7 @@ def head_kernel(  # type: ignore[no-untyped-def]
             is_token = ids < num_vocab
             logits = _product(
                 latents, rows, is_row, stride_latent, weight, ids, is_token, stride_weight, hidden,
-                BLOCK_N, BLOCK_V, BLOCK_H,
+                BLOCK_N, BLOCK_V, BLOCK_H, WIDEN,
             )  # fmt: skip
             if HAS_BIAS:
                 logits += tl.load(bias + ids, mask=is_token, other=0.0).to(tl.float32)[None, :]
@@ -176,6 +180,8 @@ def run(final: Tensor | None, latents: Tensor, needed: Tensor, head: Head, tau: 
             HAS_FINAL=final is not None,
             HAS_BIAS=head.bias is not None,
             HAS_SOFTCAP=head.softcap is not None,
+            # The interpreter would multiply bfloat16's bit patterns as integers.
+            WIDEN=weight.dtype == torch.bfloat16 and is_interpreted(),
             BLOCK_N=BLOCK_ROWS,
             BLOCK_V=BLOCK_VOCAB,
             BLOCK_H=BLOCK_HIDDEN,

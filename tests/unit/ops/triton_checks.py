@@ -33,6 +33,17 @@ def check_row_list() -> None:
         torch.testing.assert_close(log_normalizers(latents, rows, case.head, tau), truth.where(rows, 0.0))
 
 
+def check_normalizers(dtype: torch.dtype) -> None:
+    """Half-precision operands, float32 sums: closer to float64 than torch, which rounds the logits."""
+    case = make_case(6, 1300, hidden=70, depth=2, dtype=dtype)
+    tau, needed = torch.linspace(0.3, 2, 6), torch.ones(6, dtype=torch.bool)
+    truth = (case.latents[0].double() @ case.head.weight.double().T / tau[:, None]).logsumexp(-1)
+    error = (log_normalizers(case.latents[0], needed, case.head, tau) - truth).abs().max()
+    assert error < 1e-4, error
+    plain = plain_normalizers(case.latents[0], case.head, tau[:, None])
+    assert error <= (plain - truth).abs().max() + 1e-5
+
+
 def check_one_pass(**head: object) -> None:
     """Final rows, riders and rows left out, in one kernel; more final rows than one block holds."""
     case = make_case(35, 300, hidden=40, depth=3, explore=True).with_head(**head)
@@ -72,6 +83,8 @@ def main() -> None:
     check_step(make_case(3, 130, explore=True).with_head(num_rows=101))
     check_step(make_case(3, 97, explore=False))
     check_step(make_case(2, 97, dtype=torch.float16, explore=True, depth=2), tolerance=1e-3)  # "fused" rounds logits
+    check_normalizers(torch.bfloat16)
+    check_normalizers(torch.float16)
     broken = make_case(3, 97, explore=True)
     broken.latents[0, 1, 2] = torch.inf
     assert broken.run("triton").ok.tolist() == [True, False, True]

@@ -68,8 +68,8 @@ class Correctness:
 class PositiveGRPOTrainer(GRPOTrainer):
     """GRPO that learns from completions better than their group's mean and leaves the others out.
 
-    Tried with them: 26 steps at a rate of 3e-4 gained nothing, and 11 at 1e-3 took the reward from 0.4 to 0.1; pushing a
-    wrong completion down also pushes down the sums in it that are right. A step costs half as much without them.
+    Tried with them: 26 steps at a rate of 3e-4 gained nothing, and 11 at 1e-3 took the reward from 0.4 to 0.1; pushing
+    a wrong completion down also pushes down the sums in it that are right. A step costs half as much without them.
     """
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:

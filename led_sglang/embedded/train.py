@@ -81,6 +81,7 @@ def learning_rate(step: int, num_steps: int, peak: float) -> float:
 
 
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    model.config.use_cache = True  # trainers switch it off
     model.save_pretrained(out)
     generation_config(tokenizer).save_pretrained(out)
     tokenizer_module.save(out)

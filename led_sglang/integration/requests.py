@@ -72,7 +72,14 @@ def verify(original: Any, self: Any, vocab_size: int) -> None:
         raise LedParamError(f"LED samples, it cannot run a beam search: beam_width must be 1, got {self.beam_width}")
 
 
-def add_to_responses(result: dict[str, Any], self: Any, *args: Any, **kwargs: Any) -> None:
+def add_to_responses(
+    result: dict[str, Any],
+    self: Any,
+    default_max_tokens: Any = None,
+    default_params: Any = None,
+    stop: Any = None,
+    tool_call_constraint: Any = None,
+) -> None:
     """AFTER ResponsesRequest.to_sampling_params: the parameters that `http.lift` checked and left in `metadata.led`."""
     value = (self.metadata or {}).get("led")
     if value is not None:

@@ -57,9 +57,9 @@ class Explore:
 
     probs: Tensor  # (N, K)
     depth: Tensor  # (N,)
-    entropy: Tensor  # (N,)
     ok: Tensor  # (N,) bool
-    depth_entropy: Tensor | None  # (N, J+1), where a row asked for `full`
+    entropy: Tensor | None  # (N,); None: no row asked for `full`
+    depth_entropy: Tensor | None  # (N, J+1), the same
 
 
 def led_step(
@@ -141,12 +141,18 @@ def exploit_step(final: FinalLayer, exploit: Tensor, explored: Tensor, rows: Led
         explored=explored,
         depth=torch.ones_like(rows.depth),
         confidence=final.confidence,
-        entropy=torch.special.entr(exploit).sum(-1) if rows.any_full else None,
+        entropy=entropy_of(exploit) if rows.any_full else None,
         candidate_ids=final.candidate_ids,
         exploit_probs=exploit,
         explore_probs=exploit,
         logprob=torch.full_like(final.confidence, torch.nan) if rows.any_full else None,
     )
+
+
+def entropy_of(probs: Tensor) -> Tensor:
+    """Of each distribution along the last axis, in nats (Eq. 5)."""
+    entropy: Tensor = torch.special.entr(probs).sum(-1)
+    return entropy
 
 
 def explore_rows(
@@ -176,8 +182,8 @@ def explore_rows(
     return Explore(
         exploit.index_copy(0, index, part.probs),
         torch.ones_like(rows.depth).index_copy_(0, index, part.depth),
-        torch.special.entr(exploit).sum(-1).index_copy_(0, index, part.entropy),
         torch.ones_like(needs_latents).index_copy_(0, index, part.ok),
+        None if part.entropy is None else entropy_of(exploit).index_copy_(0, index, part.entropy),
         _spread(part.depth_entropy, index, len(exploit)),
     )
 
@@ -198,8 +204,8 @@ def where_needed(explore: Explore, needs_latents: Tensor, exploit: Tensor) -> Ex
     return Explore(
         explore.probs.where(needs_latents[:, None], exploit),
         explore.depth.where(needs_latents, 1),
-        explore.entropy.where(needs_latents, torch.special.entr(exploit).sum(-1)),
         explore.ok | ~needs_latents,
+        None if explore.entropy is None else explore.entropy.where(needs_latents, entropy_of(exploit)),
         explore.depth_entropy,
     )
 
@@ -229,13 +235,14 @@ def explore_branch(
         layers = torch.where(take(rows.normalize_layers)[:, None], normalized, layers)
     sums = layers.cumsum(0)
     aggregates = sums / sums.sum(-1, keepdim=True)  # Eq. 4
-    entropies = torch.special.entr(aggregates).sum(-1)  # (J+1, N), Eq. 5
+    entropies = entropy_of(aggregates)  # (J+1, N)
     if rows.mixed_depth:
         is_beyond = torch.arange(num_layers + 1, device=entropies.device)[:, None] >= take(rows.depth)  # (J+1, N)
         entropies = entropies.masked_fill(is_beyond, -1.0)
     entropy, best = entropies.max(0)  # Eq. 6; NaN counts as largest
     probs = aggregates.gather(0, best[None, :, None].expand(1, -1, rows.max_top_k)).squeeze(0)
-    return Explore(probs, best + 1, entropy, entropy >= 0, entropies.t() if rows.any_full else None)
+    told = (entropy, entropies.t()) if rows.any_full else (None, None)
+    return Explore(probs, best + 1, entropy >= 0, *told)
 
 
 def pick_latents(latents: Tensor, head: Head, rows: LedRows, index: Tensor | None, num_layers: int) -> Tensor:
@@ -272,7 +279,7 @@ def mixed_step(
         explored=explored,
         depth=explore.depth,
         confidence=final.confidence,
-        entropy=explore.entropy if rows.any_full else None,
+        entropy=explore.entropy,
         candidate_ids=final.candidate_ids,
         exploit_probs=exploit,
         explore_probs=explore.probs,

@@ -24,7 +24,7 @@ def form_of(num_rows: int, asked: str, device: torch.device) -> str:
     """The form for a batch of so many rows: "one_pass" or "coin_first".
 
     "auto": one pass up to MAX_ROWS where the host cannot look. Where it can (CPU), the rows that explore are known for
-    nothing before the latents are touched, and a small product is bound by arithmetic: coin first was faster always.
+    nothing before the latents are touched, and a small product is bound by arithmetic: nothing is gained by riding.
     """
     if asked != "auto":
         return asked

@@ -105,6 +105,9 @@ class Log(TrainerCallback):
         if is_due:
             save(self.model, self.tokenizer, self.args.out)
 
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self.file.close()
+
     def _scores(self) -> str:
         scores = held_out_scores(self.model, self.tokenizer, self.args.eval_problems, seed=self.args.seed)
         return f"{scores['pass_at_1']},{scores['pass_at_n']}"

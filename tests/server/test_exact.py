@@ -203,14 +203,19 @@ def test_retracted_requests_without_prefix_cache(crowded_client: Client, oracle:
     ]
     prompts = [thinking_prompt(500 + i, 12) for i in range(12)]
     requests = [Request(p, asked[i % 4], num_tokens=64, seed=i, ignore_eos=False) for i, p in enumerate(prompts)]
-    replies = crowded_client.together(requests)
-    num_retractions = [reply.meta["num_retractions"] for reply in replies]
-    assert sum(num_retractions) > 0, "nothing was retracted"
+    extends = 0
+    for _ in range(4):  # on a busy machine they may arrive too far apart to crowd each other out
+        replies = crowded_client.together(requests)
+        num_retractions = [reply.meta["num_retractions"] for reply in replies]
+        extends += len(requests) + sum(num_retractions)
+        if any(num_retractions):
+            break
+    assert any(num_retractions), "nothing was retracted"
     assert all(reply.meta["cached_tokens"] == 0 or reply.meta["num_retractions"] for reply in replies)
     assert check(oracle, *replies).num_steps == 12 * 64
     info = crowded_client.get("/led/info")
     steps = info["form"]["steps"]
-    assert steps["one_pass"] > 64 and steps["coin_first"] <= 12 + sum(num_retractions), "only extend steps draw first"
+    assert steps["one_pass"] > 64 and steps["coin_first"] <= extends, "only extend steps draw first"
     assert info["form"]["fault"] is None and info["counters"]["step_failures"] == 0
 
 

@@ -44,7 +44,7 @@ def main() -> None:
     scores.set(title="reinforcement", xlabel="step", ylim=(0, 1))
     scores.legend(fontsize=7, frameon=False)
     draw(entropy, reinforced, 4, "entropy", "entropy")
-    entropy.set(title="final layer's entropy, sampled tokens", xlabel="step", ylabel="nats", ylim=(0, None))
+    entropy.set(title="final layer, sampled tokens", xlabel="step", ylabel="entropy (nats, T = 1)", ylim=(0, None))
     for axes in (loss, scores, entropy):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

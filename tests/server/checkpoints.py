@@ -29,6 +29,7 @@ from led_sglang.embedded import MODEL_DIR
 NUM_LAYERS = 12
 VOCAB_SIZE = 1003  # more than the tokenizer knows; SGLang pads it to 1024, so that head rows exist which are no tokens
 MARKS = {mark["content"]: mark["id"] for mark in json.loads((MODEL_DIR / "tokenizer.json").read_text())["added_tokens"]}
+MARK_ROWS = range(797, 802)  # padding, start, end, <think> and </think>
 OPEN_ID, CLOSE_ID, END_ID = MARKS["<think>"], MARKS["</think>"], MARKS["<|im_end|>"]
 HEAD_SCALE = 4.0
 EMBEDDING_SCALE = 6.0
@@ -94,6 +95,7 @@ def build(name: str, folder: Path, seed: int = 20260201) -> Path:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if name != "gpt2":
         sharpen(model)
+        place_marks(model)
     model.save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(MODEL_DIR / file, folder / file)
@@ -114,6 +116,14 @@ def sharpen(model: PreTrainedModel) -> None:
             weight.normal_(0.0, 0.05)
     model.get_input_embeddings().weight.mul_(EMBEDDING_SCALE)
     model.get_output_embeddings().weight.mul_(HEAD_SCALE)
+
+
+@torch.no_grad()
+def place_marks(model: PreTrainedModel) -> None:
+    """The tests' biases and seeds were chosen for the rows of MARK_ROWS: they are given to the tokenizer's marks."""
+    there = list(MARKS.values())
+    for weight in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+        weight[[*there, *MARK_ROWS]] = weight[[*MARK_ROWS, *there]]
 
 
 def serve_as_mimo(folder: Path) -> None:

@@ -26,7 +26,7 @@ serve: env
 	@exec $(PYTHON_VENV) -m led_sglang.launch $(ARGS)
 
 test: env
-	@exec $(PYTHON_VENV) -m pytest -n 2 --no-loadscope-reorder $(ARGS)
+	@exec $(PYTHON_VENV) -m pytest $(ARGS)
 
 check: env
 	@scripts/check

@@ -20,7 +20,7 @@ def embedded_server(logs: Path) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stock_server(logs: Path) -> Iterator[Server]:
     """The embedded model on stock SGLang: no hook installed."""
     with Server("--led", "disabled", log=logs / "stock.log") as server:

@@ -78,7 +78,7 @@ def install_plugin(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def methods_server(qwen3_folder: Path, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Prefix cache on, prompts cut into chunks of 32 tokens, every method enabled."""
     arguments = ("--chunked-prefill-size", "32", "--max-total-tokens", "8192", "--led-methods", ",".join(METHODS))
@@ -100,7 +100,7 @@ class Asker(Client):
         return Reply(request, self.post("/generate", body))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def asker(methods_server: Server) -> Asker:
     return Asker(methods_server.url)
 

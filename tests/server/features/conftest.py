@@ -40,7 +40,7 @@ def adapted(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     return Oracle(adapters.merge(adapter, tmp_path_factory.mktemp("adapted")))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def features_server(logs: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     plugins = tmp_path_factory.mktemp("cpu_plugin")
     install_plugin(plugins, ON_A_CPU.strip())
@@ -58,14 +58,14 @@ def features_server(logs: Path, adapter: Path, tmp_path_factory: pytest.TempPath
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def http(features_server: Server) -> Iterator[httpx.Client]:
     headers = {"authorization": f"Bearer {API_KEY}"}
     with httpx.Client(base_url=features_server.url, headers=headers, timeout=LIMIT_S) as client:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def openai(features_server: Server) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{features_server.url}/v1", api_key=API_KEY, timeout=LIMIT_S, max_retries=0) as client:
         yield client

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from measure import interleaved_median_ms, peak_bandwidth, peak_extra_mib, peak_flops
 from provenance import provenance
+from rows import paper_rows
 
 from led_sglang.ops import Head, LedRows, LedStep, Noise, host, led_step, one_pass
 from led_sglang.params import FORMS
@@ -74,36 +75,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_rows(args: argparse.Namespace) -> LedRows:
-    def column(value: float | bool) -> torch.Tensor:
-        return torch.full((args.rows,), value, device=args.device)
-
-    return LedRows(
-        active=column(True),
-        depth=column(args.depth),
-        top_k=column(args.top_k),
-        temperature=column(0.6),
-        greedy=column(False),
-        exploit=column(True),
-        latent_norm=column(False),
-        normalize_layers=column(False),
-        latent_offset=column(0),
-        min_p=column(0.0),
-        full=column(False),
-        max_depth=args.depth,
-        max_top_k=args.top_k,
-        any_full=False,
-        any_norm=False,
-        all_norm=False,
-        any_min_p=False,
-        mixed_top_k=False,
-        mixed_depth=False,
-        any_greedy=False,
-        any_normalize=False,
-        any_offset=False,
-    )
-
-
 def make_inputs(args: argparse.Namespace) -> Inputs:
     """Every layer likes the same six tokens of a row, each in its own order: peaked, and in disagreement."""
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
@@ -119,7 +90,8 @@ def make_inputs(args: argparse.Namespace) -> Inputs:
     coin = torch.full((args.rows,), 1 - 2**-20, device=device, dtype=torch.float64)
     coin[torch.randperm(args.rows, device=device)[:num_exploring]] = 0.0
     noise = Noise(coin, torch.rand(args.rows, device=device, dtype=torch.float64))
-    return Inputs(final_logits, streams[1:].contiguous(), Head(weight, args.vocab), make_rows(args), noise)
+    rows = paper_rows(args.rows, args.depth, args.top_k, args.device)
+    return Inputs(final_logits, streams[1:].contiguous(), Head(weight, args.vocab), rows, noise)
 
 
 def max_abs_error(inputs: Inputs, args: argparse.Namespace) -> float:

@@ -23,9 +23,10 @@ import torch
 
 from benchmarks.load import Window, cpu_seconds, run_window
 from benchmarks.provenance import provenance
+from benchmarks.rows import paper_rows
 from led_sglang.child_server import Server
 from led_sglang.embedded.problems import generate
-from led_sglang.ops import Head, LedRows, Noise, led_step
+from led_sglang.ops import Head, Noise, led_step
 
 RESULTS = Path(__file__).parent / "results" / "trace.jsonl"
 
@@ -46,39 +47,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_rows(num_rows: int, is_traced: bool) -> LedRows:
-    """The paper's defaults for every row; row 0 asks for its trace."""
-
-    def every(value: object) -> torch.Tensor:
-        return torch.full((num_rows,), value)  # type: ignore[call-overload, no-any-return]
-
-    full = every(False)
-    full[0] = is_traced
-    return LedRows(
-        active=every(True),
-        depth=every(8),
-        top_k=every(8),
-        temperature=every(0.6),
-        greedy=every(False),
-        exploit=every(True),
-        latent_norm=every(False),
-        normalize_layers=every(False),
-        latent_offset=every(0),
-        min_p=every(0.0),
-        full=full,
-        max_depth=8,
-        max_top_k=8,
-        any_full=is_traced,
-        any_norm=False,
-        all_norm=False,
-        any_min_p=False,
-        mixed_top_k=False,
-        mixed_depth=False,
-        any_greedy=False,
-        any_normalize=False,
-    )
-
-
 def measure_step(num_rows: int, rounds: int = 400) -> dict[str, Any]:
     """At the embedded model's sizes, with the copies of a trace to Python that `StepRecord` makes."""
     torch.set_num_threads(1)
@@ -87,7 +55,8 @@ def measure_step(num_rows: int, rounds: int = 400) -> dict[str, Any]:
     head = Head(0.1 * torch.randn(832, 128), 832)
     coin, token = torch.rand(2, num_rows, dtype=torch.float64)
     times: dict[bool, list[float]] = {False: [], True: []}
-    all_rows = {is_traced: make_rows(num_rows, is_traced) for is_traced in times}
+    first = torch.arange(num_rows) == 0
+    all_rows = {False: paper_rows(num_rows), True: paper_rows(num_rows, full=first, any_full=True)}
     for i in range(2 * rounds):
         is_traced = i % 2 == 1
         start = time.thread_time()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from benchmarks.rows import paper_rows
 from led_sglang.ops import Head, LedRows, LedStep, Noise, led_step, one_pass
 
 
@@ -49,37 +50,5 @@ def make(
     coin[torch.randperm(num_rows, device=device)[: round(explore_rate * num_rows)]] = 0.0
     noise = Noise(coin, torch.rand(num_rows, device=device, dtype=torch.float64))
     final_logits = (streams[0] @ weight.T).float()
-    head, same_rows = Head(weight, vocab), rows(num_rows, depth, device)
+    head, same_rows = Head(weight, vocab), paper_rows(num_rows, depth, device=device)
     return Case(streams[0], final_logits, streams[1:].contiguous(), head, same_rows, noise)
-
-
-def rows(num_rows: int, depth: int, device: torch.device) -> LedRows:
-    """The paper's defaults in every row."""
-
-    def column(value: float | bool) -> Tensor:
-        return torch.full((num_rows,), value, device=device)
-
-    return LedRows(
-        active=column(True),
-        depth=column(depth),
-        top_k=column(8),
-        temperature=column(0.6),
-        greedy=column(False),
-        exploit=column(True),
-        latent_norm=column(False),
-        normalize_layers=column(False),
-        latent_offset=column(0),
-        min_p=column(0.0),
-        full=column(False),
-        max_depth=depth,
-        max_top_k=8,
-        any_full=False,
-        any_norm=False,
-        all_norm=False,
-        any_min_p=False,
-        mixed_top_k=False,
-        mixed_depth=False,
-        any_greedy=False,
-        any_normalize=False,
-        any_offset=False,
-    )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import hashlib
 import random
 import re
 from collections import Counter
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from led_sglang.embedded import expressions, search
-from led_sglang.embedded.problems import HELD_OUT_SHARE, Split
+from led_sglang.embedded.problems import Split, split_of
 
 PHRASINGS = (
     "Make {target} from {numbers}.",
@@ -52,13 +51,8 @@ class Countdown:
 
 
 def key_of(numbers: tuple[int, ...], target: int) -> str:
+    """What the split depends on: numbers and target alone, whatever their order, the words or the seed."""
     return f"{sorted(numbers)} -> {target}"
-
-
-def split_of(key: str) -> Split:
-    """The split is a function of numbers and target alone, whatever their order, the words or the seed."""
-    digest = hashlib.sha256(key.encode()).digest()
-    return "held_out" if digest[0] % HELD_OUT_SHARE == 0 else "train"
 
 
 def stream(split: Split, seed: int) -> Iterator[Countdown]:

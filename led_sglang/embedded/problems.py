@@ -31,7 +31,7 @@ PHRASINGS = (
     "Solve {}.",
 )
 NUM_OPERANDS = (2, 3, 3, 4)  # drawn uniformly, so three operands are as common as two and four together
-HELD_OUT_SHARE = 8  # one expression in eight is never trained on
+HELD_OUT_SHARE = 8  # one problem in eight is never trained on
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Problem:
     answer_text: str
 
 
-def split_of(expression: str) -> Split:
-    """The split is a function of the expression's text alone, hence no seed can put one expression in both."""
-    digest = hashlib.sha256(expression.encode()).digest()
+def split_of(key: str) -> Split:
+    """The split is a function of a problem's key (here the expression) alone: no seed can put one problem in both."""
+    digest = hashlib.sha256(key.encode()).digest()
     return "held_out" if digest[0] % HELD_OUT_SHARE == 0 else "train"
 
 

@@ -36,13 +36,21 @@ class MethodGroup:
     rows: Tensor  # (n,) int64, positions among our R rows
     batch_rows: Tensor  # (n,) int64, positions in the batch
     params: tuple[LedParams, ...]
-    _cache: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def noise(self, make: Callable[[], NoiseStream]) -> NoiseStream:
+        """Kept as long as the batch keeps its rows."""
+        if "noise" not in self._cache:
+            self._cache["noise"] = make()
+        stream: NoiseStream = self._cache["noise"]
+        return stream
 
     def tensor(self, name: str, values: Callable[[], list[Any]], dtype: torch.dtype) -> Tensor:
         """Host data as a device tensor, made once per batch composition."""
         if name not in self._cache:
             self._cache[name] = torch.tensor(values(), dtype=dtype, device=self.rows.device)
-        return self._cache[name]
+        tensor: Tensor = self._cache[name]
+        return tensor
 
     def column(self, key: str, dtype: torch.dtype) -> Tensor:
         """One parameter of every row: (n,)."""

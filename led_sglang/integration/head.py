@@ -11,11 +11,7 @@ from led_sglang.ops.types import Head
 
 def build_head(logits_processor: Any, lm_head: Any, final_norm: Any, tp_group: Any) -> Head:
     """The head as `ops` needs it; a quantised one is multiplied by the engine. Raises CaptureError for a LoRA one."""
-    if hasattr(lm_head, "set_lora") and hasattr(lm_head, "apply_lora"):
-        raise CaptureError(
-            f"{type(lm_head).__name__} adds another adapter to each row of the batch, which LED's latent rows cannot "
-            f"say. Leave lm_head out of the LoRA target modules, or start with --led-max-depth 1 or --led disabled."
-        )
+    refuse_lora(lm_head)
     is_plain = has_plain_weight(lm_head)
     weight = lm_head.weight if is_plain else _placeholder(logits_processor, lm_head)
     vocab_size = int(logits_processor.vocab_size)
@@ -39,6 +35,15 @@ def build_head(logits_processor: Any, lm_head: Any, final_norm: Any, tp_group: A
         all_gather=all_gather if num_ranks > 1 else None,
         project=None if is_plain else _engine_product(logits_processor, lm_head),
     )
+
+
+def refuse_lora(lm_head: Any) -> None:
+    """Raises CaptureError for a head that adds an adapter to each row."""
+    if hasattr(lm_head, "apply_lora"):
+        raise CaptureError(
+            f"{type(lm_head).__name__} adds another adapter to each row of the batch, which LED's latent rows cannot "
+            f"say. Leave lm_head out of --lora-target-modules and of the adapters, or start with --led disabled."
+        )
 
 
 def has_plain_weight(lm_head: Any) -> bool:

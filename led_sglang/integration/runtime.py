@@ -12,7 +12,7 @@ from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 from led_sglang.integration.capture import Capture, CaptureError
-from led_sglang.integration.head import build_head, why_nothing_rides
+from led_sglang.integration.head import build_head, refuse_lora, why_nothing_rides
 from led_sglang.integration.layers import captured_layers
 from led_sglang.integration.ranks import RankCheck
 from led_sglang.integration.ride import Ride
@@ -163,8 +163,4 @@ def _refuse_unsupported(runner: Any) -> None:
             "LED does not work with speculative decoding, which bypasses the sampler: drop --speculative-algorithm or "
             "start with --led disabled"
         )
-    if hasattr(getattr(runner.model, "lm_head", None), "apply_lora"):
-        raise CaptureError(
-            "LED reads the LM head's weight, which a LoRA adapter would change for some requests: leave lm_head out of "
-            "--lora-target-modules and of the adapters, or start with --led disabled"
-        )
+    refuse_lora(getattr(runner.model, "lm_head", None))

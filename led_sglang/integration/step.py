@@ -9,7 +9,7 @@ from torch import Tensor
 from led_sglang.integration import transforms
 from led_sglang.integration.batch import DeviceRows, LedBatch, activate
 from led_sglang.integration.runtime import Runtime
-from led_sglang.ops import led_step
+from led_sglang.ops import host, led_step
 from led_sglang.ops.plain import sample_filtered
 from led_sglang.ops.types import LedStep, Noise
 
@@ -75,7 +75,7 @@ class StepContext:
         if self.runtime.is_sanitized and self.rows.groups:
             engine_logits.copy_(logits.nan_to_num(nan=-SANITIZER, posinf=SANITIZER, neginf=-SANITIZER))
         capture, head = self.runtime.capture, self.runtime.head
-        if logits.device.type == "cpu" and not any(self.active.tolist()):
+        if host.can_look(logits.device) and not any(self.active.tolist()):
             return
         num_rows = logits.shape[0]
         if capture.buffer is None:
@@ -102,7 +102,7 @@ class StepContext:
         picked = self.rows.seeded
         if picked is None or self.info.sampling_seed is not None:
             return
-        if probs.device.type == "cpu" and bool(self.active.all()):
+        if host.can_look(probs.device) and all(self.active.tolist()):
             return
         batch_rows = picked if self.rows.index is None else self.rows.index[picked]
         info = self.info

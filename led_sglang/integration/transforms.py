@@ -10,7 +10,7 @@ from led_sglang.integration.batch import MethodGroup
 from led_sglang.integration.layers import confident_layers, dola_layers
 from led_sglang.ops.confident import confident_logits
 from led_sglang.ops.dola import dola_logits
-from led_sglang.ops.noise import uniforms
+from led_sglang.ops.noise import NoiseStream
 from led_sglang.ops.soft import cold_stop, soft_mixture
 from led_sglang.params import MAX_SOFT_TOP_K
 
@@ -62,14 +62,13 @@ def soft(context: "StepContext", group: MethodGroup, logits: Tensor) -> Override
     rows, slots, thinking = group.rows, context.slots[group.rows], context.thinking[group.rows]
     is_gumbel = group.params[0].method == "soft_thinking_gumbel"
     max_k = MAX_SOFT_TOP_K  # of every batch: with a width of the neighbours' a row's sums would round otherwise
-    temperatures = group.column("gumbel_temperature", torch.float32) if is_gumbel else torch.zeros(len(rows))
     step = soft_mixture(
         logits[group.batch_rows],
         context.rows.params.temperature[rows],
         context.rows.params.greedy[rows],
         group.column("max_topk", torch.int64),
-        temperatures.to(logits.device),
-        _gumbel_noise(context, rows, max_k) if is_gumbel else None,
+        group.column("gumbel_temperature", torch.float32),
+        _gumbel_noise(context, group, max_k) if is_gumbel else None,
         max_k,
     )
     is_decode = context.runtime.forward_batch.forward_mode.is_decode()
@@ -86,13 +85,11 @@ def soft(context: "StepContext", group: MethodGroup, logits: Tensor) -> Override
     return group.batch_rows, forced, is_forced
 
 
-def _gumbel_noise(context: "StepContext", rows: Tensor, num_columns: int) -> Tensor:
-    """Streams of their own: the first two are LED's coin and token."""
-    device_rows = context.rows
-    streams = uniforms(
-        device_rows.seed[rows], device_rows.sample[rows], context.positions[rows], num_streams=2 + num_columns
-    )
-    return streams[2:].T
+def _gumbel_noise(context: "StepContext", group: MethodGroup, num_columns: int) -> Tensor:
+    """(n, num_columns), of streams of their own: the first two are LED's coin and token."""
+    rows = context.rows
+    stream = group.noise(lambda: NoiseStream(rows.seed[group.rows], rows.sample[group.rows], 2 + num_columns))
+    return stream.at(context.positions[group.rows])[2:].T
 
 
 HANDLERS: dict[str, Callable[["StepContext", MethodGroup, Tensor], Override | None]] = {

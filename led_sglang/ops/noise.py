@@ -78,21 +78,21 @@ def _numpy_uniforms(seed: Signed, sample: Signed, position: Signed, num_streams:
 
 
 class NoiseStream:
-    """The two uniforms of each row of a batch, step after step.
+    """The uniforms of each row of a batch, step after step.
 
     On the CPU a block of positions is drawn at once: while a batch keeps its rows they advance together, and twenty
     small numpy calls at every step were a hundredth of a small model's time. Elsewhere, and where rows do not
     advance together (a prefill, a retraction), the result is the same, only later.
     """
 
-    def __init__(self, seed: Tensor, sample: Tensor) -> None:
-        self.seed, self.sample = seed, sample  # (R,) int64 each
+    def __init__(self, seed: Tensor, sample: Tensor, num_streams: int = 2) -> None:
+        self.seed, self.sample, self.num_streams = seed, sample, num_streams  # (R,) int64 each
         self._block: Iterator[tuple[list[int], Tensor]] = iter(())  # positions to come and their noise
 
     def at(self, position: Tensor) -> Tensor:
-        """(R,) int64 -> (2, R) float64, as `uniforms`."""
+        """(R,) int64 -> (num_streams, R) float64, as `uniforms`."""
         if position.device.type != "cpu":
-            return uniforms(self.seed, self.sample, position)
+            return uniforms(self.seed, self.sample, position, self.num_streams)
         wanted = position.tolist()
         expected, noise = next(self._block, (None, None))
         if noise is None or expected != wanted:
@@ -102,5 +102,5 @@ class NoiseStream:
 
     def _ahead(self, first: Signed) -> Iterator[tuple[list[int], Tensor]]:
         positions = first + np.arange(BLOCK_POSITIONS)[:, None]  # (BLOCK_POSITIONS, R)
-        block = _numpy_uniforms(self.seed.numpy(), self.sample.numpy(), positions, 2)
+        block = _numpy_uniforms(self.seed.numpy(), self.sample.numpy(), positions, self.num_streams)
         return zip(positions.tolist(), torch.from_numpy(block).unbind(), strict=True)

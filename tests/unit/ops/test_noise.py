@@ -125,6 +125,13 @@ def test_a_stream_of_blocks_is_the_same_noise():
         assert torch.equal(stream.at(position), uniforms(seed, sample, position))
 
 
+def test_a_stream_of_more_than_coin_and_token():
+    seed, sample = torch.tensor([3, -9]), torch.tensor([0, 1])
+    stream = NoiseStream(seed, sample, num_streams=34)
+    for position in (torch.tensor([5, 70]), torch.tensor([6, 71]), torch.tensor([2, 71])):
+        assert torch.equal(stream.at(position), uniforms(seed, sample, position, 34))
+
+
 def test_a_stream_keeps_no_hold_of_the_positions_it_was_given():
     """The engine advances its positions in place."""
     stream, position = NoiseStream(torch.tensor([3]), torch.tensor([0])), torch.tensor([5])

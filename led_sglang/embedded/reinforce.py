@@ -123,7 +123,7 @@ def grpo_config(args: argparse.Namespace) -> GRPOConfig:
         max_steps=args.steps,
         seed=args.seed,
         learning_rate=args.learning_rate,
-        lr_scheduler_type="constant_with_warmup",
+        lr_scheduler_type="linear",
         warmup_steps=5,
         adam_beta2=0.98,
         max_grad_norm=1.0,

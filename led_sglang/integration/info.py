@@ -1,5 +1,6 @@
 """GET /led/info: what runs here, and whether it is verified."""
 
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
@@ -21,13 +22,39 @@ def add_scheduler_facts(result: Any, self: Any, recv_req: Any) -> None:
         result.internal_state["led"] = {**current.facts(), "hook_faults": hooks}
 
 
+def combine(engines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The facts of data-parallel engines as one: counts are summed, the first fault or other value stands for all."""
+    if not engines:
+        return {}
+    first = dict(engines[0])
+    if len(engines) == 1:
+        return first
+    first["step_failures"] = sum(engine["step_failures"] for engine in engines)
+    for key, count in (("form", "steps"), ("head", "engine_steps")):
+        first[key] = {**first[key], count: _total([engine[key][count] for engine in engines])}
+    first["form"]["fault"] = _first_fault(engine["form"]["fault"] for engine in engines)
+    first["hook_faults"] = {
+        target: _first_fault(engine["hook_faults"][target] for engine in engines) for target in first["hook_faults"]
+    }
+    return first
+
+
+def _total(counts: list[Any]) -> Any:
+    if isinstance(counts[0], dict):
+        return {key: sum(count[key] for count in counts) for key in counts[0]}
+    return sum(counts)
+
+
+def _first_fault(faults: Iterable[str | None]) -> str | None:
+    return next((fault for fault in faults if fault is not None), None)
+
+
 async def describe(tokenizer_manager: Any) -> dict[str, Any]:
     """The document served at /led/info."""
     config = server_config()
     assert config is not None
-    facts: dict[str, Any] = {}
-    for state in await tokenizer_manager.get_internal_state():
-        facts = state.get("led") or facts
+    states = await tokenizer_manager.get_internal_state()
+    facts = combine([state["led"] for state in states if state.get("led")])
     faults = facts.pop("hook_faults", {})
     return {
         "versions": {"led_sglang": __version__, "sglang": version("sglang"), "torch": version("torch")},

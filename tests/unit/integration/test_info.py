@@ -1,0 +1,34 @@
+"""What /led/info says of several data-parallel engines."""
+
+from typing import Any
+
+from led_sglang.integration.info import combine
+
+
+def engine(steps: int, failures: int, fault: str | None) -> dict[str, Any]:
+    return {
+        "num_layers": 12,
+        "step_failures": failures,
+        "form": {"asked": "auto", "steps": {"one_pass": 1, "coin_first": steps}, "fault": fault},
+        "head": {"kind": "weight", "engine_steps": steps},
+        "hook_faults": {"a": None, "b": fault},
+    }
+
+
+def test_no_engine_answers() -> None:
+    assert combine([]) == {}
+
+
+def test_one_engine_is_told_as_it_is() -> None:
+    assert combine([engine(3, 1, "broken")]) == engine(3, 1, "broken")
+
+
+def test_counts_are_summed_and_any_fault_is_told() -> None:
+    told = combine([engine(3, 1, None), engine(4, 2, "broken"), engine(0, 0, "later")])
+    assert told == {
+        "num_layers": 12,
+        "step_failures": 3,
+        "form": {"asked": "auto", "steps": {"one_pass": 3, "coin_first": 7}, "fault": "broken"},
+        "head": {"kind": "weight", "engine_steps": 7},
+        "hook_faults": {"a": None, "b": "broken"},
+    }

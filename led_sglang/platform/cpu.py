@@ -11,6 +11,8 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
+from led_sglang.platform import attention_choice
+
 __all__ = ["PlainTorchPlatform"]
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,17 @@ class PlainTorchPlatform(CpuDeviceMixin, SRTPlatform):
         # is one CPU, so tensor-parallel ranks have no index.
         return "cpu"
 
+    def init_backend(self) -> None:
+        """Called where a model will run. Raises ValueError for an unknown choice of attention."""
+        if attention_choice() != "batched":
+            return
+        # Not at the top: SGLang asks for the platform before its attention modules can be imported.
+        from sglang.srt.layers.attention.attention_registry import register_attention_backend
+
+        from led_sglang.platform.attention import BatchedAttention
+
+        register_attention_backend("torch_native")(BatchedAttention)
+
     def get_default_attention_backend(self) -> str:
         return "torch_native"
 
@@ -62,6 +75,7 @@ class PlainTorchPlatform(CpuDeviceMixin, SRTPlatform):
         """Sets what plain PyTorch needs, so that nobody has to know these flags."""
         if server_args.device != "cpu":
             return
+        attention_choice()  # an unknown one stops the launch, not a scheduler later
         # SGLang fills in "intel_amx" for any CPU before it asks us, and its kernels are not there.
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = "torch_native"

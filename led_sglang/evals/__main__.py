@@ -2,6 +2,7 @@
 
 python -m led_sglang.evals run --task embedded --methods cot,led,led:depth=4 --samples 16 --out out/run
 python -m led_sglang.evals report out/run --out docs/results/embedded
+python -m led_sglang.evals reproduce --task countdown --serve=--dp-size=2 --runs out/all --out docs/results/all
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from led_sglang.evals.errors import EvalError
 from led_sglang.evals.methods import parse_methods
+from led_sglang.evals.reproduce import add_reproduce_parser, report_arguments, served, stage_arguments
 from led_sglang.evals.tasks import TASKS, find_tasks, load
 
 
@@ -44,6 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", action="store_true", help="continue the run in --out")
     run.add_argument("--no-text", action="store_true", help="do not keep the answers' texts")
     run.add_argument("--quiet", action="store_true")
+    add_reproduce_parser(commands)
     report = commands.add_parser("report", help="tables, figures and a page from finished runs")
     report.add_argument("runs", type=Path, nargs="+", help="folders that `run` wrote; several are put together")
     report.add_argument("--out", type=Path, required=True, help="folder for report.md, report.html and figures/")
@@ -104,11 +107,24 @@ def report_command(args: argparse.Namespace) -> None:
         print(path)
 
 
+def reproduce_command(args: argparse.Namespace) -> None:
+    """Every stage as one `run`, then one `report`."""
+    parser = make_parser()
+    with served(args.serve, args.runs, args.base_url) as base_url:
+        for name in args.stages:
+            print(f"evals: stage {name}", file=sys.stderr)
+            run_command(parser.parse_args(stage_arguments(name, args, base_url)))
+    report_command(parser.parse_args(report_arguments(args)))
+
+
+COMMANDS = {"run": run_command, "report": report_command, "reproduce": reproduce_command}
+
+
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a scheduler is stopped like by Ctrl-C
     try:
-        (run_command if args.command == "run" else report_command)(args)
+        COMMANDS[args.command](args)
     except EvalError as error:
         needs_hint = _has_samples(args) and "--resume" not in str(error)
         hint = f"\nfinished samples are kept; go on with --resume --out {args.out}" if needs_hint else ""

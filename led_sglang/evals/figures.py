@@ -59,8 +59,9 @@ def accuracy_by_temperature(experiment: Experiment, task: str) -> Any:
         return None
     figure, axes = _new(f"{task}: accuracy and temperature", "temperature", "accuracy (%)")
     most = max(statistics.NS)
-    for index, method in enumerate(_methods(experiment)):
-        cells = [cell for t in temperatures if (cell := experiment.cell(task, method, t)) is not None]
+    cells_of = {m: [c for t in temperatures if (c := experiment.cell(task, m, t))] for m in experiment.methods}
+    lines = {method: cells for method, cells in cells_of.items() if len(cells) > 1}
+    for index, (method, cells) in enumerate(list(lines.items())[:MAX_LINES]):
         for n in dict.fromkeys((1, min([most, *(cell.ns()[-1] for cell in cells)]))):
             x, y = [cell.key.temperature for cell in cells], [100 * cell.accuracy(n) for cell in cells]
             look = {**style(index), "linestyle": "-" if n == 1 else "--"}

@@ -108,10 +108,15 @@ def _largest_n(experiment: Experiment) -> int:
     return max((cell.ns()[-1] for cell in experiment.cells.values()), default=1)
 
 
+def _shown_ns(experiment: Experiment) -> list[int]:
+    """1, the largest n that every cell has samples for, and the largest that any has."""
+    common = min((cell.ns()[-1] for cell in experiment.cells.values()), default=1)
+    return list(dict.fromkeys((1, common, _largest_n(experiment))))
+
+
 def main_table(experiment: Experiment) -> Table:
     """Table 1."""
-    most = _largest_n(experiment)
-    ns = list(dict.fromkeys((1, most)))
+    ns = _shown_ns(experiment)
 
     def make(method: str, temperature: float) -> list[str]:
         cells, columns = experiment.row(method, temperature), []
@@ -132,15 +137,14 @@ def main_table(experiment: Experiment) -> Table:
     header = ["method", "temperature", *(f"{name} pass@{n}" for name in names for n in ns)]
     note = (
         "Per cent. pass@1 is the mean over a question's samples, ± its standard error over questions; "
-        f"pass@{most} is the unbiased estimate."
+        "pass@n is the unbiased estimate, – where too few samples were drawn."
     )
     return Table("Table 1: accuracy", note, header, _rows(experiment, make, experiment.methods))
 
 
 def difference_table(experiment: Experiment) -> Table:
     """The differences of Table 1, with their intervals."""
-    most = _largest_n(experiment)
-    ns, baseline = list(dict.fromkeys((1, most))), experiment.baseline
+    ns, baseline = _shown_ns(experiment), experiment.baseline
     scopes: list[str | None] = [*experiment.tasks, None] if len(experiment.tasks) > 1 else [*experiment.tasks]
 
     def make(method: str, temperature: float) -> list[str]:
@@ -208,16 +212,19 @@ def _costs(cell: Cell) -> list[str]:
 
 def ablation_table(experiment: Experiment) -> Table | None:
     """Table 5: every variant of the reference method; None where there is none."""
-    reference, most = experiment.reference, _largest_n(experiment)
+    reference = experiment.reference
     variants = [method for method in experiment.methods if method.startswith(reference + ":")]
     if not variants or reference not in experiment.methods:
         return None
-    ns = list(dict.fromkeys((1, most)))
+    ns = _shown_ns(experiment)
+
+    def mean(cells: list[Cell], n: int) -> str:
+        usable = [cell.accuracy(n) for cell in cells if n in cell.ns()]
+        return percent(sum(usable) / len(usable)) if usable else MISSING
 
     def make(method: str, temperature: float) -> list[str]:
         cells = [cell for cell in experiment.row(method, temperature) if cell is not None]
-        usable = [cell for cell in cells if most in cell.ns()]
-        accuracies = [percent(sum(c.accuracy(n) for c in usable) / len(usable)) if usable else MISSING for n in ns]
+        accuracies = [mean(cells, n) for n in ns]
         length = f"{sum(c.mean_tokens for c in cells) / len(cells):.1f}"
         same = method == reference
         deltas = [MISSING if same else points(experiment.compare(method, reference, temperature, n)) for n in ns]

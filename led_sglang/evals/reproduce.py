@@ -1,0 +1,99 @@
+"""All of the paper's tables and figures in one go: which runs they need, and a server for them if wanted."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from led_sglang.child_server import Server
+from led_sglang.evals.errors import EvalError
+
+NUM_LAYERS = 12  # of the embedded models: depth 12 is theirs, and the whole of the paper's sweep lies below
+ALL_METHODS = "led,dola,soft_thinking,soft_thinking_gumbel,confident"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run. `has_all_samples`: --samples a question, else --few."""
+
+    methods: str
+    temperatures: str = "0.6"
+    has_all_samples: bool = False
+
+
+STAGES = {
+    "main": Stage("cot,led,led:min_p=0.05", has_all_samples=True),
+    "temperatures": Stage("cot,led", "0.1,0.3,1.0"),
+    "ablations": Stage(
+        "led:latent_norm=true,led:normalize_layers=true,led:exploit=false,led:phase=all,led:latent_offset=1,led:top_k=3"
+    ),
+    "methods": Stage("dola,soft_thinking,soft_thinking_gumbel,confident"),
+    "depths": Stage(",".join(f"led:depth={depth}" for depth in range(1, NUM_LAYERS))),
+}
+
+
+def add_reproduce_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("reproduce", help="the paper's tables and figures: every run, then the report")
+    parser.add_argument("--task", default="countdown", help="comma-separated, as in run")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--samples", type=int, default=16, help="of each question in the main stage")
+    parser.add_argument("--few", type=int, default=16, help="of each question in the other stages")
+    parser.add_argument("--limit", type=int, default=500, help="questions of each task")
+    parser.add_argument("--data", type=Path, help="folder with <task>.jsonl; default: the hub")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--concurrency", type=int, default=128, help="requests at a time")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs; one that is there goes on")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument("--analysis", type=Path, action="append", default=[], help="JSON from led_sglang.analysis")
+    parser.add_argument("--title", default="Latent Exploration Decoding: results")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--base-url", default="http://127.0.0.1:30000/v1", help=f"a server with --led-methods {ALL_METHODS}"
+    )
+    where.add_argument(
+        "--serve", metavar="ARGUMENTS", help="start one of its own: '' or, with =, more of its arguments"
+    )
+
+
+@contextmanager
+def served(arguments: str | None, runs: Path, base_url: str) -> Iterator[str]:
+    """The address to ask; where `arguments` are given, of a server that lives as long. Raises EvalError."""
+    if arguments is None:
+        yield base_url
+        return
+    runs.mkdir(parents=True, exist_ok=True)
+    # On the CPU several times faster; a GPU's server takes no notice.
+    environment = {"LED_SGLANG_CPU_ATTENTION": "batched"}
+    server = Server(
+        "--led-methods", ALL_METHODS, *shlex.split(arguments), log=runs / "server.log", environment=environment
+    )
+    try:
+        server.wait_ready()
+    except RuntimeError as error:
+        raise EvalError(f"the server of --serve {arguments!r} did not start: {error}") from error
+    try:
+        yield f"{server.url}/v1"
+    finally:
+        server.stop()
+
+
+def stage_arguments(name: str, args: argparse.Namespace, base_url: str) -> list[str]:
+    """The command line of `run` for a stage."""
+    stage, out = STAGES[name], args.runs / name
+    samples = args.samples if stage.has_all_samples else args.few
+    words = ["run", "--task", args.task, "--methods", stage.methods, "--temperature", stage.temperatures]
+    words += ["--samples", str(samples), "--limit", str(args.limit), "--seed", str(args.seed)]
+    words += ["--concurrency", str(args.concurrency), "--base-url", base_url, "--out", str(out), "--no-text", "--quiet"]
+    words += ["--data", str(args.data)] if args.data else []
+    return [*words, "--resume"] if (out / "run.json").is_file() else words
+
+
+def report_arguments(args: argparse.Namespace) -> list[str]:
+    """The command line of `report` for all stages."""
+    folders = [str(args.runs / name) for name in args.stages]
+    analyses = [word for path in args.analysis for word in ("--analysis", str(path))]
+    return ["report", *folders, "--out", str(args.out), "--seed", str(args.seed), "--title", args.title, *analyses]

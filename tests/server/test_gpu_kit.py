@@ -1,4 +1,4 @@
-"""The GPU kit's server part without a GPU: the same requests and the same reading of the answers, on the embedded model."""
+"""The GPU kit's server part without a GPU: the same requests and readings, on the embedded model."""
 
 import json
 

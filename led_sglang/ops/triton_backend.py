@@ -1,4 +1,4 @@
-"""The fused step with its two reductions over the vocabulary in Triton kernels."""
+"""The fused step with its reductions over the vocabulary, and all that follows them, in Triton kernels."""
 
 from torch import Tensor
 
@@ -12,7 +12,9 @@ def led_step(
     """See `led_sglang.ops.led_step`. Triton is imported on first use: a machine without a GPU need not have it."""
     from led_sglang.ops.triton_head import is_interpreted, latent_probs
     from led_sglang.ops.triton_rows import log_masses
+    from led_sglang.ops.triton_tail import tail
 
     if final_logits.device.type == "cpu" and not is_interpreted():
         raise ValueError('LED backend "triton" needs a GPU; this step is on cpu')
-    return fused.led_step(final_logits, latents, head, rows, noise, ridden, fused.Kernels(latent_probs, log_masses))
+    kernels = fused.Kernels(latent_probs, log_masses, tail)
+    return fused.led_step(final_logits, latents, head, rows, noise, ridden, kernels)

@@ -3,7 +3,7 @@
 from dataclasses import fields, replace
 
 import torch
-from op_cases import Case, make_case
+from op_cases import Case, make_case, make_rows
 
 from led_sglang.ops import LedStep, host, led_step, one_pass
 from led_sglang.ops.head import log_normalizers as plain_normalizers
@@ -72,7 +72,57 @@ def check_fixed_shapes() -> None:
         torch.testing.assert_close(getattr(step, name), getattr(truth, name), rtol=1e-4, atol=1e-5)
 
 
+def check_tail(case: Case) -> None:
+    """The kernel behind the layers' probabilities against torch's many, every field of every row that uses it."""
+    host.can_look = lambda device: False
+    try:
+        step, truth = case.run("triton"), case.run("fused")
+    finally:
+        host.can_look = CAN_LOOK
+    rows = case.rows.active & truth.ok
+    assert torch.equal(step.ok, truth.ok) and torch.equal(step.explored, truth.explored)
+    assert ((step.token_ids >= 0) & (step.token_ids < case.final_logits.shape[1])).all()
+    assert torch.equal(step.token_ids[rows], truth.token_ids[rows]) and torch.equal(step.depth[rows], truth.depth[rows])
+    for name in ("confidence", "exploit_probs", "explore_probs", "entropy"):
+        assert (getattr(step, name) is None) == (getattr(truth, name) is None), name
+        if getattr(truth, name) is not None:
+            torch.testing.assert_close(getattr(step, name)[rows], getattr(truth, name)[rows], rtol=1e-4, atol=1e-5)
+    told = rows & (case.rows.full | truth.explored)
+    if case.rows.any_full:
+        torch.testing.assert_close(step.logprob[told], truth.logprob[told], rtol=1e-4, atol=1e-5)
+        told &= case.rows.full
+        torch.testing.assert_close(step.depth_entropy[told], truth.depth_entropy[told], rtol=1e-4, atol=1e-5)
+
+
+def check_tails() -> None:
+    """Every column that the kernel reads, mixed within a batch."""
+    row = torch.arange(17)
+    check_tail(make_case(17, 97))
+    check_tail(make_case(17, 97, depth=1, explore=True))
+    check_tail(make_case(17, 97, top_k=3, explore=True, full=True))
+    check_tail(make_case(17, 5, top_k=8, explore=True))
+    mixed = {
+        "depth": row % 4 + 1,
+        "top_k": row % 7 + 2,
+        "greedy": row % 3 == 0,
+        "exploit": row % 5 > 0,
+        "normalize_layers": row % 2 == 0,
+        "full": row % 4 < 2,
+        "active": row % 6 > 0,
+        "min_p": (row % 3 == 1) * 0.05,
+    }
+    for seed in range(6):
+        check_tail(replace(make_case(17, 97, seed=seed), rows=make_rows(17, **mixed)))
+    broken = make_case(9, 97, explore=True, full=True)
+    broken.final_logits[1, 3], broken.final_logits[2], broken.final_logits[3, 4] = torch.nan, -torch.inf, torch.inf
+    broken.latents[0, 5, 2], broken.latents[2, 6, 1] = torch.inf, torch.nan
+    check_tail(broken)
+    shallow = torch.arange(9) % 3 + 2  # row 6 does not reach its NaN
+    check_tail(replace(broken, rows=make_rows(9, depth=shallow, full=True)))
+
+
 def main() -> None:
+    check_tails()
     check_row_list()
     check_one_pass()
     check_one_pass(softcap=6.0, scale=1.5, bias=torch.linspace(-1, 1, 300), num_rows=290)

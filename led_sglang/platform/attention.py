@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 __all__ = ["BatchedAttention"]
 
-MAX_PADDED_TOKENS = 1 << 16  # keys gathered at a time: bounds memory, whatever the batch
+MAX_PADDED_TOKENS = 1 << 13  # keys gathered at a time: what the caches hold, and a bound on memory
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,6 @@ class Kernels:
     # (J, N, H) latents, (N, K) candidate ids, head, (N, 1) tau, (N,) needed or None, ridden or None -> (J, N, K)
     layer_probs: Callable[[Tensor, Tensor, Head, Tensor, Tensor | None, Ridden | None], Tensor] = latent_probs
     log_masses: Callable[[Tensor, Tensor, Tensor], Tensor] = log_masses
-    # What `explore_branch`, `where_needed` and `mixed_step` do, for fixed shapes: log-probabilities (R, K), candidate
-    # ids (R, K), latent probabilities (J, R, K), explored (R,), needed (R,), rows, noise
-    tail: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, LedRows, Noise], LedStep] | None = None
 
 
 TORCH = Kernels()
@@ -76,13 +73,10 @@ def led_step(
 ) -> LedStep:
     """See `led_sglang.ops.led_step`."""
     final = final_layer(final_logits, rows, kernels)
+    exploit = final.probs / final.probs.sum(-1, keepdim=True)
     # `a >= b` on booleans is `a or not b`: tails explores, and so does a row without the exploit branch.
     explored = (noise.coin + final.confidence < 1.0).ge(rows.exploit).logical_and(rows.active)
     needs_latents = explored | (rows.full & rows.active) if rows.any_full else explored
-    if kernels.tail is not None and not host.can_look(final_logits.device):
-        latent = layers_below(final, needs_latents, latents, head, rows, ridden, kernels)
-        return kernels.tail(final.logprobs, final.candidate_ids, latent, explored, needs_latents, rows, noise)
-    exploit = final.probs / final.probs.sum(-1, keepdim=True)
     if host.can_look(final_logits.device) and not needs_latents.any():
         return exploit_step(final, exploit, explored, rows, noise)
     explore = explore_rows(final, exploit, needs_latents, latents, head, rows, ridden, kernels)
@@ -90,7 +84,7 @@ def led_step(
 
 
 def final_layer(final_logits: Tensor, rows: LedRows, kernels: Kernels) -> FinalLayer:
-    tau = (rows.temperature.masked_fill(rows.greedy, 1.0) if rows.any_greedy else rows.temperature)[:, None]
+    tau = row_tau(rows)[:, None]
     num_columns = min(rows.max_top_k, final_logits.shape[-1])
     if host.can_look(final_logits.device):
         logprobs, ids = top_logprobs(final_logits, tau, num_columns)
@@ -107,6 +101,11 @@ def final_layer(final_logits: Tensor, rows: LedRows, kernels: Kernels) -> FinalL
         logprobs = logprobs.masked_fill(beyond, -torch.inf)
     probs = logprobs.exp()
     return FinalLayer(tau, ids, logprobs, probs, probs[:, 0])
+
+
+def row_tau(rows: LedRows) -> Tensor:
+    """(R,): greedy rows take their arg-max at temperature 1."""
+    return rows.temperature.masked_fill(rows.greedy, 1.0) if rows.any_greedy else rows.temperature
 
 
 def top_logprobs(final_logits: Tensor, tau: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
@@ -159,22 +158,6 @@ def entropy_of(probs: Tensor) -> Tensor:
     """Of each distribution along the last axis, in nats (Eq. 5)."""
     entropy: Tensor = torch.special.entr(probs).sum(-1)
     return entropy
-
-
-def layers_below(
-    final: FinalLayer,
-    needs_latents: Tensor,
-    latents: Tensor,
-    head: Head,
-    rows: LedRows,
-    ridden: Ridden | None,
-    kernels: Kernels,
-) -> Tensor:
-    """Eq. 2 for all rows: (J, R, K)."""
-    if rows.max_depth == 1:
-        return final.probs.new_empty(0, *final.probs.shape)
-    hidden = pick_latents(latents, head, rows, None, rows.max_depth - 1)
-    return kernels.layer_probs(hidden, final.candidate_ids, head, final.tau, needs_latents, ridden)
 
 
 def explore_rows(

@@ -141,6 +141,22 @@ def probs_of(normalizers: Tensor, logits: Tensor) -> Tensor:
     return (logits - normalizers[..., None]).exp() + (normalizers - normalizers)[..., None]
 
 
+def latent_sums(
+    latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, ridden: Ridden | None
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps and candidates' logits over the whole vocabulary, both over tau: (J, N), (J, N, K) float32."""
+    num_layers, num_rows = latents.shape[:2]
+    if head.project is not None:
+        flat, flat_tau, ids = latents.flatten(0, 1), tau.repeat(num_layers, 1), candidate_ids.repeat(num_layers, 1)
+        flat_normalizers, flat_logits = engine_sums(flat, ids, head, flat_tau)
+        normalizers = flat_normalizers.view(num_layers, num_rows)
+        logits = flat_logits.view(num_layers, *candidate_ids.shape)
+    else:
+        normalizers = known_normalizers(latents, head, tau, ridden)
+        logits = candidate_logits(latents, candidate_ids, head, tau)
+    return across_ranks(normalizers, logits, head)
+
+
 def latent_probs(
     latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, needed: Tensor | None, ridden: Ridden | None
 ) -> Tensor:
@@ -149,15 +165,9 @@ def latent_probs(
     `needed` (N,) lets a backend skip rows without changing shapes; plain torch cannot, and computes them all.
     """
     num_layers, num_rows = latents.shape[:2]
-    flat, flat_tau = latents.flatten(0, 1), tau.repeat(num_layers, 1)  # (J*N, H), (J*N, 1)
-    if head.project is not None:
-        flat_normalizers, flat_logits = engine_sums(flat, candidate_ids.repeat(num_layers, 1), head, flat_tau)
-        normalizers = flat_normalizers.view(num_layers, num_rows)
-        logits = flat_logits.view(num_layers, *candidate_ids.shape)
-    elif ridden is None and head.all_gather is None and head.num_rows <= tile_width(len(flat), flat.device):
-        logprobs = tile_logits(flat, head, flat_tau, 0, head.num_rows).log_softmax(-1)  # one tile: fewer calls
-        return logprobs.gather(1, candidate_ids.repeat(num_layers, 1)).exp_().view(num_layers, *candidate_ids.shape)
-    else:
-        normalizers = known_normalizers(latents, head, tau, ridden)
-        logits = candidate_logits(latents, candidate_ids, head, tau)
-    return probs_of(*across_ranks(normalizers, logits, head))
+    is_plain = head.project is None and ridden is None and head.all_gather is None
+    if is_plain and head.num_rows <= tile_width(num_layers * num_rows, latents.device):  # one tile: fewer calls
+        logits = tile_logits(latents.flatten(0, 1), head, tau.repeat(num_layers, 1), 0, head.num_rows)
+        logprobs = logits.log_softmax(-1).gather(1, candidate_ids.repeat(num_layers, 1))
+        return logprobs.exp_().view(num_layers, *candidate_ids.shape)
+    return probs_of(*latent_sums(latents, candidate_ids, head, tau, ridden))

@@ -12,18 +12,14 @@ import triton.language as tl
 from torch import Tensor
 
 from led_sglang.ops import head as torch_head
-from led_sglang.ops.head import across_ranks, candidate_logits, known_normalizers, probs_of
+from led_sglang.ops.head import across_ranks, known_normalizers, probs_of
+from led_sglang.ops.triton_candidates import candidate_logits, tanh
 from led_sglang.ops.types import Head, Ridden
 
 BLOCK_ROWS = 32
 BLOCK_VOCAB = 128
 BLOCK_HIDDEN = 64
 TILES_PER_PROGRAM = 8  # vocabulary tiles that one program walks before it writes its partial sums
-
-
-@triton.jit
-def _tanh(x):  # type: ignore[no-untyped-def]
-    return 1 - 2 / (tl.exp(2 * x) + 1)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -129,7 +125,7 @@ def head_kernel(  # type: ignore[no-untyped-def]
                 logits += tl.load(bias + ids, mask=is_token, other=0.0).to(tl.float32)[None, :]
             logits *= scale
             if HAS_SOFTCAP:
-                logits = softcap * _tanh(logits / softcap)
+                logits = softcap * tanh(logits / softcap)
             logits = tl.where(is_token[None, :], logits * inverse_tau[:, None], float("-inf"))
             peak = tl.maximum(largest, tl.max(logits, 1))
             # A tile of nothing but padding leaves the peak at -inf; exp(-inf - -inf) would be NaN.
@@ -205,22 +201,27 @@ def head_pass(hidden: Tensor, latents: Tensor, head: Head, tau: Tensor, wanted: 
     return logits
 
 
+def latent_sums(
+    latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, needed: Tensor | None, ridden: Ridden | None
+) -> tuple[Tensor, Tensor]:
+    """As `led_sglang.ops.head.latent_sums`; rows that are not needed hold anything."""
+    if head.project is not None:
+        return torch_head.latent_sums(latents, candidate_ids, head, tau, ridden)
+    num_layers = len(latents)
+    is_needed = torch.ones_like(tau[:, 0], dtype=torch.bool) if needed is None else needed
+
+    def compute(flat: Tensor, head: Head, flat_tau: Tensor) -> Tensor:
+        missing = is_needed if ridden is None else is_needed & ~ridden.rode
+        is_whole = len(flat) == num_layers * len(missing)
+        mask = missing.repeat(num_layers) if is_whole else flat_tau.new_ones(len(flat), dtype=torch.bool)
+        return log_normalizers(flat, mask, head, flat_tau[:, 0].float())
+
+    normalizers = known_normalizers(latents, head, tau, ridden, compute)
+    return across_ranks(normalizers, candidate_logits(latents, candidate_ids, head, tau, is_needed), head)
+
+
 def latent_probs(
     latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, needed: Tensor | None, ridden: Ridden | None
 ) -> Tensor:
     """Eq. 2 as in `led_sglang.ops.head.latent_probs`; rows that are not needed hold anything."""
-    if head.project is not None:
-        return torch_head.latent_probs(latents, candidate_ids, head, tau, needed, ridden)
-    num_layers = len(latents)
-    is_needed = torch.ones_like(tau[:, 0], dtype=torch.bool) if needed is None else needed
-    if ridden is not None:
-        is_needed = is_needed & ~ridden.rode
-    compacted = is_needed.repeat(num_layers)
-
-    def compute(flat: Tensor, head: Head, flat_tau: Tensor) -> Tensor:
-        mask = compacted if len(flat) == len(compacted) else flat_tau.new_ones(len(flat), dtype=torch.bool)
-        return log_normalizers(flat, mask, head, flat_tau[:, 0].float())
-
-    normalizers = known_normalizers(latents, head, tau, ridden, compute)
-    logits = candidate_logits(latents, candidate_ids, head, tau)
-    return probs_of(*across_ranks(normalizers, logits, head))
+    return probs_of(*latent_sums(latents, candidate_ids, head, tau, needed, ridden))

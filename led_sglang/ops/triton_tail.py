@@ -1,4 +1,4 @@
-"""Everything after the layers' probabilities of a step in one kernel: Eq. 4 to 6, the branch and the token.
+"""Everything after the layers' sums of a step in one kernel: Eq. 2, 4 to 6, the branch and the token.
 
 A row is a program. In torch the same is some thirty kernels of a few microseconds each, which a small batch on a fast
 GPU would wait for.
@@ -24,7 +24,8 @@ def entropy_of(probs):  # type: ignore[no-untyped-def]
 def tail_kernel(  # type: ignore[no-untyped-def]
     logprobs,  # (R, K) float32, of the final layer; -inf: not a candidate
     ids,  # (R, K) int64
-    latents,  # (J, R, K) float32
+    normalizers,  # (J, R) float32
+    logits,  # (J, R, K) float32
     explored,  # (R,) bool
     needed,  # (R,) bool: the explore branch is wanted
     depths,  # (R,) int64
@@ -65,7 +66,10 @@ def tail_kernel(  # type: ignore[no-untyped-def]
     for j in tl.static_range(NUM_LAYERS + 1):
         layer = final
         if j > 0:
-            layer = tl.load(latents + (j - 1) * num_rows * num_candidates + place, mask=is_column, other=0.0)
+            normalizer = tl.load(normalizers + (j - 1) * num_rows + row)
+            values = tl.load(logits + (j - 1) * num_rows * num_candidates + place, mask=is_column, other=0.0)
+            # +inf - +inf is NaN: a row whose normalizer overflowed must not pass as probability 0.
+            layer = tl.exp(values - normalizer) + (normalizer - normalizer)
             layer = tl.where(is_dropped, 0.0, layer)
         layer = tl.where(is_normalized, layer / tl.maximum(tl.sum(layer, 0), TINIEST), layer)
         total += layer
@@ -106,14 +110,15 @@ def tail_kernel(  # type: ignore[no-untyped-def]
 def tail(
     logprobs: Tensor,
     candidate_ids: Tensor,
-    latent_probs: Tensor,
+    normalizers: Tensor,
+    logits: Tensor,
     explored: Tensor,
     needed: Tensor,
     rows: LedRows,
     noise: Noise,
 ) -> LedStep:
-    """(R, K), (R, K), (J, R, K), (R,), (R,): what `fused.mixed_step` makes of them, in one launch."""
-    (num_rows, num_candidates), num_layers = logprobs.shape, len(latent_probs)
+    """(R, K), (R, K), (J, R), (J, R, K), (R,), (R,): what `fused.mixed_step` makes of them, in one launch."""
+    (num_rows, num_candidates), num_layers = logprobs.shape, len(logits)
     token_ids, depth = torch.empty_like(rows.depth), torch.empty_like(rows.depth)
     ok = torch.empty(num_rows, dtype=torch.uint8, device=logprobs.device)
     confidence, entropy, logprob = logprobs.new_empty(3, num_rows).unbind()
@@ -123,7 +128,8 @@ def tail(
         tail_kernel[(num_rows,)](
             logprobs.contiguous(),
             candidate_ids.contiguous(),
-            latent_probs.contiguous(),
+            normalizers.contiguous(),
+            logits.contiguous(),
             explored,
             needed,
             rows.depth,

@@ -1,15 +1,37 @@
 """Run under TRITON_INTERPRET=1 by test_triton.py: the kernel on CPU, on sizes that are no multiple of any block."""
 
+from contextlib import ExitStack
 from dataclasses import fields, replace
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from op_cases import Case, make_case, make_rows
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from led_sglang.ops import LedStep, host, led_step, one_pass
+from led_sglang.ops import LedStep, host, led_step, one_pass, triton_candidates, triton_head, triton_rows, triton_tail
+from led_sglang.ops.head import candidate_logits as torch_candidates
 from led_sglang.ops.head import log_normalizers as plain_normalizers
+from led_sglang.ops.triton_candidates import candidate_logits
 from led_sglang.ops.triton_head import log_normalizers
+from led_sglang.ops.triton_tail import tail
+from led_sglang.ops.types import Ridden
 
 CAN_LOOK = host.can_look
+NO_LAUNCH = {
+    "view",
+    "select",
+    "slice",
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "transpose",
+    "permute",
+    "t",
+    "alias",
+    "detach",
+}
+NO_LAUNCH |= {"unbind", "split", "empty", "new_empty", "empty_like", "_unsafe_view"}
 
 
 def check_step(case: Case, tolerance: float = 1e-5) -> None:
@@ -72,8 +94,23 @@ def check_fixed_shapes() -> None:
         torch.testing.assert_close(getattr(step, name), getattr(truth, name), rtol=1e-4, atol=1e-5)
 
 
+def check_candidates() -> None:
+    """Bias, scale and soft cap, a shard of the vocabulary, rows left out, more hidden dimensions than a block."""
+    for k, hidden in ((8, 70), (3, 300), (200, 40)):
+        case = make_case(7, 311, hidden=hidden, depth=4, top_k=k)
+        ids = torch.randint(311, (7, k), generator=torch.Generator().manual_seed(k))
+        tau, needed = torch.linspace(0.3, 2, 7)[:, None], torch.arange(7) % 3 != 1
+        plain = {"softcap": 6.0, "scale": 1.5, "bias": torch.linspace(-1, 1, 311)}
+        shard = {"first_id": 100, "num_rows": 90, "weight": case.head.weight[100:200], "all_gather": torch.clone}
+        for changes in ({}, plain, shard, {**shard, "bias": torch.linspace(-1, 1, 100)}):
+            head = replace(case.head, **changes)
+            truth = torch_candidates(case.latents, ids, head, tau)
+            found = candidate_logits(case.latents, ids, head, tau, needed)
+            torch.testing.assert_close(found, truth * needed[:, None], rtol=1e-4, atol=1e-4)
+
+
 def check_tail(case: Case) -> None:
-    """The kernel behind the layers' probabilities against torch's many, every field of every row that uses it."""
+    """The step in a handful of kernels against torch's many, every field of every row that uses it."""
     host.can_look = lambda device: False
     try:
         step, truth = case.run("triton"), case.run("fused")
@@ -121,7 +158,62 @@ def check_tails() -> None:
     check_tail(replace(broken, rows=make_rows(9, depth=shallow, full=True)))
 
 
+class Launches(TorchDispatchMode):
+    """Counts what a GPU would launch: torch calls that compute, and Triton kernels, which are not run."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ not in NO_LAUNCH
+        return func(*args, **(kwargs or {}))
+
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            self.count += 1
+
+        return launch
+
+
+def num_launches(case: Case, ridden: Ridden | None) -> int:
+    mode = Launches()
+    kernels = {
+        triton_rows: ("log_mass_kernel", "coin_kernel"),
+        triton_candidates: ("candidates_kernel",),
+        triton_head: ("head_kernel",),
+        triton_tail: ("tail_kernel",),
+    }
+    with ExitStack() as stack:
+        for module, names in kernels.items():
+            for name in names:
+                stack.enter_context(patch.object(module, name, mode))
+        stack.enter_context(patch.object(host, "can_look", lambda device: False))
+        stack.enter_context(mode)
+        led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, backend="triton", ridden=ridden)
+    return mode.count
+
+
+def check_launches() -> None:
+    """A row alone on a GPU waits for launches: `fused` makes 48 of them coin first and 52 in one pass."""
+    for full in (False, True):
+        case = make_case(1, 97, depth=8, full=full)
+        ridden = Ridden(torch.zeros(7, 1), torch.ones(1, dtype=torch.bool), is_complete=True)
+        found = num_launches(case, None), num_launches(case, ridden)
+        assert found == (15, 7), found
+
+
+def check_overflow() -> None:
+    """A normalizer of +inf is a broken row, not a layer of probability 0."""
+    rows, noise, all_rows = make_rows(3, depth=2), make_case(3).noise, torch.ones(3, dtype=torch.bool)
+    logprobs, ids = torch.randn(3, 8).log_softmax(-1), torch.arange(24).view(3, 8)
+    normalizers = torch.tensor([[0.0, torch.inf, 0.0]])
+    step = tail(logprobs, ids, normalizers, torch.randn(1, 3, 8), all_rows, all_rows, rows, noise)
+    assert step.ok.tolist() == [True, False, True]
+
+
 def main() -> None:
+    check_launches()
+    check_overflow()
+    check_candidates()
     check_tails()
     check_row_list()
     check_one_pass()

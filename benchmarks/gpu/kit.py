@@ -33,6 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on CPU: proves the script alone")
     parser.add_argument("--rows", type=int, nargs="+", help="batch sizes; default 1 to 256")
+    parser.add_argument("--modes", nargs="+", choices=server.MODES, help="of the server; default all, dry: auto")
     parser.add_argument("--explore-rate", type=float, default=0.1)
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each server measurement")
@@ -40,6 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.device = torch.device("cpu" if args.dry_run else "cuda")
     args.rows = args.rows or ([1, 3] if args.dry_run else [1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 256])
+    args.modes = args.modes or (["auto"] if args.dry_run else list(server.MODES))
     if args.dry_run:
         args.repeats, args.seconds = 1, 2.0
     if not args.dry_run and not torch.cuda.is_available():

@@ -17,16 +17,21 @@ from led_sglang.child_server import Server
 MODEL = Path(__file__).parent / "qwen3_4b_shape"
 TOKENIZER = Path(__file__).parents[2] / "led_sglang" / "embedded" / "model"
 NUM_PROMPT_TOKENS = 2048
+MODES = {
+    "off": ["--led", "disabled"],
+    "auto": [],
+    "one_pass": ["--led-form", "one_pass"],
+    "coin_first": ["--led-form", "coin_first"],
+    "triton_one_pass": ["--led-form", "one_pass", "--led-backend", "triton"],
+    "triton_coin_first": ["--led-form", "coin_first", "--led-backend", "triton"],
+}
 
 
 def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One line for each batch size and mode ("off": stock SGLang; then each form). Both read the same prompts."""
-    modes = {"off": ["--led", "disabled"]}
-    for form in ("auto", "one_pass", "coin_first"):
-        modes[form] = ["--led-form", form, "--led-phase", "all", "--led-bench-explore-rate", str(args.explore_rate)]
-    if args.dry_run:
-        modes = {"auto": modes["auto"]}
-    for mode, arguments in modes.items():
+    """One line for each batch size and mode of MODES. All read the same prompts."""
+    led = ["--led-phase", "all", "--led-bench-explore-rate", str(args.explore_rate)]
+    for mode in args.modes:
+        arguments = MODES[mode] if mode == "off" else [*MODES[mode], *led]
         log = Path(tempfile.mkdtemp()) / f"{mode}.log"
         with Server(*model_arguments(args), *arguments, log=log) as server:
             for num_rows in args.rows:

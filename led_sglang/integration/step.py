@@ -102,8 +102,10 @@ class StepContext:
         picked = self.rows.seeded
         if picked is None or self.info.sampling_seed is not None:
             return
-        if host.can_look(probs.device) and all(self.active.tolist()):
-            return
+        if host.can_look(probs.device):
+            picked = picked[self.active[picked].logical_not()]
+            if not len(picked):
+                return
         batch_rows = picked if self.rows.index is None else self.rows.index[picked]
         info = self.info
         self.plain_ids = sample_filtered(

@@ -1,6 +1,6 @@
 """Reinforcement learning after the supervised stage: GRPO with a reward for right answers, by TRL's trainer.
 
-    python -m led_sglang.embedded.reinforce --steps 20 --seed 2 --init DIR --out DIR
+    python -m led_sglang.embedded.reinforce --steps 120 --seed 2 --init DIR --out DIR
 
 needs `pip install "led_sglang[train]"`. The log has one line a step: the reward, the entropy of the final layer's
 posterior where tokens were sampled, the length; and now and then pass@1 and pass@16 on held-out problems.
@@ -166,13 +166,13 @@ def reinforce(args: argparse.Namespace) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--init", type=Path, required=True, help="directory of the supervised model")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--prompts-per-step", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--max-completion-tokens", type=int, default=176)
     parser.add_argument("--eval-every-steps", type=int, default=20)
     parser.add_argument("--eval-problems", type=int, default=48)

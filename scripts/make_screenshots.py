@@ -3,7 +3,8 @@
 
     .venv/bin/python scripts/make_screenshots.py --url http://127.0.0.1:30000
 
-The run that is shown is the first seed whose two texts part in the middle; the open card is its deepest turn.
+The run that is shown is the first seed whose two texts part in the middle and both end right; the open card belongs to
+the token where they part.
 """
 
 import argparse
@@ -18,9 +19,10 @@ from playwright.sync_api import Page, sync_playwright
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from led_sglang import trace
+from led_sglang.embedded.scoring import final_answer
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
-QUESTION = "What is (17 + 5) * 3 - 8?"
+QUESTION, ANSWER = "What is 17 + 5 * 3?", "32"
 SETTINGS = {"q": QUESTION, "t": 1.0, "d": 8, "k": 8, "max": 256}
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 
@@ -35,13 +37,18 @@ def tokens(url: str, side: str, seed: int) -> list[dict[str, Any]]:
     return [event for event in trace.stream(url, request) if "id" in event]
 
 
+def is_right(side: list[dict[str, Any]]) -> bool:
+    return ANSWER in final_answer("".join(token["text"] for token in side))
+
+
 def pick(url: str) -> tuple[int, int]:
-    """A seed whose sides part in their middle third, and the token to open."""
+    """A seed whose sides part in the middle and are both right, and the token to open."""
     for seed in range(1, 60):
         led, plain = tokens(url, "led", seed), tokens(url, "plain", seed)
         pairs = zip(led, plain, strict=False)
         parted = next((i for i, (a, b) in enumerate(pairs) if a["id"] != b["id"]), 0)
-        if 0.25 * len(led) < parted < 0.8 * len(led) and trace.is_turn(led[parted]):
+        is_middle = 0.25 * len(led) < parted < 0.8 * len(led) and trace.is_turn(led[parted])
+        if is_middle and is_right(led) and is_right(plain):
             return seed, parted
     raise SystemExit("no seed below 60 parts in the middle")
 
@@ -68,7 +75,7 @@ def main() -> None:
         page.locator('.side[data-side="led"] .w').nth(at).hover()
         page.screenshot(path=IMAGES / "exploration.png")
         page.mouse.move(2, 2)
-        run(page, url, seed=seed, n=6, t=1.0)
+        run(page, url, seed=seed, n=6)
         page.locator("#paths").screenshot(path=IMAGES / "paths.png")
         phone = browser.new_context(
             viewport={"width": 390, "height": 844}, device_scale_factor=2, has_touch=True, is_mobile=True,

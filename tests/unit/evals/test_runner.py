@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,10 @@ def test_ctrl_c_keeps_what_is_done(data: Path, start: Start) -> None:
     with FakeServer(echo, delay_s=0.05) as server:
         command = [sys.executable, "-m", "led_sglang.evals", "run", "--task", "gsm8k", "--methods", "cot,led:depth=4"]
         command += ["--samples", "500", "--concurrency", "2", "--data", str(data), "--base-url", server.url]
-        process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True)
+        # What a shell starts in the background ignores the signal, and so would what we start.
+        listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        command += ["--out", str(out)]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listens)
         deadline = time.monotonic() + 240
         while not (out / "samples.jsonl").exists() or len(stored(data)) < 5:
             assert time.monotonic() < deadline and process.poll() is None

@@ -53,6 +53,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a window")
     parser.add_argument("--warm-seconds", type=float, default=2.0, help="load before a window that does not count")
     parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument(
+        "--ignore-eos",
+        action="store_true",
+        help="every answer has --max-tokens: a method whose answers are shorter is not charged for more prompts",
+    )
     parser.add_argument("--temperature", type=float, default=0.6)
     parser.add_argument(
         "--methods",
@@ -79,8 +84,9 @@ def measure(
 ) -> dict[str, Any]:
     """One line of the table. Raises SystemExit if the method did nothing."""
     texts = [problem.question for problem in generate("held_out", 256, seed=7)]
-    plain = {"temperature": options.temperature, "max_tokens": options.max_tokens}
-    with_led = {**plain, "extra_body": {"custom_params": {"led": {"method": method}}}}
+    length = {"ignore_eos": True} if options.ignore_eos else {}
+    plain = {"temperature": options.temperature, "max_tokens": options.max_tokens, "extra_body": length}
+    with_led = {**plain, "extra_body": {**length, "custom_params": {"led": {"method": method}}}}
     before = counters(led.url)
     pairs = []
     for i in range(options.rounds):
@@ -96,6 +102,7 @@ def measure(
         pairs.append(Pair(windows[baseline.url], windows[led.url]))
     return {
         "method": method,
+        "ignore_eos": options.ignore_eos,
         **line(concurrency, pairs),
         "explored_share": work_done(before, counters(led.url), method),
     }

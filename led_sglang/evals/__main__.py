@@ -131,7 +131,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"evals: {error}{hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"evals: stopped; finished samples are kept in {args.out}, go on with --resume", file=sys.stderr)
+        kept = (
+            f"{args.runs}, start it again to go on"
+            if args.command == "reproduce"
+            else f"{args.out}, go on with --resume"
+        )
+        print(f"evals: stopped; finished samples are kept in {kept}", file=sys.stderr)
         return 130
     return 0
 

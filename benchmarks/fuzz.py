@@ -22,6 +22,7 @@ import jsonschema
 
 from benchmarks.provenance import provenance
 from led_sglang.child_server import Server
+from led_sglang.params import ALL_METHODS
 
 RESULTS = Path(__file__).parent / "results" / "fuzz.jsonl"
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
@@ -113,8 +114,7 @@ def main() -> int:
     parser.add_argument("--append", action="store_true", help=f"append the result to {RESULTS.name} under results/")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        methods = ("--led-methods", "led,dola,soft_thinking,soft_thinking_gumbel,confident")
-        with Server(*methods, log=Path(folder) / "server.log") as server:
+        with Server("--led-methods", ALL_METHODS, log=Path(folder) / "server.log") as server:
             found = asyncio.run(fuzz(server.url, options.requests, options.seed))
     line = json.dumps({**provenance(), **found})
     print(line)

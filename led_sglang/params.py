@@ -36,6 +36,7 @@ METHOD_KEYS: dict[str, tuple[str, ...]] = {
     "confident": ("num_layers",),
 }
 METHODS = tuple(METHOD_KEYS)
+ALL_METHODS = ",".join(method for method in METHODS if method != "none")  # as --led-methods takes them
 ALWAYS_ENABLED = ("led", "none")
 CONFIDENT_LAYERS = 10  # the paper's N; a request may scan fewer
 MAX_SOFT_TOP_K = 32  # width of the per-slot table of embedding weights

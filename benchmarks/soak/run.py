@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.soak import audit, watch
 from benchmarks.soak.clients import Outcome, run_phase
 from led_sglang.child_server import Server
+from led_sglang.params import ALL_METHODS
 
 # A small pool of KV cache and an admission that hopes for short answers: long requests are retracted.
 ARGUMENTS = (
@@ -20,7 +21,7 @@ ARGUMENTS = (
     "--max-running-requests",
     "64",
     "--led-methods",
-    "led,dola,soft_thinking,soft_thinking_gumbel,confident",
+    ALL_METHODS,
 )
 ENVIRONMENT = {"SGLANG_INIT_NEW_TOKEN_RATIO": "0.05"}
 MAX_SHOWN_FAULTS = 20

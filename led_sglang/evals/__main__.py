@@ -126,24 +126,28 @@ def main(argv: list[str] | None = None) -> int:
     try:
         COMMANDS[args.command](args)
     except EvalError as error:
-        needs_hint = _has_samples(args) and "--resume" not in str(error)
-        hint = f"\nfinished samples are kept; go on with --resume --out {args.out}" if needs_hint else ""
+        hint = f"\n{_kept(args)}" if _has_samples(args) and "--resume" not in str(error) else ""
         print(f"evals: {error}{hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        kept = (
-            f"{args.runs}, start it again to go on"
-            if args.command == "reproduce"
-            else f"{args.out}, go on with --resume"
-        )
-        print(f"evals: stopped; finished samples are kept in {kept}", file=sys.stderr)
+        print(f"evals: stopped; {_kept(args)}", file=sys.stderr)
         return 130
     return 0
 
 
 def _has_samples(args: argparse.Namespace) -> bool:
-    path: Path = args.out / "samples.jsonl"
-    return args.command == "run" and path.is_file() and path.stat().st_size > 0
+    if args.command == "report":
+        return False
+    folders = [args.out] if args.command == "run" else [args.runs / name for name in args.stages]
+    paths = [folder / "samples.jsonl" for folder in folders]
+    return any(path.is_file() and path.stat().st_size > 0 for path in paths)
+
+
+def _kept(args: argparse.Namespace) -> str:
+    """What a user whose run ended early has to know."""
+    if args.command == "reproduce":
+        return f"finished samples are kept in {args.runs}; the same command goes on"
+    return f"finished samples are kept; go on with --resume --out {args.out}"
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from led_sglang.child_server import Server
 from led_sglang.evals.errors import EvalError
+from led_sglang.params import ALL_METHODS
 
 NUM_LAYERS = 12  # of the embedded models: depth 12 is theirs, and the whole of the paper's sweep lies below
-ALL_METHODS = "led,dola,soft_thinking,soft_thinking_gumbel,confident"
 
 
 @dataclass(frozen=True)

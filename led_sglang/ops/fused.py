@@ -4,7 +4,6 @@ On a small model on CPU a step is bounded by the number of torch calls (1 to 3 u
 plainness for fewer of them; `tests/unit/ops/test_op_count.py` counts.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from led_sglang.ops import host
 from led_sglang.ops.head import latent_probs
+from led_sglang.ops.one_pass import row_tau
 from led_sglang.ops.types import Head, LedRows, LedStep, Noise, Ridden
 
 CHUNK_ELEMENTS = 1 << 19  # final logits scaled at once on CPU: 2 MiB
@@ -26,18 +26,6 @@ def log_masses(final_logits: Tensor, peak: Tensor, tau: Tensor) -> Tensor:
     columns = torch.split(final_logits, chunk), torch.split(peak, chunk), torch.split(tau, chunk)
     masses = [(z.float() - p).div_(t).exp_().sum(-1, keepdim=True) for z, p, t in zip(*columns, strict=True)]
     return (masses[0] if len(masses) == 1 else torch.cat(masses)).log_()
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """What a backend does in its own way."""
-
-    # (J, N, H) latents, (N, K) candidate ids, head, (N, 1) tau, (N,) needed or None, ridden or None -> (J, N, K)
-    layer_probs: Callable[[Tensor, Tensor, Head, Tensor, Tensor | None, Ridden | None], Tensor] = latent_probs
-    log_masses: Callable[[Tensor, Tensor, Tensor], Tensor] = log_masses
-
-
-TORCH = Kernels()
 
 
 @dataclass(frozen=True)
@@ -69,27 +57,26 @@ def led_step(
     rows: LedRows,
     noise: Noise,
     ridden: Ridden | None = None,
-    kernels: Kernels = TORCH,
 ) -> LedStep:
     """See `led_sglang.ops.led_step`."""
-    final = final_layer(final_logits, rows, kernels)
+    final = final_layer(final_logits, rows)
     exploit = final.probs / final.probs.sum(-1, keepdim=True)
     # `a >= b` on booleans is `a or not b`: tails explores, and so does a row without the exploit branch.
     explored = (noise.coin + final.confidence < 1.0).ge(rows.exploit).logical_and(rows.active)
     needs_latents = explored | (rows.full & rows.active) if rows.any_full else explored
     if host.can_look(final_logits.device) and not needs_latents.any():
         return exploit_step(final, exploit, explored, rows, noise)
-    explore = explore_rows(final, exploit, needs_latents, latents, head, rows, ridden, kernels)
+    explore = explore_rows(final, exploit, needs_latents, latents, head, rows, ridden)
     return mixed_step(final, exploit, explored, explore, rows, noise)
 
 
-def final_layer(final_logits: Tensor, rows: LedRows, kernels: Kernels) -> FinalLayer:
+def final_layer(final_logits: Tensor, rows: LedRows) -> FinalLayer:
     tau = row_tau(rows)[:, None]
     num_columns = min(rows.max_top_k, final_logits.shape[-1])
     if host.can_look(final_logits.device):
         logprobs, ids = top_logprobs(final_logits, tau, num_columns)
     else:
-        logprobs, ids = top_logprobs_fixed(final_logits, tau, num_columns, kernels)
+        logprobs, ids = top_logprobs_fixed(final_logits, tau, num_columns)
     if num_columns < rows.max_top_k:
         padding = (0, rows.max_top_k - num_columns)
         logprobs, ids = F.pad(logprobs, padding, value=-torch.inf), F.pad(ids, padding)
@@ -101,11 +88,6 @@ def final_layer(final_logits: Tensor, rows: LedRows, kernels: Kernels) -> FinalL
         logprobs = logprobs.masked_fill(beyond, -torch.inf)
     probs = logprobs.exp()
     return FinalLayer(tau, ids, logprobs, probs, probs[:, 0])
-
-
-def row_tau(rows: LedRows) -> Tensor:
-    """(R,): greedy rows take their arg-max at temperature 1."""
-    return rows.temperature.masked_fill(rows.greedy, 1.0) if rows.any_greedy else rows.temperature
 
 
 def top_logprobs(final_logits: Tensor, tau: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
@@ -126,14 +108,14 @@ def top_logprobs(final_logits: Tensor, tau: Tensor, num_columns: int) -> tuple[T
     return logprobs, ids
 
 
-def top_logprobs_fixed(final_logits: Tensor, tau: Tensor, num_columns: int, kernels: Kernels) -> tuple[Tensor, Tensor]:
+def top_logprobs_fixed(final_logits: Tensor, tau: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
     """The same without a copy of the logits: no temperature changes their order. A broken row is all NaN here too.
 
     NaN counts as largest, and the largest minus itself is NaN where it is infinite.
     """
     logits, ids = final_logits.topk(num_columns, dim=-1)
     logits, peak = logits.float(), logits[:, :1].float()
-    return (logits - peak).div_(tau) - kernels.log_masses(final_logits, peak, tau), ids
+    return (logits - peak).div_(tau) - log_masses(final_logits, peak, tau), ids
 
 
 def exploit_step(final: FinalLayer, exploit: Tensor, explored: Tensor, rows: LedRows, noise: Noise) -> LedStep:
@@ -168,22 +150,14 @@ def explore_rows(
     head: Head,
     rows: LedRows,
     ridden: Ridden | None,
-    kernels: Kernels,
 ) -> Explore:
     """The explore branch where it is needed, the exploit branch elsewhere."""
-
-    def branch(index: Tensor | None, needed: Tensor | None) -> Explore:
-        def probs(hidden: Tensor, ids: Tensor, tau: Tensor) -> Tensor:
-            return kernels.layer_probs(hidden, ids, head, tau, needed, _take(ridden, index))
-
-        return explore_branch(final, latents, head, rows, index, probs)
-
     if not host.can_look(needs_latents.device):
-        return where_needed(branch(None, needs_latents), needs_latents, exploit)
+        return where_needed(explore_branch(final, latents, head, rows, None, ridden), needs_latents, exploit)
     index = needs_latents.nonzero().squeeze(1)
     if index.shape[0] == needs_latents.shape[0]:
-        return branch(None, None)
-    part = branch(index, None)
+        return explore_branch(final, latents, head, rows, None, ridden)
+    part = explore_branch(final, latents, head, rows, index, ridden)
     return Explore(
         exploit.index_copy(0, index, part.probs),
         torch.ones_like(rows.depth).index_copy_(0, index, part.depth),
@@ -221,7 +195,7 @@ def explore_branch(
     head: Head,
     rows: LedRows,
     index: Tensor | None,
-    probs_of: Callable[[Tensor, Tensor, Tensor], Tensor],
+    ridden: Ridden | None,
 ) -> Explore:
     """Eq. 2 and 4 to 6 for the rows of `index` (None = all)."""
 
@@ -233,7 +207,7 @@ def explore_branch(
     layers = take(final.probs)[None]  # (1, N, K)
     if num_layers:
         hidden = pick_latents(latents, head, rows, index, num_layers)
-        latent = probs_of(hidden, take(final.candidate_ids), take(final.tau))
+        latent = latent_probs(hidden, take(final.candidate_ids), head, take(final.tau), _take(ridden, index))
         layers = torch.cat([layers, latent]).masked_fill_(is_dropped, 0.0)  # (J+1, N, K)
     if rows.any_normalize:
         normalized = layers / layers.sum(-1, keepdim=True).clamp_min(TINY)

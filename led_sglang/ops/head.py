@@ -1,7 +1,5 @@
 """What the method needs of the LM head for a latent row: a log-sum-exp and the logits of k candidates."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,8 +10,6 @@ from led_sglang.ops.types import Head, Ridden
 TILE_ELEMENTS = 1 << 17  # float32 logits held at once on CPU: 512 KiB stays in the second-level cache
 FIXED_TILE_ELEMENTS = 4 << 20  # elsewhere: 10 bytes each, with the half-precision product and exp's copy; 40 MiB
 CANDIDATE_ELEMENTS = 1 << 22  # of the candidates' head rows held at once: 16 MiB, and half of it again to widen them
-
-Normalize = Callable[[Tensor, Head, Tensor], Tensor]  # (N, H), head, (N, 1) tau -> (N,)
 
 
 def tile_elements(device: torch.device) -> int:
@@ -112,14 +108,12 @@ def across_ranks(normalizers: Tensor, logits: Tensor, head: Head) -> tuple[Tenso
     return shares.logsumexp(0).view(normalizers.shape), parts.sum(0).view(logits.shape)
 
 
-def known_normalizers(
-    latents: Tensor, head: Head, tau: Tensor, ridden: Ridden | None, compute: Normalize = log_normalizers
-) -> Tensor:
-    """(J, N, H), (N, 1) -> (J, N): those that rode, and the rest by `compute`; NaN where a promise was broken."""
+def known_normalizers(latents: Tensor, head: Head, tau: Tensor, ridden: Ridden | None) -> Tensor:
+    """(J, N, H), (N, 1) -> (J, N): those that rode, and the rest by a second pass; NaN where a promise was broken."""
     num_layers = len(latents)
 
     def second_pass(hidden: Tensor, some_tau: Tensor) -> Tensor:
-        flat = compute(hidden.flatten(0, 1), head, some_tau.repeat(num_layers, 1))
+        flat = log_normalizers(hidden.flatten(0, 1), head, some_tau.repeat(num_layers, 1))
         return flat.view(num_layers, hidden.shape[1])
 
     if ridden is None:
@@ -157,13 +151,8 @@ def latent_sums(
     return across_ranks(normalizers, logits, head)
 
 
-def latent_probs(
-    latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, needed: Tensor | None, ridden: Ridden | None
-) -> Tensor:
-    """Eq. 2, p^l(x_i): (J, N, H), (N, K), (N, 1) -> (J, N, K) float32; NaN where a layer is not finite.
-
-    `needed` (N,) lets a backend skip rows without changing shapes; plain torch cannot, and computes them all.
-    """
+def latent_probs(latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, ridden: Ridden | None) -> Tensor:
+    """Eq. 2, p^l(x_i): (J, N, H), (N, K), (N, 1) -> (J, N, K) float32; NaN where a layer is not finite."""
     num_layers, num_rows = latents.shape[:2]
     is_plain = head.project is None and ridden is None and head.all_gather is None
     if is_plain and head.num_rows <= tile_width(num_layers * num_rows, latents.device):  # one tile: fewer calls

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from led_sglang.ops import fused, host
+from led_sglang.ops.fused import pick_latents
+from led_sglang.ops.one_pass import row_tau
 from led_sglang.ops.types import Head, LedRows, LedStep, Noise, Ridden
 
 
@@ -10,18 +11,16 @@ def led_step(
     final_logits: Tensor, latents: Tensor, head: Head, rows: LedRows, noise: Noise, ridden: Ridden | None = None
 ) -> LedStep:
     """See `led_sglang.ops.led_step`. Triton is imported on first use: a machine without a GPU need not have it."""
-    from led_sglang.ops.triton_head import is_interpreted, latent_probs, latent_sums
-    from led_sglang.ops.triton_rows import final_rows, log_masses
+    from led_sglang.ops.triton_head import is_interpreted, latent_sums
+    from led_sglang.ops.triton_rows import final_rows
     from led_sglang.ops.triton_tail import tail
 
     if final_logits.device.type == "cpu" and not is_interpreted():
         raise ValueError('LED backend "triton" needs a GPU; this step is on cpu')
-    if host.can_look(final_logits.device):
-        return fused.led_step(final_logits, latents, head, rows, noise, ridden, fused.Kernels(latent_probs, log_masses))
-    tau, num_layers = fused.row_tau(rows), rows.max_depth - 1
+    tau, num_layers = row_tau(rows), rows.max_depth - 1
     final = final_rows(final_logits, tau, rows, noise.coin)
     if num_layers:
-        hidden = fused.pick_latents(latents, head, rows, None, num_layers)
+        hidden = pick_latents(latents, head, rows, None, num_layers)
         sums = latent_sums(hidden, final.candidate_ids, head, tau[:, None], final.needed, ridden)
     else:
         sums = tau.new_empty(0, len(tau)), tau.new_empty(0, *final.logprobs.shape)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from led_sglang.ops import head as torch_head
-from led_sglang.ops.head import across_ranks, known_normalizers, probs_of
+from led_sglang.ops.head import across_ranks
 from led_sglang.ops.triton_candidates import candidate_logits, tanh
 from led_sglang.ops.types import Head, Ridden
 
@@ -202,26 +202,22 @@ def head_pass(hidden: Tensor, latents: Tensor, head: Head, tau: Tensor, wanted: 
 
 
 def latent_sums(
-    latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, needed: Tensor | None, ridden: Ridden | None
+    latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, needed: Tensor, ridden: Ridden | None
 ) -> tuple[Tensor, Tensor]:
-    """As `led_sglang.ops.head.latent_sums`; rows that are not needed hold anything."""
+    """As `led_sglang.ops.head.latent_sums`; rows that are not needed, (N,) bool, hold anything."""
     if head.project is not None:
         return torch_head.latent_sums(latents, candidate_ids, head, tau, ridden)
+    logits = candidate_logits(latents, candidate_ids, head, tau, needed)
+    return across_ranks(normalizers_of(latents, head, tau, needed, ridden), logits, head)
+
+
+def normalizers_of(latents: Tensor, head: Head, tau: Tensor, needed: Tensor, ridden: Ridden | None) -> Tensor:
+    """As `led_sglang.ops.head.known_normalizers`, in fixed shapes: (J, N)."""
     num_layers = len(latents)
-    is_needed = torch.ones_like(tau[:, 0], dtype=torch.bool) if needed is None else needed
-
-    def compute(flat: Tensor, head: Head, flat_tau: Tensor) -> Tensor:
-        missing = is_needed if ridden is None else is_needed & ~ridden.rode
-        is_whole = len(flat) == num_layers * len(missing)
-        mask = missing.repeat(num_layers) if is_whole else flat_tau.new_ones(len(flat), dtype=torch.bool)
-        return log_normalizers(flat, mask, head, flat_tau[:, 0].float())
-
-    normalizers = known_normalizers(latents, head, tau, ridden, compute)
-    return across_ranks(normalizers, candidate_logits(latents, candidate_ids, head, tau, is_needed), head)
-
-
-def latent_probs(
-    latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, needed: Tensor | None, ridden: Ridden | None
-) -> Tensor:
-    """Eq. 2 as in `led_sglang.ops.head.latent_probs`; rows that are not needed hold anything."""
-    return probs_of(*latent_sums(latents, candidate_ids, head, tau, needed, ridden))
+    if ridden is not None and ridden.is_complete:
+        return ridden.normalizers[:num_layers].where(ridden.rode, torch.nan)
+    missing = needed if ridden is None else needed & ~ridden.rode
+    flat_tau = tau.flatten().repeat(num_layers)
+    normalizers = log_normalizers(latents.flatten(0, 1), missing.repeat(num_layers), head, flat_tau)
+    normalizers = normalizers.view(latents.shape[:2])
+    return normalizers if ridden is None else ridden.normalizers[:num_layers].where(ridden.rode, normalizers)

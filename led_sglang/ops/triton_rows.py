@@ -101,11 +101,6 @@ def masses(final_logits: Tensor, top: Tensor, tau: Tensor) -> Tensor:
     return partial
 
 
-def log_masses(final_logits: Tensor, peak: Tensor, tau: Tensor) -> Tensor:
-    """As `led_sglang.ops.fused.log_masses`: (R, V), (R, 1), (R, 1) -> (R, 1)."""
-    return masses(final_logits, peak, tau.float().flatten()).sum(-1, keepdim=True).log_()
-
-
 @dataclass(frozen=True)
 class FinalRows:
     """What the final layer tells, and what its coin says."""

@@ -102,7 +102,7 @@ def test_a_quantised_head_is_multiplied_by_the_engine(changes: dict[str, Any], m
     same = Head(quantised.qweight.float() / 100, V, scale=head.scale, softcap=head.softcap)
     latents, tau = torch.randn(J, 5, H), torch.linspace(0.3, 2, 5)[:, None]
     ids = torch.randint(V, (5, 4))
-    ours, truth = (latent_probs(latents, ids, h, tau, None, None) for h in (head, same))
+    ours, truth = (latent_probs(latents, ids, h, tau, None) for h in (head, same))
     torch.testing.assert_close(ours, truth)
     assert fused.latent_probs is latent_probs
 

@@ -113,9 +113,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--append", action="store_true", help=f"append the result to {RESULTS.name} under results/")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        with Server("--led-methods", ALL_METHODS, log=Path(folder) / "server.log") as server:
-            found = asyncio.run(fuzz(server.url, options.requests, options.seed))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Server("--led-methods", ALL_METHODS, log=Path(folder) / "server.log") as server,
+    ):
+        found = asyncio.run(fuzz(server.url, options.requests, options.seed))
     line = json.dumps({**provenance(), **found})
     print(line)
     if options.append and not found["num_faults"]:

@@ -23,8 +23,7 @@ import httpx
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from led_sglang.embedded import MODEL_DIR, problems
-from led_sglang.embedded.scoring import final_answer
+from led_sglang.embedded import MODEL_DIR, countdown
 
 TEMPERATURE = 1.0  # then the engine's own logprobs, behind the thought, are those of the policy too
 MAX_RATIO = 2.0
@@ -41,22 +40,31 @@ class Rollout:
     text: str
 
 
+@dataclass(frozen=True)
+class Sampling:
+    group_size: int
+    max_tokens: int
+    seed: int  # the samples of one prompt differ all the same
+
+
 class RolloutEngine(Protocol):
-    def sample(self, prompts: list[list[int]], group_size: int, max_tokens: int) -> list[list[Rollout]]:
+    def sample(self, prompts: list[list[int]], options: Sampling) -> list[list[Rollout]]:
         """`group_size` answers to every prompt."""
 
     def load(self, folder: Path) -> None:
         """Replace the weights. Raises RuntimeError if SGLang could not."""
 
 
-def request(prompts: list[list[int]], group_size: int, max_tokens: int) -> dict[str, Any]:
-    led = {"depth": 8, "trace": True}
-    sampling = {"temperature": TEMPERATURE, "n": group_size, "max_new_tokens": max_tokens, "skip_special_tokens": False}
-    return {
-        "input_ids": prompts,
-        "sampling_params": {**sampling, "custom_params": {"led": led}},
-        "return_logprob": True,
+def request(prompts: list[list[int]], options: Sampling) -> dict[str, Any]:
+    sampling = {
+        "temperature": TEMPERATURE,
+        "n": options.group_size,
+        "max_new_tokens": options.max_tokens,
+        "sampling_seed": options.seed,
+        "skip_special_tokens": False,
+        "custom_params": {"led": {"depth": 8, "trace": True}},
     }
+    return {"input_ids": prompts, "sampling_params": sampling, "return_logprob": True}
 
 
 def read(prompts: list[list[int]], group_size: int, answers: list[dict[str, Any]]) -> list[list[Rollout]]:
@@ -81,9 +89,9 @@ class ServerRollouts:
     def __init__(self, url: str) -> None:
         self.client = httpx.Client(base_url=url, timeout=300)
 
-    def sample(self, prompts: list[list[int]], group_size: int, max_tokens: int) -> list[list[Rollout]]:
-        answer = self.client.post("/generate", json=request(prompts, group_size, max_tokens)).raise_for_status()
-        return read(prompts, group_size, answer.json())
+    def sample(self, prompts: list[list[int]], options: Sampling) -> list[list[Rollout]]:
+        answer = self.client.post("/generate", json=request(prompts, options)).raise_for_status()
+        return read(prompts, options.group_size, answer.json())
 
     def load(self, folder: Path) -> None:
         answer = self.client.post("/update_weights_from_disk", json={"model_path": str(folder)})
@@ -103,8 +111,8 @@ class EngineRollouts:
         launch.enable(str(MODEL_DIR), **arguments)
         self.engine = Engine(model_path=str(MODEL_DIR), **arguments)
 
-    def sample(self, prompts: list[list[int]], group_size: int, max_tokens: int) -> list[list[Rollout]]:
-        return read(prompts, group_size, self.engine.generate(**request(prompts, group_size, max_tokens)))
+    def sample(self, prompts: list[list[int]], options: Sampling) -> list[list[Rollout]]:
+        return read(prompts, options.group_size, self.engine.generate(**request(prompts, options)))
 
     def load(self, folder: Path) -> None:
         success, message, *_ = self.engine.update_weights_from_disk(str(folder))
@@ -166,15 +174,15 @@ def train(rollouts: RolloutEngine, options: argparse.Namespace, folder: Path) ->
     tokenizer = PreTrainedTokenizerFast.from_pretrained(MODEL_DIR)
     model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate)
-    stream = problems.stream("train", seed=0)
+    stream = countdown.stream("train", seed=0)
     for step in range(options.steps):
         batch = [next(stream) for _ in range(options.questions)]
         chats = [[{"role": "user", "content": problem.question}] for problem in batch]
         prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for chat in chats]
-        groups = rollouts.sample(prompts, options.group_size, options.max_tokens)
+        groups = rollouts.sample(prompts, Sampling(options.group_size, options.max_tokens, seed=step))
         rewards = torch.tensor(
             [
-                [float(problems.grade(final_answer(rollout.text), problem)) for rollout in group]
+                [float(countdown.grade(rollout.text, problem)) for rollout in group]
                 for group, problem in zip(groups, batch, strict=True)
             ]
         )
@@ -184,6 +192,7 @@ def train(rollouts: RolloutEngine, options: argparse.Namespace, folder: Path) ->
         line = {
             "step": step,
             "reward": round(rewards.mean().item(), 4),
+            "mixed_groups": int((rewards.std(-1) > 0).sum()),  # the others teach nothing
             "tokens": sum(len(rollout.output_ids) for rollout in all_rollouts),
             "explored": sum(rollout.num_explored for rollout in all_rollouts),
             "loss": round(told.loss, 5),

@@ -248,7 +248,7 @@ class Wire:
     def cut(self) -> None:
         for end in (self.door, *self.sockets):
             shut(end)
-        self.door.close()
+            end.close()
         self.sockets.clear()
 
 

@@ -2,7 +2,7 @@
 
 python -m led_sglang.evals run --task embedded --methods cot,led,led:depth=4 --samples 16 --out out/run
 python -m led_sglang.evals report out/run --out docs/results/embedded
-python -m led_sglang.evals reproduce --task countdown --serve=--dp-size=2 --runs out/all --out docs/results/all
+python -m led_sglang.evals reproduce --task countdown '--serve=--page-size 32' --runs out/all --out docs/results/all
 """
 
 from __future__ import annotations

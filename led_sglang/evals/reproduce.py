@@ -66,11 +66,7 @@ def served(arguments: str | None, runs: Path, base_url: str) -> Iterator[str]:
         yield base_url
         return
     runs.mkdir(parents=True, exist_ok=True)
-    # On the CPU several times faster; a GPU's server takes no notice.
-    environment = {"LED_SGLANG_CPU_ATTENTION": "batched"}
-    server = Server(
-        "--led-methods", ALL_METHODS, *shlex.split(arguments), log=runs / "server.log", environment=environment
-    )
+    server = Server("--led-methods", ALL_METHODS, *shlex.split(arguments), log=runs / "server.log")
     try:
         server.wait_ready()
     except RuntimeError as error:

@@ -1,7 +1,9 @@
 """Soft Thinking's part of the engine: the next input of a thinking row is a mixture of token embeddings.
 
-What was chosen stays on the device, by request slot. The embedding lookup mixes for soft rows and is the engine's own
-lookup for all others. Not for CUDA graphs: in a replay no Python runs, so enabling a soft method there is refused.
+What was chosen stays on the device, by request slot. In a decode step the embedding lookup mixes every row's
+candidates, in shapes that do not depend on data, and takes the mixture where the slot says so and the engine's own
+lookup elsewhere. So the same kernels run whoever is in the batch, and a CUDA graph that has captured them replays them
+with the slots that it is given: no Python is needed in a replay.
 """
 
 from typing import Any
@@ -22,13 +24,13 @@ def is_soft_enabled(config: ServerConfig) -> bool:
 class SoftInputs:
     """Per request slot: candidates, weights, whether the next input is a mixture. Made where a soft method is enabled.
 
-    Raises CaptureError where CUDA graphs are on or the close marker has several tokens.
+    Raises CaptureError where decode steps hide in other batches or the close marker has several tokens.
     """
 
     def __init__(self, runner: Any, config: ServerConfig) -> None:
         slots = runner.req_to_token_pool.req_to_token.shape[0] + 1
         device = torch.device(runner.device)
-        _refuse(runner, config, device)
+        _refuse(runner, config)
         self.close_id = config.close_ids[0]
         self.ids = torch.zeros(slots, MAX_SOFT_TOP_K, dtype=torch.int64, device=device)
         self.weights = torch.zeros(slots, MAX_SOFT_TOP_K, dtype=torch.float32, device=device)
@@ -45,6 +47,10 @@ class SoftInputs:
         self.weights[slots, :width] = weights
         self.is_soft[slots] = is_soft
         self.num_low_entropy[slots] = num_low_entropy
+
+    def forget(self, slots: Tensor) -> None:
+        """Their next inputs are tokens: a prompt begins in the slot, or a step of ours failed. slots: (n,)."""
+        self.is_soft[slots] = False
 
     def _install(self, model: Any) -> None:
         embed: nn.Module = model.model.embed_tokens
@@ -65,26 +71,14 @@ class SoftInputs:
         setattr(embed, "forward", embed_or_mix)  # noqa: B010
 
     def _mix(self, plain: Tensor, look_up: Any) -> Tensor:
-        rows = self._soft_rows()
-        if rows is None:
+        """plain: (rows, H), what the engine would feed. The graph's padding rows read a slot that no request owns."""
+        if self._batch is None or not self._batch.forward_mode.is_decode():
             return plain
-        slots = self._batch.req_pool_indices[rows]
-        ids, weights = self.ids[slots], self.weights[slots]  # (n, K)
-        embeddings = look_up(ids.flatten()).view(*ids.shape, -1)  # (n, K, H)
+        slots = self._batch.req_pool_indices
+        ids, weights = self.ids[slots], self.weights[slots]  # (rows, K)
+        embeddings = look_up(ids.flatten()).view(*ids.shape, -1)  # (rows, K, H)
         mixed = (weights[..., None] * embeddings.float()).sum(1).to(plain.dtype)
-        is_soft = self.is_soft[slots][:, None]
-        return plain.index_copy(0, rows, torch.where(is_soft, mixed, plain[rows]))
-
-    def _soft_rows(self) -> Tensor | None:
-        batch = self._batch
-        if batch is None or not batch.forward_mode.is_decode():
-            return None
-        led = getattr(batch.sampling_info, "led", None)
-        if led is None:
-            return None
-        groups = led.device_rows(batch.sampling_info).groups
-        rows = [groups[method].batch_rows for method in SOFT_METHODS if method in groups]
-        return torch.cat(rows) if rows else None
+        return torch.where(self.is_soft[slots][:, None], mixed, plain)
 
 
 def keep_out_of_prefix_cache(req: Any) -> None:
@@ -92,11 +86,7 @@ def keep_out_of_prefix_cache(req: Any) -> None:
     req.skip_radix_cache_insert = True
 
 
-def _refuse(runner: Any, config: ServerConfig, device: torch.device) -> None:
-    if device.type == "cuda" and not runner.server_args.disable_cuda_graph:
-        raise CaptureError(
-            "soft_thinking needs --disable-cuda-graph: in a graph replay the lookup cannot mix embeddings"
-        )
+def _refuse(runner: Any, config: ServerConfig) -> None:
     if getattr(runner.server_args, "enable_mixed_chunk", False):
         raise CaptureError(
             "soft_thinking does not work with --enable-mixed-chunk: rows that decode beside a prompt's chunk would be "

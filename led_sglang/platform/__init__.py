@@ -14,17 +14,12 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["ATTENTION_SWITCH", "PLATFORM_CLASS", "SWITCH", "activate", "attention_choice", "find_accelerator"]
+__all__ = ["PLATFORM_CLASS", "SWITCH", "activate", "find_accelerator"]
 
 logger = logging.getLogger(__name__)
 
 SWITCH = "LED_SGLANG_CPU_PLATFORM"
 """Environment variable; "0" leaves the choice of platform to SGLang."""
-
-ATTENTION_SWITCH = "LED_SGLANG_CPU_ATTENTION"
-"""Environment variable; "batched" attends to all sequences of a decode step at once: faster, but the rounding of a
-request then depends on its neighbours' lengths. "loop", the default, is SGLang's own loop over sequences."""
-ATTENTION_CHOICES = ("loop", "batched")
 
 PLATFORM_CLASS = "led_sglang.platform.cpu.PlainTorchPlatform"
 
@@ -58,14 +53,6 @@ def activate() -> str | None:
         logger.debug("%s found: led_sglang's CPU platform is not needed", accelerator)
         return None
     return PLATFORM_CLASS
-
-
-def attention_choice() -> str:
-    """The value of LED_SGLANG_CPU_ATTENTION. Raises ValueError for one that is none of ATTENTION_CHOICES."""
-    choice = os.environ.get(ATTENTION_SWITCH, ATTENTION_CHOICES[0])
-    if choice not in ATTENTION_CHOICES:
-        raise ValueError(f"{ATTENTION_SWITCH} is {choice!r}: must be one of {', '.join(ATTENTION_CHOICES)}")
-    return choice
 
 
 def _unusable_nvidia_device(dev: Path = Path("/dev")) -> str | None:

@@ -11,8 +11,6 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
-from led_sglang.platform import attention_choice
-
 __all__ = ["PlainTorchPlatform"]
 
 logger = logging.getLogger(__name__)
@@ -43,15 +41,13 @@ class PlainTorchPlatform(CpuDeviceMixin, SRTPlatform):
         return "cpu"
 
     def init_backend(self) -> None:
-        """Called where a model will run. Raises ValueError for an unknown choice of attention."""
-        if attention_choice() != "batched":
-            return
+        """Called where a model will run: "torch_native" gets a decode step without a loop over sequences."""
         # Not at the top: SGLang asks for the platform before its attention modules can be imported.
         from sglang.srt.layers.attention.attention_registry import register_attention_backend
 
-        from led_sglang.platform.attention import BatchedAttention
+        from led_sglang.platform.attention import PagedAttention
 
-        register_attention_backend("torch_native")(BatchedAttention)
+        register_attention_backend("torch_native")(PagedAttention)
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"
@@ -75,7 +71,6 @@ class PlainTorchPlatform(CpuDeviceMixin, SRTPlatform):
         """Sets what plain PyTorch needs, so that nobody has to know these flags."""
         if server_args.device != "cpu":
             return
-        attention_choice()  # an unknown one stops the launch, not a scheduler later
         # SGLang fills in "intel_amx" for any CPU before it asks us, and its kernels are not there.
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = "torch_native"

@@ -44,6 +44,7 @@ pytest_plugins = ("tests.server.exact_fixtures",)
 
 METHODS = ("led", "dola", "confident", "soft_thinking", "soft_thinking_gumbel")
 NUM_TOKENS = 24
+NUM_SLOTS = 16
 FREE_TEMPERATURE = 4.0  # where float32's error does not grow from one mixture to the next
 NO_FAULT = Fault()
 
@@ -80,8 +81,9 @@ def install_plugin(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def methods_server(qwen3_folder: Path, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Prefix cache on, prompts cut into chunks of 32 tokens, every method enabled."""
+    """Prefix cache on, prompts cut into chunks of 32 tokens, every method enabled, few slots for many requests."""
     arguments = ("--chunked-prefill-size", "32", "--max-total-tokens", "8192", "--led-methods", ",".join(METHODS))
+    arguments += ("--max-running-requests", str(NUM_SLOTS))
     plugins = install_plugin(tmp_path_factory.mktemp("plugins"))
     path = os.pathsep.join(filter(None, (str(plugins), os.environ.get("PYTHONPATH"))))
     environment = {"PYTHONPATH": path}
@@ -450,6 +452,20 @@ def test_a_soft_request_reads_the_cache_and_adds_nothing(asker: Asker, oracle: O
     for reply in (first, second, third):
         agreed(against_mixtures(oracle, reply)[0])
     assert first.output_ids == second.output_ids == third.output_ids
+
+
+def test_a_slot_is_handed_on_without_its_mixture(asker: Asker) -> None:
+    """Soft requests that end inside their thought leave every slot with a mixture, which no next owner may see."""
+    plain: Any = [request_for(False, words(60 + i, 20)) for i in range(NUM_SLOTS)]
+    before = asker.together(plain)
+    asker.together(
+        [request_for({"method": "soft_thinking"}, thinking_prompt(80 + i), num_tokens=4) for i in range(2 * NUM_SLOTS)]
+    )
+    asker.flush_cache()
+    after = asker.together(plain)
+    for one, other in zip(before, after, strict=True):
+        assert one.output_ids == other.output_ids
+        assert max(map(distance, distributions(one), distributions(other))) < 1e-4
 
 
 # -- what is told and refused ---------------------------------------------------------------------------------------

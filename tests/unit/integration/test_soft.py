@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from led_sglang.integration.batch import LedBatch
 from led_sglang.integration.capture import CaptureError
-from led_sglang.integration.soft import SoftInputs, _refuse, is_soft_enabled
+from led_sglang.integration.soft import SoftInputs, is_soft_enabled
 from led_sglang.params import MAX_SOFT_TOP_K, ServerConfig
-from tests.unit.integration.fakes import CLOSE_ID, batch_of, forward_mode, sampling_info, seat
+from tests.unit.integration.fakes import CLOSE_ID, forward_mode
 
 CONFIG = ServerConfig(methods=("led", "soft_thinking"), open_ids=(6,), close_ids=(CLOSE_ID,), num_layers=4)
 NUM_SLOTS = 5
@@ -32,20 +33,17 @@ class Model(nn.Module):
         return self.model.embed_tokens(input_ids)
 
 
-def runner(model: nn.Module | None = None, graphs: bool = False) -> Any:
+def runner(model: nn.Module | None = None) -> Any:
     return SimpleNamespace(
         model=model or Model(),
         device="cpu",
         req_to_token_pool=SimpleNamespace(req_to_token=torch.zeros(NUM_SLOTS, 1)),
-        server_args=SimpleNamespace(disable_cuda_graph=not graphs),
+        server_args=SimpleNamespace(),
     )
 
 
-def batch(led: LedBatch | None, slots: list[int], is_decode: bool = True) -> Any:
-    info = SimpleNamespace(led=None) if led is None else sampling_info(led)
-    return SimpleNamespace(
-        sampling_info=info, req_pool_indices=torch.tensor(slots), forward_mode=forward_mode(is_decode)
-    )
+def batch(slots: list[int], is_decode: bool = True) -> Any:
+    return SimpleNamespace(req_pool_indices=torch.tensor(slots), forward_mode=forward_mode(is_decode))
 
 
 @pytest.fixture
@@ -69,28 +67,61 @@ def run(model: Model, ids: list[int], forward_batch: Any) -> Tensor:
         return out
 
 
-def test_only_soft_rows_are_mixed(engine: tuple[SoftInputs, Model, Tensor]) -> None:
+def test_only_soft_slots_are_mixed(engine: tuple[SoftInputs, Model, Tensor]) -> None:
     _, model, table = engine
-    led = batch_of(seat("led"), seat("soft_thinking"), seat(None), seat("soft_thinking"), seat("dola"))
-    out = run(model, [4, 4, 4, 8, 4], batch(led, [0, 3, 2, 1, 4]))
+    out = run(model, [4, 4, 4, 8, 4], batch([0, 3, 2, 1, 4]))
     torch.testing.assert_close(out[1], 0.75 * table[4] + 0.25 * table[5])
     for row, token in ((0, 4), (2, 4), (3, 8), (4, 4)):  # slot 1 has closed its phase: its lookup is plain, bit for bit
         assert torch.equal(out[row], table[token])
 
 
-@pytest.mark.parametrize("case", ["extend", "nobody of ours", "no soft row", "outside a step"])
+@pytest.mark.parametrize("case", ["extend", "forgotten", "outside a step"])
 def test_everything_else_is_the_engines_lookup(case: str, engine: tuple[SoftInputs, Model, Tensor]) -> None:
-    _, model, table = engine
-    soft = batch_of(seat("soft_thinking"), seat("soft_thinking"))
+    inputs, model, table = engine
     ids = [4, 8]
     if case == "outside a step":
         out = model.model.embed_tokens(torch.tensor(ids))
     elif case == "extend":  # of a request that was retracted: its slot still holds the last mixture
-        out = run(model, ids, batch(soft, [3, 3], is_decode=False))
+        out = run(model, ids, batch([3, 3], is_decode=False))
     else:
-        led = batch_of(seat("dola"), seat("led")) if case == "no soft row" else None
-        out = run(model, ids, batch(led, [3, 3]))
+        inputs.forget(torch.tensor([0, 3]))
+        out = run(model, ids, batch([3, 3]))
     assert torch.equal(out, table[ids])
+
+
+def test_a_replay_follows_the_slots_that_it_is_given(engine: tuple[SoftInputs, Model, Tensor]) -> None:
+    """What a CUDA graph does: operations recorded once for static tensors, run again with other contents.
+
+    Recorded as a trace of tensor operations; the dummy rows of a capture sit in slot 0 and are not soft.
+    """
+    inputs, model, table = engine
+    static = batch([0, 0, 0])
+    ids, positions = torch.zeros(3, dtype=torch.int64), torch.arange(3)
+
+    def step(ids: Tensor, slots: Tensor, table_ids: Tensor, weights: Tensor, is_soft: Tensor) -> Tensor:
+        static.req_pool_indices, inputs.ids, inputs.weights, inputs.is_soft = slots, table_ids, weights, is_soft
+        out: Tensor = model.forward(ids, positions, static)
+        return out
+
+    tensors = (inputs.ids, inputs.weights, inputs.is_soft)
+    graph = make_fx(step)(ids, static.req_pool_indices, *(torch.zeros_like(tensor) for tensor in tensors))
+    with torch.no_grad():
+        out = graph(torch.tensor([4, 8, 4]), torch.tensor([3, 1, 0]), *tensors)
+    torch.testing.assert_close(out[0], 0.75 * table[4] + 0.25 * table[5])
+    assert torch.equal(out[1], table[8]) and torch.equal(out[2], table[4])
+
+
+def test_on_a_gpu_nothing_is_read_and_no_shape_depends_on_data() -> None:
+    with FakeTensorMode(), torch.device("cuda"):
+        model = Model()
+        fake = SimpleNamespace(**{**vars(runner(model)), "device": "cuda"})
+        inputs = SoftInputs(fake, CONFIG)
+        slots = torch.zeros(4, dtype=torch.int64)
+        step = SimpleNamespace(req_pool_indices=slots, forward_mode=forward_mode(True))
+        assert model.forward(slots, slots, step).shape == (4, 3)
+        flags = torch.zeros(4, dtype=torch.bool)
+        inputs.write(slots, torch.zeros(4, 8, dtype=torch.int64), torch.zeros(4, 8), flags, slots)
+        inputs.forget(slots)
 
 
 def test_a_slot_given_to_another_request_keeps_no_weights(engine: tuple[SoftInputs, Model, Tensor]) -> None:
@@ -100,15 +131,13 @@ def test_a_slot_given_to_another_request_keeps_no_weights(engine: tuple[SoftInpu
     inputs.write(slot, torch.tensor([[1, 2, 3, 4]]), wide, torch.tensor([True]), one)
     inputs.write(slot, torch.tensor([[9]]), torch.ones(1, 1), torch.tensor([True]), one)
     assert inputs.weights[3].tolist() == [1.0] + [0.0] * (MAX_SOFT_TOP_K - 1)
-    led = batch_of(seat("soft_thinking"))
-    torch.testing.assert_close(run(model, [0], batch(led, [3]))[0], table[9])
+    torch.testing.assert_close(run(model, [0], batch([3]))[0], table[9])
 
 
 def test_a_fault_in_the_model_leaves_no_batch_behind(engine: tuple[SoftInputs, Model, Tensor]) -> None:
     _, model, table = engine
-    led = batch_of(seat("soft_thinking"))
     with pytest.raises(IndexError):
-        run(model, [99], batch(led, [3]))
+        run(model, [99], batch([3]))
     assert torch.equal(model.model.embed_tokens(torch.tensor([4])), table[[4]])
 
 
@@ -118,14 +147,11 @@ def test_half_precision_is_mixed_in_float32() -> None:
     inputs = SoftInputs(runner(model), CONFIG)
     ids, weights = torch.arange(8)[None], torch.full((1, 8), 0.125)
     inputs.write(torch.tensor([0]), ids, weights, torch.tensor([True]), torch.tensor([0]))
-    out = run(model, [0], batch(batch_of(seat("soft_thinking")), [0]))
+    out = run(model, [0], batch([0]))
     assert torch.equal(out[0], (table[:8].float() * 0.125).sum(0).bfloat16())
 
 
 def test_what_cannot_be_mixed_is_refused() -> None:
-    with pytest.raises(CaptureError, match="--disable-cuda-graph"):
-        _refuse(runner(graphs=True), CONFIG, torch.device("cuda"))
-    _refuse(runner(graphs=False), CONFIG, torch.device("cuda"))
     mixed = runner()
     mixed.server_args.enable_mixed_chunk = True
     with pytest.raises(CaptureError, match="--enable-mixed-chunk"):

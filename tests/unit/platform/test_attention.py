@@ -1,13 +1,13 @@
-"""Batched decode attention agrees with SGLang's loop over sequences, whatever their lengths and however it is cut."""
+"""Paged decode attention agrees with SGLang's loop over sequences, whatever their lengths and however many threads."""
 
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
-from led_sglang import platform
 from led_sglang.platform import attention
 
 SLOTS, HEADS, KV_HEADS, SIZE = 512, 4, 2, 16
@@ -62,36 +62,45 @@ def decode_step(
 
 
 @pytest.mark.parametrize("lengths", [[1], [7], [5, 1, 40, 17], [300, 1, 2], [64] * 9])
-@pytest.mark.parametrize("limit", [1 << 16, 80])
-def test_agrees_with_the_loop(monkeypatch: pytest.MonkeyPatch, lengths: list[int], limit: int) -> None:
-    monkeypatch.setattr(attention, "MAX_PADDED_TOKENS", limit)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_agrees_with_the_loop(monkeypatch: pytest.MonkeyPatch, lengths: list[int], threads: int) -> None:
+    monkeypatch.setattr(attention, "MIN_KEYS_A_THREAD", 32)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     expected = decode_step(TorchNativeAttnBackend, lengths)
-    torch.testing.assert_close(decode_step(attention.BatchedAttention, lengths), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(decode_step(attention.PagedAttention, lengths), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("more", [{"window": 3}, {"dtype": torch.bfloat16}])
 def test_what_it_cannot_do_goes_the_loops_way(more: dict[str, Any]) -> None:
     lengths = [5, 1, 40]
     expected = decode_step(TorchNativeAttnBackend, lengths, **more)
-    assert torch.equal(decode_step(attention.BatchedAttention, lengths, **more), expected)
+    assert torch.equal(decode_step(attention.PagedAttention, lengths, **more), expected)
 
 
-def test_parts_hold_every_row_once_and_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "MAX_PADDED_TOKENS", 100)
-    lengths = torch.tensor([3, 50, 7, 1, 2, 40, 9])
-    found = attention.parts(torch.arange(7 * 60).view(7, 60), torch.arange(7), lengths)
-    assert [row for part in found for row in range(part.rows.start, part.rows.stop)] == list(range(7))
-    assert all(part.slots.numel() <= 100 for part in found)
-    for part in found:
-        visible = (part.bias[:, 0, 0] == 0).sum(1)
-        assert visible.tolist() == lengths[part.rows].tolist()
+def attend(rows: list[int]) -> torch.Tensor:
+    """Some of seven sequences, the same whichever are asked for."""
+    generator = torch.Generator().manual_seed(2)
+    lengths, table = torch.tensor([3, 50, 7, 1, 2, 400, 9]), torch.randint(SLOTS, (7, 400), generator=generator)
+    query, pool = torch.randn(7, HEADS, SIZE, generator=generator), Pool()
+    step = attention.DecodeStep.of(table.int(), torch.tensor(rows), lengths[rows], num_threads=1)
+    output = torch.empty(len(rows), HEADS, SIZE)
+    arrays = (query[rows].numpy(), pool.keys.numpy(), pool.values.numpy(), step.table, step.requests, step.lengths)
+    attention.attend(*arrays, np.float32(0.3), output.numpy(), step.parts[0])
+    return output
 
 
-def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(platform.ATTENTION_SWITCH, raising=False)
-    assert platform.attention_choice() == "loop"
-    monkeypatch.setenv(platform.ATTENTION_SWITCH, "batched")
-    assert platform.attention_choice() == "batched"
-    monkeypatch.setenv(platform.ATTENTION_SWITCH, "fast")
-    with pytest.raises(ValueError, match=r"LED_SGLANG_CPU_ATTENTION is 'fast': must be one of loop, batched"):
-        platform.attention_choice()
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    together = attend(list(range(7)))
+    assert torch.equal(torch.cat([attend([row]) for row in range(7)]), together)
+    assert torch.equal(attend([5, 3]), together[[5, 3]])
+
+
+@pytest.mark.parametrize("lengths", [[1], [5000], [1, 5000, 1], [3000] * 4, [1] * 300, [0, 0]])
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_every_row_belongs_to_one_thread(lengths: list[int], threads: int) -> None:
+    rows = torch.arange(len(lengths))
+    parts = attention.DecodeStep.of(torch.zeros(300, 1), rows, torch.tensor(lengths), threads).parts
+    assert [row for start, stop in parts for row in range(start, stop)] == rows.tolist()
+    assert 1 <= len(parts) <= threads
+    if lengths == [3000] * 4 and threads == 2:
+        assert parts == ((0, 2), (2, 4))

@@ -37,6 +37,7 @@ from led_sglang.params import (
 )
 
 logger = logging.getLogger(__name__)
+DETERMINISTIC_SEED = 42  # SGLang's own for requests without one under --enable-deterministic-inference
 MAX_LOGGED_FAILURES = 3  # the counter in /led/info goes on
 
 TRACE_KEYS = (
@@ -104,7 +105,10 @@ def stamp_one(self: Any, tokenized_obj: Any) -> None:
         stamped = StampedParams(params, earlier["seed"], earlier["is_seeded"], earlier["sample"] + 1)
     else:
         seed = sampling.sampling_seed
-        stamped = StampedParams(params, secrets.randbits(63) if seed is None else seed, seed is not None, 0)
+        own_seed = secrets.randbits(63) if seed is None else seed
+        if seed is None and getattr(self.server_args, "enable_deterministic_inference", False):
+            own_seed = DETERMINISTIC_SEED
+        stamped = StampedParams(params, own_seed, seed is not None, 0)
     sampling.custom_params = {**custom, STAMP_KEY: stamped.to_wire()}
 
 

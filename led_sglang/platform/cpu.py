@@ -11,6 +11,8 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
+from led_sglang.platform import deterministic
+
 __all__ = ["PlainTorchPlatform"]
 
 logger = logging.getLogger(__name__)
@@ -41,13 +43,14 @@ class PlainTorchPlatform(CpuDeviceMixin, SRTPlatform):
         return "cpu"
 
     def init_backend(self) -> None:
-        """Called where a model will run: "torch_native" gets a decode step without a loop over sequences."""
+        """Called where a model will run: a decode step without a loop over sequences, and what determinism needs."""
         # Not at the top: SGLang asks for the platform before its attention modules can be imported.
         from sglang.srt.layers.attention.attention_registry import register_attention_backend
 
         from led_sglang.platform.attention import PagedAttention
 
         register_attention_backend("torch_native")(PagedAttention)
+        deterministic.install()
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"
@@ -74,6 +77,8 @@ class PlainTorchPlatform(CpuDeviceMixin, SRTPlatform):
         # SGLang fills in "intel_amx" for any CPU before it asks us, and its kernels are not there.
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = "torch_native"
+        if server_args.enable_deterministic_inference:
+            deterministic.allow()
         if server_args.sampling_backend is None:
             server_args.sampling_backend = "pytorch"
         if server_args.max_total_tokens is None:

@@ -50,22 +50,13 @@ NO_FAULT = Fault()
 
 
 # A matrix product's last bits depend on how many rows it has (MKL picks another kernel), in the stock engine too, and a
-# soft request feeds them back into itself. Padded to whole blocks of 32 rows they do not, so that what is left to make
-# a row depend on its neighbours is us.
+# soft request feeds them back into itself. In blocks of 32 rows they do not, so that what is left to make a row depend
+# on its neighbours is us. (Not by --enable-deterministic-inference, which switches the prefix cache off.)
 SAME_BITS_FOR_ANY_BATCH = """
-import torch
-
-def mm(a, b):
-    num_rows = a.shape[0]
-    padded = torch.nn.functional.pad(a, (0, 0, 0, -num_rows % 32))
-    out = a.new_empty(padded.shape[0], b.shape[1])
-    torch.ops.aten.mm.out(padded, b, out=out)
-    return out[:num_rows]
-
-library = torch.library.Library("aten", "IMPL")
-
 def register():
-    library.impl("mm", mm, "CPU")
+    from led_sglang.platform.deterministic import enable_batch_invariant_mode
+
+    enable_batch_invariant_mode()
 """
 
 

@@ -87,7 +87,8 @@ def make_platform() -> object:
 def make_args(**given: object) -> SimpleNamespace:
     ranks = {"tp_size": 1, "pp_size": 1, "dp_size": 1}
     unset = {"attention_backend": None, "sampling_backend": None, "max_total_tokens": None, "sleep_on_idle": False}
-    return SimpleNamespace(**{"device": "cpu", **ranks, **unset, **given})
+    fixed = {"device": "cpu", "enable_deterministic_inference": False}
+    return SimpleNamespace(**{**fixed, **ranks, **unset, **given})
 
 
 def test_defaults_make_flags_unnecessary() -> None:

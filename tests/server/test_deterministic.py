@@ -1,0 +1,77 @@
+"""`--enable-deterministic-inference`: the same seed gives the same bits, whatever else is in the batch."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.asking import Client, Oracle, Reply, Request, check, sharp_server, thinking_prompt, words
+from tests.server.recompute import Asked
+
+pytestmark = pytest.mark.server
+
+pytest_plugins = ("tests.server.exact_fixtures",)
+
+METHODS = ("led", "dola", "confident", "soft_thinking", "soft_thinking_gumbel")
+SETTINGS: tuple[Any, ...] = (
+    {"trace": True},
+    {"trace": True, "depth": 3, "top_k": 5, "phase": "all"},
+    False,  # the engine's own seeded sampler
+    {"method": "none"},
+    *({"method": method} for method in METHODS[1:]),
+)
+
+
+@pytest.fixture(scope="module")
+def asker(qwen3_folder: Path, logs: Path) -> Iterator[Client]:
+    arguments = ("--enable-deterministic-inference", "--max-total-tokens", "8192", "--led-methods", ",".join(METHODS))
+    with sharp_server(qwen3_folder, logs / "deterministic.log", *arguments) as server:
+        client = Client(server.url)
+        assert client.get("/server_info")["enable_deterministic_inference"] is True
+        yield client
+
+
+def requests(seed: int | None, temperature: float) -> list[Request]:
+    """One of every kind, each with a prompt of another length; half of the prompts do not think."""
+    return [
+        Request(
+            thinking_prompt(200 + i, 8 + 5 * i) if i % 3 else words(200 + i, 8 + 5 * i),
+            Asked(temperature),
+            12 + i % 3,
+            seed,
+            True,
+            led=led,
+        )
+        for i, led in enumerate(SETTINGS)
+    ]
+
+
+def told(reply: Reply) -> Any:
+    """Token ids and the engine's log-probabilities, bit for bit."""
+    return reply.output_ids, reply.meta["output_token_logprobs"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_seed_gives_the_same_bits_alone_and_in_a_crowd(temperature: float, asker: Client) -> None:
+    asked = requests(11, temperature)
+    crowd: Any = [Request(thinking_prompt(300 + i), Asked(1.0), 20, seed=i, led={}) for i in range(12)]
+    alone = [told(asker.generate(request)) for request in asked]
+    together = [told(reply) for reply in asker.together([*asked, *crowd])[: len(asked)]]
+    assert together == alone
+    if temperature:
+        others = [told(asker.generate(request)) for request in requests(12, temperature)]
+        assert sum(one != other for one, other in zip(alone, others, strict=True)) >= len(asked) - 2
+
+
+def test_no_seed_is_sglangs_default_seed_for_everyone(asker: Client) -> None:
+    unseeded, default = ([told(asker.generate(request)) for request in requests(seed, 0.7)] for seed in (None, 42))
+    assert unseeded == default
+
+
+def test_led_is_led_there_too(asker: Client, oracle: Oracle) -> None:
+    replies = asker.together(
+        [Request(thinking_prompt(400 + i), Asked(0.7), 24, seed=i, led={"trace": True}) for i in range(6)]
+    )
+    check(oracle, *replies)
+    assert any(any(reply.meta["led_explored"]) for reply in replies)

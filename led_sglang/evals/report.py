@@ -34,7 +34,8 @@ pre {{ background: #f4f4f4; padding: .6rem; overflow-x: auto }}
 
 def describe(runs: list[dict[str, Any]]) -> list[str]:
     """What was run, in lines for the top of the report."""
-    lines = []
+    lines: list[str] = []
+    told: dict[str, tuple[str, dict[str, Any]]] = {}
     for run in runs:
         fixed = run.get("fixed", {})
         asked = ", ".join(f"{count} of {task}" for task, count in sorted(run.get("num_questions", {}).items()))
@@ -46,12 +47,27 @@ def describe(runs: list[dict[str, Any]]) -> list[str]:
         wall_s = sum(session.get("wall_s", 0.0) for session in run.get("sessions", []))
         versions = ", ".join(f"{name} {value}" for name, value in sorted(run.get("server", {}).items()))
         lines.append(f"Wall time {wall_s:.0f} s" + (f"; server: {versions}." if versions else "."))
-        for name, applied in run.get("applied", {}).items():
-            shown = ", ".join(f"{key} {json.dumps(value)}" for key, value in applied.items())
-            lines.append(f"Applied for `{name}`: {shown}.")
+        lines += applied_lines(run.get("applied", {}), told)
         if sandbox := run.get("sandbox"):
             held = "; ".join(f"{what}: {how}" for what, how in sorted(sandbox.items()))
             lines.append(f"Programs were held by: {held}.")
+    return lines
+
+
+def applied_lines(applied: dict[str, dict[str, Any]], told: dict[str, tuple[str, dict[str, Any]]]) -> list[str]:
+    """What the server applied: in full for the first setting of a decoding method, as differences for its others.
+
+    told: those first settings by decoding method, over all runs of a report; what is new is added.
+    """
+    lines = []
+    for name, settings in applied.items():
+        first, base = told.setdefault(str(settings.get("method")), (name, settings))
+        own = {key: value for key, value in settings.items() if base is settings or base.get(key) != value}
+        shown = ", ".join(f"{key} {json.dumps(value)}" for key, value in own.items())
+        if base is settings:
+            lines.append(f"Applied for `{name}`: {shown}.")
+        elif name != first or own:
+            lines.append(f"Applied for `{name}`: as for `{first}`" + (f", but {shown}." if own else "."))
     return lines
 
 

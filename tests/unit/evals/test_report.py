@@ -93,6 +93,21 @@ ANALYSIS = {
 }
 
 
+def test_settings_are_told_once_and_then_by_their_differences() -> None:
+    base = {"method": "led", "depth": 8, "min_p": 0.0}
+    runs: list[dict[str, object]] = [
+        {"applied": {"cot": {"method": "none"}, "led": base, "led:depth=3": {**base, "depth": 3}}},
+        {"applied": {"cot": {"method": "none"}, "led": dict(base), "led:depth=8": dict(base)}},
+    ]
+    told = [line for line in report_module.describe(runs) if line.startswith("Applied")]
+    assert told == [
+        'Applied for `cot`: method "none".',
+        'Applied for `led`: method "led", depth 8, min_p 0.0.',
+        "Applied for `led:depth=3`: as for `led`, but depth 3.",
+        "Applied for `led:depth=8`: as for `led`.",
+    ]
+
+
 def test_page_and_figures(folder: Path) -> None:
     (folder / "analysis.json").write_text(json.dumps(ANALYSIS))
     report("--analysis", "analysis.json", "--title", "A <title>")

@@ -43,8 +43,12 @@ def to_svg(figure: Any) -> str:
 
 
 def _methods(experiment: Experiment) -> list[str]:
-    """Baseline, reference and other methods; depths have a figure of their own."""
-    return [name for name in experiment.methods if not _depth_of(name)][:MAX_LINES]
+    """Those with the most samples first, as they reach the largest n; depths have a figure of their own."""
+
+    def most(method: str) -> int:
+        return max((cell.ns()[-1] for cell in experiment.cells.values() if cell.key.method == method), default=0)
+
+    return sorted((name for name in experiment.methods if not _depth_of(name)), key=most, reverse=True)[:MAX_LINES]
 
 
 def _depth_of(method: str) -> int | None:

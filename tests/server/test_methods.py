@@ -500,7 +500,7 @@ def test_info_names_methods_and_layers(asker: Asker) -> None:
     info = asker.get("/led/info")
     assert info["methods"] == ["none", *METHODS]
     assert info["captured_layers"] == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
-    assert info["capture_buffer_bytes"] == 10 * 34 * 128 * 4  # layers, rows, hidden size, float32
+    assert info["capture_buffer_bytes"] == 10 * (NUM_SLOTS + 2) * 128 * 4  # layers, rows, hidden size, float32
 
 
 REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {

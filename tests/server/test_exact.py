@@ -13,7 +13,9 @@ import pytest
 from tests.server.asking import MARKERS, Client, Oracle, Reply, Request, check, sharp_server, thinking_prompt, words
 from tests.server.checkpoints import CLOSE_ID, END_ID, OPEN_ID
 from tests.server.launching import Server, kill_scheduler
+from tests.server.methods_recompute import compare_soft, free_run
 from tests.server.recompute import MUTATIONS, TOLERANCE, Asked, Mutation, compare, engine_logprobs, forward
+from tests.server.test_methods import FREE_TEMPERATURE, NUM_TOKENS, Asker, agreed, case_of, distributions, request_for
 
 pytestmark = pytest.mark.server
 
@@ -223,8 +225,16 @@ def test_retracted_requests_without_prefix_cache(crowded_client: Client, oracle:
 def two_rank_server(qwen3_folder: Path, logs: Path) -> Iterator[Server]:
     environment = {"SGLANG_CPU_OMP_THREADS_BIND": "0,1|0,1"}
     arguments = ("--tp", "2", "--led-max-depth", "12", "--max-total-tokens", "4096")
+    arguments += ("--led-methods", "led,soft_thinking")
     with sharp_server(qwen3_folder, logs / "two_ranks.log", *arguments, environment=environment) as server:
         yield server
+
+
+def soft_thinking_follows(asker: Asker, oracle: Oracle) -> None:
+    """Every mixture's embedding is a sum over both ranks' halves of the table: recomputed from the prompt alone."""
+    request = request_for({"method": "soft_thinking"}, thinking_prompt(610), FREE_TEMPERATURE)
+    reply = asker.generate(request)
+    agreed(compare_soft(free_run(oracle.model, case_of(request), NUM_TOKENS), distributions(reply), reply.output_ids))
 
 
 @pytest.mark.timeout(600)
@@ -241,6 +251,7 @@ def test_two_tensor_parallel_ranks(two_rank_server: Server, client: Client, orac
     check(oracle, *replies)
     alone = client.together(requests)
     assert [reply.output_ids for reply in replies] == [reply.output_ids for reply in alone]
+    soft_thinking_follows(Asker(two_rank_server.url), oracle)
     kill_scheduler(two_rank_server, "TP1")
     assert two_rank_server.process.wait(60) != 0
     # Whoever notices first: SGLang's watchdog, or the other rank.

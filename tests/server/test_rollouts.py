@@ -68,7 +68,7 @@ def check_steps(steps: list[dict[str, Any]]) -> None:
         assert 0.5 < step["mean_ratio"] < 1.5
         assert step["engine_gap"] < 1e-3, "the engine samples with the weights that torch has learnt"
         assert (step["loss"] != 0) == (step["mixed_groups"] > 0)
-    assert any(step["mixed_groups"] for step in steps)
+    assert steps[0]["loss"] != 0
 
 
 def test_grpo_over_http(spare_server: Server) -> None:

@@ -105,11 +105,14 @@ def stamp_one(self: Any, tokenized_obj: Any) -> None:
         stamped = StampedParams(params, earlier["seed"], earlier["is_seeded"], earlier["sample"] + 1)
     else:
         seed = sampling.sampling_seed
-        own_seed = secrets.randbits(63) if seed is None else seed
-        if seed is None and getattr(self.server_args, "enable_deterministic_inference", False):
-            own_seed = DETERMINISTIC_SEED
-        stamped = StampedParams(params, own_seed, seed is not None, 0)
+        stamped = StampedParams(params, _default_seed(self) if seed is None else seed, seed is not None, 0)
     sampling.custom_params = {**custom, STAMP_KEY: stamped.to_wire()}
+
+
+def _default_seed(tokenizer_manager: Any) -> int:
+    """Of a request that names none."""
+    is_deterministic = getattr(tokenizer_manager.server_args, "enable_deterministic_inference", False)
+    return DETERMINISTIC_SEED if is_deterministic else secrets.randbits(63)
 
 
 def _is_probe(rid: object) -> bool:

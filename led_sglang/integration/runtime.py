@@ -71,6 +71,11 @@ class Runtime:
             self._states = torch.zeros(slots + 1, dtype=torch.int64, device=self.runner.device)
         return self._states
 
+    def forget_mixtures(self, slots: Tensor) -> None:
+        """The next inputs of these slots, (n,), are tokens, whatever a soft step left there."""
+        if self.soft is not None:
+            self.soft.forget(slots)
+
     def see_head(self, logits_processor: Any, lm_head: Any) -> None:
         """Remember the head the first time the logits processor uses it."""
         if self.head is None:

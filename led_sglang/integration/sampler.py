@@ -92,8 +92,7 @@ def _guard(context: StepContext, action: Any, *args: Any) -> None:
     except Exception:
         count_failure(context.runtime)
         context.step, context.failed = None, True
-        if context.runtime.soft is not None:
-            context.runtime.soft.forget(context.slots)
+        context.runtime.forget_mixtures(context.slots)
 
 
 def _guarded_begin(led: LedBatch, info: Any, positions: Tensor, current: Runtime) -> StepContext | None:
@@ -117,8 +116,7 @@ def _guarded_advance(led: LedBatch, info: Any, current: Runtime, token_ids: Tens
     try:
         rows = led.device_rows(info)
         slots, states = states_before(rows, len(led.seats), current)
-        if current.soft is not None:
-            current.soft.forget(slots)
+        current.forget_mixtures(slots)
         advance(current, slots, states, rows.pick(token_ids).long())
     except Exception:
         count_failure(current)
@@ -137,8 +135,7 @@ def before_forward(current: Runtime, forward_batch: Any) -> None:
     ride, led = current.ride, getattr(forward_batch.sampling_info, "led", None)
     ride.clear()
     if not forward_batch.forward_mode.is_decode():
-        if current.soft is not None:
-            current.soft.forget(forward_batch.req_pool_indices)
+        current.forget_mixtures(forward_batch.req_pool_indices)
         return
     if led is None or not led.our_rows or ride.form(len(led.seats)) != "one_pass":
         return

@@ -22,6 +22,7 @@ from led_sglang.ops.types import Head
 from led_sglang.params import ServerConfig, server_config
 
 logger = logging.getLogger(__name__)
+MIB = 1 << 20
 MAX_LOGGED_FAILURES = 3  # the counter in /led/info goes on
 
 
@@ -145,7 +146,14 @@ def start(runner: Any) -> Runtime:
     if config.max_depth > num_layers:
         raise CaptureError(f"--led-max-depth {config.max_depth} is larger than the model's {num_layers} layers")
     _runtime = Runtime(config, runner)
-    logger.info("LED captures layers %s", _runtime.facts()["captured_layers"])
+    facts = _runtime.facts()
+    logger.info(
+        "LED: methods %s; captured layers %s, %.2f MiB; mixtures of soft methods, %.2f MiB",
+        ", ".join(facts["methods"]),
+        facts["captured_layers"],
+        facts["capture_buffer_bytes"] / MIB,
+        (0 if _runtime.soft is None else _runtime.soft.num_bytes) / MIB,
+    )
     return _runtime
 
 

@@ -39,6 +39,11 @@ class SoftInputs:
         self._batch: Any = None
         self._install(runner.model)
 
+    @property
+    def num_bytes(self) -> int:
+        """Device memory of the tables."""
+        return sum(table.nbytes for table in (self.ids, self.weights, self.is_soft, self.num_low_entropy))
+
     def write(self, slots: Tensor, ids: Tensor, weights: Tensor, is_soft: Tensor, num_low_entropy: Tensor) -> None:
         """Remember a step of soft rows: (n,), (n, K), (n, K), (n,), (n,)."""
         width = ids.shape[1]

@@ -496,11 +496,15 @@ def test_led_stays_the_default(asker: Asker, oracle: Oracle) -> None:
     check(oracle, asker.generate(Request(thinking_prompt(41))))  # with other layers captured beside its own
 
 
-def test_info_names_methods_and_layers(asker: Asker) -> None:
+def test_the_log_and_info_name_methods_layers_and_memory(asker: Asker, methods_server: Server) -> None:
     info = asker.get("/led/info")
     assert info["methods"] == ["none", *METHODS]
     assert info["captured_layers"] == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
     assert info["capture_buffer_bytes"] == 10 * (NUM_SLOTS + 2) * 128 * 4  # layers, rows, hidden size, float32
+    said = methods_server.log.read_text(errors="replace")
+    # 92,160 bytes captured; of each of 18 slots 32 ids and weights, a flag and a count: 18 * (32 * 12 + 1 + 8) bytes
+    assert f"methods none, {', '.join(METHODS)}; captured layers [2, 3, 4, 5, 6, 7, 8, 9, 10, 11], 0.09 MiB" in said
+    assert "mixtures of soft methods, 0.01 MiB" in said
 
 
 REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {

@@ -7,106 +7,22 @@ nothing but its own length: what else is in the batch does not change a bit of i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from torch import Tensor
 
+from led_sglang.platform.paged import attend
+
 __all__ = ["PagedAttention"]
 
 MIN_KEYS_A_THREAD = 2048  # below, handing work over costs more than it saves
-
-
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
-    # Sums may be reordered (that is what vectorising them is), but infinities and NaNs keep their meaning.
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
-    try:
-        kept: Callable[..., None] = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # nowhere to keep the machine code: compiled anew in each process, in about two seconds
-        kept = numba.njit(**options)(function)
-    return kept
-
-
-@compiled
-def _gather(cache: Any, slots: Any, gathered: Any) -> None:
-    """Copying first and computing then keeps many reads of scattered memory under way: nearly twice as fast."""
-    for i in range(len(slots)):
-        source, target = cache[slots[i]], gathered[i]
-        for d in range(len(source)):
-            target[d] = source[d]
-
-
-@compiled
-def _score(query: Any, keys: Any, scale: Any, scores: Any) -> None:
-    """query: (query heads, size); keys: (length, heads, size); scores: (query heads, length or more), written."""
-    num_heads, group = keys.shape[1], len(query) // keys.shape[1]
-    for head in range(num_heads):
-        for i in range(len(keys)):
-            key = keys[i, head]
-            for member in range(head * group, (head + 1) * group):
-                own, product = query[member], np.float32(0)
-                for d in range(len(own)):
-                    product += own[d] * key[d]
-                scores[member, i] = product * scale
-
-
-@compiled
-def _softmax(scores: Any) -> None:
-    highest, total = np.float32(-np.inf), np.float32(0)
-    for i in range(len(scores)):
-        highest = max(highest, scores[i])
-    for i in range(len(scores)):
-        scores[i] = np.exp(scores[i] - highest)
-        total += scores[i]
-    for i in range(len(scores)):
-        scores[i] /= total
-
-
-@compiled
-def _mix(values: Any, weights: Any, output: Any) -> None:
-    """values: (length, heads, size); weights: (query heads, length or more); output: (query heads, size), written."""
-    num_heads, group = values.shape[1], len(output) // values.shape[1]
-    output[:, :] = 0
-    for head in range(num_heads):
-        for i in range(len(values)):
-            value = values[i, head]
-            for member in range(head * group, (head + 1) * group):
-                own, weight = output[member], weights[member, i]
-                for d in range(len(own)):
-                    own[d] += weight * value[d]
-
-
-@compiled
-def attend(
-    query: Any, keys: Any, values: Any, table: Any, requests: Any, lengths: Any, scale: Any, output: Any, rows: Any
-) -> None:
-    """softmax(scale q K^T) V of some rows; every array is C-contiguous.
-
-    query, output: (rows, query heads, size) float32; keys, values: (slots, heads, size) float32; table: (requests,
-    context) int32 slots; requests, lengths: (rows,) int64; rows: (first, last + 1).
-    """
-    longest = lengths[rows[0] : rows[1]].max()
-    scores = np.empty((query.shape[1], longest), np.float32)
-    flat_keys, flat_values = keys.reshape(len(keys), -1), values.reshape(len(values), -1)
-    own_keys = np.empty((longest, keys.shape[1], keys.shape[2]), np.float32)
-    own_values = np.empty((longest, values.shape[1], values.shape[2]), np.float32)
-    for row in range(rows[0], rows[1]):
-        length = lengths[row]
-        slots = table[requests[row], :length]
-        _gather(flat_keys, slots, own_keys.reshape(longest, -1))
-        _gather(flat_values, slots, own_values.reshape(longest, -1))
-        _score(query[row], own_keys[:length], scale, scores)
-        for head in range(len(scores)):
-            _softmax(scores[head, :length])
-        _mix(own_values[:length], scores, output[row])
 
 
 @dataclass(frozen=True)

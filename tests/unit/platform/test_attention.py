@@ -1,5 +1,9 @@
 """Paged decode attention agrees with SGLang's loop over sequences, whatever their lengths and however many threads."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +13,7 @@ import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
 from led_sglang.platform import attention
+from led_sglang.platform.paged import attend
 
 SLOTS, HEADS, KV_HEADS, SIZE = 512, 4, 2, 16
 
@@ -77,7 +82,7 @@ def test_what_it_cannot_do_goes_the_loops_way(more: dict[str, Any]) -> None:
     assert torch.equal(decode_step(attention.PagedAttention, lengths, **more), expected)
 
 
-def attend(rows: list[int]) -> torch.Tensor:
+def attended(rows: list[int]) -> torch.Tensor:
     """Some of seven sequences, the same whichever are asked for."""
     generator = torch.Generator().manual_seed(2)
     lengths, table = torch.tensor([3, 50, 7, 1, 2, 400, 9]), torch.randint(SLOTS, (7, 400), generator=generator)
@@ -85,14 +90,14 @@ def attend(rows: list[int]) -> torch.Tensor:
     step = attention.DecodeStep.of(table.int(), torch.tensor(rows), lengths[rows], num_threads=1)
     output = torch.empty(len(rows), HEADS, SIZE)
     arrays = (query[rows].numpy(), pool.keys.numpy(), pool.values.numpy(), step.table, step.requests, step.lengths)
-    attention.attend(*arrays, np.float32(0.3), output.numpy(), step.parts[0])
+    attend(*arrays, np.float32(0.3), output.numpy(), step.parts[0])
     return output
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    together = attend(list(range(7)))
-    assert torch.equal(torch.cat([attend([row]) for row in range(7)]), together)
-    assert torch.equal(attend([5, 3]), together[[5, 3]])
+    together = attended(list(range(7)))
+    assert torch.equal(torch.cat([attended([row]) for row in range(7)]), together)
+    assert torch.equal(attended([5, 3]), together[[5, 3]])
 
 
 @pytest.mark.parametrize("lengths", [[1], [5000], [1, 5000, 1], [3000] * 4, [1] * 300, [0, 0]])
@@ -104,3 +109,35 @@ def test_every_row_belongs_to_one_thread(lengths: list[int], threads: int) -> No
     assert 1 <= len(parts) <= threads
     if lengths == [3000] * 4 and threads == 2:
         assert parts == ((0, 2), (2, 4))
+
+
+ATTEND = """
+import hashlib
+import numpy as np
+from led_sglang.platform.paged import attend
+
+draw, digest = np.random.default_rng(0), hashlib.sha256()
+for heads, kv_heads, size in ((4, 2, 16), (4, 4, 32), (6, 1, 24)):
+    query, output = draw.standard_normal((3, heads, size), np.float32), np.empty((3, heads, size), np.float32)
+    keys, values = draw.standard_normal((2, 500, kv_heads, size), np.float32)
+    table, lengths = draw.integers(0, 500, (3, 400), np.int32), np.array([1, 33, 400])
+    attend(query, keys, values, table, np.arange(3), lengths, np.float32(0.3), output, (0, 3))
+    digest.update(output.tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_bits_do_not_depend_on_what_was_compiled_before(tmp_path: Path) -> None:
+    """Compiled now, read from numba's cache, compiled around parts from that cache: three servers that must agree."""
+
+    def run() -> str:
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        command = [sys.executable, "-c", ATTEND]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    digests = [run(), run()]
+    kept = list(tmp_path.rglob("*.attend-*"))
+    assert kept, "nothing was cached: this compares nothing"
+    for path in kept:
+        path.unlink()
+    assert {*digests, run()} == {digests[0]}

@@ -1,0 +1,109 @@
+"""The arithmetic of a decode step's attention, compiled by numba: `attend` walks a paged cache row by row.
+
+A row's bits depend on its own query, keys and values alone: not on the other rows, nor on the process that compiled it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+__all__ = ["attend"]
+
+
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
+    # No fastmath: where sums may be reordered, LLVM orders them by what it happens to inline, and machine code that was
+    # compiled just now rounds differently from the same function out of numba's cache. Two servers would disagree.
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        kept: Callable[..., None] = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # nowhere to keep the machine code: compiled anew in each process, in about two seconds
+        kept = numba.njit(**options)(function)
+    return kept
+
+
+@compiled
+def _gather(cache: Any, slots: Any, gathered: Any) -> None:
+    """Copying first and computing then keeps many reads of scattered memory under way: nearly twice as fast."""
+    for i in range(len(slots)):
+        source, target = cache[slots[i]], gathered[i]
+        for d in range(len(source)):
+            target[d] = source[d]
+
+
+@compiled
+def _gather_transposed(cache: Any, slots: Any, gathered: Any) -> None:
+    """gathered: (heads * size, length), written. Keys side by side are scored together, with no sum reordered."""
+    for i in range(len(slots)):
+        source = cache[slots[i]]
+        for d in range(len(source)):
+            gathered[d, i] = source[d]
+
+
+@compiled
+def _score(query: Any, keys: Any, scale: Any, scores: Any) -> None:
+    """query: (query heads, size); keys: (heads, size, length); scores: (query heads, length or more), written."""
+    num_heads, size, length = keys.shape
+    group = len(query) // num_heads
+    scores[:, :length] = 0
+    for member in range(len(query)):
+        products = scores[member]
+        for d in range(size):
+            own, key = query[member, d] * scale, keys[member // group, d]
+            for i in range(length):
+                products[i] += own * key[i]
+
+
+@compiled
+def _softmax(scores: Any) -> None:
+    highest, total = np.float32(-np.inf), np.float32(0)
+    for i in range(len(scores)):
+        highest = max(highest, scores[i])
+    for i in range(len(scores)):
+        scores[i] = np.exp(scores[i] - highest)
+        total += scores[i]
+    for i in range(len(scores)):
+        scores[i] /= total
+
+
+@compiled
+def _mix(values: Any, weights: Any, output: Any) -> None:
+    """values: (length, heads, size); weights: (query heads, length or more); output: (query heads, size), written."""
+    num_heads, group = values.shape[1], len(output) // values.shape[1]
+    output[:, :] = 0
+    for head in range(num_heads):
+        for i in range(len(values)):
+            value = values[i, head]
+            for member in range(head * group, (head + 1) * group):
+                own, weight = output[member], weights[member, i]
+                for d in range(len(own)):
+                    own[d] += weight * value[d]
+
+
+@compiled
+def attend(
+    query: Any, keys: Any, values: Any, table: Any, requests: Any, lengths: Any, scale: Any, output: Any, rows: Any
+) -> None:
+    """softmax(scale q K^T) V of some rows; every array is C-contiguous.
+
+    query, output: (rows, query heads, size) float32; keys, values: (slots, heads, size) float32; table: (requests,
+    context) int32 slots; requests, lengths: (rows,) int64; rows: (first, last + 1).
+    """
+    longest = lengths[rows[0] : rows[1]].max()
+    scores = np.empty((query.shape[1], longest), np.float32)
+    flat_keys, flat_values = keys.reshape(len(keys), -1), values.reshape(len(values), -1)
+    own_keys = np.empty(longest * keys.shape[1] * keys.shape[2], np.float32)
+    own_values = np.empty((longest, values.shape[1], values.shape[2]), np.float32)
+    for row in range(rows[0], rows[1]):
+        length = lengths[row]
+        slots = table[requests[row], :length]
+        transposed = own_keys[: length * flat_keys.shape[1]]
+        _gather_transposed(flat_keys, slots, transposed.reshape(-1, length))
+        _gather(flat_values, slots, own_values.reshape(longest, -1))
+        _score(query[row], transposed.reshape(keys.shape[1], keys.shape[2], length), scale, scores)
+        for head in range(len(scores)):
+            _softmax(scores[head, :length])
+        _mix(own_values[:length], scores, output[row])

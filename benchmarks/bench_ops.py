@@ -20,7 +20,7 @@ from measure import interleaved_median_ms, peak_bandwidth, peak_extra_mib, peak_
 from provenance import provenance
 from rows import paper_rows
 
-from led_sglang.ops import Head, LedRows, LedStep, Noise, host, led_step, one_pass
+from led_sglang.ops import Head, LedRows, LedStep, Noise, chosen_backend, host, led_step, one_pass
 from led_sglang.params import FORMS
 
 RESULTS = Path(__file__).parent / "results" / "ops_cpu.jsonl"
@@ -37,7 +37,8 @@ class Inputs:
 
     def one_pass(self, backend: str) -> LedStep:
         with torch.inference_mode():
-            device, chosen = self.final_logits.device, "fused" if backend == "auto" else backend
+            device = self.final_logits.device
+            chosen = chosen_backend(backend, device)
             cut, tau = one_pass.cut_of(chosen, device), one_pass.row_tau(self.rows)
             wanted = one_pass.wanted_rows(self.rows, self.noise.coin, cut)
             normalizers = torch.zeros(self.latents.shape[:2], device=device)

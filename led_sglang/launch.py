@@ -19,7 +19,7 @@ from led_sglang.params import FORMS, METHODS, PHASES, LedParamError, ServerConfi
 EMBEDDED_NAME = "led-embedded"
 EMBEDDED_DEPTH = 12
 SETTINGS_PREFIX = "led-sglang-settings-"
-BACKENDS = ("auto", "reference", "eager", "fused", "triton")
+BACKENDS = ("auto", "reference", "eager", "fused", "compiled", "triton")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from led_sglang.ops import host, one_pass
+from led_sglang.ops import chosen_backend, host, one_pass
 from led_sglang.ops.types import Head, LedRows, Ridden
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Ride:
 
     def __init__(self, form: str, backend: str, num_layers: int, max_rows: int, device: torch.device) -> None:
         self.asked = form
-        self.backend = "fused" if backend == "auto" else backend
+        self.backend = chosen_backend(backend, device)
         self.num_layers = num_layers
         self.device = device
         self.cut = one_pass.cut_of(self.backend, device)

@@ -17,6 +17,7 @@ from led_sglang.integration.layers import captured_layers
 from led_sglang.integration.ranks import RankCheck
 from led_sglang.integration.ride import Ride
 from led_sglang.integration.soft import SoftInputs, is_soft_enabled
+from led_sglang.ops import chosen_backend, compiled
 from led_sglang.ops.thinking import ThinkingMachine
 from led_sglang.ops.types import Head
 from led_sglang.params import ServerConfig, server_config
@@ -146,6 +147,8 @@ def start(runner: Any) -> Runtime:
     if config.max_depth > num_layers:
         raise CaptureError(f"--led-max-depth {config.max_depth} is larger than the model's {num_layers} layers")
     _runtime = Runtime(config, runner)
+    if chosen_backend(config.backend, torch.device(runner.device)) == "compiled":
+        compiled.warm()
     facts = _runtime.facts()
     logger.info(
         "LED: methods %s; captured layers %s, %.2f MiB; mixtures of soft methods, %.2f MiB",

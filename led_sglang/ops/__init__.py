@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from led_sglang.ops import eager, fused, one_pass, reference, triton_backend
+from led_sglang.ops import compiled, eager, fused, host, one_pass, reference, triton_backend
 from led_sglang.ops.noise import uniforms
 from led_sglang.ops.thinking import ThinkingMachine, ThinkingTables
 from led_sglang.ops.types import Head, LedRows, LedStep, Noise, Ridden
@@ -18,6 +19,7 @@ __all__ = [
     "Ridden",
     "ThinkingMachine",
     "ThinkingTables",
+    "chosen_backend",
     "led_step",
     "uniforms",
 ]
@@ -28,6 +30,7 @@ BACKENDS: dict[str, Backend] = {
     "reference": reference.led_step,
     "eager": eager.led_step,
     "fused": fused.led_step,
+    "compiled": compiled.led_step,
     "triton": triton_backend.led_step,
 }
 
@@ -65,7 +68,7 @@ def led_step(
             latents[j + latent_offset] for j < depth - 1, so D >= max(depth - 1 + latent_offset).
         ridden: what the one-pass form (`led_sglang.ops.one_pass`) knows already, for at least max_depth - 1 layers;
             rows that need their latents and did not ride are served by a second pass, so the result is the same.
-            Backends "fused" and "triton" only.
+            Backends "fused", "compiled" and "triton" only.
         head, rows, noise and the result: see `led_sglang.ops.types`. V may be smaller than K: the tail of
             `candidate_ids` is then 0 with probability 0. Columns beyond a whole head's num_rows are ignored.
 
@@ -77,15 +80,16 @@ def led_step(
 
     Backends: "reference" float64 loops, to learn from and to test against (whole head only); "eager" plain torch over
     all rows and depths; "fused" draws the coin first and sends only the rows that need it through the head, without
-    ever holding their (rows, V) logits; "triton" is "fused" with the log-sum-exp of the latents in one
-    kernel that skips the rows that exploit. "auto" is "fused" until "triton" was measured on a GPU.
+    ever holding their (rows, V) logits; "compiled" is "fused" on a CPU with compiled loops over candidates and layers;
+    "triton" is "fused" with the log-sum-exp of the latents in one kernel that skips the rows that exploit. "auto" is
+    "compiled" on the CPU and "fused" elsewhere, until "triton" was measured on a GPU.
     Graph-safe: "fused" and "triton" on CUDA (no host sync, shapes fixed by R, D, K and the host-known fields of `rows`;
     "fused" sends all rows through the head there). On CPU they compact rows by index. "eager" is; "reference" is not.
     The division is `led_sglang.ops.host.can_look`.
     """
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"unknown LED backend {backend!r}; one of auto, {', '.join(BACKENDS)}")
-    chosen = "fused" if backend == "auto" else backend
+    chosen = chosen_backend(backend, final_logits.device)
     if latents.shape[0] < rows.max_depth - 1:
         raise ValueError(f"depth {rows.max_depth} needs {rows.max_depth - 1} latent layers, got {latents.shape[0]}")
     if head.all_gather is None and final_logits.shape[1] > head.num_rows:  # columns of padding
@@ -93,7 +97,15 @@ def led_step(
     if ridden is None:
         return BACKENDS[chosen](final_logits, latents, head, rows, noise)
     if chosen not in one_pass.BACKENDS:
-        raise ValueError(f"backend {chosen!r} computes every latent row itself: `ridden` is for fused and triton")
+        able = ", ".join(one_pass.BACKENDS)
+        raise ValueError(f"backend {chosen!r} computes every latent row itself: `ridden` is for {able}")
     if len(ridden.normalizers) < rows.max_depth - 1:
         raise ValueError(f"depth {rows.max_depth} needs {rows.max_depth - 1} layers, {len(ridden.normalizers)} rode")
     return BACKENDS[chosen](final_logits, latents, head, rows, noise, ridden)
+
+
+def chosen_backend(asked: str, device: torch.device) -> str:
+    """What "auto" means on a device; any other name is itself."""
+    if asked != "auto":
+        return asked
+    return "compiled" if host.can_look(device) else "fused"

@@ -167,7 +167,7 @@ def explore_rows(
     )
 
 
-def _take(ridden: Ridden | None, index: Tensor | None) -> Ridden | None:
+def take_ridden(ridden: Ridden | None, index: Tensor | None) -> Ridden | None:
     if ridden is None or index is None:
         return ridden
     return Ridden(ridden.normalizers.index_select(1, index), ridden.rode[index], ridden.is_complete)
@@ -207,7 +207,7 @@ def explore_branch(
     layers = take(final.probs)[None]  # (1, N, K)
     if num_layers:
         hidden = pick_latents(latents, head, rows, index, num_layers)
-        latent = latent_probs(hidden, take(final.candidate_ids), head, take(final.tau), _take(ridden, index))
+        latent = latent_probs(hidden, take(final.candidate_ids), head, take(final.tau), take_ridden(ridden, index))
         layers = torch.cat([layers, latent]).masked_fill_(is_dropped, 0.0)  # (J+1, N, K)
     if rows.any_normalize:
         normalized = layers / layers.sum(-1, keepdim=True).clamp_min(TINY)

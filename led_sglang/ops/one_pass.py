@@ -12,7 +12,7 @@ from led_sglang.ops import host
 from led_sglang.ops.head import finish_logits, known_normalizers, tile_width
 from led_sglang.ops.types import Head, LedRows, Ridden
 
-BACKENDS = ("fused", "triton")  # that can use what rode
+BACKENDS = ("fused", "compiled", "triton")  # that can use what rode
 # A row explores where its uniform is below 1 - max p. Above this cut it does so only where max p < 0.2, and then the
 # second pass serves it.
 CUT = 0.8

@@ -5,27 +5,16 @@ A row's bits depend on its own query, keys and values alone: not on the other ro
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
+
+from led_sglang.jit import jit
 
 __all__ = ["attend"]
 
 
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
-    # No fastmath: where sums may be reordered, LLVM orders them by what it happens to inline, and machine code that was
-    # compiled just now rounds differently from the same function out of numba's cache. Two servers would disagree.
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        kept: Callable[..., None] = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # nowhere to keep the machine code: compiled anew in each process, in about two seconds
-        kept = numba.njit(**options)(function)
-    return kept
-
-
-@compiled
+@jit
 def _gather(cache: Any, slots: Any, gathered: Any) -> None:
     """Copying first and computing then keeps many reads of scattered memory under way: nearly twice as fast."""
     for i in range(len(slots)):
@@ -34,7 +23,7 @@ def _gather(cache: Any, slots: Any, gathered: Any) -> None:
             target[d] = source[d]
 
 
-@compiled
+@jit
 def _gather_transposed(cache: Any, slots: Any, gathered: Any) -> None:
     """gathered: (heads * size, length), written. Keys side by side are scored together, with no sum reordered."""
     for i in range(len(slots)):
@@ -43,7 +32,7 @@ def _gather_transposed(cache: Any, slots: Any, gathered: Any) -> None:
             gathered[d, i] = source[d]
 
 
-@compiled
+@jit
 def _score(query: Any, keys: Any, scale: Any, scores: Any) -> None:
     """query: (query heads, size); keys: (heads, size, length); scores: (query heads, length or more), written."""
     num_heads, size, length = keys.shape
@@ -57,7 +46,7 @@ def _score(query: Any, keys: Any, scale: Any, scores: Any) -> None:
                 products[i] += own * key[i]
 
 
-@compiled
+@jit
 def _softmax(scores: Any) -> None:
     highest, total = np.float32(-np.inf), np.float32(0)
     for i in range(len(scores)):
@@ -69,7 +58,7 @@ def _softmax(scores: Any) -> None:
         scores[i] /= total
 
 
-@compiled
+@jit
 def _mix(values: Any, weights: Any, output: Any) -> None:
     """values: (length, heads, size); weights: (query heads, length or more); output: (query heads, size), written."""
     num_heads, group = values.shape[1], len(output) // values.shape[1]
@@ -83,7 +72,7 @@ def _mix(values: Any, weights: Any, output: Any) -> None:
                     own[d] += weight * value[d]
 
 
-@compiled
+@jit
 def attend(
     query: Any, keys: Any, values: Any, table: Any, requests: Any, lengths: Any, scale: Any, output: Any, rows: Any
 ) -> None:

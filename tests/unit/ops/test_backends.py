@@ -7,7 +7,7 @@ import torch
 from op_cases import CPU_BACKENDS, Case, make_case, others
 from torch import Tensor
 
-from led_sglang.ops import BACKENDS, LedStep, led_step
+from led_sglang.ops import BACKENDS, LedStep, chosen_backend, compiled, host, led_step
 
 TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
@@ -29,7 +29,7 @@ def check_untold(case: Case, backend: str, told_step: LedStep) -> None:
     step = case.run(backend)
     for name in ("token_ids", "ok", "explored", "depth", "candidate_ids"):
         assert torch.equal(getattr(step, name), getattr(told_step, name)), name
-    if backend in ("fused", "triton"):
+    if backend in ("fused", "compiled", "triton"):
         assert (step.entropy is None) == (step.logprob is None) == (not case.rows.any_full)
 
 
@@ -266,3 +266,32 @@ def test_unknown_backend_and_missing_layers_are_refused():
     with pytest.raises(ValueError, match="needs 3 latent layers, got 2"):
         replace(case, latents=case.latents[:2]).run()
     assert led_step.__doc__ and all(name in led_step.__doc__ for name in BACKENDS)
+
+
+def test_what_auto_means(monkeypatch):
+    assert chosen_backend("auto", torch.device("cpu")) == "compiled"
+    assert chosen_backend("auto", torch.device("cuda")) == "fused"
+    assert chosen_backend("triton", torch.device("cpu")) == "triton"
+    monkeypatch.setitem(BACKENDS, "compiled", None)
+    with pytest.raises(TypeError, match="not callable"):
+        make_case(1).run("auto")
+    monkeypatch.setattr(host, "can_look", lambda device: False)
+    with pytest.raises(ValueError, match='"compiled" is for the CPU'):
+        compiled.led_step(*vars(make_case(1)).values())
+
+
+@others
+def test_candidates_are_different_tokens(backend):
+    """A grammar that leaves two tokens still gives k candidates to show, none of them twice."""
+    case = make_case(5, 97, explore=True)
+    logits = torch.full_like(case.final_logits, -torch.inf)
+    logits[:, [0, 40]] = torch.tensor([1.0, 2.0])
+    ids = replace(case, final_logits=logits).run(backend).candidate_ids
+    assert ids[:, :2].tolist() == [[40, 0]] * 5
+    assert all(len(set(row)) == 8 for row in ids.tolist())
+
+
+def test_compiled_ties_go_to_the_smaller_id():
+    logits = torch.zeros(1, 5000)
+    logits[0, 4321] = 1.0
+    assert compiled.top_candidates(logits, torch.ones(1, 1), 4)[0].tolist() == [[4321, 0, 1, 2]]

@@ -9,7 +9,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from led_sglang.ops import uniforms
 
-VIEWS = {"view", "unsqueeze", "squeeze", "slice", "select", "expand", "permute", "t", "detach", "alias", "unbind"}
+VIEWS = {
+    "lift_fresh",
+    "view",
+    "unsqueeze",
+    "squeeze",
+    "slice",
+    "select",
+    "expand",
+    "permute",
+    "t",
+    "detach",
+    "alias",
+    "unbind",
+}
 
 
 class Recorder(TorchDispatchMode):
@@ -36,10 +49,13 @@ def record(run: Any) -> Recorder:
     return recorder
 
 
-@pytest.mark.parametrize(("explore", "limit"), [(False, 19), (True, 40)])
-def test_number_of_calls(explore, limit):
+@pytest.mark.parametrize(
+    ("backend", "explore", "limit"),
+    [("fused", False, 19), ("fused", True, 40), ("compiled", False, 2), ("compiled", True, 10)],
+)
+def test_number_of_calls(backend, explore, limit):
     case = make_case(1, 512, hidden=128, depth=8, explore=explore)
-    calls = record(lambda: case.run("fused")).calls
+    calls = record(lambda: case.run(backend)).calls
     assert len(calls) <= limit, calls
 
 
@@ -48,12 +64,14 @@ def test_noise_is_cheap():
     assert len(record(lambda: uniforms(column, column, column)).calls) <= 35
 
 
-def test_latent_logits_are_never_whole():
+@pytest.mark.parametrize("backend", ["fused", "compiled"])
+def test_latent_logits_are_never_whole(backend):
     case = make_case(24, 32001, depth=8, explore=True, hidden=16)
-    assert record(lambda: case.run("fused")).largest < 2 * 24 * 32001
+    assert record(lambda: case.run(backend)).largest < 2 * 24 * 32001
     assert record(lambda: case.run("eager")).largest >= 7 * 24 * 32001
 
 
-def test_rows_that_exploit_cost_no_latent_work():
+@pytest.mark.parametrize("backend", ["fused", "compiled"])
+def test_rows_that_exploit_cost_no_latent_work(backend):
     case = make_case(8, 97, explore=False)
-    assert not {"mm", "addmm", "bmm", "linear"} & set(record(lambda: case.run("fused")).calls)
+    assert not {"mm", "addmm", "bmm", "linear"} & set(record(lambda: case.run(backend)).calls)

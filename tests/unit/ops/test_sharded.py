@@ -94,7 +94,7 @@ def test_reference_refuses_a_shard():
         make_case().with_head(all_gather=lambda values: values[None]).run("reference")
 
 
-@pytest.mark.parametrize("backend", ["fused", "eager"])
+@pytest.mark.parametrize("backend", ["fused", "compiled", "eager"])
 def test_more_candidates_than_a_shard_has_tokens(backend):
     case = make_case(5, 97, top_k=64, explore=True)
     steps, num_calls = run_ranks(case, backend, [0, 50, 97])

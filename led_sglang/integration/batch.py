@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from led_sglang.integration.soft import SOFT_METHODS, keep_out_of_prefix_cache
-from led_sglang.ops.noise import NoiseStream
 from led_sglang.ops.types import LedRows
 from led_sglang.params import STAMP_KEY, LedParams, StampedParams
 
@@ -38,13 +37,6 @@ class MethodGroup:
     params: tuple[LedParams, ...]
     _cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def noise(self, make: Callable[[], NoiseStream]) -> NoiseStream:
-        """Kept as long as the batch keeps its rows."""
-        if "noise" not in self._cache:
-            self._cache["noise"] = make()
-        stream: NoiseStream = self._cache["noise"]
-        return stream
-
     def tensor(self, name: str, values: Callable[[], list[Any]], dtype: torch.dtype) -> Tensor:
         """Host data as a device tensor, made once per batch composition."""
         if name not in self._cache:
@@ -72,7 +64,6 @@ class DeviceRows:
     params: LedRows  # `active` is filled in at every step
     seeded: Tensor | None  # (S,) int64 positions among the R rows whose request named a seed; None = no such row
     any_phase_all: bool
-    noise: NoiseStream
 
     def pick(self, batch_tensor: Tensor) -> Tensor:
         return batch_tensor if self.index is None else batch_tensor.index_select(0, self.index)
@@ -180,7 +171,6 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
         params=led_rows,
         seeded=put(seeded, torch.int64) if seeded else None,
         any_phase_all=any(p.phase == "all" for p in led),
-        noise=NoiseStream(seed, sample),
     )
 
 

@@ -68,11 +68,22 @@ class LedSamplerMixin:
             _guard(self.led_context, self.led_context.decide, result)
         return result
 
-    def _sample_from_probs(self, probs: Tensor, sampling_info: Any, positions: Tensor, *args: Any, **kw: Any) -> Any:
-        context = self.led_context
+    def _sample_from_probs(
+        self, probs: Tensor, sampling_info: Any, positions: Tensor, simple_sampling_case: bool, *args: Any, **kw: Any
+    ) -> Any:
+        context, sample = self.led_context, super()._sample_from_probs  # type: ignore[misc]
         if context is not None and context.rows.seeded is not None:
             _guard(context, context.decide_plain, probs)
-        return super()._sample_from_probs(probs, sampling_info, positions, *args, **kw)  # type: ignore[misc]
+        rows = _guarded_open_rows(context) if context is not None and simple_sampling_case else None
+        if context is None or rows is None:
+            return sample(probs, sampling_info, positions, simple_sampling_case, *args, **kw)
+        sampled = sample(probs[rows], sampling_info, positions[rows], simple_sampling_case, *args, **kw)
+        token_ids, *rest = sampled if isinstance(sampled, tuple) else (sampled,)
+        whole = token_ids.new_zeros(len(probs)).index_copy_(0, rows, token_ids)
+        _guard(context, context.apply, whole)
+        if context.failed:  # then the engine's tokens are wanted after all
+            return sample(probs, sampling_info, positions, simple_sampling_case, *args, **kw)
+        return (whole, *rest) if rest else whole
 
     def _sync_token_ids_across_tp(self, token_ids: Tensor, sampling_info: Any) -> None:
         context = self.led_context
@@ -93,6 +104,14 @@ def _guard(context: StepContext, action: Any, *args: Any) -> None:
         count_failure(context.runtime)
         context.step, context.failed = None, True
         context.runtime.forget_mixtures(context.slots)
+
+
+def _guarded_open_rows(context: StepContext) -> Tensor | None:
+    try:
+        return context.open_rows()
+    except Exception:
+        count_failure(context.runtime)
+        return None
 
 
 def _guarded_begin(led: LedBatch, info: Any, positions: Tensor, current: Runtime) -> StepContext | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from led_sglang.integration import transforms
 from led_sglang.integration.batch import DeviceRows, LedBatch, activate
 from led_sglang.integration.runtime import Runtime
-from led_sglang.ops import host, led_step
+from led_sglang.ops import host, led_step, uniforms
 from led_sglang.ops.plain import sample_filtered
 from led_sglang.ops.types import LedStep, Noise
 
@@ -52,7 +52,7 @@ class StepContext:
         if rows.is_led is not None:
             active = active & rows.is_led
         row_positions = rows.pick(positions[: len(led.seats)]).long()
-        noise = rows.noise.at(row_positions)
+        noise = uniforms(rows.seed, rows.sample, row_positions)
         rate = current.config.bench_explore_rate
         if rate is not None:  # a benchmark: coin 0 always explores, coin 1 never does
             noise = torch.stack([(noise[0] >= rate).to(noise.dtype), noise[1]])
@@ -116,6 +116,21 @@ class StepContext:
             self.noise[1][picked],
         )
         self.plain_rows, self.plain_active = batch_rows, self.active[picked]
+
+    def open_rows(self) -> Tensor | None:
+        """Rows of the batch whose token is still the engine's to sample, at least one; None: leave all to it.
+
+        On a CPU the engine's draw over the vocabulary costs as much as the whole of LED: nobody waits for a token that
+        is not used. All of them: where a request of the batch is not LED's, whose draw from the engine's generator must
+        be that of a stock server; where the engine tells more than the token (a seed, a sampling mask).
+        """
+        rows, info = self.rows, self.info
+        is_all_led = rows.index is None and rows.is_led is None
+        tells_more = info.sampling_seed is not None or getattr(info, "sampling_mask_batch_indices", None) is not None
+        if self.step is None or not is_all_led or tells_more or not host.can_look(self.active.device):
+            return None
+        open_rows = (self.active & self.step.ok).logical_not().nonzero().squeeze(1)
+        return open_rows if len(open_rows) else torch.zeros(1, dtype=torch.int64)
 
     def apply(self, token_ids: Tensor) -> None:
         """Write the LED tokens over the engine's, in place; rows that are not ok keep the engine's token."""

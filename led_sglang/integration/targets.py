@@ -95,7 +95,10 @@ RELIED_ON: tuple[tuple[str, str], ...] = (
     ),
     (S + "layers.logits_processor.should_apply_lm_head_quant_method", "tells a quantised head from a plain one"),
     (S + "layers.sampler.Sampler._preprocess_logits", "overridden: the LED step runs on its result"),
-    (S + "layers.sampler.Sampler._sample_from_probs", "overridden: seeded rows outside the thinking phase"),
+    (
+        S + "layers.sampler.Sampler._sample_from_probs",
+        "overridden: seeded rows outside the thinking phase, and rows that LED decided",
+    ),
     (S + "layers.sampler.Sampler._sync_token_ids_across_tp", "overridden: last look at the tokens of a step"),
     (S + "models.qwen2.Qwen2ForCausalLM.set_eagle3_layers_to_capture", "keeps layer outputs (0-based ids)"),
     (S + "models.qwen2.Qwen2Model.forward", "returns (hidden_states, aux_hidden_states); MiMo's inner model"),

@@ -10,7 +10,7 @@ from led_sglang.integration.batch import MethodGroup
 from led_sglang.integration.layers import confident_layers, dola_layers
 from led_sglang.ops.confident import confident_logits
 from led_sglang.ops.dola import dola_logits
-from led_sglang.ops.noise import NoiseStream
+from led_sglang.ops.noise import uniforms
 from led_sglang.ops.soft import cold_stop, soft_mixture
 from led_sglang.params import MAX_SOFT_TOP_K
 
@@ -87,9 +87,8 @@ def soft(context: "StepContext", group: MethodGroup, logits: Tensor) -> Override
 
 def _gumbel_noise(context: "StepContext", group: MethodGroup, num_columns: int) -> Tensor:
     """(n, num_columns), of streams of their own: the first two are LED's coin and token."""
-    rows = context.rows
-    stream = group.noise(lambda: NoiseStream(rows.seed[group.rows], rows.sample[group.rows], 2 + num_columns))
-    return stream.at(context.positions[group.rows])[2:].T
+    rows, own = context.rows, group.rows
+    return uniforms(rows.seed[own], rows.sample[own], context.positions[own], 2 + num_columns)[2:].T
 
 
 HANDLERS: dict[str, Callable[["StepContext", MethodGroup, Tensor], Override | None]] = {

@@ -15,6 +15,7 @@ from led_sglang.jit import jit
 from led_sglang.ops import host
 from led_sglang.ops.fused import CHUNK_ELEMENTS, pick_latents, take_ridden
 from led_sglang.ops.head import latent_probs
+from led_sglang.ops.noise import uniforms
 from led_sglang.ops.one_pass import row_tau
 from led_sglang.ops.types import Head, LedRows, LedStep, Noise, Ridden
 
@@ -57,9 +58,9 @@ def led_step(
 def warm() -> None:
     """Compile what a step needs, or read it from numba's cache: before the first request, not during it."""
     row, no = torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool)
-    one, logits, uniform = torch.ones(1), torch.zeros(1, 2), torch.zeros(1, dtype=torch.float64)
+    one, logits, (coin, token) = torch.ones(1), torch.zeros(1, 2), uniforms(row, row, row)
     rows = LedRows(~no, 2 * row, 2 * row, one, no, ~no, no, no, 0 * row, 0 * one, ~no, 2, 2, True, False, False)
-    led_step(logits, torch.zeros(1, 1, 1), Head(torch.zeros(2, 1), 2), rows, Noise(uniform, uniform))
+    led_step(logits, torch.zeros(1, 1, 1), Head(torch.zeros(2, 1), 2), rows, Noise(coin, token))
 
 
 def top_candidates(final_logits: Tensor, tau: Tensor, top_k: int) -> tuple[Any, Any]:

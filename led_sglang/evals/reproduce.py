@@ -66,7 +66,9 @@ def served(arguments: str | None, runs: Path, base_url: str) -> Iterator[str]:
         yield base_url
         return
     runs.mkdir(parents=True, exist_ok=True)
-    server = Server("--led-methods", ALL_METHODS, *shlex.split(arguments), log=runs / "server.log")
+    # The depths stage asks for all but one of the layers; another model's server would capture eight.
+    able = ("--led-methods", ALL_METHODS, "--led-max-depth", str(NUM_LAYERS))
+    server = Server(*able, *shlex.split(arguments), log=runs / "server.log")
     try:
         server.wait_ready()
     except RuntimeError as error:

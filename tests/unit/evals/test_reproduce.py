@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from led_sglang.evals import reproduce as reproduce_module
 from led_sglang.evals.__main__ import main
-from led_sglang.evals.reproduce import STAGES
+from led_sglang.evals.reproduce import STAGES, served
+from led_sglang.params import ALL_METHODS
 from tests.unit.evals.fake_server import DEFAULTS, FakeServer
 
 
@@ -43,6 +45,28 @@ def test_some_stages(tmp_path: Path) -> None:
     with FakeServer(apply=applied_to) as server:
         assert reproduce(server, tmp_path, "--stages", "main") == 0
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["main"]
+
+
+def test_its_own_server_can_do_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the model: a method refused in the last stage would come after hours."""
+    asked: list[str] = []
+
+    class Started:
+        url = "http://127.0.0.1:1"
+
+        def __init__(self, *arguments: str, log: Path) -> None:
+            asked.extend(arguments)
+
+        def wait_ready(self) -> None: ...
+
+        def stop(self) -> None: ...
+
+    monkeypatch.setattr(reproduce_module, "Server", Started)
+    with served("--model-path x --led-max-depth 4", tmp_path, "") as url:
+        assert url == "http://127.0.0.1:1/v1"
+    last = {asked[i]: asked[i + 1] for i in range(0, len(asked), 2)}
+    assert last == {"--led-methods": ALL_METHODS, "--led-max-depth": "4", "--model-path": "x"}
+    assert asked[:4] == ["--led-methods", ALL_METHODS, "--led-max-depth", "12"]
 
 
 def test_a_server_that_does_not_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

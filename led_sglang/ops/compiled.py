@@ -42,13 +42,13 @@ def led_step(
         ids, logprobs, *(column.numpy() for column in asked), noise.coin.numpy(), uniform.numpy(),
         step.probs, step.exploit, step.confidence, step.explored, step.needs_latents, step.choice, step.entropy,
     )  # fmt: skip
-    step.explore = step.exploit
-    if step.needs_latents.any():
+    index = np.flatnonzero(step.needs_latents)
+    if len(index):
         step.explore = step.exploit.copy()
-        index = None if step.needs_latents.all() else torch.from_numpy(np.flatnonzero(step.needs_latents))
-        layers = layers_at(torch.from_numpy(ids), latents, head, rows, tau, index, ridden)
+        some = None if len(index) == len(ids) else torch.from_numpy(index)
+        layers = layers_at(torch.from_numpy(ids), latents, head, rows, tau, some, ridden)
         _explore(
-            np.flatnonzero(step.needs_latents), layers, logprobs, rows.depth.numpy(), rows.normalize_layers.numpy(),
+            index, layers, logprobs, rows.depth.numpy(), rows.normalize_layers.numpy(),
             rows.exploit.numpy(), uniform.numpy(), step.explored, step.exploit, step.probs, step.confidence,
             step.explore, step.depth, step.ok, step.choice, step.entropy, step.depth_entropy, step.led_probs,
         )  # fmt: skip
@@ -97,7 +97,7 @@ class _Arrays:
     def __init__(self, num_rows: int, rows: LedRows) -> None:
         shape, told = (num_rows, rows.max_top_k), num_rows if rows.any_full else 0
         self.probs, self.exploit = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        self.explore = self.exploit
+        self.explore = self.exploit  # until a row explores
         self.confidence = np.empty(num_rows, np.float32)
         self.explored, self.needs_latents = np.empty(num_rows, np.bool_), np.empty(num_rows, np.bool_)
         self.choice = np.empty(num_rows, np.int64)

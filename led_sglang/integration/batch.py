@@ -1,7 +1,7 @@
 """Which LED request sits in which row of a batch. Host data; device tensors are made once per batch composition."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from led_sglang.integration.soft import SOFT_METHODS, keep_out_of_prefix_cache
+from led_sglang.ops.standing import Seats
 from led_sglang.ops.types import LedRows
 from led_sglang.params import STAMP_KEY, LedParams, StampedParams
 
 _INACTIVE = LedParams(depth=1, top_k=1)  # what LED's own tensors hold for rows of other methods
+# The columns of our rows, in the order in which they travel to the device.
+NUMBERS = ("seed", "sample", "start_state", "start_length", "depth", "top_k", "latent_offset")
+FLAGS = ("phase_all", "is_led", "exploit", "latent_norm", "normalize_layers", "full")
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,17 @@ class RowSeat:
     @property
     def is_ours(self) -> bool:
         return self.request is not None and self.request.params.method != "none"
+
+    @cached_property
+    def values(self) -> tuple[int, ...]:
+        """Of one of ours, in the order of NUMBERS and FLAGS."""
+        request = self.request
+        assert request is not None
+        is_led = request.params.method == "led"
+        led = request.params if is_led else _INACTIVE
+        numbers = request.seed, request.sample, self.start_state, self.start_length
+        asked = led.depth, led.top_k, led.latent_offset, led.phase == "all", is_led
+        return *numbers, *asked, led.exploit, led.latent_norm, led.normalize_layers, led.trace
 
 
 @dataclass(frozen=True)
@@ -50,23 +65,12 @@ class MethodGroup:
 
 
 @dataclass(frozen=True)
-class DeviceRows:
+class DeviceRows(Seats):
     """Our rows' parameters on the device. `R` rows of a batch of `B`; "ours" is every method but plain sampling."""
 
-    index: Tensor | None  # (R,) int64 rows of the batch; None = all of them in order
-    seed: Tensor  # (R,) int64
-    sample: Tensor  # (R,) int64
-    start_state: Tensor  # (R,) int64
-    start_length: Tensor  # (R,) int64
-    phase_all: Tensor  # (R,) bool
-    is_led: Tensor | None  # (R,) bool; None = all of them
     groups: dict[str, MethodGroup]  # the other methods' rows
     params: LedRows  # `active` is filled in at every step
     seeded: Tensor | None  # (S,) int64 positions among the R rows whose request named a seed; None = no such row
-    any_phase_all: bool
-
-    def pick(self, batch_tensor: Tensor) -> Tensor:
-        return batch_tensor if self.index is None else batch_tensor.index_select(0, self.index)
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,11 @@ class LedBatch:
     @cached_property
     def our_rows(self) -> tuple[int, ...]:
         return tuple(i for i, seat in enumerate(self.seats) if seat.is_ours)
+
+    @cached_property
+    def position(self) -> dict[int, int]:
+        """Rows of the batch to positions among ours."""
+        return {row: i for i, row in enumerate(self.our_rows)}
 
     def filter(self, keep: list[int]) -> "LedBatch | None":
         return LedBatch.of(tuple(self.seats[i] for i in keep))
@@ -123,54 +132,55 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
     device = info.temperatures.device
     pin = device.type == "cuda"
 
-    def put(values: list[Any], dtype: torch.dtype) -> Tensor:
+    def put(values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.tensor(values, dtype=dtype, pin_memory=pin).to(device, non_blocking=True)
 
-    index = None if len(rows) == len(batch.seats) else put(list(rows), torch.int64)
+    index = None if len(rows) == len(batch.seats) else put(list(rows))
     temperature = info.temperatures.view(-1).float()
     greedy = info.top_ks <= 1
     if index is not None:
         temperature, greedy = temperature[index], greedy[index]
-    led = [p if p.method == "led" else _INACTIVE for p in params]
-    any_norm = any(p.latent_norm for p in led)
+    asked = dict(zip((*NUMBERS, *FLAGS), zip(*(seat.values for seat in seats), strict=True), strict=True))
+    values = put(list(asked.values()))  # one copy to the device for all columns
+    numbers = dict(zip(NUMBERS, values.unbind(), strict=False))
+    flags = dict(zip(FLAGS, values[len(NUMBERS) :].bool().unbind(), strict=True))
+    min_p = [p.min_p for p in params]
+    any_min_p = any(min_p)
     led_rows = LedRows(
         active=torch.empty(0, dtype=torch.bool, device=device),
-        depth=put([p.depth for p in led], torch.int64),
-        top_k=put([p.top_k for p in led], torch.int64),
+        depth=numbers["depth"],
+        top_k=numbers["top_k"],
         temperature=temperature,
         greedy=greedy,
-        exploit=put([p.exploit for p in led], torch.bool),
-        latent_norm=put([p.latent_norm for p in led], torch.bool),
-        normalize_layers=put([p.normalize_layers for p in led], torch.bool),
-        latent_offset=put([p.latent_offset for p in led], torch.int64),
-        min_p=put([p.min_p for p in led], torch.float32),
-        full=put([p.trace for p in led], torch.bool),
-        max_depth=max((p.depth for p in led), default=1),
-        max_top_k=max((p.top_k for p in led), default=1),
-        any_full=any(p.trace for p in led),
-        any_norm=any_norm,
-        all_norm=any_norm and all(p.latent_norm for p in led),
-        any_min_p=any(p.min_p > 0 for p in led),
-        mixed_top_k=len({p.top_k for p in led}) > 1,
-        mixed_depth=len({p.depth for p in led}) > 1,
+        exploit=flags["exploit"],
+        latent_norm=flags["latent_norm"],
+        normalize_layers=flags["normalize_layers"],
+        latent_offset=numbers["latent_offset"],
+        min_p=put(min_p, torch.float32) if any_min_p else torch.zeros(len(rows), device=device),
+        full=flags["full"],
+        max_depth=max(asked["depth"]),
+        max_top_k=max(asked["top_k"]),
+        any_full=any(asked["full"]),
+        any_norm=any(asked["latent_norm"]),
+        all_norm=all(asked["latent_norm"]),
+        any_min_p=any_min_p,
+        mixed_top_k=len(set(asked["top_k"])) > 1,
+        mixed_depth=len(set(asked["depth"])) > 1,
         any_greedy=info.is_any_greedy,
-        any_normalize=any(p.normalize_layers for p in led),
-        any_offset=any(p.latent_offset for p in led),
+        any_normalize=any(asked["normalize_layers"]),
+        any_offset=any(asked["latent_offset"]),
     )
     seeded = [i for i, request in enumerate(requests) if request.is_seeded]
-    seed, sample = (put([getattr(r, key) for r in requests], torch.int64) for key in ("seed", "sample"))
+    is_all_led = all(asked["is_led"])
     return DeviceRows(
         index=index,
-        seed=seed,
-        sample=sample,
-        start_state=put([seat.start_state for seat in seats], torch.int64),
-        start_length=put([seat.start_length for seat in seats], torch.int64),
-        phase_all=put([p.phase == "all" for p in led], torch.bool),
-        is_led=None if all(p.method == "led" for p in params) else put([p.method == "led" for p in params], torch.bool),
-        groups=_groups(rows, params, put),
+        **{key: numbers[key] for key in ("seed", "sample", "start_state", "start_length")},
+        phase_all=flags["phase_all"],
+        is_led=None if is_all_led else flags["is_led"],
+        any_phase_all=any(asked["phase_all"]),
+        groups={} if is_all_led else _groups(rows, params, put),
         params=led_rows,
-        seeded=put(seeded, torch.int64) if seeded else None,
-        any_phase_all=any(p.phase == "all" for p in led),
+        seeded=put(seeded) if seeded else None,
     )
 
 
@@ -178,12 +188,5 @@ def _groups(rows: tuple[int, ...], params: list[LedParams], put: Any) -> dict[st
     groups = {}
     for method in dict.fromkeys(p.method for p in params if p.method != "led"):
         members = [i for i, p in enumerate(params) if p.method == method]
-        groups[method] = MethodGroup(
-            put(members, torch.int64), put([rows[i] for i in members], torch.int64), tuple(params[i] for i in members)
-        )
+        groups[method] = MethodGroup(put(members), put([rows[i] for i in members]), tuple(params[i] for i in members))
     return groups
-
-
-def activate(rows: LedRows, active: Tensor) -> LedRows:
-    """The same rows with this step's activity."""
-    return replace(rows, active=active)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from led_sglang.ops import host
+
 
 class CaptureError(RuntimeError):
     """The model cannot be captured; the server must not start."""
@@ -39,7 +41,7 @@ class Capture:
     """The captured latents of the current step: `buffer[j, row]` is h^{layers[j]} of the row to be sampled, un-normed.
 
     layers: 1-based, in the order wanted. The buffer is static: in a CUDA-graph replay no Python runs, so the copy into
-    it must be part of the graph.
+    it must be part of the graph. Where the host may look, it is copied when somebody asks: most steps explore nowhere.
     """
 
     def __init__(self, model: nn.Module, layers: tuple[int, ...]) -> None:
@@ -47,7 +49,9 @@ class Capture:
         self.layer_ids = [layer - 1 for layer in sorted(layers)]  # 0-based, ascending, as SGLang wants them
         self._order = [sorted(layers).index(layer) for layer in layers]
         self.inner: InnerCapture | None = None
-        self.buffer: Tensor | None = None  # (D, max rows, H)
+        self.buffer: Tensor | None = None  # (D, max rows, H); read it through `states`
+        self._pending: list[Tensor] | None = None  # D x (T, H), not copied yet
+        self._pending_index: Tensor | None = None
         if layers:
             self._ask(model)
 
@@ -83,11 +87,41 @@ class Capture:
             aux = list(aux.view(aux.shape[0], len(self.layers), -1).unbind(1))
         if len(aux) != len(self.layers):
             raise CaptureError(f"the model returned {len(aux)} layer outputs, {len(self.layers)} were asked for")
-        wanted = [aux[i] for i in self._order]
-        rows = wanted if last_index is None else [h[last_index] for h in wanted]  # D x (B, H)
+        self._pending, self._pending_index = aux, last_index
+        if not host.can_look(self.buffer.device):
+            self._copy()
+
+    def _copy(self) -> None:
+        if self._pending is None or self.buffer is None:
+            return
+        rows = self._rows(len(self.layers))
         torch.stack(rows, out=self.buffer[:, : rows[0].shape[0]])
+        self.drop()
+
+    def _rows(self, num_layers: int) -> list[Tensor]:
+        """The first layers' sampled rows, not copied yet: num_layers x (B, H)."""
+        assert self._pending is not None
+        wanted, index = [self._pending[i] for i in self._order[:num_layers]], self._pending_index
+        return wanted if index is None else [h.index_select(0, index) for h in wanted]
+
+    @property
+    def states(self) -> Tensor:
+        """The buffer, with the current step in it: (D, max rows, H)."""
+        if self.buffer is None:
+            raise CaptureError("no layer is captured: --led-max-depth is 1 and no other method needs one")
+        self._copy()
+        return self.buffer
+
+    def latents(self, num_layers: int, num_rows: int, index: Tensor | None) -> Tensor:
+        """The first layers' states of a batch of so many rows, or of its rows `index` (R,): (num_layers, R, H)."""
+        if self._pending is None:
+            states = self.states[:num_layers, :num_rows]
+        else:
+            states = torch.stack(self._rows(num_layers))
+        return states if index is None else states.index_select(1, index)
 
     def drop(self) -> None:
-        """Forget layer outputs that nobody will read."""
+        """Forget layer outputs that nobody will read any more."""
+        self._pending = self._pending_index = None
         if self.inner is not None:
             self.inner.take()

@@ -1,6 +1,7 @@
 """The hooks table: a handler for every target of `targets.HOOK_TARGETS`, and its registration with SGLang."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ def _start(runner: Any) -> None:
             f"create_sampler does not call the original. Remove that plugin or start with --led disabled."
         )
     runtime.start(runner)
+    records.warm()
 
 
 def _forward(
@@ -70,7 +72,10 @@ def _logits(
         current.capture.drop()
     if _is_dummy_decode(logits_metadata):
         current.ride.see_dummy(len(hidden_states), _is_capturing())
-    with current.riders(self, lm_head, logits_metadata.forward_mode.is_decode()):
+    riders: AbstractContextManager[None] = nullcontext()
+    if current.ride.is_boarding:
+        riders = current.riders(self, logits_metadata.forward_mode.is_decode())
+    with riders:
         return original(self, input_ids, hidden_states, lm_head, logits_metadata, None, hidden_states_before_norm)
 
 

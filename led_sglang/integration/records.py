@@ -1,13 +1,13 @@
 """What a step tells about its rows, on its way from the device to the request's `meta_info`."""
 
-from bisect import bisect_left
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from led_sglang.integration.runtime import count_failure, runtime
+from led_sglang.jit import jit
 from led_sglang.params import LedParams
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ STEP_FAILED, NOT_FINITE = 0, 1  # why: our code raised, or the row's numbers wer
 FALLBACK_REASONS = ("step_failed", "not_finite")
 CONFIDENCE_BOUNDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 NUM_TRACE_VALUES = 7
+_BOUNDS = np.array(CONFIDENCE_BOUNDS)
 
 
 def to_host(tensor: Tensor) -> Tensor:
@@ -39,10 +40,9 @@ class StepRecord:
 
     def __init__(self, led: "LedBatch") -> None:
         self._led = led
-        self._position = {row: i for i, row in enumerate(led.our_rows)}
         self._tensors: tuple[Tensor, ...] | None = None
         self._trace: tuple[Tensor, ...] | None = None
-        self._lists: list[list[Any]] | None = None
+        self._flags: list[int] | None = None
         self._trace_lists: list[list[Any]] | None = None
         self._depth_entropy: Tensor | None = None
         self.has_failed = False
@@ -54,7 +54,7 @@ class StepRecord:
             record.has_failed = bool(led.our_rows)
             return record
         step = context.step
-        record._tensors = (to_host(context.thinking), to_host(context.active))
+        record._tensors = (to_host(context.standing.thinking), to_host(context.active))
         if step is None:
             record.has_failed = context.failed
             return record
@@ -79,27 +79,27 @@ class StepRecord:
         request = self._led.seats[row].request
         if request is None:
             return None
-        position = self._position.get(row)
+        position = self._led.position.get(row)
         if position is None:
             return 0
         if self._tensors is None:
             return FALLBACK
-        if self._lists is None:
-            self._lists = [tensor.tolist() for tensor in self._tensors]
-        flags = self._flags([values[position] for values in self._lists])
+        if self._flags is None:
+            self._flags = self._all_flags().tolist()
+        flags = self._flags[position]
         if not request.params.trace:
             return flags
         return (flags, *self._trace_of(position, request.params, flags))
 
-    def _flags(self, values: Sequence[Any]) -> int:
-        flags = (THINKING if values[0] else 0) | (ACTIVE if values[1] else 0)
-        if len(values) == 2:
-            return flags | (FALLBACK if values[1] and self.has_failed else 0)
-        if values[1] and not values[3]:
-            return flags | FALLBACK | NOT_FINITE << DETAIL_SHIFT
-        if values[1]:
-            bucket = bisect_left(CONFIDENCE_BOUNDS, values[5])
-            flags |= (EXPLORED if values[2] else 0) | bucket << DETAIL_SHIFT | int(values[4]) << DEPTH_SHIFT
+    def _all_flags(self) -> Any:
+        """(R,) int64"""
+        assert self._tensors is not None
+        columns = [tensor.numpy() for tensor in self._tensors]
+        flags = np.empty(len(columns[0]), np.int64)
+        if len(columns) == 2:
+            _pack_undecided(*columns, self.has_failed, flags)
+        else:
+            _pack(*columns, _BOUNDS, flags)
         return flags
 
     def _trace_of(self, position: int, params: LedParams, flags: int) -> tuple[Any, ...]:
@@ -111,6 +111,35 @@ class StepRecord:
         k = params.top_k
         depths = None if self._depth_entropy is None else self._depth_entropy[position, : params.depth].tolist()
         return confidence, entropy, logprob, candidates[:k], exploit[:k], explore[:k], depths
+
+
+@jit
+def _pack_undecided(thinking: Any, active: Any, has_failed: bool, flags: Any) -> None:
+    """(R,) bool each: a step that LED did not decide, or failed to."""
+    for r in range(len(flags)):
+        flags[r] = THINKING * thinking[r] | ACTIVE * active[r] | FALLBACK * (active[r] and has_failed)
+
+
+@jit
+def _pack(
+    thinking: Any, active: Any, explored: Any, ok: Any, depth: Any, confidence: Any, bounds: Any, flags: Any
+) -> None:
+    for r in range(len(flags)):
+        flags[r] = THINKING * thinking[r] | ACTIVE * active[r]
+        if active[r] and not ok[r]:
+            flags[r] |= FALLBACK | NOT_FINITE << DETAIL_SHIFT
+        elif active[r]:
+            bucket = 0
+            while bucket < len(bounds) and bounds[bucket] < confidence[r]:
+                bucket += 1
+            flags[r] |= EXPLORED * explored[r] | bucket << DETAIL_SHIFT | depth[r] << DEPTH_SHIFT
+
+
+def warm() -> None:
+    """Compile them before the first request."""
+    flag, number = np.ones(1, np.bool_), np.ones(1, np.int64)
+    _pack_undecided(flag, flag, False, number)
+    _pack(flag, flag, flag, flag, number, np.ones(1, np.float32), _BOUNDS, number)
 
 
 def _guarded_entry(record: StepRecord, row: int) -> int | tuple[Any, ...] | None:

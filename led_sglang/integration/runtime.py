@@ -88,18 +88,18 @@ class Runtime:
                 raise CaptureError(f"--led-form one_pass is not possible here: {self.ride.fault}; use auto")
 
     @contextmanager
-    def riders(self, logits_processor: Any, lm_head: Any, is_decode: bool) -> Iterator[None]:
-        """Around the engine's head: where this forward carries riders, its product is made with them."""
-        if not self.ride.is_boarding or not is_decode:
+    def riders(self, logits_processor: Any, is_decode: bool) -> Iterator[None]:
+        """Around the engine's head of a forward that carries riders: its product is made with them."""
+        if not is_decode:
             self.ride.is_boarding = False
             yield
             return
         inner = logits_processor._compute_lm_head
 
         def multiply(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            assert self.head is not None and self.capture.buffer is not None
+            assert self.head is not None
             plain = partial(_call, inner, args, kwargs)
-            return self.ride.through(plain, hidden, self.head, self.capture.buffer)
+            return self.ride.through(plain, hidden, self.head, self.capture.states)
 
         logits_processor._compute_lm_head = multiply
         try:

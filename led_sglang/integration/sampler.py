@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from led_sglang.integration.batch import LedBatch, activate
+from led_sglang.integration.batch import LedBatch
 from led_sglang.integration.ranks import RankDivergence
 from led_sglang.integration.records import RECORD_KEY, StepRecord
 from led_sglang.integration.runtime import Runtime, count_failure, runtime
-from led_sglang.integration.step import StepContext, advance, states_before
+from led_sglang.integration.step import StepContext, advance, stand
 
 
 class LogprobsAfterLed:
@@ -32,6 +33,7 @@ class LedSamplerMixin:
     """Mixed into the class of the sampler that the engine created."""
 
     led_context: StepContext | None
+    tells_masks: bool | None  # SGLang 0.5.23's draw returns (tokens, sampling mask), 0.5.17's the tokens; None: unknown
 
     def forward(
         self,
@@ -55,7 +57,7 @@ class LedSamplerMixin:
         try:
             token_ids: Tensor = forward(logits_output, sampling_info, return_logprob, top, ids, positions, **kw)
             if led.our_rows and not (self.led_context and self.led_context.is_finished):
-                _guarded_advance(led, sampling_info, current, token_ids)
+                _guarded_advance(led, sampling_info, positions, current, token_ids)
             record = _guarded_record(led, self.led_context, current)
         finally:
             self.led_context = None
@@ -77,13 +79,18 @@ class LedSamplerMixin:
         rows = _guarded_open_rows(context) if context is not None and simple_sampling_case else None
         if context is None or rows is None:
             return sample(probs, sampling_info, positions, simple_sampling_case, *args, **kw)
-        sampled = sample(probs[rows], sampling_info, positions[rows], simple_sampling_case, *args, **kw)
-        token_ids, *rest = sampled if isinstance(sampled, tuple) else (sampled,)
-        whole = token_ids.new_zeros(len(probs)).index_copy_(0, rows, token_ids)
+        if self.tells_masks is None and not len(rows):
+            rows = torch.zeros(1, dtype=torch.int64)  # to learn what a draw returns
+        whole = probs.new_zeros(len(probs), dtype=torch.int32)  # as the engine's draw
+        if len(rows):
+            some = probs.index_select(0, rows), sampling_info, positions.index_select(0, rows)
+            drawn = sample(*some, simple_sampling_case, *args, **kw)
+            self.tells_masks = isinstance(drawn, tuple)
+            whole.index_copy_(0, rows, drawn[0] if isinstance(drawn, tuple) else drawn)
         _guard(context, context.apply, whole)
         if context.failed:  # then the engine's tokens are wanted after all
             return sample(probs, sampling_info, positions, simple_sampling_case, *args, **kw)
-        return (whole, *rest) if rest else whole
+        return (whole, None) if self.tells_masks else whole
 
     def _sync_token_ids_across_tp(self, token_ids: Tensor, sampling_info: Any) -> None:
         context = self.led_context
@@ -103,7 +110,7 @@ def _guard(context: StepContext, action: Any, *args: Any) -> None:
     except Exception:
         count_failure(context.runtime)
         context.step, context.failed = None, True
-        context.runtime.forget_mixtures(context.slots)
+        context.runtime.forget_mixtures(context.standing.slots)
 
 
 def _guarded_open_rows(context: StepContext) -> Tensor | None:
@@ -130,13 +137,13 @@ def _guarded_finish(context: StepContext, token_ids: Tensor) -> None:
         count_failure(context.runtime)
 
 
-def _guarded_advance(led: LedBatch, info: Any, current: Runtime, token_ids: Tensor) -> None:
+def _guarded_advance(led: LedBatch, info: Any, positions: Tensor, current: Runtime, token_ids: Tensor) -> None:
     """After a step that failed: the requests' thinking states follow the engine's tokens all the same."""
     try:
         rows = led.device_rows(info)
-        slots, states = states_before(rows, len(led.seats), current)
-        current.forget_mixtures(slots)
-        advance(current, slots, states, rows.pick(token_ids).long())
+        before = stand(rows, positions, current)
+        current.forget_mixtures(before.slots)
+        advance(current, rows, before, token_ids)
     except Exception:
         count_failure(current)
 
@@ -161,7 +168,7 @@ def before_forward(current: Runtime, forward_batch: Any) -> None:
     current.forward_batch = forward_batch
     try:
         context = StepContext.begin(led, forward_batch.sampling_info, forward_batch.positions, current)
-        ride.board(context.rows, activate(context.rows.params, context.active), context.noise[0], len(led.seats))
+        ride.board(context.rows, context.rows.params.activated(context.active), context.noise[0], len(led.seats))
         context.is_riding = True
         forward_batch.led_context = context
     except Exception:
@@ -175,6 +182,6 @@ def dress(sampler: Any) -> Any:
     """Put LED over a sampler the engine made, whatever its class."""
     base = type(sampler)
     sampler.__class__ = type(f"Led{base.__name__}", (LedSamplerMixin, base), {})
-    sampler.led_context = None
+    sampler.led_context = sampler.tells_masks = None
     sampler.output_logprob_processor = LogprobsAfterLed(sampler.output_logprob_processor, sampler)
     return sampler

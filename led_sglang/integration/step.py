@@ -1,16 +1,19 @@
 """One call of the sampler: what LED's rows need, what they get, and where their thinking goes from there."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from led_sglang.integration import transforms
-from led_sglang.integration.batch import DeviceRows, LedBatch, activate
+from led_sglang.integration.batch import DeviceRows, LedBatch
 from led_sglang.integration.runtime import Runtime
-from led_sglang.ops import host, led_step, uniforms
+from led_sglang.ops import host, led_step
 from led_sglang.ops.plain import sample_filtered
+from led_sglang.ops.standing import Standing, move_states, standing, write_tokens
 from led_sglang.ops.types import LedStep, Noise
 
 SANITIZER = 1e30  # SGLang's stand-in for infinity
@@ -23,12 +26,8 @@ class StepContext:
     runtime: Runtime
     rows: DeviceRows
     info: Any  # SamplingBatchInfo
-    states: Tensor  # (R,) thinking states before this token
-    slots: Tensor  # (R,)
-    thinking: Tensor  # (R,) bool
-    active: Tensor  # (R,) bool
+    standing: Standing  # before this token
     noise: Tensor  # (2, R)
-    positions: Tensor  # (R,) int64
     is_riding: bool = False  # this step's form is one pass
     is_decided: bool = False
     is_applied: bool = False
@@ -43,20 +42,18 @@ class StepContext:
     @classmethod
     def begin(cls, led: LedBatch, info: Any, positions: Tensor, current: Runtime) -> "StepContext":
         rows = led.device_rows(info)
-        slots, states = states_before(rows, len(led.seats), current)
-        if current.machine is None:
-            thinking = torch.zeros_like(rows.phase_all)
-        else:
-            thinking = current.tables.thinking(states)
-        active = thinking | rows.phase_all if rows.any_phase_all else thinking
-        if rows.is_led is not None:
-            active = active & rows.is_led
-        row_positions = rows.pick(positions[: len(led.seats)]).long()
-        noise = uniforms(rows.seed, rows.sample, row_positions)
+        now = stand(rows, positions, current)
         rate = current.config.bench_explore_rate
-        if rate is not None:  # a benchmark: coin 0 always explores, coin 1 never does
-            noise = torch.stack([(noise[0] >= rate).to(noise.dtype), noise[1]])
-        return cls(current, rows, info, states, slots, thinking, active, noise, row_positions)
+        if rate is None:
+            return cls(current, rows, info, now, now.noise)
+        # A benchmark: coin 0 always explores, coin 1 never does.
+        coin = (now.noise[0] >= rate).to(now.noise.dtype)
+        return cls(current, rows, info, now, torch.stack([coin, now.noise[1]]))
+
+    @property
+    def active(self) -> Tensor:
+        """(R,) bool"""
+        return self.standing.active
 
     def decide(self, logits: Tensor) -> None:
         """Run the LED step on the engine's final logits (B, V), before the engine turns them into probabilities.
@@ -74,22 +71,18 @@ class StepContext:
             self.overrides += [forced] if forced is not None else []
         if self.runtime.is_sanitized and self.rows.groups:
             engine_logits.copy_(logits.nan_to_num(nan=-SANITIZER, posinf=SANITIZER, neginf=-SANITIZER))
-        capture, head = self.runtime.capture, self.runtime.head
-        if host.can_look(logits.device) and not any(self.active.tolist()):
+        head, ride = self.runtime.head, self.runtime.ride
+        if host.can_look(logits.device) and not self.active.numpy().any():
             return
-        num_rows = logits.shape[0]
-        if capture.buffer is None:
-            buffer = logits.new_empty(0, num_rows, 1)
-        else:
-            buffer = capture.buffer[: self.runtime.num_led_layers, :num_rows]
-        latents = buffer if self.rows.index is None else buffer.index_select(1, self.rows.index)
+        num_rows, num_layers = logits.shape[0], self.runtime.num_led_layers
         assert head is not None
-        ride, params = self.runtime.ride, activate(self.rows.params, self.active)
+        latents = partial(self.runtime.capture.latents, num_layers, num_rows, self.rows.index)
+        params = self.rows.params.activated(self.active)
         ride.num_steps["one_pass" if self.is_riding else "coin_first"] += 1
         self.runtime.num_engine_head_steps += head.project is not None
         self.step = led_step(
             self.rows.pick(logits),
-            latents,
+            latents if num_layers else logits.new_empty(0, self.rows.num_rows, 1),
             head,
             params,
             Noise(self.noise[0], self.noise[1]),
@@ -118,7 +111,7 @@ class StepContext:
         self.plain_rows, self.plain_active = batch_rows, self.active[picked]
 
     def open_rows(self) -> Tensor | None:
-        """Rows of the batch whose token is still the engine's to sample, at least one; None: leave all to it.
+        """Rows of the batch whose token is still the engine's to sample; None: leave all to it.
 
         On a CPU the engine's draw over the vocabulary costs as much as the whole of LED: nobody waits for a token that
         is not used. All of them: where a request of the batch is not LED's, whose draw from the engine's generator must
@@ -129,8 +122,7 @@ class StepContext:
         tells_more = info.sampling_seed is not None or getattr(info, "sampling_mask_batch_indices", None) is not None
         if self.step is None or not is_all_led or tells_more or not host.can_look(self.active.device):
             return None
-        open_rows = (self.active & self.step.ok).logical_not().nonzero().squeeze(1)
-        return open_rows if len(open_rows) else torch.zeros(1, dtype=torch.int64)
+        return torch.from_numpy(np.flatnonzero(~(self.active.numpy() & self.step.ok.numpy())))
 
     def apply(self, token_ids: Tensor) -> None:
         """Write the LED tokens over the engine's, in place; rows that are not ok keep the engine's token."""
@@ -143,21 +135,14 @@ class StepContext:
             token_ids[self.plain_rows] = torch.where(self.plain_active, kept, self.plain_ids.to(kept.dtype))
         for rows, forced, is_forced in self.overrides:
             token_ids[rows] = torch.where(is_forced, forced.to(token_ids.dtype), token_ids[rows])
-        if self.step is None:
-            return
-        engine_ids = self.rows.pick(token_ids)
-        chosen = torch.where(self.active & self.step.ok, self.step.token_ids.to(engine_ids.dtype), engine_ids)
-        if self.rows.index is None:
-            token_ids.copy_(chosen)
-        else:
-            token_ids[self.rows.index] = chosen
+        if self.step is not None:
+            write_tokens(self.rows, token_ids, self.active, self.step.ok, self.step.token_ids)
 
     def finish(self, token_ids: Tensor) -> None:
         """Advance the thinking states with the tokens that were really chosen."""
-        chosen = self.rows.pick(token_ids).long()
-        advance(self.runtime, self.slots, self.states, chosen)
+        advance(self.runtime, self.rows, self.standing, token_ids)
         if self.runtime.ranks is not None:
-            self.runtime.ranks.note(chosen)
+            self.runtime.ranks.note(self.rows.pick(token_ids).long())
         self.is_finished = True
 
 
@@ -170,17 +155,14 @@ def _as_before_sanitizing(logits: Tensor) -> Tensor:
     return forbidden.masked_fill_(logits >= 0.1 * SANITIZER, torch.nan)
 
 
-def states_before(rows: DeviceRows, num_rows: int, current: Runtime) -> tuple[Tensor, Tensor]:
-    """Slots of our rows and their thinking states before this token: (R,), (R,)."""
+def stand(rows: DeviceRows, positions: Tensor, current: Runtime) -> Standing:
+    """Where our rows stand before this token; positions: (B,)."""
     batch = current.forward_batch
-    slots = rows.pick(batch.req_pool_indices[:num_rows])
-    states = current.states[slots]
-    if not batch.forward_mode.is_decode():
-        is_start = rows.pick(batch.seq_lens[:num_rows]) == rows.start_length
-        states = torch.where(is_start, rows.start_state, states)
-    return slots, states
+    lengths = None if batch.forward_mode.is_decode() else batch.seq_lens
+    return standing(rows, batch.req_pool_indices, positions, lengths, current.states)
 
 
-def advance(current: Runtime, slots: Tensor, states: Tensor, token_ids: Tensor) -> None:
+def advance(current: Runtime, rows: DeviceRows, before: Standing, token_ids: Tensor) -> None:
+    """The thinking states follow the tokens, (B,)."""
     if current.machine is not None:
-        current.states[slots] = current.tables.advance(states, token_ids)
+        move_states(rows, current.tables, current.states, before.slots, before.states, token_ids)

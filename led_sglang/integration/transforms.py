@@ -23,9 +23,8 @@ Override = tuple[Tensor, Tensor, Tensor]  # batch rows (n,), token ids (n,), boo
 def _latents(context: "StepContext", layers: tuple[int, ...], group: MethodGroup) -> Tensor:
     """The captured states of `layers` for the group's rows: (len(layers), n, H)."""
     capture = context.runtime.capture
-    assert capture.buffer is not None
     picked = group.tensor("picked", lambda: [capture.layers.index(layer) for layer in layers], torch.int64)
-    return capture.buffer[picked[:, None], group.batch_rows[None, :]]
+    return capture.states[picked[:, None], group.batch_rows[None, :]]
 
 
 def dola(context: "StepContext", group: MethodGroup, logits: Tensor) -> None:
@@ -59,7 +58,7 @@ def soft(context: "StepContext", group: MethodGroup, logits: Tensor) -> Override
     """Soft Thinking (arXiv 2505.15778), with Gumbel noise (2508.03440) where asked: the heaviest token is reported."""
     inputs = context.runtime.soft
     assert inputs is not None
-    rows, slots, thinking = group.rows, context.slots[group.rows], context.thinking[group.rows]
+    rows, slots, thinking = group.rows, context.standing.slots[group.rows], context.standing.thinking[group.rows]
     is_gumbel = group.params[0].method == "soft_thinking_gumbel"
     max_k = MAX_SOFT_TOP_K  # of every batch: with a width of the neighbours' a row's sums would round otherwise
     step = soft_mixture(
@@ -88,7 +87,7 @@ def soft(context: "StepContext", group: MethodGroup, logits: Tensor) -> Override
 def _gumbel_noise(context: "StepContext", group: MethodGroup, num_columns: int) -> Tensor:
     """(n, num_columns), of streams of their own: the first two are LED's coin and token."""
     rows, own = context.rows, group.rows
-    return uniforms(rows.seed[own], rows.sample[own], context.positions[own], 2 + num_columns)[2:].T
+    return uniforms(rows.seed[own], rows.sample[own], context.standing.positions[own], 2 + num_columns)[2:].T
 
 
 HANDLERS: dict[str, Callable[["StepContext", MethodGroup, Tensor], Override | None]] = {

@@ -8,7 +8,7 @@ from torch import Tensor
 from led_sglang.ops import compiled, eager, fused, host, one_pass, reference, triton_backend
 from led_sglang.ops.noise import uniforms
 from led_sglang.ops.thinking import ThinkingMachine, ThinkingTables
-from led_sglang.ops.types import Head, LedRows, LedStep, Noise, Ridden
+from led_sglang.ops.types import Head, Latents, LedRows, LedStep, Noise, Ridden
 
 __all__ = [
     "BACKENDS",
@@ -37,7 +37,7 @@ BACKENDS: dict[str, Backend] = {
 
 def led_step(
     final_logits: Tensor,
-    latents: Tensor,
+    latents: Latents,
     head: Head,
     rows: LedRows,
     noise: Noise,
@@ -65,7 +65,8 @@ def led_step(
         final_logits (R, V): any float type and strides, the engine's logits after penalties, bias and grammar mask and
             BEFORE temperature, full vocabulary on every rank; -inf means forbidden.
         latents (D, R, H): latents[j] = h[L-1-j], the un-normed residual stream in the model's dtype. A row reads
-            latents[j + latent_offset] for j < depth - 1, so D >= max(depth - 1 + latent_offset).
+            latents[j + latent_offset] for j < depth - 1, so D >= max(depth - 1 + latent_offset). A function that
+            returns them is called at most once; "compiled" calls it only if some row needs them.
         ridden: what the one-pass form (`led_sglang.ops.one_pass`) knows already, for at least max_depth - 1 layers;
             rows that need their latents and did not ride are served by a second pass, so the result is the same.
             Backends "fused", "compiled" and "triton" only.
@@ -90,7 +91,9 @@ def led_step(
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"unknown LED backend {backend!r}; one of auto, {', '.join(BACKENDS)}")
     chosen = chosen_backend(backend, final_logits.device)
-    if latents.shape[0] < rows.max_depth - 1:
+    if callable(latents) and chosen != "compiled":
+        latents = latents()
+    if not callable(latents) and latents.shape[0] < rows.max_depth - 1:
         raise ValueError(f"depth {rows.max_depth} needs {rows.max_depth - 1} latent layers, got {latents.shape[0]}")
     if head.all_gather is None and final_logits.shape[1] > head.num_rows:  # columns of padding
         final_logits = final_logits[:, : head.num_rows]

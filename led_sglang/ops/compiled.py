@@ -1,7 +1,7 @@
 """The step on a CPU: coin first as in `fused`, with numba's loops in place of some forty small torch calls.
 
 A small model's step is bound by the number of calls, whatever they compute. torch keeps what it is good at, the
-products and the exponentials over the vocabulary; everything over k candidates and d layers is two compiled functions.
+products and the exponentials over the vocabulary; everything over k candidates and d layers is a compiled function.
 Sums are float32 and in order, as the listing is written; the cumulated probabilities are float64.
 """
 
@@ -9,22 +9,25 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from led_sglang.jit import jit
 from led_sglang.ops import host
 from led_sglang.ops.fused import CHUNK_ELEMENTS, pick_latents, take_ridden
-from led_sglang.ops.head import latent_probs
+from led_sglang.ops.head import finish_logits, latent_probs, tile_width
 from led_sglang.ops.noise import uniforms
 from led_sglang.ops.one_pass import row_tau
-from led_sglang.ops.types import Head, LedRows, LedStep, Noise, Ridden
+from led_sglang.ops.standing import Seats, move_states, standing, write_tokens
+from led_sglang.ops.thinking import ThinkingMachine
+from led_sglang.ops.types import Head, Latents, LedRows, LedStep, Noise, Ridden
 
 BLOCK = 32  # log-probabilities compared at once with the smallest candidate: most blocks have none that is larger
 
 
 def led_step(
     final_logits: Tensor,
-    latents: Tensor,
+    latents: Latents,
     head: Head,
     rows: LedRows,
     noise: Noise,
@@ -33,26 +36,20 @@ def led_step(
     """See `led_sglang.ops.led_step`."""
     if not host.can_look(final_logits.device):
         raise ValueError(f'LED backend "compiled" is for the CPU; this step is on {final_logits.device}')
-    tau = row_tau(rows)[:, None]
-    ids, logprobs = top_candidates(final_logits, tau, rows.max_top_k)
-    step = _Arrays(len(ids), rows)
-    asked = (rows.top_k, rows.min_p, rows.exploit, rows.active, rows.full)
-    uniform = noise.token.masked_fill(rows.greedy, -1.0) if rows.any_greedy else noise.token  # below all: the arg-max
-    _exploit(
-        ids, logprobs, *(column.numpy() for column in asked), noise.coin.numpy(), uniform.numpy(),
-        step.probs, step.exploit, step.confidence, step.explored, step.needs_latents, step.choice, step.entropy,
-    )  # fmt: skip
+    asked = _Asked.of(rows)
+    step = _Arrays(len(final_logits), rows)
+    decide_final(final_logits, asked, rows.active.numpy(), noise.coin.numpy(), noise.token.numpy(), step)
     index = np.flatnonzero(step.needs_latents)
     if len(index):
         step.explore = step.exploit.copy()
-        some = None if len(index) == len(ids) else torch.from_numpy(index)
-        layers = layers_at(torch.from_numpy(ids), latents, head, rows, tau, some, ridden)
+        hidden = latents() if callable(latents) else latents
+        layers = layers_at(step.ids, hidden, head, rows, asked.tau, index, ridden)
         _explore(
-            index, layers, logprobs, rows.depth.numpy(), rows.normalize_layers.numpy(),
-            rows.exploit.numpy(), uniform.numpy(), step.explored, step.exploit, step.probs, step.confidence,
-            step.explore, step.depth, step.ok, step.choice, step.entropy, step.depth_entropy, step.led_probs,
+            index, layers, asked.depth, asked.normalize, asked.exploit, asked.greedy, noise.token.numpy(),
+            step.ids, step.logprobs, step.explored, step.exploit, step.probs, step.confidence,
+            step.explore, step.depth, step.ok, step.token_ids, step.entropy, step.depth_entropy, step.led_probs,
         )  # fmt: skip
-    return step.result(ids, rows)
+    return step.result(rows)
 
 
 def warm() -> None:
@@ -61,61 +58,56 @@ def warm() -> None:
     one, logits, (coin, token) = torch.ones(1), torch.zeros(1, 2), uniforms(row, row, row)
     rows = LedRows(~no, 2 * row, 2 * row, one, no, ~no, no, no, 0 * row, 0 * one, ~no, 2, 2, True, False, False)
     led_step(logits, torch.zeros(1, 1, 1), Head(torch.zeros(2, 1), 2), rows, Noise(coin, token))
+    seats = Seats(None, row, row, row, row, no, None, False)
+    now, tables = standing(seats, 0 * row, row, None, 0 * row), ThinkingMachine([0], [1], 2).tables("cpu")
+    for token_ids in (torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)):
+        write_tokens(seats, token_ids, no, no, row)
+        move_states(seats, tables, 0 * row, 0 * row, now.states * 0, token_ids)
 
 
-def top_candidates(final_logits: Tensor, tau: Tensor, top_k: int) -> tuple[Any, Any]:
-    """The K most probable tokens of each row and their log p^L: (R, K) int64 and float32; all NaN in a broken row.
+class _Asked:
+    """What the rows asked for, as numpy sees it; made once for as long as the rows stay the same."""
 
-    In the log domain a forbidden token stays -inf and an improbable one does not underflow to look like it.
-    """
-    ids = np.empty((len(final_logits), top_k), np.int64)
-    logprobs = np.empty((len(final_logits), top_k), np.float32)
-    chunk = max(1, CHUNK_ELEMENTS // max(final_logits.shape[1], 1))
-    for start in range(0, len(final_logits), chunk):
-        part = slice(start, start + chunk)
-        whole = (final_logits[part] / tau[part]).log_softmax(-1)
-        _select(whole.numpy(), ids[part], logprobs[part])
-    return ids, logprobs
+    def __init__(self, rows: LedRows) -> None:
+        self.tau = row_tau(rows)[:, None]
+        self.depth, self.top_k, self.min_p = rows.depth.numpy(), rows.top_k.numpy(), rows.min_p.numpy()
+        self.exploit, self.greedy, self.full = rows.exploit.numpy(), rows.greedy.numpy(), rows.full.numpy()
+        self.normalize = rows.normalize_layers.numpy()
 
-
-def layers_at(
-    ids: Tensor, latents: Tensor, head: Head, rows: LedRows, tau: Tensor, index: Tensor | None, ridden: Ridden | None
-) -> Any:
-    """p^l at the candidates for the rows of `index` (None = all), (J, N, K) float32: layers L-1, L-2, ..."""
-    num_layers = rows.max_depth - 1
-    if not num_layers:
-        return np.empty((0, len(ids) if index is None else len(index), ids.shape[1]), np.float32)
-    hidden = pick_latents(latents, head, rows, index, num_layers)
-    if index is not None:
-        ids, tau = ids[index], tau[index]
-    return latent_probs(hidden, ids, head, tau, take_ridden(ridden, index)).contiguous().numpy()
+    @classmethod
+    def of(cls, rows: LedRows) -> "_Asked":
+        if "asked" not in rows.cache:
+            rows.cache["asked"] = cls(rows)
+        asked: _Asked = rows.cache["asked"]
+        return asked
 
 
 class _Arrays:
-    """What the compiled functions write."""
+    """What the compiled functions write. Shape letters as in `led_sglang.ops.types`."""
 
     def __init__(self, num_rows: int, rows: LedRows) -> None:
         shape, told = (num_rows, rows.max_top_k), num_rows if rows.any_full else 0
+        self.ids, self.logprobs = np.empty(shape, np.int64), np.empty(shape, np.float32)
         self.probs, self.exploit = np.empty(shape, np.float32), np.empty(shape, np.float32)
         self.explore = self.exploit  # until a row explores
         self.confidence = np.empty(num_rows, np.float32)
         self.explored, self.needs_latents = np.empty(num_rows, np.bool_), np.empty(num_rows, np.bool_)
-        self.choice = np.empty(num_rows, np.int64)
-        self.depth, self.ok = np.ones(num_rows, np.int64), np.ones(num_rows, np.bool_)
+        self.token_ids, self.depth = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
+        self.ok = np.empty(num_rows, np.bool_)
         # Empty where nobody will read them.
         self.entropy, self.led_probs = np.empty(told, np.float32), np.full(told, np.nan, np.float32)
         self.depth_entropy = np.full((told, rows.max_depth), np.nan, np.float32)
 
-    def result(self, ids: Any, rows: LedRows) -> LedStep:
+    def result(self, rows: LedRows) -> LedStep:
         put = torch.from_numpy
         return LedStep(
-            token_ids=put(ids[np.arange(len(ids)), self.choice]),
-            ok=put(self.ok & (self.confidence > 0)),
+            token_ids=put(self.token_ids),
+            ok=put(self.ok),
             explored=put(self.explored),
             depth=put(self.depth),
             confidence=put(self.confidence),
             entropy=put(self.entropy) if rows.any_full else None,
-            candidate_ids=put(ids),
+            candidate_ids=put(self.ids),
             exploit_probs=put(self.exploit),
             explore_probs=put(self.explore),
             logprob=put(self.led_probs).log() if rows.any_full else None,
@@ -123,32 +115,71 @@ class _Arrays:
         )
 
 
+def decide_final(final_logits: Tensor, asked: _Asked, active: Any, coin: Any, uniform: Any, step: _Arrays) -> None:
+    """The final layer of every row, in chunks where (rows, V) is large.
+
+    In the log domain a forbidden token stays -inf and an improbable one does not underflow to look like it.
+    """
+    chunk = max(1, CHUNK_ELEMENTS // max(final_logits.shape[1], 1))
+    for start in range(0, len(final_logits), chunk):
+        part = slice(start, start + chunk) if len(final_logits) > chunk else slice(None)
+        whole = (final_logits[part] / asked.tau[part]).log_softmax(-1)
+        _decide_final(
+            whole.numpy(), start, asked.top_k, asked.min_p, asked.exploit, asked.greedy, asked.full,
+            active, coin, uniform, step.ids, step.logprobs, step.probs, step.exploit, step.confidence,
+            step.explored, step.needs_latents, step.token_ids, step.depth, step.ok, step.entropy,
+        )  # fmt: skip
+
+
+def layers_at(
+    ids: Any, latents: Tensor, head: Head, rows: LedRows, tau: Tensor, index: Any, ridden: Ridden | None
+) -> Any:
+    """p^l at the candidates for the rows of `index`, (J, N, K) float32: layers L-1, L-2, ..."""
+    num_layers, num_rows = rows.max_depth - 1, len(index)
+    if not num_layers:
+        return np.empty((0, num_rows, ids.shape[1]), np.float32)
+    some = None if num_rows == len(ids) else torch.from_numpy(index)
+    hidden = pick_latents(latents, head, rows, some, num_layers)  # (J, N, H)
+    if some is not None:
+        tau = tau[some]
+    is_plain = head.project is None and ridden is None and head.all_gather is None
+    if not is_plain or head.num_rows > tile_width(num_layers * num_rows, hidden.device):
+        return (
+            latent_probs(hidden, torch.from_numpy(ids[index]), head, tau, take_ridden(ridden, some))
+            .contiguous()
+            .numpy()
+        )
+    bias = None if head.bias is None else head.bias[: head.num_rows]
+    logits = finish_logits(F.linear(hidden, head.weight[: head.num_rows], bias).float(), head, tau)
+    layers = np.empty((num_layers, num_rows, ids.shape[1]), np.float32)
+    _pick(logits.log_softmax(-1).numpy(), ids, index, layers)
+    return layers
+
+
 @jit
-def _select(whole: Any, ids: Any, logprobs: Any) -> None:
-    """whole: (R, V); the K largest of each row and where they are, (R, K) each, are written; ties to the smaller id."""
-    vocab_size, top_k = whole.shape[1], ids.shape[1]
-    for r in range(len(whole)):
-        row, own_ids, best = whole[r], ids[r], logprobs[r]
-        best[:] = -np.inf
-        own_ids[:] = -1
-        for start in range(0, vocab_size, BLOCK):
-            stop, smallest, num_larger = min(start + BLOCK, vocab_size), best[top_k - 1], 0
-            for v in range(start, stop):
-                num_larger += row[v] > smallest
-            if num_larger == 0:
+def _select(row: Any, ids: Any, best: Any) -> None:
+    """row: (V,) log-probabilities; the K largest and where they are, (K,) each, are written; ties to the smaller id."""
+    vocab_size, top_k = len(row), len(ids)
+    best[:] = -np.inf
+    ids[:] = -1
+    for start in range(0, vocab_size, BLOCK):
+        stop, smallest, num_larger = min(start + BLOCK, vocab_size), best[top_k - 1], 0
+        for v in range(start, stop):
+            num_larger += row[v] > smallest
+        if num_larger == 0:
+            continue
+        for v in range(start, stop):
+            value = row[v]
+            if not value > best[top_k - 1]:
                 continue
-            for v in range(start, stop):
-                value = row[v]
-                if not value > best[top_k - 1]:
-                    continue
-                place = top_k - 1
-                while place > 0 and value > best[place - 1]:
-                    best[place], own_ids[place] = best[place - 1], own_ids[place - 1]
-                    place -= 1
-                best[place], own_ids[place] = value, v
-        _fill(own_ids, vocab_size)
-        if vocab_size and np.isnan(row[0]):  # log_softmax makes all of a broken row NaN
-            best[:] = np.nan
+            place = top_k - 1
+            while place > 0 and value > best[place - 1]:
+                best[place], ids[place] = best[place - 1], ids[place - 1]
+                place -= 1
+            best[place], ids[place] = value, v
+    _fill(ids, vocab_size)
+    if vocab_size and np.isnan(row[0]):  # log_softmax makes all of a broken row NaN
+        best[:] = np.nan
 
 
 @jit
@@ -169,35 +200,50 @@ def _fill(ids: Any, vocab_size: int) -> None:
 
 
 @jit
-def _exploit(
-    ids: Any, logprobs: Any, top_k: Any, min_p: Any, has_exploit: Any, active: Any, full: Any, coin: Any, uniform: Any,
-    probs: Any, exploit: Any, confidence: Any, explored: Any, needs_latents: Any, choice: Any, entropy: Any,
+def _decide_final(
+    whole: Any, start: int, top_k: Any, min_p: Any, has_exploit: Any, greedy: Any, full: Any,
+    active: Any, coin: Any, uniform: Any, ids: Any, logprobs: Any, probs: Any, exploit: Any, confidence: Any,
+    explored: Any, needs_latents: Any, token_ids: Any, depth: Any, ok: Any, entropy: Any,
 ) -> None:  # fmt: skip
-    """The final layer: drops candidates in `logprobs`, tosses the coin, and samples as if no row explored."""
-    for r in range(len(ids)):
+    """whole: (n, V) log p^L of the rows from `start` on. Finds and drops candidates, tosses the coin, and samples as if
+    no row explored."""
+    for i in range(len(whole)):
+        r = start + i
         own = logprobs[r]
+        _select(whole[i], ids[r], own)
         own[top_k[r] :] = -np.inf
         if min_p[r] > 0:
             floor = own[0] + np.log(min_p[r])
-            for i in range(len(own)):
-                if own[i] < floor:
-                    own[i] = -np.inf
+            for k in range(len(own)):
+                if own[k] < floor:
+                    own[k] = -np.inf
         probs[r] = np.exp(own)
         exploit[r] = probs[r] / probs[r].sum()
         confidence[r] = probs[r, 0]
         is_tails = coin[r] + confidence[r] < 1.0
         explored[r] = active[r] and (is_tails or not has_exploit[r])
         needs_latents[r] = explored[r] or (active[r] and full[r])
-        choice[r] = _draw(exploit[r], uniform[r])
+        token_ids[r] = ids[r, 0 if greedy[r] else _draw(exploit[r], uniform[r])]
+        depth[r], ok[r] = 1, confidence[r] > 0
         if len(entropy):
             entropy[r] = _entropy(exploit[r])
 
 
 @jit
+def _pick(whole: Any, ids: Any, index: Any, layers: Any) -> None:
+    """whole: (J, N, V) log p^l of the rows of `index`; p^l at their candidates is written to (J, N, K)."""
+    num_layers, num_rows, top_k = layers.shape
+    for j in range(num_layers):
+        for n in range(num_rows):
+            for k in range(top_k):
+                layers[j, n, k] = np.exp(whole[j, n, ids[index[n], k]])
+
+
+@jit
 def _explore(
-    index: Any, layers: Any, logprobs: Any, depth: Any, normalize: Any, has_exploit: Any, uniform: Any,
-    explored: Any, exploit: Any, probs: Any, confidence: Any,
-    explore: Any, best_depth: Any, ok: Any, choice: Any, entropy: Any, depth_entropy: Any, led_probs: Any,
+    index: Any, layers: Any, depth: Any, normalize: Any, has_exploit: Any, greedy: Any, uniform: Any,
+    ids: Any, logprobs: Any, explored: Any, exploit: Any, probs: Any, confidence: Any,
+    explore: Any, best_depth: Any, ok: Any, token_ids: Any, entropy: Any, depth_entropy: Any, led_probs: Any,
 ) -> None:  # fmt: skip
     """Eq. 4 to 6 for the rows of `index`; layers: (J, N, K)."""
     num_candidates = logprobs.shape[1]
@@ -223,13 +269,14 @@ def _explore(
                 best_depth[r], highest = j + 1, own_entropy
             if np.isnan(own_entropy):
                 break
-        ok[r] = highest >= 0
-        if explored[r]:
-            choice[r] = np.argmax(explore[r]) if uniform[r] < 0 else _draw(explore[r], uniform[r])
+        ok[r] = ok[r] and highest >= 0
+        branch = explore[r] if explored[r] else exploit[r]
+        choice = np.argmax(branch) if greedy[r] else _draw(branch, uniform[r])
+        token_ids[r] = ids[r, choice]
         if len(entropy):
             entropy[r] = highest
             weight = confidence[r] * has_exploit[r]
-            led_probs[r] = (1 - weight) * explore[r, choice[r]] + weight * exploit[r, choice[r]]
+            led_probs[r] = (1 - weight) * explore[r, choice] + weight * exploit[r, choice]
 
 
 @jit

@@ -4,21 +4,20 @@ The mixer is that of splitmix64 in wrapping int64 arithmetic. It never touches t
 keeps it apart from any other hash of (seed, position) in the engine.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from led_sglang.jit import jit
-
-SALT = 0x4C61746E745F4C44
-STEP = -0x61C8864680B583EB  # 2^64 / golden ratio, as int64
-FIRST_FACTOR = -0x40A7B892E31B1A47
-SECOND_FACTOR = -0x6B2FB644ECCEEE15
-SEED_FACTOR = 0x2545F4914F6CDD1D
-COUNTER_FACTOR = -0x2E8A5C19D37B6F4B
-SAMPLE_SHIFT = 40  # positions below 2^40 and samples below 2^24 never meet
+from led_sglang.ops.row_loops import (
+    COUNTER_FACTOR,
+    FIRST_FACTOR,
+    SALT,
+    SAMPLE_SHIFT,
+    SECOND_FACTOR,
+    SEED_FACTOR,
+    STEP,
+    fill_uniforms,
+)
 
 
 def mix(state: Tensor) -> Tensor:
@@ -35,7 +34,7 @@ def uniforms(seed: Tensor, sample: Tensor, position: Tensor, num_streams: int = 
     """
     if seed.device.type == "cpu":
         uniform = np.empty((num_streams, len(seed)))
-        _fill(*(column.numpy().view(np.uint64) for column in (seed, sample, position)), uniform)
+        fill_uniforms(*(column.numpy() for column in (seed, sample, position)), uniform)
         return torch.from_numpy(uniform)
     return torch_uniforms(seed, sample, position, num_streams)
 
@@ -48,27 +47,3 @@ def torch_uniforms(seed: Tensor, sample: Tensor, position: Tensor, num_streams: 
     streams = torch.arange(1, num_streams + 1, device=seed.device)[:, None] * STEP  # (num_streams, 1)
     bits = mix(keyed + streams)  # (num_streams, R)
     return (bits >> 11).bitwise_and_((1 << 53) - 1).to(torch.float64).mul_(2.0**-53)
-
-
-_SALT, _STEP, _SEED_FACTOR, _COUNTER_FACTOR, _FIRST_FACTOR, _SECOND_FACTOR = (
-    np.uint64(word % 2**64) for word in (SALT, STEP, SEED_FACTOR, COUNTER_FACTOR, FIRST_FACTOR, SECOND_FACTOR)
-)
-
-
-@jit
-def _mix(state: Any) -> Any:
-    state = (state ^ (state >> np.uint64(30))) * _FIRST_FACTOR
-    state = (state ^ (state >> np.uint64(27))) * _SECOND_FACTOR
-    return state ^ (state >> np.uint64(31))
-
-
-@jit
-def _fill(seed: Any, sample: Any, position: Any, uniform: Any) -> None:
-    """(R,) uint64 each; (num_streams, R) float64, written."""
-    num_streams, num_rows = uniform.shape
-    for r in range(num_rows):
-        counter = (sample[r] << np.uint64(SAMPLE_SHIFT)) + position[r]
-        keyed = _mix(seed[r] * _SEED_FACTOR + counter * _COUNTER_FACTOR + _SALT)
-        for stream in range(num_streams):
-            keyed += _STEP
-            uniform[stream, r] = (_mix(keyed) >> np.uint64(11)) * 2.0**-53

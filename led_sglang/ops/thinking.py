@@ -9,6 +9,8 @@ of the other) the longer one wins.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +29,15 @@ class ThinkingTables:
         """(R,), (R,) -> (R,): the states after one more token each. Graph-safe; token ids must be below vocab_size."""
         return self.next_state[states * self.num_symbols + self.symbol_of[token_ids]]
 
-    def thinking(self, states: Tensor) -> Tensor:
+    @staticmethod
+    def thinking(states: Tensor) -> Tensor:
         """(R,) -> (R,) bool."""
         return (states & 1).bool()
+
+    @cached_property
+    def arrays(self) -> tuple[Any, Any, int]:
+        """For `row_loops.move_states`. CPU only."""
+        return self.symbol_of.numpy(), self.next_state.numpy(), self.num_symbols
 
 
 class ThinkingMachine:

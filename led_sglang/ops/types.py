@@ -4,9 +4,13 @@ Shape letters: `R` rows, `D` captured latent layers, `K` candidates, `V` vocabul
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
+
+# The captured states, or what gathers them: a step in which no row needs them does not.
+Latents = Tensor | Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,14 @@ class LedRows:
     any_greedy: bool = True  # host-known: False promises that no row is `greedy`
     any_normalize: bool = True  # host-known: False promises that no row has `normalize_layers`
     any_offset: bool = True  # host-known: False promises that every `latent_offset` is 0
+    # What a backend made of these columns; `replace` begins anew, `activated` does not.
+    cache: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def activated(self, active: Tensor) -> "LedRows":
+        """The same rows with a step's activity, (R,) bool."""
+        rows = object.__new__(LedRows)
+        rows.__dict__.update(self.__dict__, active=active)
+        return rows
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def poison_logits(result: Any, self: Any, input_ids: Any, hidden: Any, head: Any
 
 def poison_latents(self: Any, logits: Any) -> None:
     for row, name in rows_with(self.runtime.forward_batch.sampling_info.led, LATENTS):
-        self.runtime.capture.buffer[:, row] = LATENTS[name]
+        self.runtime.capture.states[:, row] = LATENTS[name]
 
 
 def raising(name: str) -> Callable[..., Any]:

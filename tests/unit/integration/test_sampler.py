@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from led_sglang.integration import step
-from led_sglang.integration.sampler import dress
+from led_sglang.integration.sampler import LedSamplerMixin, dress
 from led_sglang.integration.step import StepContext
 from led_sglang.ops import Head, LedStep, Noise, host, led_step
+from led_sglang.ops.standing import Standing
 from tests.unit.integration.fakes import batch_of, sampling_info, seat
 
 V = 16
@@ -22,14 +23,14 @@ class Engine:
 
     def __init__(self, tells_masks: bool = True) -> None:
         self.output_logprob_processor = None
-        self.tells_masks = tells_masks
+        self.has_masks = tells_masks
         self.seen: list[list[int]] = []
 
     def _sample_from_probs(self, probs: Tensor, info: Any, positions: Tensor, simple_sampling_case: bool) -> Any:
         assert len(probs) == len(positions)
         self.seen.append(positions.tolist())
         ids = probs.argmax(-1).to(torch.int32)
-        return (ids, None) if self.tells_masks else ids
+        return (ids, None) if self.has_masks else ids
 
 
 def decided(context: StepContext, logits: Tensor) -> LedStep:
@@ -50,22 +51,22 @@ def context_of(methods: list[str | None], active: list[bool], ok: list[bool] | N
     count, runtime = len(active), SimpleNamespace(num_step_failures=0, forget_mixtures=lambda slots: None)
     zeros = torch.zeros(count, dtype=torch.int64)
     is_active = torch.tensor(active)
-    context = StepContext(
-        runtime, rows, batch_info, zeros, zeros, is_active, is_active, torch.zeros(2, count).double(), zeros
-    )
+    noise = torch.zeros(2, count).double()
+    standing = Standing(zeros, zeros, is_active, is_active, zeros, noise)
+    context = StepContext(runtime, rows, batch_info, standing, noise)
     context.step = decided(context, torch.zeros(len(methods), V))
     if ok is not None:
         context.step = replace(context.step, ok=torch.tensor(ok))
     return context
 
 
-def sample(context: StepContext | None, num_rows: int, engine: Engine, simple: bool = True) -> tuple[list[int], Any]:
-    dressed = dress(engine)
+def sample(context: StepContext | None, num_rows: int, engine: Any, simple: bool = True) -> tuple[list[int], Any]:
+    dressed = engine if isinstance(engine, LedSamplerMixin) else dress(engine)
     dressed.led_context = context
     probs = torch.eye(V)[torch.arange(5, 5 + num_rows)]  # the engine's token of row i is 5 + i
     info = None if context is None else context.info
     result = dressed._sample_from_probs(probs, info, torch.arange(num_rows), simple)
-    ids, rest = result if engine.tells_masks else (result, None)
+    ids, rest = result if engine.has_masks else (result, None)
     assert ids.dtype == torch.int32
     if context is not None:
         context.apply(ids)
@@ -89,10 +90,12 @@ def test_other_requests_draw_as_in_a_stock_batch(other: str | None) -> None:
     assert engine.seen == [[0, 1, 2]]
 
 
-def test_a_batch_that_led_decided_costs_one_row() -> None:
-    engine = Engine()
-    assert sample(context_of(["led"] * 3, [True] * 3), 3, engine)[0] == [3, 3, 3]
-    assert engine.seen == [[0]]
+@pytest.mark.parametrize("tells_masks", [True, False])
+def test_a_batch_that_led_decided_costs_no_draw(tells_masks: bool) -> None:
+    engine = Engine(tells_masks)
+    for _ in range(3):
+        assert sample(context_of(["led"] * 3, [True] * 3), 3, engine) == ([3, 3, 3], None)
+    assert engine.seen == [[0]], "the first time one row, to learn what a draw returns"
 
 
 @pytest.mark.parametrize(

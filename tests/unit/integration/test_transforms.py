@@ -50,15 +50,17 @@ def context_of(led: LedBatch, is_decode: bool = True, thinking: list[bool] | Non
         config=CONFIG,
         head=head(),
         soft=Notes(),
-        capture=SimpleNamespace(layers=LAYERS, buffer=latents),
+        capture=SimpleNamespace(layers=LAYERS, states=latents),
         forward_batch=SimpleNamespace(forward_mode=forward_mode(is_decode)),
     )
     return SimpleNamespace(
         runtime=runtime,
         rows=rows,
-        slots=torch.arange(num_ours) + 2,
-        thinking=torch.tensor(thinking or [True] * num_ours),
-        positions=torch.arange(num_ours) + 30,
+        standing=SimpleNamespace(
+            slots=torch.arange(num_ours) + 2,
+            thinking=torch.tensor(thinking or [True] * num_ours),
+            positions=torch.arange(num_ours) + 30,
+        ),
     )
 
 
@@ -85,7 +87,7 @@ def test_dola_rewrites_its_rows_with_their_own_half() -> None:
     dola(context, group_of(context, "dola"), logits)
     assert torch.equal(logits[[0, 2]], before[[0, 2]])
     for row, layers, relative_top in ((1, (7, 9, 11), 0.1), (3, (2, 4, 6), 0.5)):
-        early = torch.stack([context.runtime.capture.buffer[LAYERS.index(layer), row] for layer in layers])[:, None]
+        early = torch.stack([context.runtime.capture.states[LAYERS.index(layer), row] for layer in layers])[:, None]
         is_candidate = torch.ones(1, len(layers), dtype=torch.bool)
         expected, _ = dola_logits(before[[row]], early, is_candidate, torch.tensor([relative_top]), head())
         torch.testing.assert_close(logits[[row]], expected)
@@ -99,7 +101,7 @@ def test_confident_rewrites_its_rows_with_their_own_window() -> None:
     assert torch.equal(logits[1], before[1])
     for row, num_layers in ((0, 3), (2, 10)):
         picked = [LAYERS.index(layer) for layer in range(11, 2, -1)]  # h^{L-1} downwards
-        latents = context.runtime.capture.buffer[picked, row][:, None]
+        latents = context.runtime.capture.states[picked, row][:, None]
         expected, _ = confident_logits(before[[row]], latents, torch.tensor([num_layers]), head())
         torch.testing.assert_close(logits[[row]], expected)
 

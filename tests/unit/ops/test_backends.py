@@ -294,4 +294,5 @@ def test_candidates_are_different_tokens(backend):
 def test_compiled_ties_go_to_the_smaller_id():
     logits = torch.zeros(1, 5000)
     logits[0, 4321] = 1.0
-    assert compiled.top_candidates(logits, torch.ones(1, 1), 4)[0].tolist() == [[4321, 0, 1, 2]]
+    case = replace(make_case(1, 5000, top_k=4), final_logits=logits)
+    assert case.run("compiled").candidate_ids.tolist() == [[4321, 0, 1, 2]]

@@ -1,0 +1,78 @@
+"""What the CPU does for each row before and after a token, compiled: one call where torch needs ten.
+
+One file: numba's cache of a function does not notice that a function it calls, in another file, has changed.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from led_sglang.jit import jit
+
+# The mixer of `led_sglang.ops.noise`.
+SALT = 0x4C61746E745F4C44
+STEP = -0x61C8864680B583EB  # 2^64 / golden ratio, as int64
+FIRST_FACTOR = -0x40A7B892E31B1A47
+SECOND_FACTOR = -0x6B2FB644ECCEEE15
+SEED_FACTOR = 0x2545F4914F6CDD1D
+COUNTER_FACTOR = -0x2E8A5C19D37B6F4B
+SAMPLE_SHIFT = 40  # positions below 2^40 and samples below 2^24 never meet
+
+_SALT, _STEP, _SEED_FACTOR, _COUNTER_FACTOR, _FIRST_FACTOR, _SECOND_FACTOR = (
+    np.uint64(word % 2**64) for word in (SALT, STEP, SEED_FACTOR, COUNTER_FACTOR, FIRST_FACTOR, SECOND_FACTOR)
+)
+
+
+@jit
+def _mix(state: Any) -> Any:
+    state = (state ^ (state >> np.uint64(30))) * _FIRST_FACTOR
+    state = (state ^ (state >> np.uint64(27))) * _SECOND_FACTOR
+    return state ^ (state >> np.uint64(31))
+
+
+@jit
+def fill_uniforms(seed: Any, sample: Any, position: Any, uniform: Any) -> None:
+    """(R,) int64 each; (num_streams, R) float64, written."""
+    num_streams, num_rows = uniform.shape
+    for r in range(num_rows):
+        counter = (np.uint64(sample[r]) << np.uint64(SAMPLE_SHIFT)) + np.uint64(position[r])
+        keyed = _mix(np.uint64(seed[r]) * _SEED_FACTOR + counter * _COUNTER_FACTOR + _SALT)
+        for stream in range(num_streams):
+            keyed += _STEP
+            uniform[stream, r] = (_mix(keyed) >> np.uint64(11)) * 2.0**-53
+
+
+@jit
+def stand(
+    slots: Any, positions: Any, lengths: Any, index: Any, is_led: Any, phase_all: Any, start_state: Any,
+    start_length: Any, seed: Any, sample: Any, states: Any,
+    own_slots: Any, own_states: Any, thinking: Any, active: Any, own_positions: Any, uniform: Any,
+) -> None:  # fmt: skip
+    """slots, positions and, of an extend step, lengths: (B,); the results of `standing`, (R,) each, are written."""
+    for r in range(len(index)):
+        row = index[r]
+        slot = slots[row]
+        state = states[slot]
+        if len(lengths) and lengths[row] == start_length[r]:
+            state = start_state[r]
+        own_slots[r], own_states[r], own_positions[r] = slot, state, positions[row]
+        thinking[r] = (state & 1) == 1
+        active[r] = is_led[r] and (thinking[r] or phase_all[r])
+    fill_uniforms(seed, sample, own_positions, uniform)
+
+
+@jit
+def write_tokens(token_ids: Any, index: Any, is_ours: Any, is_fine: Any, chosen: Any) -> None:
+    """token_ids (B,) of the rows of `index` become `chosen`, (R,), where both flags hold."""
+    for r in range(len(index)):
+        if is_ours[r] and is_fine[r]:
+            token_ids[index[r]] = chosen[r]
+
+
+@jit
+def move_states(
+    states: Any, slots: Any, before: Any, token_ids: Any, index: Any, symbol_of: Any, next_state: Any, num_symbols: int
+) -> None:
+    """The automaton of `led_sglang.ops.thinking`, one token (of the batch's) further in every slot."""
+    for r in range(len(index)):
+        states[slots[r]] = next_state[before[r] * num_symbols + symbol_of[token_ids[index[r]]]]

@@ -1,0 +1,137 @@
+"""Where the rows stand before a token and where they go after it: thinking phase, noise, tokens.
+
+In torch for every device; on a CPU `row_loops` does each in one call. Shape letters: `B` rows of the batch, `R` of them
+ours.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from led_sglang.ops import host, row_loops
+from led_sglang.ops.noise import uniforms
+from led_sglang.ops.thinking import ThinkingTables
+
+NO_LENGTHS = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Seats:
+    """Our rows of a batch and what does not change from token to token; on the step's device."""
+
+    index: Tensor | None  # (R,) int64 rows of the batch; None = all of them in order
+    seed: Tensor  # (R,) int64
+    sample: Tensor  # (R,) int64
+    start_state: Tensor  # (R,) int64: of the thinking automaton after the request's whole ids
+    start_length: Tensor  # (R,) int64: number of those ids
+    phase_all: Tensor  # (R,) bool
+    is_led: Tensor | None  # (R,) bool; None = all of them
+    any_phase_all: bool
+    _views: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def pick(self, batch_tensor: Tensor) -> Tensor:
+        """(B, ...) -> (R, ...)"""
+        return batch_tensor if self.index is None else batch_tensor.index_select(0, self.index)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.seed)
+
+    @property
+    def batch_rows(self) -> Any:
+        """`index` for numpy: (R,) int64. CPU only."""
+        if "index" not in self._views:
+            self._views["index"] = np.arange(self.num_rows) if self.index is None else self.index.numpy()
+        return self._views["index"]
+
+    @property
+    def columns(self) -> Any:
+        """For `row_loops.stand`. CPU only."""
+        if "columns" not in self._views:
+            is_led = np.ones(self.num_rows, np.bool_) if self.is_led is None else self.is_led.numpy()
+            named = (self.phase_all, self.start_state, self.start_length, self.seed, self.sample)
+            self._views["columns"] = (self.batch_rows, is_led, *(column.numpy() for column in named))
+        return self._views["columns"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Of our rows, before the token is known."""
+
+    slots: Tensor  # (R,) int64
+    states: Tensor  # (R,) int64 of the thinking automaton
+    thinking: Tensor  # (R,) bool
+    active: Tensor  # (R,) bool: LED decodes them, inside its phase
+    positions: Tensor  # (R,) int64
+    noise: Tensor  # (2, R) float64: coin, token
+
+
+def standing(seats: Seats, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor) -> Standing:
+    """Request slots and positions of the batch, (B,) int64; lengths, (B,), of an extend step, None of a decode step.
+
+    Padding behind them is allowed.
+
+    states: thinking states by slot. A row whose length is its `start_length` starts from its `start_state`.
+    """
+    if host.can_look(slots.device):
+        return _compiled_standing(seats, slots, positions, lengths, states)
+    own_slots = _own(seats, slots)
+    own_states = states[own_slots]
+    if lengths is not None:
+        own_states = torch.where(_own(seats, lengths) == seats.start_length, seats.start_state, own_states)
+    thinking = ThinkingTables.thinking(own_states)
+    active = thinking | seats.phase_all if seats.any_phase_all else thinking
+    if seats.is_led is not None:
+        active = active & seats.is_led
+    own_positions = _own(seats, positions).long()
+    noise = uniforms(seats.seed, seats.sample, own_positions)
+    return Standing(own_slots, own_states, thinking, active, own_positions, noise)
+
+
+def _own(seats: Seats, padded: Tensor) -> Tensor:
+    """(B or more,) -> (R,): a graph's batch is padded."""
+    return padded[: seats.num_rows] if seats.index is None else padded.index_select(0, seats.index)
+
+
+def _compiled_standing(
+    seats: Seats, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor
+) -> Standing:
+    num_rows = seats.num_rows
+    numbers, flags = np.empty((3, num_rows), np.int64), np.empty((2, num_rows), np.bool_)
+    own_slots, own_states, own_positions = numbers
+    thinking, active = flags
+    noise = np.empty((2, num_rows))
+    row_loops.stand(
+        slots.numpy(), positions.numpy(), NO_LENGTHS if lengths is None else lengths.numpy(), *seats.columns,
+        states.numpy(), own_slots, own_states, thinking, active, own_positions, noise,
+    )  # fmt: skip
+    put = torch.from_numpy
+    return Standing(put(own_slots), put(own_states), put(thinking), put(active), put(own_positions), put(noise))
+
+
+def write_tokens(seats: Seats, token_ids: Tensor, is_ours: Tensor, is_fine: Tensor, chosen: Tensor) -> None:
+    """Our rows' entries of token_ids, (B,), become `chosen`, (R,), where both flags, (R,), hold; in place."""
+    if host.can_look(token_ids.device):
+        flags = is_ours.numpy(), is_fine.numpy()
+        row_loops.write_tokens(token_ids.numpy(), seats.batch_rows, *flags, chosen.numpy())
+        return
+    engine_ids = seats.pick(token_ids)
+    kept = torch.where(is_ours & is_fine, chosen.to(engine_ids.dtype), engine_ids)
+    if seats.index is None:
+        token_ids.copy_(kept)
+    else:
+        token_ids[seats.index] = kept
+
+
+def move_states(
+    seats: Seats, tables: ThinkingTables, states: Tensor, slots: Tensor, before: Tensor, token_ids: Tensor
+) -> None:
+    """Thinking states by slot, in place: our rows' become those that follow `before`, (R,), by token_ids, (B,)."""
+    if host.can_look(states.device):
+        tensors = states, slots, before, token_ids
+        row_loops.move_states(*(tensor.numpy() for tensor in tensors), seats.batch_rows, *tables.arrays)
+    else:
+        states[slots] = tables.advance(before, seats.pick(token_ids).long())

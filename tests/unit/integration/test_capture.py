@@ -1,0 +1,71 @@
+"""The captured layers reach the buffer, at once or when somebody asks."""
+
+import pytest
+import torch
+from torch import nn
+
+from led_sglang.integration.capture import Capture, CaptureError
+from led_sglang.ops import host
+
+LAYERS = (3, 1, 2)  # in the order wanted; the engine returns them ascending
+
+
+class Model(nn.Module):
+    def set_eagle3_layers_to_capture(self, layer_ids: list[int]) -> None:
+        self.layer_ids = layer_ids
+
+
+def capture_of(layers: tuple[int, ...] = LAYERS) -> Capture:
+    capture = Capture(Model(), layers)
+    capture.allocate(6, 2, torch.float32, "cpu")
+    return capture
+
+
+def outputs(num_tokens: int, base: float = 0.0) -> list[torch.Tensor]:
+    """Of layers 1, 2, 3: the layer, and the token in the second column."""
+    tokens = torch.arange(num_tokens) + base
+    return [torch.stack([torch.full((num_tokens,), float(layer)), tokens], 1) for layer in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("can_look", [True, False])
+def test_rows_and_layers_are_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch, can_look: bool) -> None:
+    monkeypatch.setattr(host, "can_look", lambda device: can_look)
+    capture = capture_of()
+    capture.store(outputs(5), torch.tensor([1, 4]))  # an extend step: the last tokens of two prompts
+    assert capture.latents(3, 2, None)[:, :, 0].tolist() == [[3, 3], [1, 1], [2, 2]]
+    assert capture.latents(2, 2, None)[:, :, 1].tolist() == [[1, 4], [1, 4]]
+    capture.store(outputs(4, base=10), None)  # a decode step
+    assert capture.latents(1, 4, torch.tensor([3, 0])).tolist() == [[[3, 13], [3, 10]]]
+    assert capture.latents(3, 4, None)[:, :, 1].tolist() == [[10, 11, 12, 13]] * 3
+    packed = torch.cat(outputs(2, base=20), 1)
+    capture.store(packed, None)
+    assert capture.states[:, :2, 1].tolist() == [[20, 21]] * 3
+
+
+def test_a_graph_finds_the_rows_in_the_buffer_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay runs no Python: the copy must be part of what was captured."""
+    capture = capture_of()
+    capture.store(outputs(2), None)
+    assert capture.buffer is not None and not capture.buffer.any()
+    monkeypatch.setattr(host, "can_look", lambda device: False)
+    capture.store(outputs(2), None)
+    assert capture.buffer[:, :2, 0].tolist() == [[3, 3], [1, 1], [2, 2]]
+
+
+def test_what_nobody_reads_is_forgotten() -> None:
+    capture = capture_of()
+    capture.store(outputs(2), None)
+    capture.drop()
+    assert not capture.states.any()
+
+
+def test_missing_layers_are_told_when_they_come() -> None:
+    capture = capture_of()
+    with pytest.raises(CaptureError, match="returned no layer outputs"):
+        capture.store(None, None)
+    with pytest.raises(CaptureError, match="2 layer outputs, 3 were asked for"):
+        capture.store(outputs(2)[:2], None)
+    none = Capture(Model(), ())
+    none.store(None, None)
+    with pytest.raises(CaptureError, match="no layer is captured"):
+        assert none.states

@@ -140,10 +140,12 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
     greedy = info.top_ks <= 1
     if index is not None:
         temperature, greedy = temperature[index], greedy[index]
-    asked = dict(zip((*NUMBERS, *FLAGS), zip(*(seat.values for seat in seats), strict=True), strict=True))
+    # A Triton kernel is compiled for the alignment of its pointers: every column begins at a multiple of 16.
+    padded = *seats, *(seats[-1],) * (-len(seats) % 16)
+    asked = dict(zip((*NUMBERS, *FLAGS), zip(*(seat.values for seat in padded), strict=True), strict=True))
     values = put(list(asked.values()))  # one copy to the device for all columns
-    numbers = dict(zip(NUMBERS, values.unbind(), strict=False))
-    flags = dict(zip(FLAGS, values[len(NUMBERS) :].bool().unbind(), strict=True))
+    numbers = dict(zip(NUMBERS, values[: len(NUMBERS), : len(seats)].unbind(), strict=True))
+    flags = dict(zip(FLAGS, values[len(NUMBERS) :].bool()[:, : len(seats)].unbind(), strict=True))
     min_p = [p.min_p for p in params]
     any_min_p = any(min_p)
     led_rows = LedRows(

@@ -45,6 +45,18 @@ def test_led_alone_costs_no_groups() -> None:
     assert led.device_rows(sampling_info(led)) is rows, "made once for one composition"
 
 
+@pytest.mark.parametrize("num_rows", [1, 3, 16, 17])
+def test_every_column_is_aligned(num_rows: int) -> None:
+    """Or Triton would compile its kernels anew for batches of other sizes."""
+    led = batch_of(*(seat("led", depth=3 + i % 2, seed=i) for i in range(num_rows)))
+    rows = led.device_rows(sampling_info(led))
+    columns = [rows.seed, rows.phase_all, rows.start_length, rows.params.depth, rows.params.full, rows.params.exploit]
+    assert all(column.is_contiguous() and column.data_ptr() % 16 == 0 for column in columns)
+    assert rows.seed.tolist() == list(range(num_rows))
+    assert rows.params.depth.tolist() == [3 + i % 2 for i in range(num_rows)]
+    assert rows.params.exploit.all() and not rows.params.full.any()
+
+
 def test_other_methods_do_not_widen_leds_work() -> None:
     led = batch_of(seat("led", depth=2, top_k=3), seat("dola"), seat("soft_thinking"))
     params = led.device_rows(sampling_info(led)).params

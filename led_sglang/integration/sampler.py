@@ -33,7 +33,6 @@ class LedSamplerMixin:
     """Mixed into the class of the sampler that the engine created."""
 
     led_context: StepContext | None
-    tells_masks: bool | None  # SGLang 0.5.23's draw returns (tokens, sampling mask), 0.5.17's the tokens; None: unknown
 
     def forward(
         self,
@@ -55,7 +54,10 @@ class LedSamplerMixin:
         if self.led_context is None and led.our_rows:
             self.led_context = _guarded_begin(led, sampling_info, positions, current)
         try:
-            token_ids: Tensor = forward(logits_output, sampling_info, return_logprob, top, ids, positions, **kw)
+            tells_more = return_logprob or any(value is not None for value in kw.values())
+            token_ids = None if tells_more else self._decide_alone(logits_output, sampling_info)
+            if token_ids is None:
+                token_ids = forward(logits_output, sampling_info, return_logprob, top, ids, positions, **kw)
             if led.our_rows and not (self.led_context and self.led_context.is_finished):
                 _guarded_advance(led, sampling_info, positions, current, token_ids)
             record = _guarded_record(led, self.led_context, current)
@@ -64,10 +66,34 @@ class LedSamplerMixin:
         logits_output.customized_info = {**(logits_output.customized_info or {}), RECORD_KEY: record}
         return token_ids
 
+    def _decide_alone(self, logits_output: Any, sampling_info: Any) -> Tensor | None:
+        """(B,) int32, as the engine's draw, where LED decides every row and nobody asks for more; else None.
+
+        On a CPU the engine's probabilities and its draw cost as much as LED: nobody waits for what is not used.
+        """
+        context = self.led_context
+        if context is None or not context.may_decide_alone:
+            return None
+        logits = self._preprocess_logits(logits_output.next_token_logits, sampling_info)
+        open_rows = _guarded_open_rows(context)
+        if open_rows is None or len(open_rows):
+            return None
+        token_ids = torch.zeros(len(logits), dtype=torch.int32)
+        _guard(context, context.apply, token_ids)
+        if context.failed:  # then the engine's tokens are wanted after all
+            return None
+        self._sync_token_ids_across_tp(token_ids, sampling_info)
+        return token_ids
+
     def _preprocess_logits(self, logits: Tensor, sampling_info: Any) -> Tensor:
+        context = self.led_context
+        if context is not None and context.is_preprocessed:
+            context.is_preprocessed = False
+            return logits
         result: Tensor = super()._preprocess_logits(logits, sampling_info)  # type: ignore[misc]
-        if self.led_context is not None and not self.led_context.is_decided:
-            _guard(self.led_context, self.led_context.decide, result)
+        if context is not None and not context.is_decided:
+            context.is_preprocessed = context.may_decide_alone
+            _guard(context, context.decide, result)
         return result
 
     def _sample_from_probs(
@@ -79,18 +105,16 @@ class LedSamplerMixin:
         rows = _guarded_open_rows(context) if context is not None and simple_sampling_case else None
         if context is None or rows is None:
             return sample(probs, sampling_info, positions, simple_sampling_case, *args, **kw)
-        if self.tells_masks is None and not len(rows):
-            rows = torch.zeros(1, dtype=torch.int64)  # to learn what a draw returns
-        whole = probs.new_zeros(len(probs), dtype=torch.int32)  # as the engine's draw
-        if len(rows):
-            some = probs.index_select(0, rows), sampling_info, positions.index_select(0, rows)
-            drawn = sample(*some, simple_sampling_case, *args, **kw)
-            self.tells_masks = isinstance(drawn, tuple)
-            whole.index_copy_(0, rows, drawn[0] if isinstance(drawn, tuple) else drawn)
+        if not len(rows):  # what it returns beside tokens is wanted
+            rows = torch.zeros(1, dtype=torch.int64)
+        some = probs.index_select(0, rows), sampling_info, positions.index_select(0, rows)
+        drawn = sample(*some, simple_sampling_case, *args, **kw)
+        token_ids, *rest = drawn if isinstance(drawn, tuple) else (drawn,)
+        whole = token_ids.new_zeros(len(probs)).index_copy_(0, rows, token_ids)
         _guard(context, context.apply, whole)
         if context.failed:  # then the engine's tokens are wanted after all
             return sample(probs, sampling_info, positions, simple_sampling_case, *args, **kw)
-        return (whole, None) if self.tells_masks else whole
+        return (whole, *rest) if rest else whole
 
     def _sync_token_ids_across_tp(self, token_ids: Tensor, sampling_info: Any) -> None:
         context = self.led_context
@@ -182,6 +206,6 @@ def dress(sampler: Any) -> Any:
     """Put LED over a sampler the engine made, whatever its class."""
     base = type(sampler)
     sampler.__class__ = type(f"Led{base.__name__}", (LedSamplerMixin, base), {})
-    sampler.led_context = sampler.tells_masks = None
+    sampler.led_context = None
     sampler.output_logprob_processor = LogprobsAfterLed(sampler.output_logprob_processor, sampler)
     return sampler

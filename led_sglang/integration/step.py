@@ -29,6 +29,7 @@ class StepContext:
     standing: Standing  # before this token
     noise: Tensor  # (2, R)
     is_riding: bool = False  # this step's form is one pass
+    is_preprocessed: bool = False  # the engine's logits are, before its sampler asks
     is_decided: bool = False
     is_applied: bool = False
     is_finished: bool = False
@@ -110,6 +111,18 @@ class StepContext:
         )
         self.plain_rows, self.plain_active = batch_rows, self.active[picked]
 
+    @property
+    def is_led_alone(self) -> bool:
+        """The batch holds LED's requests only, the engine is to tell no more than tokens, and the host may look."""
+        rows, info = self.rows, self.info
+        tells_more = info.sampling_seed is not None or getattr(info, "sampling_mask_batch_indices", None) is not None
+        return rows.index is None and rows.is_led is None and not tells_more and host.can_look(self.active.device)
+
+    @property
+    def may_decide_alone(self) -> bool:
+        """LED may turn out to decide every row of a batch that samples; one that is all greedy is cheap."""
+        return self.is_led_alone and not self.info.is_all_greedy and bool(self.active.numpy().all())
+
     def open_rows(self) -> Tensor | None:
         """Rows of the batch whose token is still the engine's to sample; None: leave all to it.
 
@@ -117,10 +130,7 @@ class StepContext:
         is not used. All of them: where a request of the batch is not LED's, whose draw from the engine's generator must
         be that of a stock server; where the engine tells more than the token (a seed, a sampling mask).
         """
-        rows, info = self.rows, self.info
-        is_all_led = rows.index is None and rows.is_led is None
-        tells_more = info.sampling_seed is not None or getattr(info, "sampling_mask_batch_indices", None) is not None
-        if self.step is None or not is_all_led or tells_more or not host.can_look(self.active.device):
+        if self.step is None or not self.is_led_alone:
             return None
         return torch.from_numpy(np.flatnonzero(~(self.active.numpy() & self.step.ok.numpy())))
 

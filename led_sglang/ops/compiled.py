@@ -22,6 +22,7 @@ from led_sglang.ops.standing import Seats, move_states, standing, write_tokens
 from led_sglang.ops.thinking import ThinkingMachine
 from led_sglang.ops.types import Head, Latents, LedRows, LedStep, Noise, Ridden
 
+NO_ROWS = np.empty((0, 1), np.float32)
 BLOCK = 32  # log-probabilities compared at once with the smallest candidate: most blocks have none that is larger
 
 
@@ -86,17 +87,19 @@ class _Arrays:
     """What the compiled functions write. Shape letters as in `led_sglang.ops.types`."""
 
     def __init__(self, num_rows: int, rows: LedRows) -> None:
-        shape, told = (num_rows, rows.max_top_k), num_rows if rows.any_full else 0
-        self.ids, self.logprobs = np.empty(shape, np.int64), np.empty(shape, np.float32)
-        self.probs, self.exploit = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        num_candidates = rows.max_top_k
+        self.ids = np.empty((num_rows, num_candidates), np.int64)
+        self.logprobs, self.probs, self.exploit = np.empty((3, num_rows, num_candidates), np.float32)
         self.explore = self.exploit  # until a row explores
         self.confidence = np.empty(num_rows, np.float32)
-        self.explored, self.needs_latents = np.empty(num_rows, np.bool_), np.empty(num_rows, np.bool_)
-        self.token_ids, self.depth = np.empty(num_rows, np.int64), np.empty(num_rows, np.int64)
-        self.ok = np.empty(num_rows, np.bool_)
-        # Empty where nobody will read them.
-        self.entropy, self.led_probs = np.empty(told, np.float32), np.full(told, np.nan, np.float32)
-        self.depth_entropy = np.full((told, rows.max_depth), np.nan, np.float32)
+        self.explored, self.needs_latents, self.ok = np.empty((3, num_rows), np.bool_)
+        self.token_ids, self.depth = np.empty((2, num_rows), np.int64)
+        if rows.any_full:
+            self.entropy, self.led_probs = np.full((2, num_rows), np.nan, np.float32)
+            self.depth_entropy = np.full((num_rows, rows.max_depth), np.nan, np.float32)
+        else:  # nobody will read them
+            self.entropy = self.led_probs = NO_ROWS[:, 0]
+            self.depth_entropy = NO_ROWS
 
     def result(self, rows: LedRows) -> LedStep:
         put = torch.from_numpy

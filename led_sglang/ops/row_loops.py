@@ -73,6 +73,11 @@ def write_tokens(token_ids: Any, index: Any, is_ours: Any, is_fine: Any, chosen:
 def move_states(
     states: Any, slots: Any, before: Any, token_ids: Any, index: Any, symbol_of: Any, next_state: Any, num_symbols: int
 ) -> None:
-    """The automaton of `led_sglang.ops.thinking`, one token (of the batch's) further in every slot."""
+    """The automaton of `led_sglang.ops.thinking`, one token (of the batch's) further in every slot.
+
+    Nothing here checks bounds: an id outside the vocabulary is an ordinary token, not a read of somebody's memory.
+    """
     for r in range(len(index)):
-        states[slots[r]] = next_state[before[r] * num_symbols + symbol_of[token_ids[index[r]]]]
+        token = token_ids[index[r]]
+        symbol = symbol_of[token] if 0 <= token < len(symbol_of) else 0
+        states[slots[r]] = next_state[before[r] * num_symbols + symbol]

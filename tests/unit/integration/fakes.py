@@ -32,6 +32,7 @@ def sampling_info(led: LedBatch, temperatures: list[float] | None = None, greedy
         temperatures=torch.tensor(temperatures or [1.0] * num_rows)[:, None],
         top_ks=torch.tensor([1 if row else 1 << 30 for row in is_greedy]),
         is_any_greedy=any(is_greedy),
+        is_all_greedy=all(is_greedy),
         sampling_seed=None,
     )
 

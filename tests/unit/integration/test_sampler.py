@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from led_sglang.integration import step
-from led_sglang.integration.sampler import LedSamplerMixin, dress
+from led_sglang.integration import sampler, step
+from led_sglang.integration.sampler import dress
 from led_sglang.integration.step import StepContext
 from led_sglang.ops import Head, LedStep, Noise, host, led_step
 from led_sglang.ops.standing import Standing
@@ -25,6 +25,22 @@ class Engine:
         self.output_logprob_processor = None
         self.has_masks = tells_masks
         self.seen: list[list[int]] = []
+        self.num_preprocessed = 0
+
+    def forward(self, output: Any, info: Any, return_logprob: bool, top: Any, ids: Any, positions: Tensor) -> Tensor:
+        """The order of SGLang's."""
+        logits = self._preprocess_logits(output.next_token_logits, info)
+        drawn = self._sample_from_probs(logits.softmax(-1), info, positions, True)
+        token_ids: Tensor = drawn[0] if isinstance(drawn, tuple) else drawn
+        self._sync_token_ids_across_tp(token_ids, info)
+        return token_ids
+
+    def _preprocess_logits(self, logits: Tensor, info: Any) -> Tensor:
+        self.num_preprocessed += 1
+        return logits.add_(1.0)  # a custom processor, in place
+
+    def _sync_token_ids_across_tp(self, token_ids: Tensor, info: Any) -> None:
+        self.synced = token_ids.tolist()
 
     def _sample_from_probs(self, probs: Tensor, info: Any, positions: Tensor, simple_sampling_case: bool) -> Any:
         assert len(probs) == len(positions)
@@ -60,8 +76,8 @@ def context_of(methods: list[str | None], active: list[bool], ok: list[bool] | N
     return context
 
 
-def sample(context: StepContext | None, num_rows: int, engine: Any, simple: bool = True) -> tuple[list[int], Any]:
-    dressed = engine if isinstance(engine, LedSamplerMixin) else dress(engine)
+def sample(context: StepContext | None, num_rows: int, engine: Engine, simple: bool = True) -> tuple[list[int], Any]:
+    dressed = dress(engine)
     dressed.led_context = context
     probs = torch.eye(V)[torch.arange(5, 5 + num_rows)]  # the engine's token of row i is 5 + i
     info = None if context is None else context.info
@@ -90,12 +106,70 @@ def test_other_requests_draw_as_in_a_stock_batch(other: str | None) -> None:
     assert engine.seen == [[0, 1, 2]]
 
 
-@pytest.mark.parametrize("tells_masks", [True, False])
-def test_a_batch_that_led_decided_costs_no_draw(tells_masks: bool) -> None:
-    engine = Engine(tells_masks)
-    for _ in range(3):
-        assert sample(context_of(["led"] * 3, [True] * 3), 3, engine) == ([3, 3, 3], None)
-    assert engine.seen == [[0]], "the first time one row, to learn what a draw returns"
+def test_a_decided_batch_is_drawn_one_row_where_more_than_tokens_is_wanted() -> None:
+    engine = Engine()
+    assert sample(context_of(["led"] * 3, [True] * 3), 3, engine)[0] == [3, 3, 3]
+    assert engine.seen == [[0]]
+
+
+def forward(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, context: StepContext, return_logprob: bool = False
+) -> list[int]:
+    """A whole call of the sampler; LED's step is `decided`, on the processed logits, and may be a failure."""
+    found = context.step
+
+    def decide(self: StepContext, logits: Tensor) -> None:
+        assert logits.eq(1.0).all(), "processed once"
+        self.is_decided = True
+        if found is None:
+            raise ArithmeticError
+        self.step = found
+
+    context.step = None
+    monkeypatch.setattr(StepContext, "decide", decide)
+    monkeypatch.setattr(StepContext, "finish", lambda self, ids: setattr(self, "is_finished", True))
+    monkeypatch.setattr(sampler, "runtime", lambda: SimpleNamespace(forward_batch=SimpleNamespace(led_context=context)))
+    num_rows = len(context.active)
+    output = SimpleNamespace(next_token_logits=torch.zeros(num_rows, V), customized_info=None)
+    ids = dress(engine).forward(output, context.info, return_logprob, None, None, torch.arange(num_rows))
+    assert ids.dtype == torch.int32 and ids.tolist() == engine.synced
+    assert context.is_finished and sampler.RECORD_KEY in output.customized_info
+    assert engine.num_preprocessed == 1
+    ids_list: list[int] = ids.tolist()
+    return ids_list
+
+
+def test_a_batch_that_led_decides_alone_never_reaches_the_engines_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, context = Engine(), context_of(["led"] * 3, [True] * 3)
+    assert forward(monkeypatch, engine, context) == [3, 3, 3]
+    assert engine.seen == []
+
+
+@pytest.mark.parametrize(
+    ("ok", "tokens", "seen"), [([True, False, True], [3, 0, 3], [[1]]), ([False] * 3, [0] * 3, [[0, 1, 2]])]
+)
+def test_a_row_that_is_not_finite_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, ok: list[bool], tokens: list[int], seen: list[list[int]]
+) -> None:
+    engine = Engine()
+    assert forward(monkeypatch, engine, context_of(["led"] * 3, [True] * 3, ok)) == tokens
+    assert engine.seen == seen
+
+
+@pytest.mark.parametrize("return_logprob", [True, False])
+def test_logprobs_and_rows_outside_their_phase_are_the_engines(
+    monkeypatch: pytest.MonkeyPatch, return_logprob: bool
+) -> None:
+    engine, context = Engine(), context_of(["led"] * 2, [True, return_logprob])
+    assert forward(monkeypatch, engine, context, return_logprob) == [3, 3 if return_logprob else 0]
+    assert engine.seen == ([[0]] if return_logprob else [[1]])
+
+
+def test_a_step_that_fails_leaves_all_to_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, context = Engine(), context_of(["led"] * 2, [True] * 2)
+    context.step = None
+    assert forward(monkeypatch, engine, context) == [0, 0]
+    assert engine.seen == [[0, 1]] and context.runtime.num_step_failures == 1
 
 
 @pytest.mark.parametrize(

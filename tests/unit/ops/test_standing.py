@@ -78,3 +78,11 @@ def test_a_row_starts_where_its_whole_ids_left_it():
     now = standing(seats, batch["slots"], batch["positions"], batch["lengths"], batch["states"])
     assert now.states.tolist() == [5, 0], "a chunk of the second row's prompt is still to come"
     assert now.thinking.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("token", [-1, VOCAB_SIZE, 1 << 40])
+def test_an_id_outside_the_vocabulary_is_an_ordinary_token(token):
+    seats, batch = draw(0, 1, is_part=False, is_mixed=False)
+    states, slots, inside = torch.zeros(NUM_SLOTS, dtype=torch.int64), torch.tensor([4]), MACHINE.run([1, 2])
+    move_states(seats, MACHINE.tables("cpu"), states, slots, torch.tensor([inside]), torch.tensor([token]))
+    assert states[4] == MACHINE.run([1, 2, 5]) and MACHINE.thinking(int(states[4]))

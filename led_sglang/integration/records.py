@@ -160,9 +160,8 @@ def collect(original: Any, self: Any, i: int, req: Any, logits_output: Any) -> N
         original(self, i, req, logits_output)
         return
     record: StepRecord = info[RECORD_KEY]
-    others = {key: value for key, value in info.items() if key != RECORD_KEY}
-    if others:
-        logits_output.customized_info = others
+    if len(info) > 1:
+        logits_output.customized_info = {key: value for key, value in info.items() if key != RECORD_KEY}
         original(self, i, req, logits_output)
         logits_output.customized_info = info
     entry = _guarded_entry(record, i)

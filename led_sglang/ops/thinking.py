@@ -52,19 +52,19 @@ class ThinkingMachine:
         self.symbol_of = np.zeros(vocab_size, dtype=np.int64)
         self.symbol_of[tokens] = np.arange(1, self.num_symbols)
         self.next_state = build_transitions(markers, [0, *tokens])  # (num_states, num_symbols)
+        self._symbols = {token: symbol for symbol, token in enumerate(tokens, start=1)}
+        self._table: list[list[int]] = self.next_state.tolist()
 
-    def run(self, ids: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int64]], state: int = 0) -> int:
+    def run(self, ids: Sequence[int], state: int = 0) -> int:
         """The state after all of `ids`. Ids outside the vocabulary (multimodal padding) count as ordinary tokens."""
-        tokens = np.asarray(ids, dtype=np.int64)
-        is_known = (tokens >= 0) & (tokens < self.vocab_size)
-        symbols = self.symbol_of[np.where(is_known, tokens, 0)] * is_known
-        table, expected = self.next_state.tolist(), 0
-        positions = np.flatnonzero(symbols)
-        for position, symbol in zip(positions.tolist(), symbols[positions].tolist(), strict=True):
+        symbols, table, expected = self._symbols, self._table, 0
+        for position, token in enumerate(ids):
+            if token not in symbols:
+                continue
             if position != expected:  # ordinary tokens in between: back to the root, the flag stays
                 state &= 1
-            state, expected = table[state][symbol], position + 1
-        return int(state if expected == len(tokens) else state & 1)
+            state, expected = table[state][symbols[token]], position + 1
+        return state if expected == len(ids) else state & 1
 
     def thinking(self, state: int) -> bool:
         return bool(state & 1)

@@ -82,7 +82,7 @@ def test_a_row_starts_where_its_whole_ids_left_it():
 
 @pytest.mark.parametrize("token", [-1, VOCAB_SIZE, 1 << 40])
 def test_an_id_outside_the_vocabulary_is_an_ordinary_token(token):
-    seats, batch = draw(0, 1, is_part=False, is_mixed=False)
+    seats, _ = draw(0, 1, is_part=False, is_mixed=False)
     states, slots, inside = torch.zeros(NUM_SLOTS, dtype=torch.int64), torch.tensor([4]), MACHINE.run([1, 2])
     move_states(seats, MACHINE.tables("cpu"), states, slots, torch.tensor([inside]), torch.tensor([token]))
     assert states[4] == MACHINE.run([1, 2, 5]) and MACHINE.thinking(int(states[4]))

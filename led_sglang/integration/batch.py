@@ -144,10 +144,8 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
     # A Triton kernel is compiled for the alignment of its pointers: every column begins at a multiple of 16.
     padded = *seats, *(seats[-1],) * (-len(seats) % 16)
     asked = dict(zip((*NUMBERS, *FLAGS), zip(*(seat.values for seat in padded), strict=True), strict=True))
-    values = torch.from_numpy(
-        np.array(list(asked.values()), np.int64)
-    )  # (columns, R or more), one copy to the device for all
-    values = (values.pin_memory() if pin else values).to(device, non_blocking=True)
+    table = torch.from_numpy(np.array(list(asked.values()), np.int64))  # (columns, R or more)
+    values = (table.pin_memory() if pin else table).to(device, non_blocking=True)  # one copy for all columns
     numbers = dict(zip(NUMBERS, values[: len(NUMBERS), : len(seats)].unbind(), strict=True))
     flags = dict(zip(FLAGS, values[len(NUMBERS) :].bool()[:, : len(seats)].unbind(), strict=True))
     min_p = [p.min_p for p in params]

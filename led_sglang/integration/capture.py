@@ -115,10 +115,10 @@ class Capture:
     def latents(self, num_layers: int, num_rows: int, index: Tensor | None) -> Tensor:
         """The first layers' states of a batch of so many rows, or of its rows `index` (R,): (num_layers, R, H)."""
         if self._pending is None:
-            states = self.states[:num_layers, :num_rows]
+            states = self.states[:num_layers]
         else:
             states = torch.stack(self._rows(num_layers))
-        return states if index is None else states.index_select(1, index)
+        return states[:, :num_rows] if index is None else states.index_select(1, index)  # the engine may pad a batch
 
     def drop(self) -> None:
         """Forget layer outputs that nobody will read any more."""

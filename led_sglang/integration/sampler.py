@@ -74,7 +74,7 @@ class LedSamplerMixin:
         context = self.led_context
         if context is None or not context.may_decide_alone:
             return None
-        logits = self._preprocess_logits(logits_output.next_token_logits, sampling_info)
+        logits = context.preprocessed = self._preprocess_logits(logits_output.next_token_logits, sampling_info)
         open_rows = _guarded_open_rows(context)
         if open_rows is None or len(open_rows):
             return None
@@ -87,12 +87,11 @@ class LedSamplerMixin:
 
     def _preprocess_logits(self, logits: Tensor, sampling_info: Any) -> Tensor:
         context = self.led_context
-        if context is not None and context.is_preprocessed:
-            context.is_preprocessed = False
-            return logits
+        if context is not None and context.preprocessed is not None:
+            known, context.preprocessed = context.preprocessed, None
+            return known
         result: Tensor = super()._preprocess_logits(logits, sampling_info)  # type: ignore[misc]
         if context is not None and not context.is_decided:
-            context.is_preprocessed = context.may_decide_alone
             _guard(context, context.decide, result)
         return result
 

@@ -29,7 +29,7 @@ class StepContext:
     standing: Standing  # before this token
     noise: Tensor  # (2, R)
     is_riding: bool = False  # this step's form is one pass
-    is_preprocessed: bool = False  # the engine's logits are, before its sampler asks
+    preprocessed: Tensor | None = None  # the engine's logits, before its sampler asks for them
     is_decided: bool = False
     is_applied: bool = False
     is_finished: bool = False

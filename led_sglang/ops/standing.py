@@ -4,7 +4,8 @@ In torch for every device; on a CPU `row_loops` does each in one call. Shape let
 ours.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,31 +31,26 @@ class Seats:
     phase_all: Tensor  # (R,) bool
     is_led: Tensor | None  # (R,) bool; None = all of them
     any_phase_all: bool
-    _views: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def pick(self, batch_tensor: Tensor) -> Tensor:
-        """(B, ...) -> (R, ...)"""
-        return batch_tensor if self.index is None else batch_tensor.index_select(0, self.index)
+        """(B or more, ...) -> (R, ...): a graph's batch is padded."""
+        return batch_tensor[: self.num_rows] if self.index is None else batch_tensor.index_select(0, self.index)
 
     @property
     def num_rows(self) -> int:
         return len(self.seed)
 
-    @property
+    @cached_property
     def batch_rows(self) -> Any:
         """`index` for numpy: (R,) int64. CPU only."""
-        if "index" not in self._views:
-            self._views["index"] = np.arange(self.num_rows) if self.index is None else self.index.numpy()
-        return self._views["index"]
+        return np.arange(self.num_rows) if self.index is None else self.index.numpy()
 
-    @property
+    @cached_property
     def columns(self) -> Any:
         """For `row_loops.stand`. CPU only."""
-        if "columns" not in self._views:
-            is_led = np.ones(self.num_rows, np.bool_) if self.is_led is None else self.is_led.numpy()
-            named = (self.phase_all, self.start_state, self.start_length, self.seed, self.sample)
-            self._views["columns"] = (self.batch_rows, is_led, *(column.numpy() for column in named))
-        return self._views["columns"]
+        is_led = np.ones(self.num_rows, np.bool_) if self.is_led is None else self.is_led.numpy()
+        named = self.phase_all, self.start_state, self.start_length, self.seed, self.sample
+        return self.batch_rows, is_led, *(column.numpy() for column in named)
 
 
 @dataclass(frozen=True)
@@ -72,28 +68,22 @@ class Standing:
 def standing(seats: Seats, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor) -> Standing:
     """Request slots and positions of the batch, (B,) int64; lengths, (B,), of an extend step, None of a decode step.
 
-    Padding behind them is allowed.
-
-    states: thinking states by slot. A row whose length is its `start_length` starts from its `start_state`.
+    Padding behind them is allowed. states: thinking states by slot; a row whose length is its `start_length` starts
+    from its `start_state`.
     """
     if host.can_look(slots.device):
         return _compiled_standing(seats, slots, positions, lengths, states)
-    own_slots = _own(seats, slots)
+    own_slots = seats.pick(slots)
     own_states = states[own_slots]
     if lengths is not None:
-        own_states = torch.where(_own(seats, lengths) == seats.start_length, seats.start_state, own_states)
+        own_states = torch.where(seats.pick(lengths) == seats.start_length, seats.start_state, own_states)
     thinking = ThinkingTables.thinking(own_states)
     active = thinking | seats.phase_all if seats.any_phase_all else thinking
     if seats.is_led is not None:
         active = active & seats.is_led
-    own_positions = _own(seats, positions).long()
+    own_positions = seats.pick(positions).long()
     noise = uniforms(seats.seed, seats.sample, own_positions)
     return Standing(own_slots, own_states, thinking, active, own_positions, noise)
-
-
-def _own(seats: Seats, padded: Tensor) -> Tensor:
-    """(B or more,) -> (R,): a graph's batch is padded."""
-    return padded[: seats.num_rows] if seats.index is None else padded.index_select(0, seats.index)
 
 
 def _compiled_standing(

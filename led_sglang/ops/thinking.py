@@ -49,8 +49,6 @@ class ThinkingMachine:
         tokens = sorted(set(markers[0] + markers[1]))
         self.vocab_size = vocab_size
         self.num_symbols = len(tokens) + 1
-        self.symbol_of = np.zeros(vocab_size, dtype=np.int64)
-        self.symbol_of[tokens] = np.arange(1, self.num_symbols)
         self.next_state = build_transitions(markers, [0, *tokens])  # (num_states, num_symbols)
         self._symbols = {token: symbol for symbol, token in enumerate(tokens, start=1)}
         self._table: list[list[int]] = self.next_state.tolist()
@@ -70,8 +68,11 @@ class ThinkingMachine:
         return bool(state & 1)
 
     def tables(self, device: torch.device | str) -> ThinkingTables:
-        symbol_of = torch.from_numpy(self.symbol_of).to(device)
-        return ThinkingTables(symbol_of, torch.from_numpy(self.next_state).flatten().to(device), self.num_symbols)
+        symbol_of = torch.zeros(self.vocab_size, dtype=torch.int64)
+        symbol_of[list(self._symbols)] = torch.tensor(list(self._symbols.values()))
+        return ThinkingTables(
+            symbol_of.to(device), torch.from_numpy(self.next_state).flatten().to(device), self.num_symbols
+        )
 
 
 def check_markers(markers: list[tuple[int, ...]], vocab_size: int) -> None:

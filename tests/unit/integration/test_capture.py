@@ -37,6 +37,7 @@ def test_rows_and_layers_are_where_they_are_wanted(monkeypatch: pytest.MonkeyPat
     capture.store(outputs(4, base=10), None)  # a decode step
     assert capture.latents(1, 4, torch.tensor([3, 0])).tolist() == [[[3, 13], [3, 10]]]
     assert capture.latents(3, 4, None)[:, :, 1].tolist() == [[10, 11, 12, 13]] * 3
+    assert capture.latents(3, 3, None)[:, :, 1].tolist() == [[10, 11, 12]] * 3, "a padded batch"
     packed = torch.cat(outputs(2, base=20), 1)
     capture.store(packed, None)
     assert capture.states[:, :2, 1].tolist() == [[20, 21]] * 3

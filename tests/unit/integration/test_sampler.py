@@ -30,6 +30,7 @@ class Engine:
     def forward(self, output: Any, info: Any, return_logprob: bool, top: Any, ids: Any, positions: Tensor) -> Tensor:
         """The order of SGLang's."""
         logits = self._preprocess_logits(output.next_token_logits, info)
+        assert logits.eq(1.0).all(), "processed once"
         drawn = self._sample_from_probs(logits.softmax(-1), info, positions, True)
         token_ids: Tensor = drawn[0] if isinstance(drawn, tuple) else drawn
         self._sync_token_ids_across_tp(token_ids, info)
@@ -37,7 +38,7 @@ class Engine:
 
     def _preprocess_logits(self, logits: Tensor, info: Any) -> Tensor:
         self.num_preprocessed += 1
-        return logits.add_(1.0)  # a custom processor, in place
+        return logits + 1.0  # a custom processor
 
     def _sync_token_ids_across_tp(self, token_ids: Tensor, info: Any) -> None:
         self.synced = token_ids.tolist()

@@ -47,6 +47,8 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--no-text", action="store_true", help="do not keep the answers' texts")
     run.add_argument("--quiet", action="store_true")
     add_reproduce_parser(commands)
+    small = commands.add_parser("compact", help="counts in place of samples: small enough for a repository")
+    small.add_argument("runs", type=Path, nargs="+", help="folders of `run`; reported on and continued as before")
     report = commands.add_parser("report", help="tables, figures and a page from finished runs")
     report.add_argument("runs", type=Path, nargs="+", help="folders that `run` wrote; several are put together")
     report.add_argument("--out", type=Path, required=True, help="folder for report.md, report.html and figures/")
@@ -117,7 +119,15 @@ def reproduce_command(args: argparse.Namespace) -> None:
     report_command(parser.parse_args(report_arguments(args)))
 
 
-COMMANDS = {"run": run_command, "report": report_command, "reproduce": reproduce_command}
+def compact_command(args: argparse.Namespace) -> None:
+    from led_sglang.evals.results import compact
+
+    for folder in args.runs:
+        compact(folder)
+        print(folder)
+
+
+COMMANDS = {"compact": compact_command, "run": run_command, "report": report_command, "reproduce": reproduce_command}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -136,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _has_samples(args: argparse.Namespace) -> bool:
-    if args.command == "report":
+    if args.command in ("report", "compact"):
         return False
     folders = [args.out] if args.command == "run" else [args.runs / name for name in args.stages]
     paths = [folder / "samples.jsonl" for folder in folders]

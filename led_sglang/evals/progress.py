@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -12,40 +11,21 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
-from led_sglang.evals.graders import FAULTS, NO_ANSWER, RIGHT
-from led_sglang.evals.store import CellKey, Sample
+from led_sglang.evals.graders import RIGHT
+from led_sglang.evals.results import Cell
+from led_sglang.evals.store import CellKey
 
 LINE_EVERY_S = 30.0
 
 
-@dataclass
-class Tally:
-    total: int
-    bar: TaskID
-    done: int = 0
-    right: int = 0
-    no_answer: int = 0
-    faults: int = 0
-    tokens: int = 0
-
-    def add(self, sample: Sample) -> None:
-        self.done += 1
-        self.right += sample.outcome == RIGHT
-        self.no_answer += sample.outcome == NO_ANSWER
-        self.faults += sample.outcome in FAULTS
-        self.tokens += sample.tokens
-
-    def text(self) -> str:
-        if not self.done:
-            return "-"
-        shares = f"pass@1 {self.right / self.done:6.1%}, no answer {self.no_answer / self.done:5.1%}"
-        return shares + (f", {self.faults} faults" if self.faults else "")
+def live_text(cell: Cell) -> str:
+    shares = f"pass@1 {cell.share(RIGHT):6.1%}, no answer {cell.no_answer:5.1%}"
+    return shares + (f", {cell.faults} faults" if cell.faults else "")
 
 
 class LiveTable:
@@ -63,30 +43,31 @@ class LiveTable:
         self._has_bars = self._console.is_terminal and not is_quiet
         self._progress = Progress(*columns, console=self._console, disable=not self._has_bars, refresh_per_second=4)
         self._is_quiet = is_quiet
-        self.tallies = {
-            cell: Tally(total, self._progress.add_task(self._name(cell), total=total, live="-"))
-            for cell, total in cells.items()
-        }
+        self._wanted = cells
+        self._bars = {cell: self._progress.add_task(self._name(cell), total=n, live="-") for cell, n in cells.items()}
+        self._shown: dict[CellKey, Cell] = {}
         self._last_line = time.monotonic()
 
     @staticmethod
     def _name(cell: CellKey) -> str:
         return f"{cell.task} {cell.method} t={cell.temperature:g}"
 
-    def add(self, sample: Sample) -> None:
-        tally = self.tallies.get(sample.cell)
-        if tally is None:
+    def show(self, cell: Cell) -> None:
+        """What is finished of a cell; one that nobody asked for in this run is not shown."""
+        if cell.key not in self._bars:
             return
-        tally.add(sample)
-        self._progress.update(tally.bar, completed=tally.done, live=tally.text())
+        self._shown[cell.key] = cell
+        self._progress.update(self._bars[cell.key], completed=cell.num_samples, live=live_text(cell))
         if not self._has_bars and time.monotonic() - self._last_line > LINE_EVERY_S:
             self._last_line = time.monotonic()
             self.print_lines()
 
     def print_lines(self) -> None:
         if not self._is_quiet:
-            for cell, tally in self.tallies.items():
-                print(f"{self._name(cell)}: {tally.done}/{tally.total} {tally.text()}", file=sys.stderr, flush=True)
+            for key, wanted in self._wanted.items():
+                cell = self._shown.get(key)
+                text = f"0/{wanted} -" if cell is None else f"{cell.num_samples}/{wanted} {live_text(cell)}"
+                print(f"{self._name(key)}: {text}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> LiveTable:
         self._progress.start()

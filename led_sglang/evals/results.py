@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,15 +15,28 @@ from led_sglang.evals import statistics
 from led_sglang.evals.errors import EvalError
 from led_sglang.evals.graders import FAULTS, NO_ANSWER, RIGHT, WRONG
 from led_sglang.evals.statistics import Floats
-from led_sglang.evals.store import SAMPLES, CellKey, Done, Sample, read_lines
+from led_sglang.evals.store import (
+    COUNTS,
+    SAMPLES,
+    CellKey,
+    Sample,
+    lines_locked,
+    read_lines,
+    read_settings,
+    replace_text,
+)
 
 
 @dataclass
 class Counts:
     """Of one question."""
 
-    total: int = 0
+    done: int = 0  # one bit for each finished sample
     right: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.done.bit_count()
 
 
 @dataclass
@@ -36,17 +51,48 @@ class Cell:
     wall_s: float = 0.0
     cut_off: int = 0  # ended by the token limit
 
+    def has(self, question: str, sample: int) -> bool:
+        counts = self.questions.get(question)
+        return counts is not None and bool(counts.done >> sample & 1)
+
     def add(self, sample: Sample) -> None:
+        """Once: a sample that was there before is not counted again."""
+        if self.has(sample.question, sample.sample):
+            return
         counts = self.questions.setdefault(sample.question, Counts())
-        counts.total += 1
+        counts.done |= 1 << sample.sample
         counts.right += sample.outcome == RIGHT
-        self.outcomes[sample.outcome] = self.outcomes.get(sample.outcome, 0) + 1
+        _add(self.outcomes, {sample.outcome: 1})
         if sample.outcome == WRONG and sample.detail:
-            reason = sample.detail.partition(" in test ")[0]
-            self.details[reason] = self.details.get(reason, 0) + 1
+            _add(self.details, {sample.detail.partition(" in test ")[0]: 1})
         self.tokens += sample.tokens
         self.wall_s += sample.wall_s
         self.cut_off += sample.finish == "length"
+
+    def merged(self, other: Cell) -> Cell:
+        """With another run's counts of the same cell. Raises EvalError where sums would have to be taken apart."""
+        if self._is_within(other):
+            return other
+        if other._is_within(self):
+            return self
+        both = Cell(self.key)
+        for cell in (self, other):
+            for question, counts in cell.questions.items():
+                own = both.questions.setdefault(question, Counts())
+                if own.done & counts.done:
+                    raise EvalError(f"{self.key}, question {question}: in two compacted runs that share samples")
+                own.done |= counts.done
+                own.right += counts.right
+            _add(both.outcomes, cell.outcomes)
+            _add(both.details, cell.details)
+            both.tokens += cell.tokens
+            both.wall_s += cell.wall_s
+            both.cut_off += cell.cut_off
+        return both
+
+    def _is_within(self, other: Cell) -> bool:
+        none = Counts()
+        return not any(c.done & ~other.questions.get(question, none).done for question, c in self.questions.items())
 
     @property
     def num_samples(self) -> int:
@@ -91,20 +137,65 @@ class Cell:
 Cells = dict[CellKey, Cell]
 
 
-def read_cells(folders: Iterable[Path]) -> Cells:
-    """Raises EvalError where a folder holds no samples."""
+def read_runs(folders: Sequence[Path]) -> Cells:
+    """Finished samples of runs, compacted or not, each once; none where there is no run. Raises EvalError."""
     cells: Cells = {}
-    done = Done()
     for folder in folders:
-        path = folder / SAMPLES
-        if not path.is_file():
+        for key, cell in read_counts(folder / COUNTS).items():
+            cells[key] = cells[key].merged(cell) if key in cells else cell
+    for folder in folders:
+        for sample in read_lines(folder / SAMPLES):
+            cells.setdefault(sample.cell, Cell(sample.cell)).add(sample)
+    return cells
+
+
+def read_cells(folders: Sequence[Path]) -> Cells:
+    """Of runs that are there. Raises EvalError where a folder holds no samples."""
+    for folder in folders:
+        if not (folder / SAMPLES).is_file() and not (folder / COUNTS).is_file():
             raise EvalError(f"{folder} holds no run: {SAMPLES} is missing")
-        for sample in read_lines(path):
-            if done.add(sample.cell, sample.question, sample.sample):
-                cells.setdefault(sample.cell, Cell(sample.cell)).add(sample)
+    cells = read_runs(folders)
     if not cells:
         raise EvalError("there is no finished sample to report on")
     return cells
+
+
+def compact(folder: Path) -> None:
+    """Write what the run's samples add up to and remove their lines: small enough for a repository.
+
+    The run can be reported on and continued as before. Raises EvalError where it is being written to.
+    """
+    read_settings(folder)  # or it is no run
+    with lines_locked(folder):
+        rows = [_to_json(cell) for cell in read_runs([folder]).values()]
+        replace_text(folder / COUNTS, "[\n" + ",\n".join(json.dumps(row, sort_keys=True) for row in rows) + "\n]\n")
+        (folder / SAMPLES).unlink()
+
+
+def _to_json(cell: Cell) -> dict[str, Any]:
+    counts = [cell.questions[question] for question in cell.ids]
+    kept = {name: getattr(cell, name) for name in ("outcomes", "details", "tokens", "wall_s", "cut_off")}
+    columns = {"ids": cell.ids, "done": [c.done for c in counts], "right": [c.right for c in counts]}
+    return {**asdict(cell.key), **kept, **columns}
+
+
+def read_counts(path: Path) -> Cells:
+    if not path.is_file():
+        return {}
+    cells: Cells = {}
+    try:
+        for row in json.loads(path.read_text(encoding="utf-8")):
+            key = CellKey(row.pop("task"), row.pop("method"), row.pop("temperature"))
+            columns = zip(row.pop("ids"), row.pop("done"), row.pop("right"), strict=True)
+            cells[key] = Cell(key, {question: Counts(done, right) for question, done, right in columns}, **row)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EvalError(f"{path} is damaged: {error!r}") from error
+    return cells
+
+
+def _add(sums: dict[str, int], more: dict[str, int]) -> None:
+    for key, count in more.items():
+        sums[key] = sums.get(key, 0) + count
 
 
 def common_ids(*cells: Cell) -> list[str]:

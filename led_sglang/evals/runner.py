@@ -20,7 +20,8 @@ from led_sglang.evals.graders import GRADERS, REFUSED, TIMED_OUT, Verdict
 from led_sglang.evals.judge import Judges
 from led_sglang.evals.methods import Method
 from led_sglang.evals.progress import LiveTable
-from led_sglang.evals.store import CellKey, Done, Sample, Store
+from led_sglang.evals.results import Cell, Cells, read_runs
+from led_sglang.evals.store import CellKey, Sample, Store
 from led_sglang.evals.tasks import Question, Task, fingerprint
 
 INLINE_GRADERS = ("number", "countdown", "choice")  # microseconds; the others get processes
@@ -80,7 +81,7 @@ class Runner:
         self.settings = settings
         self.questions = questions
         self.applied: dict[str, dict[str, Any]] = {}
-        self.done = Done()
+        self.done: Cells = {}
         self.slots = asyncio.Semaphore(settings.concurrency)
         self.code_slots = asyncio.Semaphore(settings.judges)
 
@@ -92,10 +93,12 @@ class Runner:
                     for temperature in settings.temperatures:
                         for method in settings.methods:
                             job = Job(task, question, method, temperature, sample)
-                            if not self.done.has(job.cell, question.id, sample):
+                            cell = self.done.get(job.cell)
+                            if cell is None or not cell.has(question.id, sample):
                                 yield job
 
-    def cells(self) -> dict[CellKey, int]:
+    def wanted(self) -> dict[CellKey, int]:
+        """Samples of each cell."""
         settings = self.settings
         return {
             CellKey(task.name, method.name, temperature): settings.samples * len(self.questions[task.name])
@@ -133,11 +136,11 @@ class Runner:
                 record["sandbox"] = await asyncio.to_thread(sandbox.describe)
             with (
                 Store(settings.out, record, settings.resume) as store,
-                LiveTable(self.cells(), settings.is_quiet) as live,
+                LiveTable(self.wanted(), settings.is_quiet) as live,
             ):
-                for sample in store.done():
-                    if self.done.add(sample.cell, sample.question, sample.sample):
-                        live.add(sample)
+                self.done = read_runs([settings.out])
+                for cell in self.done.values():
+                    live.show(cell)
                 await self.work(client, store, live)
 
     async def check_methods(self, client: Client) -> None:
@@ -172,9 +175,10 @@ class Runner:
     async def worker(self, jobs: Iterator[Job], client: Client, judges: Judges, store: Store, live: LiveTable) -> None:
         for job in jobs:
             sample = await self.one(job, client, judges)
-            self.done.add(sample.cell, sample.question, sample.sample)
             store.append(sample)
-            live.add(sample)
+            cell = self.done.setdefault(sample.cell, Cell(sample.cell))
+            cell.add(sample)
+            live.show(cell)
 
     async def one(self, job: Job, client: Client, judges: Judges) -> Sample:
         settings, task = self.settings, job.task

@@ -1,11 +1,14 @@
-"""One folder a run: `run.json` says what was asked, `samples.jsonl` holds one line for every finished sample."""
+"""One folder a run: `run.json` says what was asked, `samples.jsonl` holds one line for every finished sample.
+
+`results.compact` turns those lines into counts.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import json
-from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +16,7 @@ from typing import IO, Any
 
 from led_sglang.evals.errors import EvalError
 
-SETTINGS, SAMPLES = "run.json", "samples.jsonl"
+SETTINGS, SAMPLES, COUNTS = "run.json", "samples.jsonl", "counts.json"
 
 
 @dataclass(frozen=True, order=True)
@@ -73,20 +76,22 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise EvalError(f"{path} is damaged: {error}") from error
 
 
-class Done:
-    """Which samples are finished: one bit each, whatever their number."""
+def replace_text(path: Path, text: str) -> None:
+    """A kill leaves the old file or the new one."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
-    def __init__(self) -> None:
-        self._bits: dict[CellKey, dict[str, int]] = defaultdict(dict)
 
-    def add(self, cell: CellKey, question: str, sample: int) -> bool:
-        """False where it was there before."""
-        bits = self._bits[cell].get(question, 0)
-        self._bits[cell][question] = bits | 1 << sample
-        return not bits >> sample & 1
-
-    def has(self, cell: CellKey, question: str, sample: int) -> bool:
-        return bool(self._bits[cell].get(question, 0) >> sample & 1)
+@contextmanager
+def lines_locked(folder: Path) -> Iterator[IO[bytes]]:
+    """The run's lines, to append to. Raises EvalError where another process does."""
+    with (folder / SAMPLES).open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EvalError(f"another run is writing to {folder}") from None
+        yield file
 
 
 class Store:
@@ -97,20 +102,14 @@ class Store:
         self.settings = settings
         self._resume = resume
         self._file: IO[bytes] | None = None
+        self._open = ExitStack()
 
     def __enter__(self) -> Store:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / SAMPLES
-        self._file = path.open("ab")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._check(path)
-        except BlockingIOError:
-            self._file.close()
-            raise EvalError(f"another run is writing to {self.folder}") from None
-        except EvalError:
-            self._file.close()
-            raise
+        with ExitStack() as stack:
+            self._file = stack.enter_context(lines_locked(self.folder))
+            self._check(self.folder / SAMPLES)
+            self._open = stack.pop_all()
         self.save_settings()
         return self
 
@@ -148,9 +147,6 @@ class Store:
                 end = start
         self._file.truncate(end)
 
-    def done(self) -> Iterator[Sample]:
-        return read_lines(self.folder / SAMPLES)
-
     def append(self, sample: Sample) -> None:
         assert self._file is not None
         line = {key: value for key, value in asdict(sample).items() if value is not None or key in ("answer", "finish")}
@@ -158,14 +154,10 @@ class Store:
         self._file.flush()
 
     def save_settings(self) -> None:
-        path = self.folder / SETTINGS
-        temporary = path.with_suffix(".json.new")
-        temporary.write_text(json.dumps(self.settings, indent=1, sort_keys=True) + "\n")
-        temporary.replace(path)
+        replace_text(self.folder / SETTINGS, json.dumps(self.settings, indent=1, sort_keys=True) + "\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._file is not None
-        self.save_settings()
-        self._file.close()
+        with self._open:
+            self.save_settings()

@@ -10,6 +10,7 @@ import os
 import random
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from led_sglang.evals import report as report_module
 from led_sglang.evals import results, tables
 from led_sglang.evals.__main__ import main
 from led_sglang.evals.figures import to_svg
-from led_sglang.evals.store import CellKey, Sample, Store
+from led_sglang.evals.store import CellKey, Sample, Store, read_lines
 
 SNAPSHOT = Path(__file__).with_name("report_snapshot.md")
 CHANCE = {"cot": 0.3, "led": 0.45, "led:depth=4": 0.5, "led:depth=12": 0.4, "led:latent_norm=true": 0.2}
@@ -143,6 +144,59 @@ def test_the_numbers_are_those_of_the_samples(folder: Path) -> None:
 def test_samples_that_come_twice_count_once(folder: Path) -> None:
     one, two = results.read_cells([Path("run")]), results.read_cells([Path("run"), Path("run")])
     assert {k: c.outcomes for k, c in one.items()} == {k: c.outcomes for k, c in two.items()}
+
+
+def split(folder: Path, name: str, keep: Callable[[Sample], bool]) -> Path:
+    """A run of some of the samples, compacted."""
+    with Store(folder / name, dict(SETTINGS), resume=False) as store:
+        for sample in read_lines(folder / "run" / "samples.jsonl"):
+            if keep(sample):
+                store.append(sample)
+    assert main(["compact", str(folder / name)]) == 0
+    assert sorted(path.name for path in (folder / name).iterdir()) == ["counts.json", "run.json"]
+    return folder / name
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_compacted_run_makes_the_same_report(folder: Path) -> None:
+    size = (folder / "run" / "samples.jsonl").stat().st_size
+    for _ in range(2):
+        assert main(["compact", "run"]) == 0
+        assert not (folder / "run" / "samples.jsonl").exists()
+        report()
+        assert (folder / "docs" / "report.md").read_text() == SNAPSHOT.read_text()
+    assert (folder / "run" / "counts.json").stat().st_size < size / 40
+
+
+def test_compacted_runs_are_put_together(folder: Path) -> None:
+    whole = results.read_cells([Path("run")])
+    early, late = (split(folder, name, lambda s, is_late=is_late: (s.sample > 7) == is_late)
+                   for name, is_late in (("early", False), ("late", True)))  # fmt: skip
+    for folders in ([early, late], [late, Path("run")], [early, late, early], [Path("run"), early, late]):
+        found = results.read_cells(folders)
+        assert {k: (c.questions, c.outcomes, c.tokens) for k, c in found.items()} == {
+            k: (c.questions, c.outcomes, c.tokens) for k, c in whole.items()
+        }
+
+
+def test_compacted_runs_that_share_some_samples_cannot_be_put_together(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    early, middle = (split(folder, name, lambda s, start=start: start <= s.sample < start + 8)
+                     for name, start in (("early", 0), ("middle", 4)))  # fmt: skip
+    assert main(["report", str(early), str(middle), "--out", "docs"]) == 1
+    assert "question q0: in two compacted runs that share samples" in capsys.readouterr().err
+
+
+def test_compact_refuses(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compact", "nowhere"]) == 1
+    assert "nowhere holds no run" in capsys.readouterr().err
+    with Store(Path("run"), dict(SETTINGS), resume=True):
+        assert main(["compact", "run"]) == 1
+    assert "another run is writing" in capsys.readouterr().err
+    Path("run/counts.json").write_text('[{"task": "embedded"}]')
+    assert main(["report", "run", "--out", "docs"]) == 1
+    assert "run/counts.json is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_drawing")

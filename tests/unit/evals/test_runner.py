@@ -17,7 +17,8 @@ import pytest
 from led_sglang.child_server import free_port
 from led_sglang.evals import client
 from led_sglang.evals.__main__ import main
-from led_sglang.evals.store import Sample, read_lines
+from led_sglang.evals.results import read_cells
+from led_sglang.evals.store import CellKey, Sample, read_lines
 from tests.unit.evals.fake_server import FakeServer, applied_to
 
 
@@ -118,6 +119,22 @@ def test_a_line_cut_short_by_a_kill_is_asked_again(data: Path, start: Start) -> 
         assert len(stored(data)) == 23
         assert start(server.url, "--resume") == 0
     assert len(stored(data)) == 24
+
+
+def test_a_compacted_run_goes_on(data: Path, start: Start) -> None:
+    """As in another session that has the repository only: more samples and methods, none asked twice."""
+    with FakeServer(echo) as server:
+        assert start(server.url, samples=2) == 0
+        whole = read_cells([data / "run"])
+        assert main(["compact", str(data / "run")]) == 0
+        assert start(server.url, "--resume", samples=2) == 0
+        assert not stored(data) and read_cells([data / "run"]) == whole
+        assert start(server.url, "--resume", methods="cot,led", samples=3) == 0
+    assert len(stored(data)) == 4 + 3 * 4, "one more of cot, all of led"
+    assert main(["compact", str(data / "run")]) == 0
+    cells = read_cells([data / "run"])
+    assert {key.method: cell.num_samples for key, cell in cells.items()} == {"cot": 12, "led": 12, "led:depth=4": 8}
+    assert cells[CellKey("gsm8k", "cot", 0.6)].share("right") == 0.5
 
 
 def test_more_samples_may_be_added_but_nothing_changed(

@@ -12,11 +12,11 @@ from torch import Tensor
 from led_sglang.integration.soft import SOFT_METHODS, keep_out_of_prefix_cache
 from led_sglang.ops.standing import Seats
 from led_sglang.ops.types import LedRows
-from led_sglang.params import STAMP_KEY, LedParams, StampedParams
+from led_sglang.params import METHODS, STAMP_KEY, LedParams, StampedParams
 
 _INACTIVE = LedParams(depth=1, top_k=1)  # what LED's own tensors hold for rows of other methods
 # The columns of our rows, in the order in which they travel to the device.
-NUMBERS = ("seed", "sample", "start_state", "start_length", "depth", "top_k", "latent_offset")
+NUMBERS = ("seed", "sample", "start_state", "start_length", "method", "depth", "top_k", "latent_offset")
 FLAGS = ("phase_all", "is_led", "exploit", "latent_norm", "normalize_layers", "full")
 
 
@@ -32,6 +32,12 @@ class RowSeat:
     def is_ours(self) -> bool:
         return self.request is not None and self.request.params.method != "none"
 
+    @property
+    def method(self) -> int:
+        """Of one with a request: index of METHODS."""
+        assert self.request is not None
+        return METHODS.index(self.request.params.method)
+
     @cached_property
     def values(self) -> tuple[int, ...]:
         """Of one of ours, in the order of NUMBERS and FLAGS."""
@@ -39,7 +45,7 @@ class RowSeat:
         assert request is not None
         is_led = request.params.method == "led"
         led = request.params if is_led else _INACTIVE
-        numbers = request.seed, request.sample, self.start_state, self.start_length
+        numbers = request.seed, request.sample, self.start_state, self.start_length, self.method
         asked = led.depth, led.top_k, led.latent_offset, led.phase == "all", is_led
         return *numbers, *asked, led.exploit, led.latent_norm, led.normalize_layers, led.trace
 
@@ -69,6 +75,7 @@ class MethodGroup:
 class DeviceRows(Seats):
     """Our rows' parameters on the device. `R` rows of a batch of `B`; "ours" is every method but plain sampling."""
 
+    method: Tensor  # (R,) int64, indices of METHODS
     groups: dict[str, MethodGroup]  # the other methods' rows
     params: LedRows  # `active` is filled in at every step
     seeded: Tensor | None  # (S,) int64 positions among the R rows whose request named a seed; None = no such row
@@ -178,7 +185,7 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
     is_all_led = all(asked["is_led"])
     return DeviceRows(
         index=index,
-        **{key: numbers[key] for key in ("seed", "sample", "start_state", "start_length")},
+        **{key: numbers[key] for key in ("seed", "sample", "start_state", "start_length", "method")},
         phase_all=flags["phase_all"],
         is_led=None if is_all_led else flags["is_led"],
         any_phase_all=any(asked["phase_all"]),

@@ -20,7 +20,6 @@ def _start(runner: Any) -> None:
             f"create_sampler does not call the original. Remove that plugin or start with --led disabled."
         )
     runtime.start(runner)
-    records.warm()
 
 
 def _forward(
@@ -148,6 +147,7 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     TOKENIZER + "_wait_one_response": requests.respond,
     S + "entrypoints.openai.protocol.ResponsesRequest.to_sampling_params": requests.add_to_responses,
     PROCESSOR + "_maybe_collect_customized_info": records.collect,
+    S + "managers.scheduler.Scheduler.process_batch_result": records.close,
     S + "managers.scheduler.Scheduler.get_internal_state": info.add_scheduler_facts,
 }
 

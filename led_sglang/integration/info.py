@@ -29,7 +29,7 @@ def combine(engines: list[dict[str, Any]]) -> dict[str, Any]:
     first = dict(engines[0])
     if len(engines) == 1:
         return first
-    first["step_failures"] = sum(engine["step_failures"] for engine in engines)
+    first["counters"] = _total([engine["counters"] for engine in engines])
     for key, count in (("form", "steps"), ("head", "engine_steps")):
         first[key] = {**first[key], count: _total([engine[key][count] for engine in engines])}
     first["form"]["fault"] = _first_fault(engine["form"]["fault"] for engine in engines)
@@ -41,7 +41,7 @@ def combine(engines: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _total(counts: list[Any]) -> Any:
     if isinstance(counts[0], dict):
-        return {key: sum(count[key] for count in counts) for key in counts[0]}
+        return {key: _total([count[key] for count in counts]) for key in counts[0]}
     return sum(counts)
 
 
@@ -49,12 +49,17 @@ def _first_fault(faults: Iterable[str | None]) -> str | None:
     return next((fault for fault in faults if fault is not None), None)
 
 
+async def scheduler_facts(tokenizer_manager: Any) -> dict[str, Any]:
+    """Of all engines together; empty where none answers for LED."""
+    states = await tokenizer_manager.get_internal_state()
+    return combine([state["led"] for state in states if state.get("led")])
+
+
 async def describe(tokenizer_manager: Any) -> dict[str, Any]:
     """The document served at /led/info."""
     config = server_config()
     assert config is not None
-    states = await tokenizer_manager.get_internal_state()
-    facts = combine([state["led"] for state in states if state.get("led")])
+    facts = await scheduler_facts(tokenizer_manager)
     faults = facts.pop("hook_faults", {})
     return {
         "versions": {"led_sglang": __version__, "sglang": version("sglang"), "torch": version("torch")},
@@ -71,7 +76,7 @@ async def describe(tokenizer_manager: Any) -> dict[str, Any]:
             "close": {"text": config.think_close, "ids": list(config.close_ids)},
         },
         "hooks": {target: _hook(target, faults) for target in HOOK_TARGETS},
-        "counters": {**requests.COUNTERS.public(), "step_failures": facts.get("step_failures", 0)},
+        "counters": {**facts.get("counters", {}), **requests.ANSWERS.public()},
     }
 
 

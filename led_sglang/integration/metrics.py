@@ -1,71 +1,105 @@
-"""LED's numbers on SGLang's own /metrics, read from the process's counters when scraped.
+"""LED's numbers on SGLang's own /metrics: the scheduler's counters, asked for by each scrape and by nothing else."""
 
-They are counted as tokens are answered, from flags that travel with the step's own results: a counter on the device
-would include the step that the overlap scheduler launches for a request that has just ended, and never equal a trace.
-"""
-
+import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
-from led_sglang.integration.records import CONFIDENCE_BOUNDS, FALLBACK_REASONS
-from led_sglang.integration.requests import COUNTERS, Counters
+from starlette.types import Receive, Scope, Send
+
+from led_sglang.integration import info, requests
 from led_sglang.params import server_config
 
 logger = logging.getLogger(__name__)
 PREFIX = "led_sglang_"
-
-
-def families(counters: Counters, max_depth: int, methods: tuple[str, ...]) -> Iterator[Any]:
-    """The metric families, every label present from the start."""
-    from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
-
-    def counter(name: str, text: str, value: int) -> Any:
-        return CounterMetricFamily(PREFIX + name, text, value=value)
-
-    def labelled(name: str, text: str, label: str, values: dict[str, int]) -> Any:
-        family = CounterMetricFamily(PREFIX + name, text, labels=[label])
-        for key, value in values.items():
-            family.add_metric([key], value)
-        return family
-
-    yield counter("tokens", "Tokens decided by the LED step.", counters.num_tokens)
-    yield counter("thinking_tokens", "Tokens of LED requests inside the thinking phase.", counters.num_thinking)
-    yield counter("explored_tokens", "Tokens sampled from the explore branch.", counters.num_explored)
-    reasons = {reason: counters.reasons[reason] for reason in FALLBACK_REASONS}
-    yield labelled("fallbacks", "LED tokens replaced by the engine's own, by reason.", "reason", reasons)
-    rows = {method: counters.rows[method] for method in methods}
-    yield labelled("rows", "Generated tokens of requests, by decoding method.", "method", rows)
-    requests = {method: counters.requests[method] for method in methods}
-    yield labelled("requests", "Requests that were answered, by decoding method.", "method", requests)
-
-    depths = [counters.depths[depth] for depth in range(1, max_depth + 1)]
-    total = sum(depth * count for depth, count in enumerate(depths, start=1))
-    depth = HistogramMetricFamily(PREFIX + "explore_depth", "Depth of maximum entropy of explored tokens.")
-    depth.add_metric([], _cumulated(range(1, max_depth + 1), [*depths, 0]), total)
-    yield depth
-    buckets = [counters.confidences[i] for i in range(len(CONFIDENCE_BOUNDS) + 1)]
-    confidence = HistogramMetricFamily(PREFIX + "confidence", "Largest probability of the final layer, LED tokens.")
-    confidence.add_metric([], _cumulated(CONFIDENCE_BOUNDS, buckets), None)  # the values are gone: no sum
-    yield confidence
-
-
-def _cumulated(bounds: Any, counts: list[int]) -> list[tuple[str, float]]:
-    names = [*(str(float(bound)) for bound in bounds), "+Inf"]
-    return [(name, float(sum(counts[: i + 1]))) for i, name in enumerate(names)]
+PATIENCE_S = 5.0  # below Prometheus' own ten seconds: a scheduler that is busy costs LED's numbers, not all
 
 
 class LedCollector:
-    """Of prometheus_client's kind."""
+    """Of prometheus_client's kind: counters as in /led/info, every label there from the start."""
+
+    def __init__(self, counters: Mapping[str, Any], methods: tuple[str, ...]) -> None:
+        self._counters = counters
+        self._methods = methods
 
     def collect(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+        counters = self._counters
+
+        def counter(name: str, text: str, key: str) -> Any:
+            return CounterMetricFamily(PREFIX + name, text, value=counters[key])
+
+        def labelled(name: str, text: str, label: str, values: Mapping[str, int]) -> Any:
+            family = CounterMetricFamily(PREFIX + name, text, labels=[label])
+            for key, value in values.items():
+                family.add_metric([key], value)
+            return family
+
+        def histogram(name: str, text: str, values: Mapping[str, int], total: int | None) -> Any:
+            family = HistogramMetricFamily(PREFIX + name, text)
+            family.add_metric([], list(zip(values, accumulate(values.values()), strict=True)), total)
+            return family
+
+        yield counter("tokens", "Tokens decided by the LED step.", "led_tokens")
+        yield counter("thinking_tokens", "Tokens of LED requests inside the thinking phase.", "thinking_tokens")
+        yield counter("explored_tokens", "Tokens sampled from the explore branch.", "explored_tokens")
+        reasons = counters["fallback_reasons"]
+        yield labelled("fallbacks", "LED tokens replaced by the engine's own, by reason.", "reason", reasons)
+        tokens = {method: counters["tokens"][method] for method in self._methods}
+        yield labelled("rows", "Generated tokens of requests, by decoding method.", "method", tokens)
+        answers = {method: counters["requests"].get(method, 0) for method in self._methods}
+        yield labelled("requests", "Requests that were answered, by decoding method.", "method", answers)
+
+        depths = counters["depth_histogram"]
+        buckets = {str(float(depth)): count for depth, count in depths.items()} | {"+Inf": 0}
+        total = sum(int(depth) * count for depth, count in depths.items())
+        yield histogram("explore_depth", "Depth of maximum entropy of explored tokens.", buckets, total)
+        sure = counters["confidence_histogram"]  # without a sum: the values are gone
+        yield histogram("confidence", "Largest probability of the final layer, LED tokens.", sure, None)
+
+
+class Metrics:
+    """What SGLang mounts at /metrics, with LED's numbers."""
+
+    def __init__(self) -> None:
+        self._asked: asyncio.Task[dict[str, Any]] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        from prometheus_client import CollectorRegistry, make_asgi_app, multiprocess
+
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+        counters = await self._counters()
         config = server_config()
-        assert config is not None
-        yield from families(COUNTERS, config.max_depth, ("led", *(m for m in _methods(config) if m != "led")))
+        if counters and config is not None:
+            methods = ("led", *(method for method in config.methods if method != "led"), "none")
+            registry.register(LedCollector({**counters, **requests.ANSWERS.public()}, methods))
+        await make_asgi_app(registry=registry)(scope, receive, send)
 
+    async def _counters(self) -> dict[str, Any]:
+        """The scheduler's; empty, with a warning, where it does not answer in time.
 
-def _methods(config: Any) -> tuple[str, ...]:
-    return (*config.methods, "none")
+        The question is never withdrawn, as SGLang would give its answer to the next one: late scrapes share it.
+        """
+        from sglang.srt.entrypoints.http_server import get_global_state
+
+        state = get_global_state()
+        if state is None:  # the server is still starting
+            return {}
+        if self._asked is None or self._asked.done():
+            self._asked = asyncio.create_task(info.scheduler_facts(state.tokenizer_manager))
+        await asyncio.wait([self._asked], timeout=PATIENCE_S)
+        try:
+            return dict(self._asked.result()["counters"]) if self._asked.done() else self._without("in time")
+        except Exception:
+            return self._without("with counters")
+
+    @staticmethod
+    def _without(how: str) -> dict[str, Any]:
+        logger.warning("/metrics is without LED's numbers: the scheduler did not answer %s", how, exc_info=True)
+        return {}
 
 
 def attach() -> None:
@@ -76,19 +110,10 @@ def attach() -> None:
 
     def with_led(app: Any) -> None:
         original(app)
-        try:
-            _extend(app)
-        except Exception:  # a server without our numbers is better than none
-            logger.exception("LED's numbers could not be added to /metrics")
+        mounts = [route for route in app.routes if getattr(route, "path", None) == "/metrics"]
+        if mounts:
+            mounts[-1].app = Metrics()
+        else:  # a server without our numbers is better than none
+            logger.error("LED's numbers could not be added to /metrics: SGLang did not mount it")
 
     http_server.add_prometheus_middleware = with_led
-
-
-def _extend(app: Any) -> None:
-    from prometheus_client import CollectorRegistry, make_asgi_app, multiprocess
-
-    mounts = [route for route in app.routes if getattr(route, "path", None) == "/metrics"]
-    registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)
-    registry.register(LedCollector())
-    mounts[-1].app = make_asgi_app(registry=registry)

@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from led_sglang.integration.runtime import count_failure, runtime
-from led_sglang.jit import jit
-from led_sglang.params import LedParams
+from led_sglang.integration.counts import Counts
+from led_sglang.integration.runtime import Runtime, count_failure, runtime
+from led_sglang.ops import chosen_backend, tally
+from led_sglang.ops.row_loops import ACTIVE, FALLBACK
+from led_sglang.params import METHODS, LedParams
 
 if TYPE_CHECKING:
     from led_sglang.integration.batch import LedBatch
@@ -16,15 +17,8 @@ if TYPE_CHECKING:
 
 RECORD_KEY = "__led_step"  # of LogitsProcessorOutput.customized_info, scheduler only
 WIRE_KEY = "__led"  # of a request's customized_info: one entry per generated token
-
-THINKING, EXPLORED, ACTIVE, FALLBACK = 1, 2, 4, 8  # bits of an entry's flags
-DETAIL_SHIFT, DETAIL_MASK = 4, 15  # then the confidence's bucket, or why the step fell back
-DEPTH_SHIFT = 8  # then the depth
-STEP_FAILED, NOT_FINITE = 0, 1  # why: our code raised, or the row's numbers were not finite
-FALLBACK_REASONS = ("step_failed", "not_finite")
-CONFIDENCE_BOUNDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 NUM_TRACE_VALUES = 7
-_BOUNDS = np.array(CONFIDENCE_BOUNDS)
+PLAIN = METHODS.index("none")
 
 
 def to_host(tensor: Tensor) -> Tensor:
@@ -38,28 +32,32 @@ def to_host(tensor: Tensor) -> Tensor:
 class StepRecord:
     """One step's LED facts; `entry(row)` is read once the step's results are on the host."""
 
-    def __init__(self, led: "LedBatch") -> None:
+    def __init__(self, led: "LedBatch", counts: Counts, flags: Tensor | None = None) -> None:
+        """flags: (R,) int64, already counted; None: no more is known of the step than its rows."""
         self._led = led
-        self._tensors: tuple[Tensor, ...] | None = None
+        self._counts = counts
+        self._flags = flags
+        self._flag_list: list[int] | None = None
         self._trace: tuple[Tensor, ...] | None = None
-        self._flags: list[int] | None = None
         self._trace_lists: list[list[Any]] | None = None
         self._depth_entropy: Tensor | None = None
-        self.has_failed = False
+        self._is_told = bytearray(len(led.our_rows))
+        if flags is None:
+            counts.correct(*self.untold(), 1)
+        if led.our_rows:
+            counts.pending.add(self)
 
     @classmethod
-    def of(cls, led: "LedBatch", context: "StepContext | None") -> "StepRecord":
-        record = cls(led)
+    def of(cls, led: "LedBatch", context: "StepContext | None", current: Runtime) -> "StepRecord":
+        counts = current.counts
         if context is None:
-            record.has_failed = bool(led.our_rows)
-            return record
-        step = context.step
-        record._tensors = (to_host(context.standing.thinking), to_host(context.active))
-        if step is None:
-            record.has_failed = context.failed
-            return record
-        record._tensors += tuple(to_host(column) for column in (step.explored, step.ok, step.depth, step.confidence))
-        if step.entropy is not None and step.logprob is not None:
+            return cls(led, counts)
+        step, device = context.step, context.active.device
+        backend = chosen_backend(current.config.backend, device)
+        method = context.rows.method
+        flags = tally.tell(context.standing, step, context.failed, method, counts.on_device, backend)
+        record = cls(led, counts, to_host(flags))
+        if step is not None and step.entropy is not None and step.logprob is not None:
             record._trace = tuple(
                 to_host(tensor)
                 for tensor in (
@@ -74,33 +72,26 @@ class StepRecord:
             record._depth_entropy = None if step.depth_entropy is None else to_host(step.depth_entropy)
         return record
 
+    @property
+    def flags(self) -> list[int]:
+        """Of our rows."""
+        if self._flag_list is None:
+            self._flag_list = [FALLBACK] * len(self._led.our_rows) if self._flags is None else self._flags.tolist()
+        return self._flag_list
+
     def entry(self, row: int) -> int | tuple[Any, ...] | None:
-        """None: not a LED request; int: flags and depth; tuple: the same and the trace."""
+        """None: not a LED request; int: flags and depth; tuple: the same and the trace. Told once."""
         request = self._led.seats[row].request
         if request is None:
             return None
         position = self._led.position.get(row)
         if position is None:
+            self._counts.correct([0], [PLAIN], 1)
             return 0
-        if self._tensors is None:
-            return FALLBACK
-        if self._flags is None:
-            self._flags = self._all_flags().tolist()
-        flags = self._flags[position]
-        if not request.params.trace:
-            return flags
-        return (flags, *self._trace_of(position, request.params, flags))
-
-    def _all_flags(self) -> Any:
-        """(R,) int64"""
-        assert self._tensors is not None
-        columns = [tensor.numpy() for tensor in self._tensors]
-        flags = np.empty(len(columns[0]), np.int64)
-        if len(columns) == 2:
-            _pack_undecided(*columns, self.has_failed, flags)
-        else:
-            _pack(*columns, _BOUNDS, flags)
-        return flags
+        flags = self.flags[position]
+        told = flags if not request.params.trace else (flags, *self._trace_of(position, request.params, flags))
+        self._is_told[position] = True
+        return told
 
     def _trace_of(self, position: int, params: LedParams, flags: int) -> tuple[Any, ...]:
         if self._trace is None or not flags & ACTIVE or flags & FALLBACK:
@@ -112,34 +103,25 @@ class StepRecord:
         depths = None if self._depth_entropy is None else self._depth_entropy[position, : params.depth].tolist()
         return confidence, entropy, logprob, candidates[:k], exploit[:k], explore[:k], depths
 
+    def failed_entry(self, row: int) -> int:
+        """Of a row whose own could not be told."""
+        self._counts.correct([FALLBACK], [self._led.seats[row].method], 1)
+        return FALLBACK
 
-@jit
-def _pack_undecided(thinking: Any, active: Any, has_failed: bool, flags: Any) -> None:
-    """(R,) bool each: a step that LED did not decide, or failed to."""
-    for r in range(len(flags)):
-        flags[r] = THINKING * thinking[r] | ACTIVE * active[r] | FALLBACK * (active[r] and has_failed)
+    def untold(self) -> tuple[list[int], list[int]]:
+        """Flags and methods of our rows that no request has been told of."""
+        left = [position for position, is_told in enumerate(self._is_told) if not is_told]
+        seats = [self._led.seats[self._led.our_rows[position]] for position in left]
+        return [self.flags[position] for position in left], [seat.method for seat in seats]
 
+    def close(self) -> None:
+        """The step's results have been handed out, and what nobody took does not count.
 
-@jit
-def _pack(
-    thinking: Any, active: Any, explored: Any, ok: Any, depth: Any, confidence: Any, bounds: Any, flags: Any
-) -> None:
-    for r in range(len(flags)):
-        flags[r] = THINKING * thinking[r] | ACTIVE * active[r]
-        if active[r] and not ok[r]:
-            flags[r] |= FALLBACK | NOT_FINITE << DETAIL_SHIFT
-        elif active[r]:
-            bucket = 0
-            while bucket < len(bounds) and bounds[bucket] < confidence[r]:
-                bucket += 1
-            flags[r] |= EXPLORED * explored[r] | bucket << DETAIL_SHIFT | depth[r] << DEPTH_SHIFT
-
-
-def warm() -> None:
-    """Compile them before the first request."""
-    flag, number = np.ones(1, np.bool_), np.ones(1, np.int64)
-    _pack_undecided(flag, flag, False, number)
-    _pack(flag, flag, flag, flag, number, np.ones(1, np.float32), _BOUNDS, number)
+        The overlap scheduler launches one more step for a request that has just ended, and drops what it gives.
+        """
+        self._counts.pending.discard(self)
+        if not all(self._is_told):
+            self._counts.correct(*self.untold(), -1)
 
 
 def _guarded_entry(record: StepRecord, row: int) -> int | tuple[Any, ...] | None:
@@ -150,7 +132,7 @@ def _guarded_entry(record: StepRecord, row: int) -> int | tuple[Any, ...] | None
         current = runtime()
         assert current is not None
         count_failure(current)
-        return FALLBACK
+        return record.failed_entry(row)
 
 
 def collect(original: Any, self: Any, i: int, req: Any, logits_output: Any) -> None:
@@ -164,8 +146,24 @@ def collect(original: Any, self: Any, i: int, req: Any, logits_output: Any) -> N
         logits_output.customized_info = {key: value for key, value in info.items() if key != RECORD_KEY}
         original(self, i, req, logits_output)
         logits_output.customized_info = info
-    entry = _guarded_entry(record, i)
+    # With max_new_tokens 0, as for the prefill that n > 1 samples share, the token that was sampled is cut off.
+    visible = getattr(req, "finished_len", None)
+    entry = _guarded_entry(record, i) if visible is None or visible >= len(req.output_ids) else None
     if entry is not None:
         if req.customized_info is None:
             req.customized_info = {}
         req.customized_info.setdefault(WIRE_KEY, []).append(entry)
+
+
+def close(returned: Any, self: Any, batch: Any, result: Any) -> None:
+    """AFTER `Scheduler.process_batch_result`: whoever was given a token of this step has been."""
+    info = getattr(getattr(result, "logits_output", None), "customized_info", None) or {}
+    record: StepRecord | None = info.get(RECORD_KEY)
+    if record is None:
+        return
+    try:
+        record.close()
+    except Exception:
+        current = runtime()
+        assert current is not None
+        count_failure(current)

@@ -13,18 +13,8 @@ from typing import Any
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
 
-from led_sglang.integration.records import (
-    ACTIVE,
-    DEPTH_SHIFT,
-    DETAIL_MASK,
-    DETAIL_SHIFT,
-    EXPLORED,
-    FALLBACK,
-    FALLBACK_REASONS,
-    NUM_TRACE_VALUES,
-    THINKING,
-    WIRE_KEY,
-)
+from led_sglang.integration.records import NUM_TRACE_VALUES, WIRE_KEY
+from led_sglang.ops.row_loops import ACTIVE, DEPTH_SHIFT, EXPLORED, FALLBACK, THINKING
 from led_sglang.params import (
     STAMP_KEY,
     LedParamError,
@@ -133,47 +123,18 @@ def _refuse_empty(tokenized_obj: Any) -> None:
         raise LedParamError("the prompt has no tokens: at least one is needed")
 
 
-class Counters:
-    """Since start, counted as clients are answered; what /led/info and /metrics show."""
+@dataclass
+class Answers:
+    """What this process alone knows, since start; the other counters of /led/info and /metrics are the scheduler's."""
 
-    def __init__(self) -> None:
-        self.num_tokens = 0
-        self.num_thinking = 0
-        self.num_explored = 0
-        self.num_fallbacks = 0
-        self.num_report_failures = 0
-        self.depths: Counter[int] = Counter()
-        self.requests: Counter[str] = Counter()
-        self.rows: Counter[str] = Counter()  # generated tokens by method
-        self.confidences: Counter[int] = Counter()  # by bucket of records.CONFIDENCE_BOUNDS
-        self.reasons: Counter[str] = Counter()  # of fallbacks
-
-    def add(self, flags: int) -> None:
-        self.num_tokens += bool(flags & ACTIVE)
-        self.num_thinking += bool(flags & THINKING)
-        detail = flags >> DETAIL_SHIFT & DETAIL_MASK
-        if flags & FALLBACK:
-            self.num_fallbacks += 1
-            self.reasons[FALLBACK_REASONS[detail]] += 1
-        elif flags & ACTIVE:
-            self.confidences[detail] += 1
-        if flags & EXPLORED:
-            self.num_explored += 1
-            self.depths[flags >> DEPTH_SHIFT] += 1
+    num_report_failures: int = 0
+    requests: Counter[str] = field(default_factory=Counter)  # by decoding method
 
     def public(self) -> dict[str, Any]:
-        return {
-            "led_tokens": self.num_tokens,
-            "thinking_tokens": self.num_thinking,
-            "explored_tokens": self.num_explored,
-            "fallbacks": self.num_fallbacks,
-            "report_failures": self.num_report_failures,
-            "depth_histogram": {str(depth): count for depth, count in sorted(self.depths.items())},
-            "requests": dict(self.requests),
-        }
+        return {"report_failures": self.num_report_failures, "requests": dict(self.requests)}
 
 
-COUNTERS = Counters()
+ANSWERS = Answers()
 
 
 @dataclass
@@ -181,7 +142,11 @@ class RequestView:
     """What one request is told about itself."""
 
     params: LedParams
-    counters: Counters = field(default_factory=Counters)
+    num_tokens: int = 0
+    num_thinking: int = 0
+    num_explored: int = 0
+    num_fallbacks: int = 0
+    total_depth: int = 0  # of the explored tokens
     columns: dict[str, list[Any]] = field(default_factory=lambda: {key: [] for key in TRACE_KEYS})
 
     @cached_property
@@ -190,14 +155,19 @@ class RequestView:
         return self.params.public()
 
     def add(self, entries: list[Any]) -> None:
-        """Count the entries of newly generated tokens: int flags, or a tuple of flags and trace values."""
-        COUNTERS.rows[self.params.method] += len(entries)
+        """The entries of newly generated tokens: int flags, or a tuple of flags and trace values."""
         for entry in entries:
-            flags, *values = (entry,) if isinstance(entry, int) else entry
-            self.counters.add(flags)
-            COUNTERS.add(flags)
             if self.params.trace:
+                flags, *values = (entry,) if isinstance(entry, int) else entry
                 self._trace(flags, values or [None] * NUM_TRACE_VALUES)
+            else:
+                flags = entry
+            self.num_tokens += flags & ACTIVE != 0
+            self.num_thinking += flags & THINKING != 0
+            self.num_fallbacks += flags & FALLBACK != 0
+            if flags & EXPLORED:
+                self.num_explored += 1
+                self.total_depth += flags >> DEPTH_SHIFT
 
     def _trace(self, flags: int, values: list[Any]) -> None:
         is_active = bool(flags & ACTIVE) and not flags & FALLBACK
@@ -213,14 +183,12 @@ class RequestView:
         return {"led_params": self.applied, "led_stats": self._stats(), **columns}
 
     def _stats(self) -> dict[str, Any]:
-        counters = self.counters
-        total = sum(depth * count for depth, count in counters.depths.items())
         return {
-            "led_tokens": counters.num_tokens,
-            "thinking_tokens": counters.num_thinking,
-            "explored_tokens": counters.num_explored,
-            "mean_depth": total / counters.num_explored if counters.num_explored else None,
-            "fallbacks": counters.num_fallbacks,
+            "led_tokens": self.num_tokens,
+            "thinking_tokens": self.num_thinking,
+            "explored_tokens": self.num_explored,
+            "mean_depth": self.total_depth / self.num_explored if self.num_explored else None,
+            "fallbacks": self.num_fallbacks,
         }
 
 
@@ -232,8 +200,8 @@ def take_entries(self: Any, recv_obj: Any) -> None:
     try:
         _take_entries(self, recv_obj)
     except Exception:
-        COUNTERS.num_report_failures += 1
-        if COUNTERS.num_report_failures <= MAX_LOGGED_FAILURES:
+        ANSWERS.num_report_failures += 1
+        if ANSWERS.num_report_failures <= MAX_LOGGED_FAILURES:
             logger.exception("LED could not report on a step; its requests miss led_stats and trace entries")
 
 
@@ -276,7 +244,7 @@ def _view(state: Any) -> RequestView | None:
         params = parse_request(_wire_value(state.obj), _config())
         if params is not None:
             view = state.led_view = RequestView(params)
-            COUNTERS.requests[params.method] += 1
+            ANSWERS.requests[params.method] += 1
     return view
 
 

@@ -12,6 +12,7 @@ from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 from led_sglang.integration.capture import Capture, CaptureError
+from led_sglang.integration.counts import Counts
 from led_sglang.integration.head import build_head, refuse_lora, why_nothing_rides
 from led_sglang.integration.layers import captured_layers
 from led_sglang.integration.ranks import RankCheck
@@ -40,6 +41,7 @@ class Runtime:
         self.machine: ThinkingMachine | None = None
         self.forward_batch: Any = None
         self.num_step_failures = 0
+        self.counts = Counts(config.max_depth, torch.device(runner.device))
         self.is_sanitized = bool(envs.SGLANG_SANITIZE_NAN_LOGITS.get())
         self._states: Tensor | None = None
         if config.open_ids and config.close_ids:
@@ -116,7 +118,7 @@ class Runtime:
             "captured_layers": sorted(self.capture.layers),
             "methods": ["none", *self.config.methods],
             "capture_buffer_bytes": buffer.numel() * buffer.element_size() if buffer is not None else 0,
-            "step_failures": self.num_step_failures,
+            "counters": {**self.counts.facts(), "step_failures": self.num_step_failures},
             "backend": self.config.backend,
             "form": self.ride.facts(),
             "bench_explore_rate": self.config.bench_explore_rate,

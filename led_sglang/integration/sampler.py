@@ -173,10 +173,10 @@ def _guarded_advance(led: LedBatch, info: Any, positions: Tensor, current: Runti
 
 def _guarded_record(led: LedBatch, context: StepContext | None, current: Runtime) -> StepRecord:
     try:
-        return StepRecord.of(led, context)
+        return StepRecord.of(led, context, current)
     except Exception:
         count_failure(current)
-        return StepRecord.of(led, None)
+        return StepRecord.of(led, None, current)
 
 
 def before_forward(current: Runtime, forward_batch: Any) -> None:

@@ -79,8 +79,11 @@ HOOK_TARGETS: dict[str, HookTarget] = {
     "._maybe_collect_customized_info": HookTarget(
         "around", ("self", "i", "req", "logits_output"), "give each request its own step records only"
     ),
+    S + "managers.scheduler.Scheduler.process_batch_result": HookTarget(
+        "after", ("self", "batch", "result"), "take out of the counters what the overlap scheduler drops"
+    ),
     S + "managers.scheduler.Scheduler.get_internal_state": HookTarget(
-        "after", ("self", "recv_req"), "carry the scheduler's LED facts to /led/info"
+        "after", ("self", "recv_req"), "carry the scheduler's LED facts and counters to /led/info and /metrics"
     ),
 }
 

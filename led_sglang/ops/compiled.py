@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from led_sglang.jit import jit
-from led_sglang.ops import host
+from led_sglang.ops import host, tally
 from led_sglang.ops.fused import CHUNK_ELEMENTS, pick_latents, take_ridden
 from led_sglang.ops.head import finish_logits, latent_probs, tile_width
 from led_sglang.ops.noise import uniforms
@@ -58,12 +58,16 @@ def warm() -> None:
     row, no = torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool)
     one, logits, (coin, token) = torch.ones(1), torch.zeros(1, 2), uniforms(row, row, row)
     rows = LedRows(~no, 2 * row, 2 * row, one, no, ~no, no, no, 0 * row, 0 * one, ~no, 2, 2, True, False, False)
-    led_step(logits, torch.zeros(1, 1, 1), Head(torch.zeros(2, 1), 2), rows, Noise(coin, token))
+    step = led_step(logits, torch.zeros(1, 1, 1), Head(torch.zeros(2, 1), 2), rows, Noise(coin, token))
     seats = Seats(None, row, row, row, row, no, None, False)
     now, tables = standing(seats, 0 * row, row, None, 0 * row), ThinkingMachine([0], [1], 2).tables("cpu")
     for token_ids in (torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)):
         write_tokens(seats, token_ids, no, no, row)
         move_states(seats, tables, 0 * row, 0 * row, now.states * 0, token_ids)
+    counters = tally.Counters.zeros(2, 1, row.device)
+    for decided in (step, None):
+        tally.tell(now, decided, False, 0 * row, counters, "compiled")
+    tally.count([0], [0], 1, counters.values.numpy(), counters.method_place)
 
 
 class _Asked:

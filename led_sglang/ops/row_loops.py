@@ -81,3 +81,63 @@ def move_states(
         token = token_ids[index[r]]
         symbol = symbol_of[token] if 0 <= token < len(symbol_of) else 0
         states[slots[r]] = next_state[before[r] * num_symbols + symbol]
+
+
+# What `led_sglang.ops.tally` tells of a row: bits of its flags, and the places of the counters of its kinds.
+THINKING, EXPLORED, ACTIVE, FALLBACK = 1, 2, 4, 8
+DETAIL_SHIFT, DETAIL_MASK = 4, 15  # then the confidence's bucket, or why the step fell back
+DEPTH_SHIFT = 8  # then the depth
+STEP_FAILED, NOT_FINITE, NUM_REASONS = 0, 1, 2  # why: our code raised, or the row's numbers were not finite
+NUM_BUCKETS = 14  # of confidence, one more than bounds
+LED_PLACE, THINKING_PLACE, REASON_PLACE = 0, 1, 2
+CONFIDENCE_PLACE = REASON_PLACE + NUM_REASONS
+DEPTH_PLACE = CONFIDENCE_PLACE + NUM_BUCKETS  # of depth 0; the decoding methods come after the largest depth
+
+
+@jit
+def count(flags: Any, method: Any, weight: int, counters: Any, method_place: int) -> None:
+    """Rows, (R,) int64, are added `weight` times to the counters of their kinds."""
+    for r in range(len(flags)):
+        row = flags[r]
+        detail = row >> DETAIL_SHIFT & DETAIL_MASK
+        counters[method_place + method[r]] += weight
+        if row & THINKING:
+            counters[THINKING_PLACE] += weight
+        if row & ACTIVE:
+            counters[LED_PLACE] += weight
+        if row & FALLBACK:
+            counters[REASON_PLACE + detail] += weight
+        elif row & ACTIVE:
+            counters[CONFIDENCE_PLACE + detail] += weight
+        if row & EXPLORED:
+            counters[DEPTH_PLACE + (row >> DEPTH_SHIFT)] += weight
+
+
+@jit
+def tell_undecided(
+    thinking: Any, active: Any, method: Any, counters: Any, method_place: int, has_failed: bool, flags: Any
+) -> None:
+    """(R,) bool, bool, int64: the flags, written and counted, of a step that LED did not decide, or failed to."""
+    for r in range(len(flags)):
+        flags[r] = THINKING * thinking[r] | ACTIVE * active[r]
+        if active[r] and has_failed:
+            flags[r] |= FALLBACK | STEP_FAILED << DETAIL_SHIFT
+    count(flags, method, 1, counters, method_place)
+
+
+@jit
+def tell(
+    thinking: Any, active: Any, explored: Any, ok: Any, depth: Any, confidence: Any, method: Any, counters: Any,
+    method_place: int, bounds: Any, flags: Any,
+) -> None:  # fmt: skip
+    """(R,) each: the flags, written and counted, of a step that LED decided."""
+    for r in range(len(flags)):
+        flags[r] = THINKING * thinking[r] | ACTIVE * active[r]
+        if active[r] and not ok[r]:
+            flags[r] |= FALLBACK | NOT_FINITE << DETAIL_SHIFT
+        elif active[r]:
+            bucket = 0
+            while bucket < len(bounds) and bounds[bucket] < confidence[r]:
+                bucket += 1
+            flags[r] |= EXPLORED * explored[r] | bucket << DETAIL_SHIFT | depth[r] << DEPTH_SHIFT
+    count(flags, method, 1, counters, method_place)

@@ -88,6 +88,20 @@ def test_histograms_equal_those_of_the_traces(measured: tuple[Samples, list[dict
     assert growth["explore_depth_count", ""] == sum(depths.values())
 
 
+def test_the_prefill_that_samples_share_counts_no_token(embedded_server: Server) -> None:
+    """SGLang sends it as a request of its own that may generate nothing."""
+    before = scrape(embedded_server)
+    sampling = {"n": 3, "max_new_tokens": 5, "custom_params": {"led": {"trace": True, "phase": "all"}}}
+    body = {"text": "<|im_start|>user\n3 + 4<|im_end|>\n", "sampling_params": sampling}
+    metas = [
+        sample["meta_info"] for sample in httpx.post(f"{embedded_server.url}/generate", json=body, timeout=120).json()
+    ]
+    growth = {key: value - before[key] for key, value in scrape(embedded_server).items()}
+    assert len(metas) == 3
+    assert growth["rows_total", "led"] == sum(meta["completion_tokens"] for meta in metas)
+    assert growth["tokens_total", ""] == sum(len(meta["led_depth"]) for meta in metas)
+
+
 def test_sglangs_own_numbers_are_still_there(embedded_server: Server) -> None:
     text = httpx.get(f"{embedded_server.url}/metrics", timeout=60, follow_redirects=True).text
     assert "sglang:generation_tokens_total" in text

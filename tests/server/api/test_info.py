@@ -56,21 +56,25 @@ def test_counters_grow_by_what_the_requests_report(http: httpx.Client) -> None:
         "thinking_tokens": sum(meta["led_stats"]["thinking_tokens"] for meta in metas),
         "explored_tokens": sum(meta["led_stats"]["explored_tokens"] for meta in metas),
         "fallbacks": 0,
+        "fallback_reasons": {},
         "step_failures": 0,
         "report_failures": 0,
         "depth_histogram": dict(depths),
+        "confidence_histogram": grown["confidence_histogram"],  # tests/server/test_metrics.py knows its bounds
+        "tokens": {"led": sum(meta["completion_tokens"] for meta in metas)},
         "requests": {"led": 3},
     }
     assert grown["explored_tokens"] > 0
 
 
-def test_led_off_counts_as_a_request_and_nothing_more(http: httpx.Client) -> None:
+def test_led_off_counts_as_requests_and_tokens_and_nothing_more(http: httpx.Client) -> None:
     wait_idle(http)
     before = counters(http)
     for _ in range(3):
         generate(http, False, sampling={"max_new_tokens": 8})
     grown = growth(before, counters(http))
     assert grown.pop("requests") == {"none": 3}
+    assert grown.pop("tokens") == {"none": 24}
     assert not any(grown.values())
 
 

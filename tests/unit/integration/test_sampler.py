@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from led_sglang.integration import sampler, step
+from led_sglang.integration.counts import Counts
 from led_sglang.integration.sampler import dress
 from led_sglang.integration.step import StepContext
 from led_sglang.ops import Head, LedStep, Noise, host, led_step
 from led_sglang.ops.standing import Standing
+from led_sglang.params import ServerConfig
 from tests.unit.integration.fakes import batch_of, sampling_info, seat
 
 V = 16
@@ -66,6 +68,7 @@ def context_of(methods: list[str | None], active: list[bool], ok: list[bool] | N
     vars(batch_info).update(info)
     rows = led.device_rows(batch_info)
     count, runtime = len(active), SimpleNamespace(num_step_failures=0, forget_mixtures=lambda slots: None)
+    runtime.config, runtime.counts = ServerConfig(), Counts(8, torch.device("cpu"))
     zeros = torch.zeros(count, dtype=torch.int64)
     is_active = torch.tensor(active)
     noise = torch.zeros(2, count).double()
@@ -129,7 +132,8 @@ def forward(
     context.step = None
     monkeypatch.setattr(StepContext, "decide", decide)
     monkeypatch.setattr(StepContext, "finish", lambda self, ids: setattr(self, "is_finished", True))
-    monkeypatch.setattr(sampler, "runtime", lambda: SimpleNamespace(forward_batch=SimpleNamespace(led_context=context)))
+    context.runtime.forward_batch = SimpleNamespace(led_context=context)
+    monkeypatch.setattr(sampler, "runtime", lambda: context.runtime)
     num_rows = len(context.active)
     output = SimpleNamespace(next_token_logits=torch.zeros(num_rows, V), customized_info=None)
     ids = dress(engine).forward(output, context.info, return_logprob, None, None, torch.arange(num_rows))

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 from unittest.mock import patch
 
+import tally_cases
 import torch
 from op_cases import Case, make_case, make_rows
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -201,6 +202,21 @@ def check_launches() -> None:
         assert found == (15, 7), found
 
 
+def check_tally() -> None:
+    """Flags and counters of a step in one kernel against torch's, twice; more rows than a block, and none."""
+    for seed, num_rows in enumerate((1, 9, 150, 0)):
+        case = tally_cases.draw(seed, num_rows, is_decided=True, has_failed=False)
+        host.can_look = lambda device: False
+        try:
+            flags, counters = tally_cases.tell(case, "triton")
+            tally_cases.tell(case, "triton", counters)
+            expected, counted = tally_cases.tell(case, "fused")
+            tally_cases.tell(case, "fused", counted)
+        finally:
+            host.can_look = CAN_LOOK
+        assert torch.equal(flags, expected) and torch.equal(counters.values, counted.values)
+
+
 def check_overflow() -> None:
     """A normalizer of +inf is a broken row, not a layer of probability 0."""
     rows, noise, all_rows = make_rows(3, depth=2), make_case(3).noise, torch.ones(3, dtype=torch.bool)
@@ -213,6 +229,7 @@ def check_overflow() -> None:
 def main() -> None:
     check_launches()
     check_overflow()
+    check_tally()
     check_candidates()
     check_tails()
     check_row_list()

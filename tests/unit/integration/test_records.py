@@ -1,0 +1,112 @@
+"""The counters say what requests were told: no more, no less, at any moment."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from led_sglang.integration import records
+from led_sglang.integration.counts import Counts
+from led_sglang.integration.records import RECORD_KEY, WIRE_KEY, StepRecord
+from led_sglang.ops.row_loops import ACTIVE, EXPLORED, FALLBACK, THINKING
+from led_sglang.params import METHODS
+from tests.unit.integration.fakes import batch_of, seat
+
+ROWS = ["led", "none", None, "led", "dola"]
+OURS = ["led", "led", "dola"]
+FLAGS = [THINKING | ACTIVE, THINKING | ACTIVE | EXPLORED | 2 << 8, THINKING]
+
+
+def counted(counts: Counts, flags: list[int] = FLAGS) -> StepRecord:
+    """A step whose rows the device has counted."""
+    values = counts.on_device.values.numpy()
+    methods = [METHODS.index(method) for method in OURS]
+    records.tally.count(flags, methods, 1, values, counts.on_device.method_place)
+    return StepRecord(batch_of(*map(seat, ROWS)), counts, torch.tensor(flags))
+
+
+def collect(record: StepRecord, row: int, finished_len: int | None = None) -> list[Any]:
+    """What SGLang's processor does with a row that it hands out: the second token of its request."""
+    request = SimpleNamespace(customized_info=None, output_ids=[5, 6], finished_len=finished_len)
+    output = SimpleNamespace(customized_info={RECORD_KEY: record})
+    records.collect(lambda *_: None, None, row, request, output)
+    told: list[Any] = (request.customized_info or {}).get(WIRE_KEY, [])
+    return told
+
+
+def close(record: StepRecord) -> None:
+    output = SimpleNamespace(customized_info={RECORD_KEY: record})
+    records.close(None, None, None, SimpleNamespace(logits_output=output))
+
+
+@pytest.fixture
+def counts() -> Counts:
+    return Counts(8, torch.device("cpu"))
+
+
+def test_a_step_counts_once_its_rows_are_handed_out(counts: Counts) -> None:
+    record = counted(counts)
+    assert counts.facts()["led_tokens"] == 0, "still on its way"
+    assert [collect(record, row) for row in range(5)] == [[FLAGS[0]], [0], [], [FLAGS[1]], [FLAGS[2]]]
+    close(record)
+    facts = counts.facts()
+    assert facts["led_tokens"] == 2 and facts["thinking_tokens"] == 3 and facts["explored_tokens"] == 1
+    assert facts["tokens"] == {method: ["led", "led", "none", "dola"].count(method) for method in METHODS}
+
+
+def test_what_the_overlap_scheduler_drops_does_not_count(counts: Counts) -> None:
+    record = counted(counts)
+    collect(record, 0)
+    close(record)
+    facts = counts.facts()
+    assert facts["led_tokens"] == facts["thinking_tokens"] == facts["tokens"]["led"] == 1
+    assert facts["explored_tokens"] == facts["tokens"]["dola"] == facts["tokens"]["none"] == 0
+    assert not any(facts["depth_histogram"].values())
+
+
+def test_a_token_beyond_the_requests_end_does_not_count(counts: Counts) -> None:
+    record = counted(counts)
+    assert [collect(record, row, end) for row, end in ((0, 2), (3, 1), (4, 0), (1, 0))] == [[FLAGS[0]], [], [], []]
+    close(record)
+    assert counts.facts()["led_tokens"] == sum(counts.facts()["tokens"].values()) == 1
+
+
+def test_half_of_a_step_is_handed_out_when_somebody_asks(counts: Counts) -> None:
+    record = counted(counts)
+    collect(record, 3)
+    assert counts.facts()["led_tokens"] == counts.facts()["explored_tokens"] == 1
+    collect(record, 0)
+    assert counts.facts()["led_tokens"] == 2
+
+
+def test_a_step_that_failed_before_it_was_counted(counts: Counts) -> None:
+    record = StepRecord(batch_of(*map(seat, ROWS)), counts)
+    assert [collect(record, row) for row in (0, 3)] == [[FALLBACK], [FALLBACK]]
+    close(record)
+    facts = counts.facts()
+    assert facts["fallback_reasons"] == {"step_failed": 2, "not_finite": 0}
+    assert facts["tokens"]["led"] == 2 and facts["led_tokens"] == facts["tokens"]["dola"] == 0
+
+
+def test_a_row_that_could_not_be_told_counts_as_what_it_was_told(
+    counts: Counts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, current = counted(counts), SimpleNamespace(num_step_failures=0)
+    monkeypatch.setattr(records, "runtime", lambda: current)
+    with monkeypatch.context() as patch:
+        patch.setattr(StepRecord, "entry", lambda *_: 1 / 0)
+        assert collect(record, 3) == [FALLBACK]
+    assert collect(record, 0) == [FLAGS[0]]
+    close(record)
+    facts = counts.facts()
+    assert current.num_step_failures == 1 and facts["fallbacks"] == 1
+    assert facts["led_tokens"] == 1 and facts["explored_tokens"] == 0 and facts["tokens"]["led"] == 2
+
+
+def test_a_batch_without_our_rows_has_nothing_to_close(counts: Counts) -> None:
+    record = StepRecord(batch_of(seat("none"), seat(None)), counts)
+    assert collect(record, 0) == [0] and not counts.pending
+    close(record)
+    records.close(None, None, None, SimpleNamespace(logits_output=None))
+    assert counts.facts()["tokens"]["none"] == 1 and counts.facts()["fallbacks"] == 0

@@ -1,0 +1,45 @@
+"""Rows of a step with every kind among them, for the tests of `led_sglang.ops.tally`."""
+
+from typing import Any
+
+import torch
+
+from led_sglang.ops import tally
+from led_sglang.ops.standing import Standing
+from led_sglang.ops.types import LedStep
+
+MAX_DEPTH, NUM_METHODS = 5, 3
+
+
+def draw(seed: int, num_rows: int, is_decided: bool, has_failed: bool) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def numbers(top: int) -> torch.Tensor:
+        return torch.randint(0, top, (num_rows,), generator=generator)
+
+    # Confidences on the bounds themselves, and between them.
+    bounds = torch.tensor(tally.CONFIDENCE_BOUNDS)[numbers(len(tally.CONFIDENCE_BOUNDS))]
+    between = torch.rand(num_rows, generator=generator)
+    return {
+        "thinking": numbers(2).bool(),
+        # LED decides whenever a row is in its phase, unless it fails.
+        "active": numbers(2).bool() & (is_decided or has_failed),
+        "explored": numbers(2).bool(),
+        "ok": numbers(4) > 0,
+        "depth": numbers(MAX_DEPTH) + 1,
+        "confidence": torch.where(numbers(2).bool(), bounds, between),
+        "method": numbers(NUM_METHODS),
+        "is_decided": is_decided,
+        "has_failed": has_failed and not is_decided,
+    }
+
+
+def tell(
+    case: dict[str, Any], backend: str, counters: tally.Counters | None = None
+) -> tuple[torch.Tensor, tally.Counters]:
+    counters = counters or tally.Counters.zeros(MAX_DEPTH, NUM_METHODS, torch.device("cpu"))
+    row, none = torch.empty(0), torch.empty(0)
+    now = Standing(row, row, case["thinking"], case["active"], row, row)
+    step = LedStep(none, case["ok"], case["explored"], case["depth"], case["confidence"], None, none, none, none, None)
+    decided = step if case["is_decided"] else None
+    return tally.tell(now, decided, case["has_failed"], case["method"], counters, backend), counters

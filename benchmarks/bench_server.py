@@ -2,7 +2,9 @@
 
 Two real servers with the embedded model (or --model-path), one with LED and one baseline, are loaded in turn, never at
 once; pairs alternate in order. The ratio is the median over pairs; `cpu_ratio` is the same of tokens per CPU second of
-the server's processes. No number is printed if LED explored nothing.
+the server's processes. A process is a few percent faster or slower than the next for as long as it lives, as its memory
+happens to lie: `--starts` takes several, `ratio_starts` tells the median of each. No number is printed if LED explored
+nothing.
 
     python benchmarks/bench_server.py --json
 """
@@ -15,7 +17,7 @@ import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,8 @@ class Pair:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--rounds", type=int, default=5, help="pairs of windows for each concurrency")
+    parser.add_argument("--starts", type=int, default=1, help="fresh pairs of servers (default: 1)")
+    parser.add_argument("--rounds", type=int, default=5, help="pairs of windows for each concurrency and start")
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a window")
     parser.add_argument("--warm-seconds", type=float, default=2.0, help="load before a window that does not count")
     parser.add_argument("--max-tokens", type=int, default=256)
@@ -79,10 +82,19 @@ def counters(url: str) -> dict[str, Any]:
     return found
 
 
+@dataclass
+class Cell:
+    """What was measured of one method at one concurrency: pairs by start of the servers, and what LED did."""
+
+    starts: list[list[Pair]] = field(default_factory=list)
+    tokens: int = 0
+    explored: int = 0
+
+
 def measure(
-    options: argparse.Namespace, baseline: Server, led: Server, concurrency: int, method: str
-) -> dict[str, Any]:
-    """One line of the table. Raises SystemExit if the method did nothing."""
+    options: argparse.Namespace, baseline: Server, led: Server, concurrency: int, method: str, cell: Cell
+) -> None:
+    """One start's windows. Raises SystemExit if the method did nothing."""
     texts = [problem.question for problem in generate("held_out", 256, seed=7)]
     length = {"ignore_eos": True} if options.ignore_eos else {}
     plain = {"temperature": options.temperature, "max_tokens": options.max_tokens, "extra_body": length}
@@ -100,26 +112,27 @@ def measure(
             window.cpu_s = cpu_seconds(server.process.pid) - cpu
             windows[server.url] = window
         pairs.append(Pair(windows[baseline.url], windows[led.url]))
-    return {
-        "method": method,
-        "ignore_eos": options.ignore_eos,
-        **line(concurrency, pairs),
-        "explored_share": work_done(before, counters(led.url), method),
-    }
+    tokens, explored = work_done(before, counters(led.url), method)
+    cell.starts.append(pairs)
+    cell.tokens += tokens
+    cell.explored += explored
 
 
-def work_done(before: dict[str, Any], after: dict[str, Any], method: str) -> float:
-    """Share of explored tokens (0 of other methods than LED). Raises SystemExit where a number would mean nothing."""
+def work_done(before: dict[str, Any], after: dict[str, Any], method: str) -> tuple[int, int]:
+    """LED's tokens and those explored. Raises SystemExit where a number would mean nothing."""
     requests = after["requests"].get(method, 0) - before["requests"].get(method, 0)
     tokens = after["led_tokens"] - before["led_tokens"]
     explored = after["explored_tokens"] - before["explored_tokens"]
     is_idle = not requests or (method == "led" and not explored)
     if is_idle or after["fallbacks"] or after["step_failures"]:
         raise SystemExit(f"no number: {requests} requests of {method}, {explored} tokens explored, counters {after}")
-    return round(explored / tokens, 4) if method == "led" else 0.0
+    return tokens, explored
 
 
-def line(concurrency: int, pairs: list[Pair]) -> dict[str, Any]:
+def line(options: argparse.Namespace, method: str, concurrency: int, cell: Cell) -> dict[str, Any]:
+    """Of the table."""
+    pairs = [pair for start in cell.starts for pair in start]
+
     def gaps(side: str, share: float) -> float:
         values = sorted(gap for pair in pairs for gap in getattr(pair, side).gaps_s)
         return round(1000 * values[min(int(share * len(values)), len(values) - 1)], 3)
@@ -129,10 +142,13 @@ def line(concurrency: int, pairs: list[Pair]) -> dict[str, Any]:
 
     ratios = [pair.ratio for pair in pairs]
     return {
+        "method": method,
+        "ignore_eos": options.ignore_eos,
         "concurrency": concurrency,
         "baseline_tok_s": median([pair.baseline.tokens_per_s for pair in pairs]),
         "led_tok_s": median([pair.led.tokens_per_s for pair in pairs]),
         "ratio": median(ratios),
+        "ratio_starts": [median([pair.ratio for pair in start]) for start in cell.starts],
         "ratio_min": round(min(ratios), 4),
         "ratio_max": round(max(ratios), 4),
         "cpu_ratio": median([pair.cpu_ratio for pair in pairs]),
@@ -142,6 +158,7 @@ def line(concurrency: int, pairs: list[Pair]) -> dict[str, Any]:
         "led_itl_ms_p50": gaps("led", 0.5),
         "baseline_itl_ms_p99": gaps("baseline", 0.99),
         "led_itl_ms_p99": gaps("led", 0.99),
+        "explored_share": round(cell.explored / cell.tokens, 4) if method == "led" else 0.0,
     }
 
 
@@ -150,17 +167,20 @@ def main() -> None:
     model = ["--model-path", options.model_path] if options.model_path else []
     more = model + options.server_args.split()
     enabled = ["--led-methods", ",".join(options.methods)]
-    with ExitStack() as stack:
-        logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        baseline = stack.enter_context(Server("--led", options.baseline, *more, log=logs / "baseline.log"))
-        led = stack.enter_context(Server("--led", "on", *enabled, *more, log=logs / "led.log"))
-        lines = []
-        for method, concurrency in itertools.product(options.methods, options.concurrency):
-            lines.append(measure(options, baseline, led, concurrency, method))
-            print(", ".join(f"{key} {value}" for key, value in lines[-1].items()), flush=True)
-            if options.append:
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps({**provenance(), **lines[-1]}) + "\n")
+    cells = {key: Cell() for key in itertools.product(options.methods, options.concurrency)}
+    for _ in range(options.starts):
+        with ExitStack() as stack:
+            logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            baseline = stack.enter_context(Server("--led", options.baseline, *more, log=logs / "baseline.log"))
+            led = stack.enter_context(Server("--led", "on", *enabled, *more, log=logs / "led.log"))
+            for (method, concurrency), cell in cells.items():
+                measure(options, baseline, led, concurrency, method, cell)
+    lines = [line(options, method, concurrency, cell) for (method, concurrency), cell in cells.items()]
+    for found in lines:
+        print(", ".join(f"{key} {value}" for key, value in found.items()), flush=True)
+        if options.append:
+            with RESULTS.open("a") as file:
+                file.write(json.dumps({**provenance(), **found}) + "\n")
     if options.json:
         print(json.dumps(lines))
 

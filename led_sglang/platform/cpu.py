@@ -51,6 +51,7 @@ class PlainTorchPlatform(CpuDeviceMixin, SRTPlatform):
 
         register_attention_backend("torch_native")(PagedAttention)
         deterministic.install()
+        _keep_layer_outputs()
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"
@@ -111,3 +112,19 @@ class PlainTorchPlatform(CpuDeviceMixin, SRTPlatform):
         from led_sglang.platform.allocator import SingleTokenPageAllocator
 
         return SingleTokenPageAllocator
+
+
+def _keep_layer_outputs() -> None:
+    """Captured layer outputs as they are: SGLang copies each, since a GPU's fused norm would write over it.
+
+    `forward_native` of the norms makes a new residual stream in every layer and writes into none.
+    """
+    try:
+        from sglang.srt.layers.aux_hidden_states import AuxHiddenStateList
+    except ImportError:  # SGLang 0.5.17 keeps sums of its own
+        return
+
+    def capture(self: list[torch.Tensor], hidden: torch.Tensor, *, owned: bool = False) -> None:
+        self.append(hidden)
+
+    AuxHiddenStateList.capture = capture

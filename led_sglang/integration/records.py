@@ -52,9 +52,8 @@ class StepRecord:
         counts = current.counts
         if context is None:
             return cls(led, counts)
-        step, device = context.step, context.active.device
-        backend = chosen_backend(current.config.backend, device)
-        method = context.rows.method
+        step, method = context.step, context.rows.method
+        backend = chosen_backend(current.config.backend, method.device)
         flags = tally.tell(context.standing, step, context.failed, method, counts.on_device, backend)
         record = cls(led, counts, to_host(flags))
         if step is not None and step.entropy is not None and step.logprob is not None:

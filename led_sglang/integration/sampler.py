@@ -191,7 +191,7 @@ def before_forward(current: Runtime, forward_batch: Any) -> None:
     current.forward_batch = forward_batch
     try:
         context = StepContext.begin(led, forward_batch.sampling_info, forward_batch.positions, current)
-        ride.board(context.rows, context.rows.params.activated(context.active), context.noise[0], len(led.seats))
+        ride.board(context.rows, context.rows.params.activated(context.standing), context.standing.coin, len(led.seats))
         context.is_riding = True
         forward_batch.led_context = context
     except Exception:

@@ -1,6 +1,6 @@
 """One call of the sampler: what LED's rows need, what they get, and where their thinking goes from there."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from led_sglang.integration.runtime import Runtime
 from led_sglang.ops import host, led_step
 from led_sglang.ops.plain import sample_filtered
 from led_sglang.ops.standing import Standing, move_states, standing, write_tokens
-from led_sglang.ops.types import LedStep, Noise
+from led_sglang.ops.types import LedStep
 
 SANITIZER = 1e30  # SGLang's stand-in for infinity
 
@@ -26,8 +26,7 @@ class StepContext:
     runtime: Runtime
     rows: DeviceRows
     info: Any  # SamplingBatchInfo
-    standing: Standing  # before this token
-    noise: Tensor  # (2, R)
+    standing: Standing  # before this token, with the step's noise
     is_riding: bool = False  # this step's form is one pass
     preprocessed: Tensor | None = None  # the engine's logits, before its sampler asks for them
     is_decided: bool = False
@@ -45,16 +44,19 @@ class StepContext:
         rows = led.device_rows(info)
         now = stand(rows, positions, current)
         rate = current.config.bench_explore_rate
-        if rate is None:
-            return cls(current, rows, info, now, now.noise)
-        # A benchmark: coin 0 always explores, coin 1 never does.
-        coin = (now.noise[0] >= rate).to(now.noise.dtype)
-        return cls(current, rows, info, now, torch.stack([coin, now.noise[1]]))
+        if rate is not None:  # a benchmark: coin 0 always explores, coin 1 never does
+            now = replace(now, coin=(now.coin >= rate).to(now.coin.dtype))
+        return cls(current, rows, info, now)
 
     @property
     def active(self) -> Tensor:
         """(R,) bool"""
         return self.standing.active
+
+    @property
+    def is_active(self) -> Any:
+        """The same as numpy sees it. CPU only."""
+        return self.standing.arrays("active")[0]
 
     def decide(self, logits: Tensor) -> None:
         """Run the LED step on the engine's final logits (B, V), before the engine turns them into probabilities.
@@ -63,7 +65,7 @@ class StepContext:
         """
         self.is_decided = True
         if self.runtime.ranks is not None:
-            self.runtime.ranks.check(self.noise)
+            self.runtime.ranks.check(torch.stack([self.standing.coin, self.standing.token]))
         engine_logits = logits
         if self.runtime.is_sanitized:
             logits = _as_before_sanitizing(logits)
@@ -73,12 +75,12 @@ class StepContext:
         if self.runtime.is_sanitized and self.rows.groups:
             engine_logits.copy_(logits.nan_to_num(nan=-SANITIZER, posinf=SANITIZER, neginf=-SANITIZER))
         head, ride = self.runtime.head, self.runtime.ride
-        if host.can_look(logits.device) and not self.active.numpy().any():
+        if host.can_look(logits.device) and not self.is_active.any():
             return
         num_rows, num_layers = logits.shape[0], self.runtime.num_led_layers
         assert head is not None
         latents = partial(self.runtime.capture.latents, num_layers, num_rows, self.rows.index)
-        params = self.rows.params.activated(self.active)
+        params = self.rows.params.activated(self.standing)
         ride.num_steps["one_pass" if self.is_riding else "coin_first"] += 1
         self.runtime.num_engine_head_steps += head.project is not None
         self.step = led_step(
@@ -86,7 +88,7 @@ class StepContext:
             latents if num_layers else logits.new_empty(0, self.rows.num_rows, 1),
             head,
             params,
-            Noise(self.noise[0], self.noise[1]),
+            self.standing,
             backend=self.runtime.config.backend,
             ridden=ride.ridden(self.rows, params, num_rows) if self.is_riding else None,
         )
@@ -107,7 +109,7 @@ class StepContext:
             info.top_ks[batch_rows],
             info.top_ps[batch_rows],
             info.min_ps[batch_rows],
-            self.noise[1][picked],
+            self.standing.token[picked],
         )
         self.plain_rows, self.plain_active = batch_rows, self.active[picked]
 
@@ -116,12 +118,12 @@ class StepContext:
         """The batch holds LED's requests only, the engine is to tell no more than tokens, and the host may look."""
         rows, info = self.rows, self.info
         tells_more = info.sampling_seed is not None or getattr(info, "sampling_mask_batch_indices", None) is not None
-        return rows.index is None and rows.is_led is None and not tells_more and host.can_look(self.active.device)
+        return rows.index is None and rows.is_led is None and not tells_more and host.can_look(rows.seed.device)
 
     @property
     def may_decide_alone(self) -> bool:
         """LED may turn out to decide every row of a batch that samples; one that is all greedy is cheap."""
-        return self.is_led_alone and not self.info.is_all_greedy and bool(self.active.numpy().all())
+        return self.is_led_alone and not self.info.is_all_greedy and bool(self.is_active.all())
 
     def open_rows(self) -> Tensor | None:
         """Rows of the batch whose token is still the engine's to sample; None: leave all to it.
@@ -132,7 +134,7 @@ class StepContext:
         """
         if self.step is None or not self.is_led_alone:
             return None
-        return torch.from_numpy(np.flatnonzero(~(self.active.numpy() & self.step.ok.numpy())))
+        return torch.from_numpy(np.flatnonzero(~(self.is_active & self.step.arrays("ok")[0])))
 
     def apply(self, token_ids: Tensor) -> None:
         """Write the LED tokens over the engine's, in place; rows that are not ok keep the engine's token."""
@@ -146,7 +148,7 @@ class StepContext:
         for rows, forced, is_forced in self.overrides:
             token_ids[rows] = torch.where(is_forced, forced.to(token_ids.dtype), token_ids[rows])
         if self.step is not None:
-            write_tokens(self.rows, token_ids, self.active, self.step.ok, self.step.token_ids)
+            write_tokens(self.rows, token_ids, self.standing, self.step)
 
     def finish(self, token_ids: Tensor) -> None:
         """Advance the thinking states with the tokens that were really chosen."""
@@ -175,4 +177,4 @@ def stand(rows: DeviceRows, positions: Tensor, current: Runtime) -> Standing:
 def advance(current: Runtime, rows: DeviceRows, before: Standing, token_ids: Tensor) -> None:
     """The thinking states follow the tokens, (B,)."""
     if current.machine is not None:
-        move_states(rows, current.tables, current.states, before.slots, before.states, token_ids)
+        move_states(rows, current.tables, current.states, before, token_ids)

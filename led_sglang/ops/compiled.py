@@ -39,14 +39,15 @@ def led_step(
         raise ValueError(f'LED backend "compiled" is for the CPU; this step is on {final_logits.device}')
     asked = _Asked.of(rows)
     step = _Arrays(len(final_logits), rows)
-    decide_final(final_logits, asked, rows.active.numpy(), noise.coin.numpy(), noise.token.numpy(), step)
+    coin, uniform = noise.arrays("coin", "token")
+    decide_final(final_logits, asked, rows.arrays("active")[0], coin, uniform, step)
     index = np.flatnonzero(step.needs_latents)
     if len(index):
         step.explore = step.exploit.copy()
         hidden = latents() if callable(latents) else latents
         layers = layers_at(step.ids, hidden, head, rows, asked.tau, index, ridden)
         _explore(
-            index, layers, asked.depth, asked.normalize, asked.exploit, asked.greedy, noise.token.numpy(),
+            index, layers, asked.depth, asked.normalize, asked.exploit, asked.greedy, uniform,
             step.ids, step.logprobs, step.explored, step.exploit, step.probs, step.confidence,
             step.explore, step.depth, step.ok, step.token_ids, step.entropy, step.depth_entropy, step.led_probs,
         )  # fmt: skip
@@ -62,8 +63,8 @@ def warm() -> None:
     seats = Seats(None, row, row, row, row, no, None, False)
     now, tables = standing(seats, 0 * row, row, None, 0 * row), ThinkingMachine([0], [1], 2).tables("cpu")
     for token_ids in (torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)):
-        write_tokens(seats, token_ids, no, no, row)
-        move_states(seats, tables, 0 * row, 0 * row, now.states * 0, token_ids)
+        write_tokens(seats, token_ids, now, step)
+        move_states(seats, tables, 0 * row, now, token_ids)
     counters = tally.Counters.zeros(2, 1, row.device)
     for decided in (step, None):
         tally.tell(now, decided, False, 0 * row, counters, "compiled")
@@ -107,16 +108,18 @@ class _Arrays:
 
     def result(self, rows: LedRows) -> LedStep:
         put = torch.from_numpy
-        return LedStep(
-            token_ids=put(self.token_ids),
-            ok=put(self.ok),
-            explored=put(self.explored),
-            depth=put(self.depth),
-            confidence=put(self.confidence),
+        return LedStep.of_arrays(
+            {
+                "token_ids": self.token_ids,
+                "ok": self.ok,
+                "explored": self.explored,
+                "depth": self.depth,
+                "confidence": self.confidence,
+                "candidate_ids": self.ids,
+                "exploit_probs": self.exploit,
+                "explore_probs": self.explore,
+            },
             entropy=put(self.entropy) if rows.any_full else None,
-            candidate_ids=put(self.ids),
-            exploit_probs=put(self.exploit),
-            explore_probs=put(self.explore),
             logprob=put(self.led_probs).log() if rows.any_full else None,
             depth_entropy=put(self.depth_entropy) if rows.any_full else None,
         )

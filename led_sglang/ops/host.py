@@ -1,4 +1,7 @@
-"""The one question that divides the code paths: may the host look at a tensor in the middle of a step?"""
+"""What the host may do in the middle of a step: the one question that divides the code paths, and numpy's columns."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -10,3 +13,37 @@ def can_look(device: torch.device) -> bool:
     value is read, rows that need nothing are skipped on the device or computed for nothing.
     """
     return device.type == "cpu"
+
+
+class Columns:
+    """Base of dataclasses of tensors. Made `of_arrays`, a field is numpy's until somebody asks for its tensor.
+
+    The compiled loops of a CPU hand columns from one to the next, and turning one over costs as much as a loop.
+    """
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, Any], **others: Any) -> Self:
+        """arrays: numpy's, by field; others: fields as they are."""
+        made = object.__new__(cls)
+        made.__dict__.update(others, _arrays=arrays)
+        return made
+
+    if not TYPE_CHECKING:  # a type checker would take any name for a field
+
+        def __getattr__(self, name: str) -> Any:
+            """Of a field that has no tensor yet."""
+            array = self.__dict__.get("_arrays", {}).get(name)
+            if array is None:
+                raise AttributeError(f"{type(self).__name__} has no {name}")
+            tensor = self.__dict__[name] = torch.from_numpy(array)
+            return tensor
+
+    def arrays(self, *names: str) -> tuple[Any, ...]:
+        """Fields as numpy sees them. CPU only."""
+        known = self.__dict__.get("_arrays", {})
+        return tuple(known[name] if name in known else getattr(self, name).numpy() for name in names)
+
+    def shared(self, name: str) -> dict[str, Any]:
+        """A field for `of_arrays` of another object, as an array where it is one."""
+        known = self.__dict__.get("_arrays", {})
+        return {"arrays": {name: known[name]}} if name in known else {"arrays": {}, name: self.__dict__[name]}

@@ -15,6 +15,7 @@ from torch import Tensor
 from led_sglang.ops import host, row_loops
 from led_sglang.ops.noise import uniforms
 from led_sglang.ops.thinking import ThinkingTables
+from led_sglang.ops.types import LedStep, Noise
 
 NO_LENGTHS = np.empty(0, np.int64)
 
@@ -54,15 +55,14 @@ class Seats:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Of our rows, before the token is known."""
+class Standing(Noise):
+    """Of our rows, before the token is known: where they stand, beside the step's noise."""
 
     slots: Tensor  # (R,) int64
     states: Tensor  # (R,) int64 of the thinking automaton
     thinking: Tensor  # (R,) bool
     active: Tensor  # (R,) bool: LED decodes them, inside its phase
     positions: Tensor  # (R,) int64
-    noise: Tensor  # (2, R) float64: coin, token
 
 
 def standing(seats: Seats, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor) -> Standing:
@@ -82,8 +82,8 @@ def standing(seats: Seats, slots: Tensor, positions: Tensor, lengths: Tensor | N
     if seats.is_led is not None:
         active = active & seats.is_led
     own_positions = seats.pick(positions).long()
-    noise = uniforms(seats.seed, seats.sample, own_positions)
-    return Standing(own_slots, own_states, thinking, active, own_positions, noise)
+    coin, token = uniforms(seats.seed, seats.sample, own_positions)
+    return Standing(coin, token, own_slots, own_states, thinking, active, own_positions)
 
 
 def _compiled_standing(
@@ -98,30 +98,38 @@ def _compiled_standing(
         slots.numpy(), positions.numpy(), NO_LENGTHS if lengths is None else lengths.numpy(), *seats.columns,
         states.numpy(), own_slots, own_states, thinking, active, own_positions, noise,
     )  # fmt: skip
-    put = torch.from_numpy
-    return Standing(put(own_slots), put(own_states), put(thinking), put(active), put(own_positions), put(noise))
+    return Standing.of_arrays(
+        {
+            "coin": noise[0],
+            "token": noise[1],
+            "slots": own_slots,
+            "states": own_states,
+            "thinking": thinking,
+            "active": active,
+            "positions": own_positions,
+        }
+    )
 
 
-def write_tokens(seats: Seats, token_ids: Tensor, is_ours: Tensor, is_fine: Tensor, chosen: Tensor) -> None:
-    """Our rows' entries of token_ids, (B,), become `chosen`, (R,), where both flags, (R,), hold; in place."""
+def write_tokens(seats: Seats, token_ids: Tensor, now: Standing, step: LedStep) -> None:
+    """Our rows' entries of token_ids, (B,), become the step's where LED decodes them and they are `ok`; in place."""
     if host.can_look(token_ids.device):
-        flags = is_ours.numpy(), is_fine.numpy()
-        row_loops.write_tokens(token_ids.numpy(), seats.batch_rows, *flags, chosen.numpy())
+        row_loops.write_tokens(
+            token_ids.numpy(), seats.batch_rows, *now.arrays("active"), *step.arrays("ok", "token_ids")
+        )
         return
     engine_ids = seats.pick(token_ids)
-    kept = torch.where(is_ours & is_fine, chosen.to(engine_ids.dtype), engine_ids)
+    kept = torch.where(now.active & step.ok, step.token_ids.to(engine_ids.dtype), engine_ids)
     if seats.index is None:
         token_ids.copy_(kept)
     else:
         token_ids[seats.index] = kept
 
 
-def move_states(
-    seats: Seats, tables: ThinkingTables, states: Tensor, slots: Tensor, before: Tensor, token_ids: Tensor
-) -> None:
-    """Thinking states by slot, in place: our rows' become those that follow `before`, (R,), by token_ids, (B,)."""
+def move_states(seats: Seats, tables: ThinkingTables, states: Tensor, before: Standing, token_ids: Tensor) -> None:
+    """Thinking states by slot, in place: our rows' become those that follow `before` by token_ids, (B,)."""
     if host.can_look(states.device):
-        tensors = states, slots, before, token_ids
-        row_loops.move_states(*(tensor.numpy() for tensor in tensors), seats.batch_rows, *tables.arrays)
+        own = before.arrays("slots", "states")
+        row_loops.move_states(states.numpy(), *own, token_ids.numpy(), seats.batch_rows, *tables.arrays)
     else:
-        states[slots] = tables.advance(before, seats.pick(token_ids).long())
+        states[before.slots] = tables.advance(before.states, seats.pick(token_ids).long())

@@ -62,10 +62,10 @@ def tell(
 
     step: None where LED decided no row, since none was in its phase or, `has_failed`, our code raised.
     """
-    if host.can_look(now.active.device):
-        told = np.empty(len(now.active), np.int64)
-        columns = () if step is None else (step.explored, step.ok, step.depth, step.confidence)
-        arrays = tuple(column.numpy() for column in (now.thinking, now.active, *columns, method, counters.values))
+    if host.can_look(method.device):
+        told = np.empty(len(method), np.int64)
+        columns = () if step is None else step.arrays("explored", "ok", "depth", "confidence")
+        arrays = (*now.arrays("thinking", "active"), *columns, method.numpy(), counters.values.numpy())
         if step is None:
             row_loops.tell_undecided(*arrays, counters.method_place, has_failed, told)
         else:
@@ -74,7 +74,7 @@ def tell(
     if backend == "triton" and step is not None:
         from led_sglang.ops.triton_tally import tell as tell_in_one_kernel
 
-        return tell_in_one_kernel(now, step, method, counters, _bounds(now.active.device))
+        return tell_in_one_kernel(now, step, method, counters, _bounds(method.device))
     flags = _flags(now, step, has_failed)
     _add(flags, method, counters)
     return flags

@@ -66,8 +66,8 @@ def tell_kernel(  # type: ignore[no-untyped-def]
 
 def tell(now: Standing, step: LedStep, method: Tensor, counters: Counters, bounds: Tensor) -> Tensor:
     """bounds: those of the confidence's buckets, float64."""
-    num_rows = len(now.active)
-    flags = torch.empty(num_rows, dtype=torch.int64, device=now.active.device)
+    num_rows = len(method)
+    flags = torch.empty_like(method)
     if num_rows:
         columns = now.thinking, now.active, step.explored, step.ok, step.depth, step.confidence, method
         tell_kernel[(triton.cdiv(num_rows, BLOCK),)](

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from led_sglang.ops.host import Columns
+
 # The captured states, or what gathers them: a step in which no row needs them does not.
 Latents = Tensor | Callable[[], Tensor]
 
@@ -31,7 +33,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class LedRows:
+class LedRows(Columns):
     """What each row asked for; all tensors live on the step's device.
 
     The host-known fields with defaults are promises: each one kept False spares the step a few torch calls, which is
@@ -63,15 +65,14 @@ class LedRows:
     # What a backend made of these columns; `replace` begins anew, `activated` does not.
     cache: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
-    def activated(self, active: Tensor) -> "LedRows":
-        """The same rows with a step's activity, (R,) bool."""
-        rows = object.__new__(LedRows)
-        rows.__dict__.update(self.__dict__, active=active)
-        return rows
+    def activated(self, now: Columns) -> "LedRows":
+        """The same rows with a step's activity: `now.active`, (R,) bool."""
+        others = {key: value for key, value in self.__dict__.items() if key not in ("active", "_arrays")}
+        return LedRows.of_arrays(**now.shared("active"), **others)
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Columns):
     """Uniforms in [0, 1), equal on all tensor-parallel ranks."""
 
     coin: Tensor  # (R,) float64
@@ -90,7 +91,7 @@ class Ridden:
 
 
 @dataclass(frozen=True)
-class LedStep:
+class LedStep(Columns):
     """One decoded step. Entries of rows that are not `ok` or not active are meaningless.
 
     Where a row neither explored nor asked for `full`, `depth` is 1, `explore_probs` equal `exploit_probs` and `entropy`

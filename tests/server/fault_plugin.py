@@ -4,6 +4,7 @@ Its hooks come from SGLang's own registry, also on targets that LED hooks itself
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def is_last_rank() -> bool:
 
 def disturb_noise(result: Any, cls: Any, led: Any, *args: Any) -> None:
     if is_last_rank() and any(True for _ in rows_with(led, ["other noise"])):
-        result.noise = (result.noise + 0.5) % 1.0
+        now = result.standing
+        result.standing = replace(now, coin=(now.coin + 0.5) % 1.0, token=(now.token + 0.5) % 1.0)
 
 
 def disturb_tokens(result: Any, self: Any, token_ids: torch.Tensor) -> None:

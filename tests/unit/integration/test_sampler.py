@@ -12,7 +12,7 @@ from led_sglang.integration import sampler, step
 from led_sglang.integration.counts import Counts
 from led_sglang.integration.sampler import dress
 from led_sglang.integration.step import StepContext
-from led_sglang.ops import Head, LedStep, Noise, host, led_step
+from led_sglang.ops import Head, LedStep, host, led_step
 from led_sglang.ops.standing import Standing
 from led_sglang.params import ServerConfig
 from tests.unit.integration.fakes import batch_of, sampling_info, seat
@@ -57,9 +57,7 @@ def decided(context: StepContext, logits: Tensor) -> LedStep:
     rows = replace(context.rows.params, active=context.active)
     only = torch.full_like(logits, -torch.inf)
     only[:, 3] = 0.0
-    return led_step(
-        context.rows.pick(only), torch.zeros(0, 1, 1), Head(torch.zeros(V, 1), V), rows, Noise(*context.noise)
-    )
+    return led_step(context.rows.pick(only), torch.zeros(0, 1, 1), Head(torch.zeros(V, 1), V), rows, context.standing)
 
 
 def context_of(methods: list[str | None], active: list[bool], ok: list[bool] | None = None, **info: Any) -> StepContext:
@@ -71,9 +69,9 @@ def context_of(methods: list[str | None], active: list[bool], ok: list[bool] | N
     runtime.config, runtime.counts = ServerConfig(), Counts(8, torch.device("cpu"))
     zeros = torch.zeros(count, dtype=torch.int64)
     is_active = torch.tensor(active)
-    noise = torch.zeros(2, count).double()
-    standing = Standing(zeros, zeros, is_active, is_active, zeros, noise)
-    context = StepContext(runtime, rows, batch_info, standing, noise)
+    noise = torch.zeros(count).double()
+    standing = Standing(noise, noise, zeros, zeros, is_active, is_active, zeros)
+    context = StepContext(runtime, rows, batch_info, standing)
     context.step = decided(context, torch.zeros(len(methods), V))
     if ok is not None:
         context.step = replace(context.step, ok=torch.tensor(ok))

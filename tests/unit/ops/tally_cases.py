@@ -39,7 +39,7 @@ def tell(
 ) -> tuple[torch.Tensor, tally.Counters]:
     counters = counters or tally.Counters.zeros(MAX_DEPTH, NUM_METHODS, torch.device("cpu"))
     row, none = torch.empty(0), torch.empty(0)
-    now = Standing(row, row, case["thinking"], case["active"], row, row)
+    now = Standing(row, row, row, row, case["thinking"], case["active"], row)
     step = LedStep(none, case["ok"], case["explored"], case["depth"], case["confidence"], None, none, none, none, None)
     decided = step if case["is_decided"] else None
     return tally.tell(now, decided, case["has_failed"], case["method"], counters, backend), counters

@@ -1,12 +1,16 @@
 """Where rows stand before a token and go after it: the compiled loops do what the torch code of other devices does."""
 
+from dataclasses import fields
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from led_sglang.ops import ThinkingMachine, host
-from led_sglang.ops.standing import Seats, move_states, standing, write_tokens
+from led_sglang.ops.standing import Seats, Standing, move_states, standing, write_tokens
+from led_sglang.ops.types import LedStep
 
 VOCAB_SIZE, NUM_SLOTS = 11, 9
 MACHINE = ThinkingMachine([1, 2], [3], VOCAB_SIZE)
@@ -48,9 +52,11 @@ def run(seats: Seats, batch: dict[str, torch.Tensor], is_extend: bool, dtype: to
     """A whole step: everything that it tells or changes."""
     states, token_ids = batch["states"].clone(), batch["token_ids"].to(dtype)
     now = standing(seats, batch["slots"], batch["positions"], batch["lengths"] if is_extend else None, states)
-    write_tokens(seats, token_ids, now.active, batch["is_fine"], batch["chosen"])
-    move_states(seats, MACHINE.tables("cpu"), states, now.slots, now.states, token_ids)
-    return [*vars(now).values(), token_ids, states]
+    unused = torch.empty(0)
+    step = LedStep(batch["chosen"], batch["is_fine"], unused, unused, unused, None, unused, unused, unused, None)
+    write_tokens(seats, token_ids, now, step)
+    move_states(seats, MACHINE.tables("cpu"), states, now, token_ids)
+    return [*(getattr(now, field.name) for field in fields(now)), token_ids, states]
 
 
 @given(
@@ -83,6 +89,7 @@ def test_a_row_starts_where_its_whole_ids_left_it():
 @pytest.mark.parametrize("token", [-1, VOCAB_SIZE, 1 << 40])
 def test_an_id_outside_the_vocabulary_is_an_ordinary_token(token):
     seats, _ = draw(0, 1, is_part=False, is_mixed=False)
-    states, slots, inside = torch.zeros(NUM_SLOTS, dtype=torch.int64), torch.tensor([4]), MACHINE.run([1, 2])
-    move_states(seats, MACHINE.tables("cpu"), states, slots, torch.tensor([inside]), torch.tensor([token]))
+    states, inside = torch.zeros(NUM_SLOTS, dtype=torch.int64), MACHINE.run([1, 2])
+    before = Standing.of_arrays({"slots": np.array([4]), "states": np.array([inside])})
+    move_states(seats, MACHINE.tables("cpu"), states, before, torch.tensor([token]))
     assert states[4] == MACHINE.run([1, 2, 5]) and MACHINE.thinking(int(states[4]))

@@ -11,7 +11,7 @@ from torch import Tensor
 from led_sglang.integration import transforms
 from led_sglang.integration.batch import DeviceRows, LedBatch
 from led_sglang.integration.runtime import Runtime
-from led_sglang.ops import host, led_step
+from led_sglang.ops import chosen_backend, host, led_step
 from led_sglang.ops.plain import sample_filtered
 from led_sglang.ops.standing import Standing, move_states, standing, write_tokens
 from led_sglang.ops.types import LedStep
@@ -29,6 +29,7 @@ class StepContext:
     standing: Standing  # before this token, with the step's noise
     is_riding: bool = False  # this step's form is one pass
     preprocessed: Tensor | None = None  # the engine's logits, before its sampler asks for them
+    draws_plain: bool = False  # this step's tokens outside the phase are LED's to draw too
     is_decided: bool = False
     is_applied: bool = False
     is_finished: bool = False
@@ -80,7 +81,7 @@ class StepContext:
         num_rows, num_layers = logits.shape[0], self.runtime.num_led_layers
         assert head is not None
         latents = partial(self.runtime.capture.latents, num_layers, num_rows, self.rows.index)
-        params = self.rows.params.activated(self.standing)
+        params = self.rows.params.activated(self.standing, self.draws_plain)
         ride.num_steps["one_pass" if self.is_riding else "coin_first"] += 1
         self.runtime.num_engine_head_steps += head.project is not None
         self.step = led_step(
@@ -120,10 +121,19 @@ class StepContext:
         tells_more = info.sampling_seed is not None or getattr(info, "sampling_mask_batch_indices", None) is not None
         return rows.index is None and rows.is_led is None and not tells_more and host.can_look(rows.seed.device)
 
-    @property
     def may_decide_alone(self) -> bool:
-        """LED may turn out to decide every row of a batch that samples; one that is all greedy is cheap."""
-        return self.is_led_alone and not self.info.is_all_greedy and bool(self.is_active.all())
+        """LED may turn out to give every row of a batch its token; one that is all greedy is cheap.
+
+        Outside their phase rows are sampled as the engine would. Where that is a draw from the whole distribution, and
+        no seed has to give the same text in any company, `draws_plain` is set: LED has that distribution at hand.
+        """
+        info = self.info
+        if not self.is_led_alone or info.is_all_greedy or not self.is_active.any():
+            return False
+        is_filtered = info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling
+        backend = chosen_backend(self.runtime.config.backend, self.rows.seed.device)
+        self.draws_plain = backend == "compiled" and self.rows.seeded is None and not is_filtered
+        return self.draws_plain or bool(self.is_active.all())
 
     def open_rows(self) -> Tensor | None:
         """Rows of the batch whose token is still the engine's to sample; None: leave all to it.
@@ -134,7 +144,8 @@ class StepContext:
         """
         if self.step is None or not self.is_led_alone:
             return None
-        return torch.from_numpy(np.flatnonzero(~(self.is_active & self.step.arrays("ok")[0])))
+        is_ok = self.step.arrays("ok")[0]
+        return torch.from_numpy(np.flatnonzero(~is_ok if self.draws_plain else ~(self.is_active & is_ok)))
 
     def apply(self, token_ids: Tensor) -> None:
         """Write the LED tokens over the engine's, in place; rows that are not ok keep the engine's token."""
@@ -148,7 +159,7 @@ class StepContext:
         for rows, forced, is_forced in self.overrides:
             token_ids[rows] = torch.where(is_forced, forced.to(token_ids.dtype), token_ids[rows])
         if self.step is not None:
-            write_tokens(self.rows, token_ids, self.standing, self.step)
+            write_tokens(self.rows, token_ids, self.standing, self.step, self.draws_plain)
 
     def finish(self, token_ids: Tensor) -> None:
         """Advance the thinking states with the tokens that were really chosen."""

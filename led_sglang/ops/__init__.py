@@ -93,6 +93,10 @@ def led_step(
     chosen = chosen_backend(backend, final_logits.device)
     if callable(latents) and chosen != "compiled":
         latents = latents()
+    if rows.draws_plain and chosen != "compiled":
+        raise ValueError(
+            f'backend {chosen!r} draws no token for rows that are not active: `draws_plain` is for "compiled"'
+        )
     if not callable(latents) and latents.shape[0] < rows.max_depth - 1:
         raise ValueError(f"depth {rows.max_depth} needs {rows.max_depth - 1} latent layers, got {latents.shape[0]}")
     if head.all_gather is None and final_logits.shape[1] > head.num_rows:  # columns of padding

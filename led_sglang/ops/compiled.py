@@ -40,7 +40,7 @@ def led_step(
     asked = _Asked.of(rows)
     step = _Arrays(len(final_logits), rows)
     coin, uniform = noise.arrays("coin", "token")
-    decide_final(final_logits, asked, rows.arrays("active")[0], coin, uniform, step)
+    decide_final(final_logits, asked, rows.arrays("active")[0], rows.draws_plain, coin, uniform, step)
     index = np.flatnonzero(step.needs_latents)
     if len(index):
         step.explore = step.exploit.copy()
@@ -125,18 +125,22 @@ class _Arrays:
         )
 
 
-def decide_final(final_logits: Tensor, asked: _Asked, active: Any, coin: Any, uniform: Any, step: _Arrays) -> None:
+def decide_final(
+    final_logits: Tensor, asked: _Asked, active: Any, draws_plain: bool, coin: Any, uniform: Any, step: _Arrays
+) -> None:
     """The final layer of every row, in chunks where (rows, V) is large.
 
     In the log domain a forbidden token stays -inf and an improbable one does not underflow to look like it.
     """
     chunk = max(1, CHUNK_ELEMENTS // max(final_logits.shape[1], 1))
     for start in range(0, len(final_logits), chunk):
-        part = slice(start, start + chunk) if len(final_logits) > chunk else slice(None)
-        whole = (final_logits[part] / asked.tau[part]).log_softmax(-1)
+        logits, tau = final_logits, asked.tau
+        if len(final_logits) > chunk:
+            logits, tau = logits[start : start + chunk], tau[start : start + chunk]
+        whole = (logits / tau).log_softmax(-1)
         _decide_final(
             whole.numpy(), start, asked.top_k, asked.min_p, asked.exploit, asked.greedy, asked.full,
-            active, coin, uniform, step.ids, step.logprobs, step.probs, step.exploit, step.confidence,
+            active, draws_plain, coin, uniform, step.ids, step.logprobs, step.probs, step.exploit, step.confidence,
             step.explored, step.needs_latents, step.token_ids, step.depth, step.ok, step.entropy,
         )  # fmt: skip
 
@@ -212,8 +216,8 @@ def _fill(ids: Any, vocab_size: int) -> None:
 @jit
 def _decide_final(
     whole: Any, start: int, top_k: Any, min_p: Any, has_exploit: Any, greedy: Any, full: Any,
-    active: Any, coin: Any, uniform: Any, ids: Any, logprobs: Any, probs: Any, exploit: Any, confidence: Any,
-    explored: Any, needs_latents: Any, token_ids: Any, depth: Any, ok: Any, entropy: Any,
+    active: Any, draws_plain: bool, coin: Any, uniform: Any, ids: Any, logprobs: Any, probs: Any, exploit: Any,
+    confidence: Any, explored: Any, needs_latents: Any, token_ids: Any, depth: Any, ok: Any, entropy: Any,
 ) -> None:  # fmt: skip
     """whole: (n, V) log p^L of the rows from `start` on. Finds and drops candidates, tosses the coin, and samples as if
     no row explored."""
@@ -233,7 +237,10 @@ def _decide_final(
         is_tails = coin[r] + confidence[r] < 1.0
         explored[r] = active[r] and (is_tails or not has_exploit[r])
         needs_latents[r] = explored[r] or (active[r] and full[r])
-        token_ids[r] = ids[r, 0 if greedy[r] else _draw(exploit[r], uniform[r])]
+        if draws_plain and not active[r] and not greedy[r]:
+            token_ids[r] = _draw_token(whole[i], uniform[r])
+        else:
+            token_ids[r] = ids[r, 0 if greedy[r] else _draw(exploit[r], uniform[r])]
         depth[r], ok[r] = 1, confidence[r] > 0
         if len(entropy):
             entropy[r] = _entropy(exploit[r])
@@ -310,3 +317,16 @@ def _draw(probs: Any, uniform: float) -> Any:
         cumulated += p
         choice += cumulated <= total * uniform
     return min(choice, len(probs) - 1)
+
+
+@jit
+def _draw_token(logprobs: Any, uniform: float) -> Any:
+    """(V,) log-probabilities that sum to one: the token at which the cumulated probability exceeds the uniform."""
+    cumulated, last = 0.0, 0
+    for v in range(len(logprobs)):
+        p = np.exp(logprobs[v])
+        if p > 0:
+            cumulated, last = cumulated + p, v
+        if cumulated > uniform:
+            break
+    return last

@@ -62,10 +62,10 @@ def stand(
 
 
 @jit
-def write_tokens(token_ids: Any, index: Any, is_ours: Any, is_fine: Any, chosen: Any) -> None:
-    """token_ids (B,) of the rows of `index` become `chosen`, (R,), where both flags hold."""
+def write_tokens(token_ids: Any, index: Any, active: Any, is_fine: Any, chosen: Any, draws_plain: bool) -> None:
+    """token_ids (B,) of the rows of `index` become `chosen`, (R,), where both flags hold, or `is_fine` alone."""
     for r in range(len(index)):
-        if is_ours[r] and is_fine[r]:
+        if (active[r] or draws_plain) and is_fine[r]:
             token_ids[index[r]] = chosen[r]
 
 

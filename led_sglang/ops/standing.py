@@ -111,12 +111,14 @@ def _compiled_standing(
     )
 
 
-def write_tokens(seats: Seats, token_ids: Tensor, now: Standing, step: LedStep) -> None:
-    """Our rows' entries of token_ids, (B,), become the step's where LED decodes them and they are `ok`; in place."""
+def write_tokens(seats: Seats, token_ids: Tensor, now: Standing, step: LedStep, draws_plain: bool = False) -> None:
+    """Our rows' entries of token_ids, (B,), become the step's where LED decodes them and they are `ok`; in place.
+
+    draws_plain: also of rows that are not active; where the host may look.
+    """
     if host.can_look(token_ids.device):
-        row_loops.write_tokens(
-            token_ids.numpy(), seats.batch_rows, *now.arrays("active"), *step.arrays("ok", "token_ids")
-        )
+        columns = *now.arrays("active"), *step.arrays("ok", "token_ids")
+        row_loops.write_tokens(token_ids.numpy(), seats.batch_rows, *columns, draws_plain)
         return
     engine_ids = seats.pick(token_ids)
     kept = torch.where(now.active & step.ok, step.token_ids.to(engine_ids.dtype), engine_ids)

@@ -62,13 +62,15 @@ class LedRows(Columns):
     any_greedy: bool = True  # host-known: False promises that no row is `greedy`
     any_normalize: bool = True  # host-known: False promises that no row has `normalize_layers`
     any_offset: bool = True  # host-known: False promises that every `latent_offset` is 0
+    # Host-known: rows that are not active are given a token too, of the final layer's whole distribution.
+    draws_plain: bool = False  # "compiled" only
     # What a backend made of these columns; `replace` begins anew, `activated` does not.
     cache: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
-    def activated(self, now: Columns) -> "LedRows":
+    def activated(self, now: Columns, draws_plain: bool = False) -> "LedRows":
         """The same rows with a step's activity: `now.active`, (R,) bool."""
         others = {key: value for key, value in self.__dict__.items() if key not in ("active", "_arrays")}
-        return LedRows.of_arrays(**now.shared("active"), **others)
+        return LedRows.of_arrays(**now.shared("active"), **{**others, "draws_plain": draws_plain})
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Ridden:
 
 @dataclass(frozen=True)
 class LedStep(Columns):
-    """One decoded step. Entries of rows that are not `ok` or not active are meaningless.
+    """One decoded step. Entries of rows that are not `ok` or not active are meaningless, tokens of `draws_plain` apart.
 
     Where a row neither explored nor asked for `full`, `depth` is 1, `explore_probs` equal `exploit_probs` and `entropy`
     is that of the exploit branch: the explore branch was not computed.

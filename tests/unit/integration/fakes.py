@@ -34,6 +34,9 @@ def sampling_info(led: LedBatch, temperatures: list[float] | None = None, greedy
         is_any_greedy=any(is_greedy),
         is_all_greedy=all(is_greedy),
         sampling_seed=None,
+        need_top_p_sampling=False,
+        need_top_k_sampling=any(is_greedy),
+        need_min_p_sampling=False,
     )
 
 

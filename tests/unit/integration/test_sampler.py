@@ -60,8 +60,16 @@ def decided(context: StepContext, logits: Tensor) -> LedStep:
     return led_step(context.rows.pick(only), torch.zeros(0, 1, 1), Head(torch.zeros(V, 1), V), rows, context.standing)
 
 
-def context_of(methods: list[str | None], active: list[bool], ok: list[bool] | None = None, **info: Any) -> StepContext:
-    led = batch_of(*(seat(method, is_seeded=False, **({"depth": 1} if method == "led" else {})) for method in methods))
+def context_of(
+    methods: list[str | None],
+    active: list[bool],
+    ok: list[bool] | None = None,
+    is_seeded: bool = False,
+    **info: Any,
+) -> StepContext:
+    led = batch_of(
+        *(seat(method, is_seeded=is_seeded, **({"depth": 1} if method == "led" else {})) for method in methods)
+    )
     batch_info = sampling_info(led)
     vars(batch_info).update(info)
     rows = led.device_rows(batch_info)
@@ -160,12 +168,47 @@ def test_a_row_that_is_not_finite_is_drawn(
 
 
 @pytest.mark.parametrize("return_logprob", [True, False])
-def test_logprobs_and_rows_outside_their_phase_are_the_engines(
+def test_logprobs_and_filtered_rows_outside_their_phase_are_the_engines(
     monkeypatch: pytest.MonkeyPatch, return_logprob: bool
 ) -> None:
-    engine, context = Engine(), context_of(["led"] * 2, [True, return_logprob])
+    engine, context = Engine(), context_of(["led"] * 2, [True, return_logprob], need_top_p_sampling=True)
     assert forward(monkeypatch, engine, context, return_logprob) == [3, 3 if return_logprob else 0]
     assert engine.seen == ([[0]] if return_logprob else [[1]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_ours"),
+    [
+        ({}, True),
+        ({"need_top_p_sampling": True}, False),
+        ({"need_top_k_sampling": True}, False),
+        ({"need_min_p_sampling": True}, False),
+        ({"is_seeded": True}, False),
+        ({"backend": "fused"}, False),
+    ],
+)
+def test_rows_outside_their_phase_are_leds_where_the_engine_would_draw_from_the_whole_distribution(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], is_ours: bool
+) -> None:
+    changes = dict(changes)
+    engine, is_seeded, backend = Engine(), changes.pop("is_seeded", False), changes.pop("backend", "auto")
+    context = context_of(["led"] * 3, [True, False, False], is_seeded=is_seeded, **changes)
+    context.runtime.config = replace(context.runtime.config, backend=backend)
+    monkeypatch.setattr(StepContext, "decide_plain", lambda self, probs: None)
+    assert forward(monkeypatch, engine, context) == [3, *([3, 3] if is_ours else [0, 0])]
+    assert engine.seen == ([] if is_ours else [[1, 2]])
+
+
+def test_a_broken_row_outside_its_phase_is_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, context = Engine(), context_of(["led"] * 3, [True, False, False], ok=[True, True, False])
+    assert forward(monkeypatch, engine, context) == [3, 3, 0]
+    assert engine.seen == [[2]]
+
+
+def test_where_no_row_is_in_its_phase_the_engine_samples_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, context = Engine(), context_of(["led"] * 2, [False, False])
+    context.step = replace(context.step, ok=torch.zeros(2, dtype=torch.bool))  # decide() makes no step at all
+    assert forward(monkeypatch, engine, context) == [0, 0]
 
 
 def test_a_step_that_fails_leaves_all_to_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from op_cases import make_case, others
 
-from led_sglang.ops import LedStep, Noise, uniforms
+from led_sglang.ops import LedStep, Noise, led_step, uniforms
 
 N = 20_000
 CHI2 = {1: 15.1, 2: 18.4, 3: 21.1, 4: 23.5, 5: 25.7, 6: 27.9, 7: 29.9}  # 1 - 1e-4 quantiles by degrees of freedom
@@ -64,3 +64,49 @@ def test_logprob_is_the_frequency_of_the_token(backend):
     assert chi_square(token_counts(step, torch.ones(N, dtype=torch.bool)), led) < CHI2[5]
     choice = (step.token_ids[:, None] == step.candidate_ids).int().argmax(-1)
     torch.testing.assert_close(step.logprob, led[choice].log().float(), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_outside_their_phase_are_sampled_plainly():
+    """From the whole distribution of the final layer, not from the candidates; what is forbidden never comes."""
+    one = make_case(1, 12, hidden=32, seed=3, top_k=2, temperature=8.0, active=False)
+    one.final_logits[0, 4] = one.final_logits[0, 11] = -torch.inf
+    zeros = torch.zeros(N, dtype=torch.int64)
+    row = {name: value.expand(N) for name, value in vars(one.rows).items() if isinstance(value, torch.Tensor)}
+    noise = Noise(*uniforms(zeros + 11, zeros, torch.arange(N)))
+    rows = replace(one.rows, **row, draws_plain=True)
+    step = led_step(one.final_logits.expand(N, -1), one.latents.expand(-1, N, -1), one.head, rows, noise)
+    assert step.ok.all() and not step.explored.any()
+    probs = (one.final_logits[0].double() / 8).softmax(-1)
+    counts = torch.bincount(step.token_ids, minlength=12).double()
+    assert counts[4] == counts[11] == 0
+    possible = probs > 0
+    assert chi_square(counts[possible], probs[possible]) < 37.4, "9 degrees of freedom, 1 - 2e-5"
+    assert probs.topk(2).values.sum() < 0.8, "the candidates alone would fail"
+
+
+@pytest.mark.parametrize(("uniform", "token"), [(0.0, 1), (0.2499, 1), (0.2501, 3), (1 - 2**-53, 3)])
+def test_a_plain_draw_inverts_the_cumulated_probability(uniform, token):
+    logits = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).log()
+    case = make_case(1, 5, hidden=8, active=False, temperature=1.0)
+    noise = Noise(torch.zeros(1).double(), torch.tensor([uniform], dtype=torch.float64))
+    step = led_step(logits, case.latents, case.head, replace(case.rows, draws_plain=True), noise)
+    assert step.ok.all() and step.token_ids.tolist() == [token]
+
+
+def test_plain_draws_leave_the_rows_in_their_phase_alone():
+    case = make_case(9, active=torch.arange(9) % 2 == 0, explore=True)
+    step, plain = case.run("compiled"), replace(case, rows=replace(case.rows, draws_plain=True)).run("compiled")
+    for name in ("token_ids", "explored", "depth", "explore_probs"):
+        assert torch.equal(getattr(step, name)[::2], getattr(plain, name)[::2])
+
+
+def test_other_backends_refuse_plain_draws():
+    case = make_case(2)
+    with pytest.raises(ValueError, match="draws no token for rows that are not active"):
+        replace(case, rows=replace(case.rows, draws_plain=True)).run("fused")
+
+
+def test_a_plain_draw_of_a_broken_row_is_not_ok():
+    case = make_case(3, active=False)
+    case.final_logits[0, 2], case.final_logits[1] = torch.nan, -torch.inf
+    assert replace(case, rows=replace(case.rows, draws_plain=True)).run("compiled").ok.tolist() == [False, False, True]

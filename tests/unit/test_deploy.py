@@ -1,6 +1,10 @@
 """The manifests and the Dockerfile: legal, without root, and of the versions that this repository pins."""
 
+import ast
 import re
+import runpy
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ DOCUMENTS = [
     for file in MANIFESTS
     for document in yaml.safe_load_all(file.read_text())
 ]
+TOOLS = ("evals", "embedded", "analysis.py", "trace.py")  # clients and training, not the server
 WORKLOADS = [document for document in DOCUMENTS if document.values[0]["kind"] in ("Deployment", "StatefulSet")]
 
 
@@ -91,6 +96,29 @@ def test_the_dockerfile_is_of_the_pinned_release_and_without_root() -> None:
     assert "--no-deps" in stages[-1] and "led_sglang.patches check" in stages[-1]
     assert re.search(r"^HEALTHCHECK .*\n.*127\.0\.0\.1:30000/health", text, re.MULTILINE)
     assert re.search(r'^ENTRYPOINT \["python3", "-m", "led_sglang\.launch"', text, re.MULTILINE)
+
+
+def imports_of(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(str(node.module))
+    return {name.partition(".")[0] for name in names}
+
+
+def test_a_server_brings_no_package_but_sglangs_own() -> None:
+    """So that a deployment has nothing of ours to audit; what tests and evaluations need are extras."""
+    audit = runpy.run_path(str(ROOT / "scripts/audit.py"))
+    assert audit["needs"]("led_sglang") == {"sglang"}
+    sglangs = audit["closure"]({"sglang"})
+    served = [path for path in (ROOT / "led_sglang").rglob("*.py") if path.relative_to(ROOT).parts[1] not in TOOLS]
+    foreign = set.union(*map(imports_of, served)) - sys.stdlib_module_names - {"led_sglang"}
+    distributions = packages_distributions()
+    for name in foreign:
+        assert sglangs & {audit["normalised"](found) for found in distributions[name]}, f"{name} is not SGLang's"
+    assert {"torch", "numba", "starlette"} <= foreign, "the imports were not found"
 
 
 def test_the_image_gets_every_file_it_copies() -> None:

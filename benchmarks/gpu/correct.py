@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.cases import Case, make
-from led_sglang.ops import LedStep, led_step
+from led_sglang.ops import LedStep, led_step, tally
+from led_sglang.ops.standing import Standing
 
 BUDGET = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 HEADS: dict[str, dict[str, Any]] = {"plain": {}, "capped": {"softcap": 12.0, "scale": 1.5}, "padded": {"num_rows": 0}}
@@ -27,6 +28,25 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     yield line
                     if not error <= budget:
                         raise AssertionError(f"outside the budget of {budget}: {line}")
+    yield counted(case)
+
+
+def counted(case: Case) -> dict[str, Any]:
+    """Flags and counters of a step in one kernel. Raises where they are not those of torch (on a CPU, of the loops)."""
+    from led_sglang.ops.triton_tally import tell
+
+    step, rows, device = case.coin_first("triton"), case.rows, case.final_logits.device
+    slots = torch.arange(len(rows.active), device=device)
+    now = Standing(case.noise.coin, case.noise.token, slots, slots, slots % 2 == 0, rows.active, slots)
+    one, other = (tally.Counters.zeros(rows.max_depth, 3, device) for _ in range(2))
+    bounds = torch.tensor(tally.CONFIDENCE_BOUNDS, dtype=torch.float64, device=device)
+    flags = tell(now, step, slots % 3, one, bounds)
+    expected = tally.tell(now, step, False, slots % 3, other, "fused")
+    if not torch.equal(flags, expected) or not torch.equal(one.values, other.values):
+        raise AssertionError(
+            f"flags {flags.tolist()}, not {expected.tolist()}; counters {one.values}, not {other.values}"
+        )
+    return {"flags": len(flags), "counted": int(one.values.sum())}
 
 
 def changes_of(changes: dict[str, Any], vocab: int) -> dict[str, Any]:

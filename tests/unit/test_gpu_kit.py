@@ -23,7 +23,7 @@ def test_dry_run() -> None:
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     checks = [line for line in lines if line["part"] == "correct"]
-    assert len(checks) == 3 * 3 * 5  # dtypes, heads, backends with their forms
+    assert len(checks) == 3 * 3 * 5 + 1  # dtypes, heads, backends with their forms; the counters
     timed = [line for line in lines if line["part"] == "ops"]
     assert [line.get("rows") for line in timed] == [1, 3, None] and "one_pass_is_faster_up_to_rows" in timed[-1]
 

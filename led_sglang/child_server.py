@@ -43,18 +43,28 @@ class Server:
             )
 
     def wait_ready(self) -> "Server":
-        """Raises RuntimeError with the end of the log if the server exits or is not healthy in time."""
+        """Raises RuntimeError with the end of the log if the server exits or is not healthy in time.
+
+        A server that is waited for no longer, by an interrupt too, is stopped.
+        """
+        try:
+            self._wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _wait_ready(self) -> None:
         deadline = time.monotonic() + START_LIMIT_S
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise RuntimeError(f"server exited with {self.process.returncode}:\n{self.tail()}")
             try:
                 if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
-                    return self
+                    return
             except httpx.HTTPError:
                 pass
             time.sleep(0.5)
-        self.stop()
         raise RuntimeError(f"server not ready after {START_LIMIT_S} s:\n{self.tail()}")
 
     def wait_exit(self, limit_s: float = START_LIMIT_S) -> int:

@@ -29,7 +29,8 @@ def combine(engines: list[dict[str, Any]]) -> dict[str, Any]:
     first = dict(engines[0])
     if len(engines) == 1:
         return first
-    first["counters"] = _total([engine["counters"] for engine in engines])
+    for key in ("step_failures", "counters"):
+        first[key] = _total([engine[key] for engine in engines])
     for key, count in (("form", "steps"), ("head", "engine_steps")):
         first[key] = {**first[key], count: _total([engine[key][count] for engine in engines])}
     first["form"]["fault"] = _first_fault(engine["form"]["fault"] for engine in engines)
@@ -76,7 +77,11 @@ async def describe(tokenizer_manager: Any) -> dict[str, Any]:
             "close": {"text": config.think_close, "ids": list(config.close_ids)},
         },
         "hooks": {target: _hook(target, faults) for target in HOOK_TARGETS},
-        "counters": {**facts.get("counters", {}), **requests.ANSWERS.public()},
+        "counters": {
+            **facts.get("counters", {}),
+            "step_failures": facts.get("step_failures", 0),
+            **requests.ANSWERS.public(),
+        },
     }
 
 

@@ -167,27 +167,43 @@ def compact(folder: Path) -> None:
     """
     read_settings(folder)  # or it is no run
     with lines_locked(folder):
-        rows = [_to_json(cell) for cell in read_runs([folder]).values()]
-        replace_text(folder / COUNTS, "[\n" + ",\n".join(json.dumps(row, sort_keys=True) for row in rows) + "\n]\n")
+        cells = read_runs([folder]).values()
+        ids = {cell.key.task: set[str]() for cell in cells}
+        for cell in cells:
+            ids[cell.key.task].update(cell.questions)
+        ordered = {task: sorted(names) for task, names in ids.items()}
+        rows = [{"ids": ordered}, *(_to_json(cell, ordered[cell.key.task]) for cell in cells)]
+        replace_text(folder / COUNTS, "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
         (folder / SAMPLES).unlink()
 
 
-def _to_json(cell: Cell) -> dict[str, Any]:
-    counts = [cell.questions[question] for question in cell.ids]
+def _to_json(cell: Cell, ids: list[str]) -> dict[str, Any]:
+    """`done` and `right` in the order of `ids`; one number where all are the same."""
+    counts = [cell.questions.get(question, Counts()) for question in ids]
     kept = {name: getattr(cell, name) for name in ("outcomes", "details", "tokens", "wall_s", "cut_off")}
-    columns = {"ids": cell.ids, "done": [c.done for c in counts], "right": [c.right for c in counts]}
-    return {**asdict(cell.key), **kept, **columns}
+    done = [c.done for c in counts]
+    return {
+        **asdict(cell.key),
+        **kept,
+        "done": done[0] if len(set(done)) == 1 else done,
+        "right": [c.right for c in counts],
+    }
 
 
 def read_counts(path: Path) -> Cells:
+    """What `compact` wrote; no cells where it did not. Raises EvalError for a broken file."""
     if not path.is_file():
         return {}
     cells: Cells = {}
     try:
-        for row in json.loads(path.read_text(encoding="utf-8")):
+        head, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        ids_of = head["ids"]
+        for row in rows:
             key = CellKey(row.pop("task"), row.pop("method"), row.pop("temperature"))
-            columns = zip(row.pop("ids"), row.pop("done"), row.pop("right"), strict=True)
-            cells[key] = Cell(key, {question: Counts(done, right) for question, done, right in columns}, **row)
+            ids, done, right = ids_of[key.task], row.pop("done"), row.pop("right")
+            every = done if isinstance(done, list) else [done] * len(ids)
+            columns = zip(ids, every, right, strict=True)
+            cells[key] = Cell(key, {question: Counts(bits, n) for question, bits, n in columns if bits}, **row)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvalError(f"{path} is damaged: {error!r}") from error
     return cells

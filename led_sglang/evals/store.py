@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from led_sglang.evals.errors import EvalError
 
-SETTINGS, SAMPLES, COUNTS = "run.json", "samples.jsonl", "counts.json"
+SETTINGS, SAMPLES, COUNTS = "run.json", "samples.jsonl", "counts.jsonl"
 
 
 @dataclass(frozen=True, order=True)

@@ -153,7 +153,7 @@ def split(folder: Path, name: str, keep: Callable[[Sample], bool]) -> Path:
             if keep(sample):
                 store.append(sample)
     assert main(["compact", str(folder / name)]) == 0
-    assert sorted(path.name for path in (folder / name).iterdir()) == ["counts.json", "run.json"]
+    assert sorted(path.name for path in (folder / name).iterdir()) == ["counts.jsonl", "run.json"]
     return folder / name
 
 
@@ -165,7 +165,7 @@ def test_a_compacted_run_makes_the_same_report(folder: Path) -> None:
         assert not (folder / "run" / "samples.jsonl").exists()
         report()
         assert (folder / "docs" / "report.md").read_text() == SNAPSHOT.read_text()
-    assert (folder / "run" / "counts.json").stat().st_size < size / 40
+    assert (folder / "run" / "counts.jsonl").stat().st_size < size / 100
 
 
 def test_compacted_runs_are_put_together(folder: Path) -> None:
@@ -194,9 +194,9 @@ def test_compact_refuses(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     with Store(Path("run"), dict(SETTINGS), resume=True):
         assert main(["compact", "run"]) == 1
     assert "another run is writing" in capsys.readouterr().err
-    Path("run/counts.json").write_text('[{"task": "embedded"}]')
+    Path("run/counts.jsonl").write_text('[{"task": "embedded"}]')
     assert main(["report", "run", "--out", "docs"]) == 1
-    assert "run/counts.json is damaged" in capsys.readouterr().err
+    assert "run/counts.jsonl is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_drawing")

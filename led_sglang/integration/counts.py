@@ -10,6 +10,8 @@ import torch
 from led_sglang.ops import tally
 from led_sglang.params import METHODS
 
+PLAIN = METHODS.index("none")
+
 
 class Counts:
     """The device's counters, and what only the host knows: steps that failed early, results that nobody was given."""
@@ -22,6 +24,10 @@ class Counts:
     def correct(self, flags: Iterable[int], methods: Iterable[int], weight: int) -> None:
         """Count rows `weight` times more than the device did; methods: indices of METHODS."""
         tally.count(list(flags), list(methods), weight, self._corrections, self.on_device.method_place)
+
+    def add_plain(self) -> None:
+        """A token of a request that asked for plain sampling: no kernel of ours has seen it."""
+        self._corrections[self.on_device.method_place + PLAIN] += 1
 
     def facts(self) -> dict[str, Any]:
         """Names and numbers; of the steps whose results have been handed out."""

@@ -91,15 +91,14 @@ class Metrics:
         if self._asked is None or self._asked.done():
             self._asked = asyncio.create_task(info.scheduler_facts(state.tokenizer_manager))
         await asyncio.wait([self._asked], timeout=PATIENCE_S)
+        if not self._asked.done():
+            logger.warning("/metrics is without LED's numbers: the scheduler did not answer in %g s", PATIENCE_S)
+            return {}
         try:
-            return dict(self._asked.result()["counters"]) if self._asked.done() else self._without("in time")
+            return dict(self._asked.result()["counters"])
         except Exception:
-            return self._without("with counters")
-
-    @staticmethod
-    def _without(how: str) -> dict[str, Any]:
-        logger.warning("/metrics is without LED's numbers: the scheduler did not answer %s", how, exc_info=True)
-        return {}
+            logger.exception("/metrics is without LED's numbers: the scheduler did not tell them")
+            return {}
 
 
 def attach() -> None:

@@ -9,7 +9,7 @@ from led_sglang.integration.counts import Counts
 from led_sglang.integration.runtime import Runtime, count_failure, runtime
 from led_sglang.ops import chosen_backend, tally
 from led_sglang.ops.row_loops import ACTIVE, FALLBACK
-from led_sglang.params import METHODS, LedParams
+from led_sglang.params import LedParams
 
 if TYPE_CHECKING:
     from led_sglang.integration.batch import LedBatch
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 RECORD_KEY = "__led_step"  # of LogitsProcessorOutput.customized_info, scheduler only
 WIRE_KEY = "__led"  # of a request's customized_info: one entry per generated token
 NUM_TRACE_VALUES = 7
-PLAIN = METHODS.index("none")
 
 
 def to_host(tensor: Tensor) -> Tensor:
@@ -85,7 +84,7 @@ class StepRecord:
             return None
         position = self._led.position.get(row)
         if position is None:
-            self._counts.correct([0], [PLAIN], 1)
+            self._counts.add_plain()
             return 0
         flags = self.flags[position]
         told = flags if not request.params.trace else (flags, *self._trace_of(position, request.params, flags))

@@ -110,8 +110,7 @@ async def _events(answer: httpx.Response) -> AsyncIterator[dict[str, Any] | None
 async def run_phase(url: str, concurrency: int, numbers: Iterator[int], deadline: float, seed: int) -> list[Outcome]:
     """`concurrency` clients take turns with the numbers until there are no more, or until the deadline (monotonic)."""
     outcomes: list[Outcome] = []
-    # SGLang closes a connection that was idle for 5 s, and httpx keeps one as long by default: nobody can say whether a
-    # request arrived that was sent at that very moment.
+    # Clients hang up long before the server (run.ENVIRONMENT): a request sent at that very moment may be lost.
     limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
 
     async def client_loop(client: httpx.AsyncClient) -> None:

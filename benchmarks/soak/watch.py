@@ -11,6 +11,7 @@ import psutil
 TROUBLE = re.compile(
     r"Traceback|\bERROR\b|[A-Z]\w*(Error|Exception)\b|\bleak|LED (step failed|could not)", re.IGNORECASE
 )
+PLANNED = "Request is disconnected from the client side"  # what SGLang logs of a client that leaves before an answer
 IDLE_LIMIT_S = 120.0
 
 
@@ -27,11 +28,11 @@ def rss_bytes(pid: int) -> int:
 
 
 def troubles(log: Path, start: int) -> list[str]:
-    """Lines of the log behind byte `start` that speak of an error; refused requests are logged as INFO and do not."""
+    """Lines of the log behind byte `start` that speak of an error; those of refused requests (INFO) do not."""
     with log.open("rb") as file:
         file.seek(start)
         lines = file.read().decode(errors="replace").splitlines()
-    return [line for line in lines if TROUBLE.search(line)]
+    return [line for line in lines if TROUBLE.search(line) and PLANNED not in line]
 
 
 def wait_idle(url: str) -> None:

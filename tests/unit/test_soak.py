@@ -89,6 +89,14 @@ def test_the_log_scanner_sees_trouble_behind_the_start_only(tmp_path: Path, line
     assert watch.troubles(log, len(line)) == []
 
 
+def test_a_client_that_leaves_is_no_trouble(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(
+        "[http_server] Error: Request is disconnected from the client side (type 1). Abort request obj.rid='a'\n"
+    )
+    assert watch.troubles(log, 0) == []
+
+
 def test_the_plan_repeats_and_mixes() -> None:
     plans = [draw(number, 3) for number in range(2000)]
     assert plans == [draw(number, 3) for number in range(2000)]

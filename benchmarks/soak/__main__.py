@@ -26,7 +26,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10.0, help="the longest it may load the server (default: 10)")
     parser.add_argument("--requests", type=int, default=None, help="end after so many; fewer in time is a failure")
     parser.add_argument("--seed", type=int, default=1, help="of the requests (default: 1)")
-    parser.add_argument("--memory-growth", type=float, default=0.02, help="the most that is no fault (default: 0.02)")
     parser.add_argument("--log", type=Path, default=None, help="keep the server's log in this file")
     parser.add_argument("--append", action="store_true", help=f"append the summary to {RESULTS.name} under results/")
     return parser.parse_args()
@@ -35,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     options = parse_arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server goes with it
-    bounds = Bounds(options.minutes, options.requests, memory_growth=options.memory_growth, seed=options.seed)
+    bounds = Bounds(options.minutes, options.requests, seed=options.seed)
     with tempfile.TemporaryDirectory() as folder:
         log = options.log or Path(folder) / "server.log"
         with Server(*ARGUMENTS, log=log, environment=ENVIRONMENT) as server:

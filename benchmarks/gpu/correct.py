@@ -39,8 +39,7 @@ def counted(case: Case) -> dict[str, Any]:
     slots = torch.arange(len(rows.active), device=device)
     now = Standing(case.noise.coin, case.noise.token, slots, slots, slots % 2 == 0, rows.active, slots)
     one, other = (tally.Counters.zeros(rows.max_depth, 3, device) for _ in range(2))
-    bounds = torch.tensor(tally.CONFIDENCE_BOUNDS, dtype=torch.float64, device=device)
-    flags = tell(now, step, slots % 3, one, bounds)
+    flags = tell(now, step, slots % 3, one)
     expected = tally.tell(now, step, False, slots % 3, other, "fused")
     if not torch.equal(flags, expected) or not torch.equal(one.values, other.values):
         raise AssertionError(

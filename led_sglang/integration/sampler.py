@@ -72,8 +72,9 @@ class LedSamplerMixin:
         On a CPU the engine's probabilities and its draw cost as much as LED: nobody waits for what is not used.
         """
         context = self.led_context
-        if context is None or not context.may_decide_alone():
+        if context is None or not context.may_decide_alone:
             return None
+        context.draws_plain = context.may_draw_plain
         logits = context.preprocessed = self._preprocess_logits(logits_output.next_token_logits, sampling_info)
         open_rows = _guarded_open_rows(context)
         if open_rows is None or len(open_rows):

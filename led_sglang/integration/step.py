@@ -121,19 +121,23 @@ class StepContext:
         tells_more = info.sampling_seed is not None or getattr(info, "sampling_mask_batch_indices", None) is not None
         return rows.index is None and rows.is_led is None and not tells_more and host.can_look(rows.seed.device)
 
-    def may_decide_alone(self) -> bool:
-        """LED may turn out to give every row of a batch its token; one that is all greedy is cheap.
+    @property
+    def may_draw_plain(self) -> bool:
+        """LED may sample the rows outside their phase as the engine would: it has their distribution at hand.
 
-        Outside their phase rows are sampled as the engine would. Where that is a draw from the whole distribution, and
-        no seed has to give the same text in any company, `draws_plain` is set: LED has that distribution at hand.
+        Where the engine would draw from all of it, and no seed has to give the same text in any company.
         """
         info = self.info
-        if not self.is_led_alone or info.is_all_greedy or not self.is_active.any():
-            return False
         is_filtered = info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling
         backend = chosen_backend(self.runtime.config.backend, self.rows.seed.device)
-        self.draws_plain = backend == "compiled" and self.rows.seeded is None and not is_filtered
-        return self.draws_plain or bool(self.is_active.all())
+        return backend == "compiled" and self.rows.seeded is None and not is_filtered
+
+    @property
+    def may_decide_alone(self) -> bool:
+        """LED may turn out to give every row of a batch its token; one that is all greedy is cheap."""
+        if not self.is_led_alone or self.info.is_all_greedy:
+            return False
+        return bool(self.is_active.any()) if self.may_draw_plain else bool(self.is_active.all())
 
     def open_rows(self) -> Tensor | None:
         """Rows of the batch whose token is still the engine's to sample; None: leave all to it.

@@ -43,7 +43,10 @@ class Columns:
         known = self.__dict__.get("_arrays", {})
         return tuple(known[name] if name in known else getattr(self, name).numpy() for name in names)
 
-    def shared(self, name: str) -> dict[str, Any]:
-        """A field for `of_arrays` of another object, as an array where it is one."""
-        known = self.__dict__.get("_arrays", {})
-        return {"arrays": {name: known[name]}} if name in known else {"arrays": {}, name: self.__dict__[name]}
+    def take(self, name: str, other: "Columns") -> None:
+        """Another's field, as it is there: for an object that is still being made."""
+        known = other.__dict__.get("_arrays", {})
+        self.__dict__.pop(name, None)
+        self.__dict__["_arrays"] = {name: known[name]} if name in known else {}
+        if name not in known:
+            self.__dict__[name] = other.__dict__[name]

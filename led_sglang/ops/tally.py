@@ -51,7 +51,8 @@ class Counters:
 
 
 @cache
-def _bounds(device: torch.device) -> Tensor:
+def bounds(device: torch.device) -> Tensor:
+    """CONFIDENCE_BOUNDS on a device, float64."""
     return torch.tensor(CONFIDENCE_BOUNDS, dtype=torch.float64, device=device)
 
 
@@ -74,7 +75,7 @@ def tell(
     if backend == "triton" and step is not None:
         from led_sglang.ops.triton_tally import tell as tell_in_one_kernel
 
-        return tell_in_one_kernel(now, step, method, counters, _bounds(method.device))
+        return tell_in_one_kernel(now, step, method, counters)
     flags = _flags(now, step, has_failed)
     _add(flags, method, counters)
     return flags
@@ -83,8 +84,8 @@ def tell(
 def _flags(now: Standing, step: LedStep | None, has_failed: bool) -> Tensor:
     flags = now.thinking * THINKING + now.active * ACTIVE
     if step is None:
-        return flags + now.active * (FALLBACK * has_failed | STEP_FAILED << DETAIL_SHIFT)
-    bucket = (step.confidence.double()[:, None] > _bounds(flags.device)).sum(1)
+        return flags + now.active * ((FALLBACK | STEP_FAILED << DETAIL_SHIFT) * has_failed)
+    bucket = (step.confidence.double()[:, None] > bounds(flags.device)).sum(1)
     fine = step.explored * EXPLORED + (bucket << DETAIL_SHIFT) + (step.depth << DEPTH_SHIFT)
     return flags + torch.where(step.ok, fine, FALLBACK | NOT_FINITE << DETAIL_SHIFT) * now.active
 

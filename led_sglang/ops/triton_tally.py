@@ -7,7 +7,7 @@ from torch import Tensor
 
 from led_sglang.ops import row_loops
 from led_sglang.ops.standing import Standing
-from led_sglang.ops.tally import Counters
+from led_sglang.ops.tally import Counters, bounds
 from led_sglang.ops.types import LedStep
 
 BLOCK = 64
@@ -64,14 +64,15 @@ def tell_kernel(  # type: ignore[no-untyped-def]
     tl.atomic_add(counters + method_place + tl.load(method + rows, mask=is_row, other=0), one, mask=is_row)
 
 
-def tell(now: Standing, step: LedStep, method: Tensor, counters: Counters, bounds: Tensor) -> Tensor:
-    """bounds: those of the confidence's buckets, float64."""
+def tell(now: Standing, step: LedStep, method: Tensor, counters: Counters) -> Tensor:
+    """See `led_sglang.ops.tally.tell`."""
     num_rows = len(method)
     flags = torch.empty_like(method)
+    limits = bounds(method.device)
     if num_rows:
         columns = now.thinking, now.active, step.explored, step.ok, step.depth, step.confidence, method
         tell_kernel[(triton.cdiv(num_rows, BLOCK),)](
-            *columns, bounds, counters.values, flags, num_rows, counters.method_place,
-            NUM_BOUNDS=len(bounds), BLOCK=BLOCK,
+            *columns, limits, counters.values, flags, num_rows, counters.method_place,
+            NUM_BOUNDS=len(limits), BLOCK=BLOCK,
         )  # fmt: skip
     return flags

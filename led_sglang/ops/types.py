@@ -69,8 +69,10 @@ class LedRows(Columns):
 
     def activated(self, now: Columns, draws_plain: bool = False) -> "LedRows":
         """The same rows with a step's activity: `now.active`, (R,) bool."""
-        others = {key: value for key, value in self.__dict__.items() if key not in ("active", "_arrays")}
-        return LedRows.of_arrays(**now.shared("active"), **{**others, "draws_plain": draws_plain})
+        rows = object.__new__(LedRows)
+        rows.__dict__.update(self.__dict__, draws_plain=draws_plain)
+        rows.take("active", now)
+        return rows
 
 
 @dataclass(frozen=True)

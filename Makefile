@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 help:
 	@echo "make env                 the pinned environment in .venv"
 	@echo "make serve ARGS='...'    the LED server; without --model-path it serves the embedded model"
-	@echo "make test ARGS='...'     the tests (pytest arguments in ARGS)"
+	@echo "make test                the tests, by two workers; ARGS='...' for other pytest arguments, by one"
 	@echo "make check               lint, types, import rules"
 	@echo "make accuracy ARGS='...' the embedded model on 500 held-out problems (without a server)"
 	@echo "make bench ARGS='...'    LED on against LED off on this machine"
@@ -26,7 +26,7 @@ serve: env
 	@exec $(PYTHON_VENV) -m led_sglang.launch $(ARGS)
 
 test: env
-	@exec $(PYTHON_VENV) -m pytest $(ARGS)
+	@exec $(PYTHON_VENV) -m pytest $(or $(ARGS),-n 2)
 
 check: env
 	@scripts/check

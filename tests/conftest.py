@@ -1,4 +1,4 @@
-"""How pytest-xdist's two workers share the tests: those of one shared server stay together, so that it starts once."""
+"""How pytest-xdist's workers share the tests: those of one server stay together, so that it starts once."""
 
 from typing import Any
 
@@ -10,22 +10,23 @@ from xdist.scheduler import LoadScopeScheduling
 settings.register_profile("led", deadline=None, derandomize=True)
 settings.load_profile("led")
 
-GROUPS = {
-    "embedded server": ("api/", "test_evals", "test_inspector", "test_metrics", "test_readme", "test_trace"),
-    "exact server": ("test_exact", "test_seeds", "test_statistics"),
-    "features server": ("features/",),
-    "spare server": ("test_rollouts", "test_two_replicas"),
-}
+SHARED = ("tests/server/embedded/", "tests/server/exact/", "tests/server/features/")  # a server each
+LONGEST = "tests/server/test_soak.py"
 
 
 class ByServer(LoadScopeScheduling):
-    """Work goes out by file, and by server where several files ask the same one."""
+    """Work goes out by file, and by folder where its files ask one server."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::")[0]
-        name = path.removeprefix("tests/server/").removesuffix(".py")
-        return next((group for group, names in GROUPS.items() if name.startswith(names)), path)
+        return next((folder for folder in SHARED if path.startswith(folder)), path)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByServer:
+    config.option.loadscopereorder = False  # many tests of a file do not make it long
     return ByServer(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, or one worker would end with it while the other has nothing left."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))

@@ -1,11 +1,14 @@
-"""Servers shared by all tests of this folder: one start each."""
+"""What every server test may ask: where logs go, and the checkpoint of the tests of exactness.
 
-from collections.abc import Iterator
+A folder is what shares a server: it starts with the folder's first test and stops with its last (scope="package").
+"""
+
 from pathlib import Path
 
 import pytest
 
-from tests.server.launching import Server
+from tests.server import checkpoints
+from tests.server.asking import Oracle
 
 
 @pytest.fixture(scope="session")
@@ -14,44 +17,15 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def embedded_server(logs: Path) -> Iterator[Server]:
-    """The embedded model with LED on, as `make serve` starts it."""
-    with Server("--enable-metrics", log=logs / "embedded.log") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def stock_server(logs: Path) -> Iterator[Server]:
-    """The embedded model on stock SGLang: no hook installed."""
-    with Server("--led", "disabled", log=logs / "stock.log") as server:
-        yield server
-
-
-class Spare:
-    """A server whose weights tests may replace and which they may kill; the next test that asks gets a live one."""
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        self._server: Server | None = None
-
-    def get(self) -> Server:
-        if self._server is None or self._server.process.poll() is not None:
-            self._server = Server(log=self._log).wait_ready()
-        return self._server
-
-    def stop(self) -> None:
-        if self._server is not None:
-            self._server.stop()
+def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
 
 
 @pytest.fixture(scope="session")
-def spare(logs: Path) -> Iterator[Spare]:
-    spare = Spare(logs / "spare.log")
-    yield spare
-    spare.stop()
+def qwen3_folder(checkpoint_folder: Path) -> Path:
+    return checkpoints.build("qwen3", checkpoint_folder / "qwen3")
 
 
-@pytest.fixture
-def spare_server(spare: Spare) -> Server:
-    """The embedded model with LED on, alive; with any weights of its shape."""
-    return spare.get()
+@pytest.fixture(scope="session")
+def oracle(qwen3_folder: Path) -> Oracle:
+    return Oracle(qwen3_folder)

@@ -11,7 +11,6 @@ from tests.server.recompute import Asked
 
 pytestmark = pytest.mark.server
 
-pytest_plugins = ("tests.server.exact_fixtures",)
 
 METHODS = ("led", "dola", "confident", "soft_thinking", "soft_thinking_gumbel")
 SETTINGS: tuple[Any, ...] = (

@@ -20,7 +20,7 @@ from tests.server.fault_plugin import LATENTS, LOGITS, RAISING, SEEDS
 from tests.server.launching import Server, kill_scheduler
 from tests.server.recompute import Asked
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 METHODS = ("dola", "soft_thinking", "soft_thinking_gumbel", "confident")
 # The phase opens and closes all the time: a state that is lost in a failed step is wrong in the next ones.
 FLICKERING = Asked(temperature=1.0, logit_bias={OPEN_ID: 19.0, CLOSE_ID: 19.0})

@@ -40,7 +40,6 @@ from tests.server.recompute import TOLERANCE, Array, Asked, forward
 
 pytestmark = pytest.mark.server
 
-pytest_plugins = ("tests.server.exact_fixtures",)
 
 METHODS = ("led", "dola", "confident", "soft_thinking", "soft_thinking_gumbel")
 NUM_TOKENS = 24
@@ -537,11 +536,3 @@ def test_refusals(name: str, methods_server: Server) -> None:
     led, named = REFUSED[name]
     text = refused(methods_server.url, led)
     assert all(word in text for word in named), text
-
-
-@pytest.mark.parametrize("method", METHODS[1:])
-def test_methods_that_are_not_enabled(method: str, embedded_server: Server) -> None:
-    text = refused(embedded_server.url, {"method": method})
-    assert f"'{method}' is not enabled" in text
-    assert f"--led-methods led,{method}" in text
-    assert httpx.get(f"{embedded_server.url}/led/info", timeout=60).json()["methods"] == ["none", "led"]

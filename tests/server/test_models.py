@@ -13,7 +13,6 @@ from tests.server.checkpoints import CLOSE_ID, OPEN_ID
 from tests.server.recompute import MUTATIONS, Asked
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
-pytest_plugins = ("tests.server.exact_fixtures",)
 
 ARGUMENTS: dict[str, tuple[str, ...]] = {"mimo": ("--trust-remote-code",)}
 

@@ -11,7 +11,6 @@ from tests.server.asking import Client, Request, sharp_server, thinking_prompt
 from tests.server.fault_plugin import SEEDS
 
 pytestmark = pytest.mark.server
-pytest_plugins = ("tests.server.exact_fixtures",)
 
 
 @pytest.mark.timeout(600)

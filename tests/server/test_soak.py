@@ -1,4 +1,4 @@
-"""Half a minute of the soak (an hour: `make soak ARGS='--requests 20000 --minutes 60'`); see docs/reliability.md."""
+"""Ten minutes of the soak (an hour: `make soak MINUTES=60`); see docs/reliability.md."""
 
 from pathlib import Path
 
@@ -7,15 +7,13 @@ import pytest
 from benchmarks.soak.run import ARGUMENTS, ENVIRONMENT, Bounds, soak
 from tests.server.launching import Server
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def test_a_short_soak(logs: Path) -> None:
-    # Memory still settles in the first minute: the bound of 2 % is the long run's.
-    bounds = Bounds(minutes=4, requests=600, num_phases=4, num_warm_phases=2, memory_growth=0.1, seed=11)
+def test_ten_minutes_of_soak(logs: Path) -> None:
     with Server(*ARGUMENTS, log=logs / "soak.log", environment=ENVIRONMENT) as server:
-        found = soak(server, bounds)
+        found = soak(server, Bounds(minutes=10, seed=11))
     assert found["num_faults"] == 0, found["faults"]
-    assert found["requests"] == 600
+    assert found["seconds"] >= 600
     for kind in ("retractions", "traces_checked", "left_in_stream", "aborted", "refused"):
         assert found[kind] > 0, f"no {kind}: the soak did not try them"

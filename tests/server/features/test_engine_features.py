@@ -1,4 +1,4 @@
-"""The engine's other features with LED on. JSON, regex, logprobs, biases, penalties and stops: tests/server/api."""
+"""The engine's other features with LED on. JSON, regex, logprobs, biases, stops: tests/server/embedded/api."""
 
 import json
 from typing import Any
@@ -9,10 +9,10 @@ import torch
 from openai import OpenAI
 
 from led_sglang.embedded import MODEL_DIR
-from tests.server.api.talking import CHAT, DEFAULTS, MODEL, check_trace, counters, events, growth, messages
-from tests.server.api.test_openai_client import without_spaces
 from tests.server.asking import Oracle, Reply, Request, check, thinking_prompt, words
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
+from tests.server.embedded.api.test_openai_client import without_spaces
+from tests.server.talking import CHAT, DEFAULTS, MODEL, check_trace, counters, events, growth, messages
 
 pytestmark = pytest.mark.server
 

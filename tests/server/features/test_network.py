@@ -3,8 +3,8 @@
 import httpx
 import pytest
 
-from tests.server.api.talking import CHAT, body
 from tests.server.launching import Server
+from tests.server.talking import CHAT, body
 
 pytestmark = pytest.mark.server
 ORIGIN = {"origin": "https://somewhere.example"}

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 from openai import OpenAI
 
-from tests.server.api.talking import MODEL, check_trace, messages
+from tests.server.talking import MODEL, check_trace, messages
 
 pytestmark = pytest.mark.server
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from tests.server.api.talking import (
+from tests.server.talking import (
     CHAT,
     COMPLETIONS,
     ENDPOINTS,

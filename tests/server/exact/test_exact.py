@@ -19,7 +19,6 @@ from tests.server.test_methods import FREE_TEMPERATURE, NUM_TOKENS, Asker, agree
 
 pytestmark = pytest.mark.server
 
-pytest_plugins = ("tests.server.exact_fixtures",)
 
 PARAMETERS: dict[str, Asked] = {
     "the paper's defaults": Asked(),

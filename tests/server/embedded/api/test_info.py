@@ -8,7 +8,7 @@ import pytest
 
 import led_sglang
 from led_sglang.integration.targets import HOOK_TARGETS
-from tests.server.api.talking import counters, generate, growth, wait_idle
+from tests.server.talking import counters, generate, growth, wait_idle
 
 pytestmark = pytest.mark.server
 
@@ -60,7 +60,7 @@ def test_counters_grow_by_what_the_requests_report(http: httpx.Client) -> None:
         "step_failures": 0,
         "report_failures": 0,
         "depth_histogram": dict(depths),
-        "confidence_histogram": grown["confidence_histogram"],  # tests/server/test_metrics.py knows its bounds
+        "confidence_histogram": grown["confidence_histogram"],  # tests/server/embedded/test_metrics.py knows its bounds
         "tokens": {"led": sum(meta["completion_tokens"] for meta in metas)},
         "requests": {"led": 3},
     }

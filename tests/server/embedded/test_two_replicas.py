@@ -14,11 +14,11 @@ import httpx
 import pytest
 
 from led_sglang import child_server
-from tests.server.api.talking import CHAT, DEFAULTS, GENERATE, body, check_trace, message_of
-from tests.server.conftest import Spare
+from tests.server.embedded.conftest import Spare
 from tests.server.launching import Server
+from tests.server.talking import CHAT, DEFAULTS, GENERATE, body, check_trace, message_of
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 SHARED = ("--policy", "round_robin", "--health-check-interval-secs", "1", "--health-failure-threshold", "1")
 
 

@@ -18,7 +18,6 @@ from tests.server.checkpoints import CLOSE_ID
 from tests.server.recompute import Asked
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
-pytest_plugins = ("tests.server.exact_fixtures",)
 
 FALSE_ALARM = 1e-6
 NUM_TESTS = 64  # more than there are
@@ -69,7 +68,7 @@ class Draws:
         return np.clip((upto - blur * self.chosen(probs)) / probs.sum(-1), 0, 1 - 1e-12)
 
 
-@pytest.fixture(scope="session", params=ASKED)
+@pytest.fixture(scope="module", params=ASKED)
 def draws(request: pytest.FixtureRequest, client: Client) -> Draws:
     asked, first = ASKED[request.param], 1000 * list(ASKED).index(request.param)
     seeds = range(first, first + NUM_REQUESTS)

@@ -11,13 +11,13 @@ from tests.server.launching import Server
 LIMIT_S = 120.0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def http(embedded_server: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=embedded_server.url, timeout=LIMIT_S) as client:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def openai(embedded_server: Server) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{embedded_server.url}/v1", api_key="none", timeout=LIMIT_S, max_retries=0) as client:
         yield client

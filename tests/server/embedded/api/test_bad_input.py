@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.server.api.talking import CHAT, COMPLETIONS, ENDPOINTS, GENERATE, MODEL, body, generate, message_of, messages
+from tests.server.talking import CHAT, COMPLETIONS, ENDPOINTS, GENERATE, MODEL, body, generate, message_of, messages
 
 pytestmark = pytest.mark.server
 KEYS = ["method", "depth", "top_k", "phase", "exploit", "latent_norm", "normalize_layers", "latent_offset", "min_p"]
@@ -115,6 +115,14 @@ def test_a_prompt_longer_than_the_context(http: httpx.Client, path: str, led: ob
 def test_a_beam_search_cannot_explore(http: httpx.Client) -> None:
     request = body(CHAT, {}, n=0)
     assert http.post(CHAT, json=request).status_code == 400
+
+
+@pytest.mark.parametrize("method", ["dola", "confident", "soft_thinking", "soft_thinking_gumbel"])
+def test_a_method_that_is_not_enabled(http: httpx.Client, method: str) -> None:
+    said = refused(http, GENERATE, body(GENERATE, {"method": method}))
+    assert f"'{method}' is not enabled" in said
+    assert f"--led-methods led,{method}" in said
+    assert http.get("/led/info").json()["methods"] == ["none", "led"]
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from led_sglang.child_server import free_port
-from tests.server.api.talking import check_trace, generate
 from tests.server.launching import Server
+from tests.server.talking import check_trace, generate
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 SEEDED = {"sampling_seed": 5, "temperature": 1.0}

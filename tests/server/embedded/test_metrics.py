@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from led_sglang.embedded.problems import generate
 from tests.server.launching import Server
 
-DASHBOARD = Path(__file__).parents[2] / "grafana" / "led.json"
+DASHBOARD = Path(__file__).parents[3] / "grafana" / "led.json"
 Samples = dict[tuple[str, str], float]
 
 

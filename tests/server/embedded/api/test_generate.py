@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.api.talking import (
+from tests.server.talking import (
     DEFAULTS,
     GENERATE,
     TRACE_KEYS,

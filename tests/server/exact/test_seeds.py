@@ -9,7 +9,6 @@ from tests.server.checkpoints import CLOSE_ID, OPEN_ID
 from tests.server.recompute import Asked
 
 pytestmark = pytest.mark.server
-pytest_plugins = ("tests.server.exact_fixtures",)
 
 # Thinking for some tokens, then closed and sampled by the engine's rules with our noise: the whole text must repeat.
 LEAVING = Asked(temperature=1.0, logit_bias={CLOSE_ID: 11.0})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.server.launching import Server
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[3] / "README.md"
 
 
 def python_block() -> str:

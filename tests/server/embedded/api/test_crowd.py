@@ -8,7 +8,7 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
-from tests.server.api.talking import (
+from tests.server.talking import (
     DEFAULTS,
     GENERATE,
     MODEL,

@@ -11,7 +11,7 @@ from openai import AsyncOpenAI, BadRequestError, OpenAI
 from tokenizers import Tokenizer
 
 from led_sglang.embedded import MODEL_DIR
-from tests.server.api.talking import DEFAULTS, MODEL, QUESTION, check_trace, messages, thinking_prompt
+from tests.server.talking import DEFAULTS, MODEL, QUESTION, check_trace, messages, thinking_prompt
 
 pytestmark = pytest.mark.server
 

@@ -1,21 +1,25 @@
 """Tensor-parallel ranks choose their tokens without asking each other; this notices when they no longer agree.
 
 Ranks that disagree compute on mixed-up tokens and, once one of them ends a request and another does not, wait for each
-other for ever. Every rank keeps a digest of its noise and tokens, and now and then the digests are compared.
+other for ever. Every rank keeps a digest of its noise and tokens, and now and then the digests are compared. And a rank
+that left a step by an exception makes sure that all the others did so too: they would wait in a collective for it.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import Store, distributed_c10d
 
 MULTIPLIER = 6364136223846793005  # odd: a step's difference stays in the digest
 CUDA_INTERVAL = 32  # a small collective costs about 0.1 ms there: 3 us a step
+MEETING_LIMIT_S = 10.0  # the ranks are in step: what fails on all of them fails within milliseconds
 
 
 class RankDivergence(RuntimeError):
-    """The ranks hold different tokens: whatever the server answered from here on would be wrong, so it must stop."""
+    """The ranks are at different tokens, or soon would be: whatever the server answered would be wrong, so it stops."""
 
 
 class RankCheck:
@@ -64,3 +68,42 @@ class RankCheck:
             )
         if self._verdict is not None:
             self._verdict.copy_(differ, non_blocking=True)
+
+
+class FailureCheck:
+    """The ranks whose step failed meet, at a counter in the store that they were initialised with.
+
+    A request that makes a step fail does so on every rank, and all go on with the engine's tokens. A rank that fails
+    alone has left the others in the middle of a step.
+    """
+
+    def __init__(self, store: Store, num_ranks: int, name: str) -> None:
+        self._store = store
+        self._num_ranks = num_ranks
+        self._name = name
+        self._num_failures = 0
+
+    @classmethod
+    def of(cls, tp_group: Any) -> "FailureCheck | None":
+        """None where there is one rank."""
+        if tp_group.world_size == 1:
+            return None
+        return cls(distributed_c10d._get_default_store(), tp_group.world_size, str(tp_group.ranks))
+
+    def meet(self, limit_s: float = MEETING_LIMIT_S) -> None:
+        """After a failed step. Raises RankDivergence if not every rank's failed."""
+        self._num_failures += 1
+        deadline = time.monotonic() + limit_s
+        num_here = self._store.add(self._key(self._num_failures), 1)
+        while num_here < self._num_ranks:
+            if time.monotonic() > deadline:
+                raise RankDivergence(
+                    f"LED: a step failed on {num_here} of {self._num_ranks} tensor-parallel ranks, and the others wait "
+                    f"for it in the middle of theirs. The server stops, for it would hang."
+                )
+            time.sleep(0.001)
+            num_here = self._store.add(self._key(self._num_failures), 0)
+        self._store.delete_key(self._key(self._num_failures - 1))  # everybody has left the meeting before this one
+
+    def _key(self, number: int) -> str:
+        return f"led_sglang/{self._name}/failure {number}"

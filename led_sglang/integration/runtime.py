@@ -15,7 +15,7 @@ from led_sglang.integration.capture import Capture, CaptureError
 from led_sglang.integration.counts import Counts
 from led_sglang.integration.head import build_head, refuse_lora, why_nothing_rides
 from led_sglang.integration.layers import captured_layers
-from led_sglang.integration.ranks import RankCheck
+from led_sglang.integration.ranks import FailureCheck, RankCheck
 from led_sglang.integration.ride import Ride
 from led_sglang.integration.soft import SoftInputs, is_soft_enabled
 from led_sglang.ops import chosen_backend, compiled
@@ -53,6 +53,7 @@ class Runtime:
         self.ride = Ride(config.form, config.backend, depth - 1, max_rows, torch.device(runner.device))
         self.num_engine_head_steps = 0
         self.ranks = RankCheck.of(get_parallel().tp_group, max_rows, torch.device(runner.device))
+        self.failed_ranks = FailureCheck.of(get_parallel().tp_group)
         self.soft = SoftInputs(runner, config) if is_soft_enabled(config) else None
 
     def _allocate(self, max_rows: int) -> None:
@@ -168,6 +169,13 @@ def count_failure(current: Runtime) -> None:
     current.num_step_failures += 1
     if current.num_step_failures <= MAX_LOGGED_FAILURES:
         logger.exception("LED step failed; the engine's own tokens are used for this step")
+
+
+def fail_step(current: Runtime) -> None:
+    """The same where tokens or thinking states depend on it. Raises RankDivergence if it failed on some ranks only."""
+    count_failure(current)
+    if current.failed_ranks is not None:
+        current.failed_ranks.meet()
 
 
 def runtime() -> Runtime | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from led_sglang.integration.batch import LedBatch
 from led_sglang.integration.ranks import RankDivergence
 from led_sglang.integration.records import RECORD_KEY, StepRecord
-from led_sglang.integration.runtime import Runtime, count_failure, runtime
+from led_sglang.integration.runtime import Runtime, count_failure, fail_step, runtime
 from led_sglang.integration.step import StepContext, advance, stand
 
 
@@ -132,7 +132,7 @@ def _guard(context: StepContext, action: Any, *args: Any) -> None:
     except RankDivergence:
         raise
     except Exception:
-        count_failure(context.runtime)
+        fail_step(context.runtime)
         context.step, context.failed = None, True
         context.runtime.forget_mixtures(context.standing.slots)
 
@@ -141,7 +141,7 @@ def _guarded_open_rows(context: StepContext) -> Tensor | None:
     try:
         return context.open_rows()
     except Exception:
-        count_failure(context.runtime)
+        fail_step(context.runtime)
         return None
 
 
@@ -149,7 +149,7 @@ def _guarded_begin(led: LedBatch, info: Any, positions: Tensor, current: Runtime
     try:
         return StepContext.begin(led, info, positions, current)
     except Exception:
-        count_failure(current)
+        fail_step(current)
         return None
 
 
@@ -158,7 +158,7 @@ def _guarded_finish(context: StepContext, token_ids: Tensor) -> None:
     try:
         context.finish(token_ids)
     except Exception:
-        count_failure(context.runtime)
+        fail_step(context.runtime)
 
 
 def _guarded_advance(led: LedBatch, info: Any, positions: Tensor, current: Runtime, token_ids: Tensor) -> None:
@@ -169,7 +169,7 @@ def _guarded_advance(led: LedBatch, info: Any, positions: Tensor, current: Runti
         current.forget_mixtures(before.slots)
         advance(current, rows, before, token_ids)
     except Exception:
-        count_failure(current)
+        fail_step(current)
 
 
 def _guarded_record(led: LedBatch, context: StepContext | None, current: Runtime) -> StepRecord:
@@ -196,7 +196,7 @@ def before_forward(current: Runtime, forward_batch: Any) -> None:
         context.is_riding = True
         forward_batch.led_context = context
     except Exception:
-        count_failure(current)
+        fail_step(current)
         ride.is_boarding = False
     finally:
         current.forward_batch = None

@@ -23,7 +23,8 @@ RAISING = {
     "entry": "records.StepRecord.entry",
 }
 RANKS = ("other noise", "other tokens")  # on the last rank alone
-SEEDS = {name: 70_000_000 + i for i, name in enumerate((*LOGITS, *LATENTS, *RAISING, *RANKS))}
+ALONE = {"decide alone": "step.StepContext.decide", "apply alone": "step.StepContext.apply"}  # so are these
+SEEDS = {name: 70_000_000 + i for i, name in enumerate((*LOGITS, *LATENTS, *RAISING, *RANKS, *ALONE))}
 LED = "led_sglang.integration."
 PROCESSOR = "sglang.srt.layers.logits_processor.LogitsProcessor.forward"
 num_calls: dict[str, int] = {}
@@ -45,7 +46,7 @@ def register() -> None:
     HookRegistry.register(LED + "step.StepContext.decide", poison_latents, HookType.BEFORE)
     HookRegistry.register(LED + "step.StepContext.begin", disturb_noise, HookType.AFTER)
     HookRegistry.register(LED + "step.StepContext.apply", disturb_tokens, HookType.AFTER)
-    for name, target in RAISING.items():
+    for name, target in (*RAISING.items(), *ALONE.items()):
         HookRegistry.register(LED + target, raising(name), HookType.AROUND)
 
 
@@ -85,6 +86,8 @@ def is_meant(name: str, args: tuple[Any, ...]) -> bool:
     if name == "entry":
         record, row = args
         return any(found == row for found, _ in rows_with(record._led, [name]))
+    if name in ALONE and not is_last_rank():
+        return False
     led = args[1] if name in ("begin", "record") else args[0].runtime.forward_batch.sampling_info.led
     return any(True for _ in rows_with(led, [name]))
 

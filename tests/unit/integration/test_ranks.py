@@ -1,11 +1,14 @@
 """The ranks' digests: equal while the ranks agree, different for ever once they did not."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed import HashStore
 
-from led_sglang.integration.ranks import RankCheck, RankDivergence
+from led_sglang.integration.ranks import FailureCheck, RankCheck, RankDivergence
 
 CPU = torch.device("cpu")
 steps = st.lists(st.lists(st.integers(0, 200_000), min_size=1, max_size=4), min_size=1, max_size=5)
@@ -65,3 +68,20 @@ def test_a_divergence_is_not_taken_for_a_fault_of_one_step() -> None:
 
     with pytest.raises(RankDivergence):
         _guard(SimpleNamespace(runtime=SimpleNamespace(num_step_failures=0)), diverge)  # type: ignore[arg-type]
+
+
+def test_a_step_that_failed_on_every_rank_is_a_fault_of_one_step() -> None:
+    store = HashStore()
+    ranks = [FailureCheck(store, 3, "tp") for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(50):
+            list(pool.map(FailureCheck.meet, ranks))
+    assert store.num_keys() == 1, "what is left of earlier meetings"
+
+
+def test_a_rank_that_failed_alone_stops() -> None:
+    store = HashStore()
+    first, second, _ = (FailureCheck(store, 3, "tp") for _ in range(3))
+    for rank, num_here in ((first, 1), (second, 2)):
+        with pytest.raises(RankDivergence, match=f"failed on {num_here} of 3 tensor-parallel ranks"):
+            rank.meet(limit_s=0.01)

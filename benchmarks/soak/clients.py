@@ -31,8 +31,15 @@ async def send(client: httpx.AsyncClient, plan: Plan) -> Outcome:
         async with asyncio.timeout(LIMIT_S):
             await (_stream if plan.is_stream and plan.ending != "refused" else _whole)(client, outcome)
     except (httpx.HTTPError, TimeoutError, ValueError, KeyError, IndexError) as error:
-        outcome.lost = f"{type(error).__name__}: {error}"
+        outcome.lost = f"{type(error).__name__}: {error}" + "".join(f", after {cause!r}" for cause in _causes(error))
     return outcome
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What an error was raised for, the nearest first: httpx's own errors often say nothing."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        yield cause
+        error = cause
 
 
 async def _whole(client: httpx.AsyncClient, outcome: Outcome) -> None:
@@ -110,8 +117,9 @@ async def _events(answer: httpx.Response) -> AsyncIterator[dict[str, Any] | None
 async def run_phase(url: str, concurrency: int, numbers: Iterator[int], deadline: float, seed: int) -> list[Outcome]:
     """`concurrency` clients take turns with the numbers until there are no more, or until the deadline (monotonic)."""
     outcomes: list[Outcome] = []
-    # Clients hang up long before the server (run.ENVIRONMENT): a request sent at that very moment may be lost.
-    limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
+    # No side hangs up on an idle connection (run.ENVIRONMENT): a request sent at that moment is lost, and the pool of
+    # httpcore may close, as expired, a connection that it has just given away.
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=None)
 
     async def client_loop(client: httpx.AsyncClient) -> None:
         for number in numbers:

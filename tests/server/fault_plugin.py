@@ -23,7 +23,7 @@ RAISING = {
     "entry": "records.StepRecord.entry",
 }
 RANKS = ("other noise", "other tokens")  # on the last rank alone
-ALONE = {"decide alone": "step.StepContext.decide", "apply alone": "step.StepContext.apply"}  # so are these
+ALONE = {"decide alone": "step.StepContext.decide"}  # so is this
 SEEDS = {name: 70_000_000 + i for i, name in enumerate((*LOGITS, *LATENTS, *RAISING, *RANKS, *ALONE))}
 LED = "led_sglang.integration."
 PROCESSOR = "sglang.srt.layers.logits_processor.LogitsProcessor.forward"

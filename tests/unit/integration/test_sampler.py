@@ -73,7 +73,10 @@ def context_of(
     batch_info = sampling_info(led)
     vars(batch_info).update(info)
     rows = led.device_rows(batch_info)
-    count, runtime = len(active), SimpleNamespace(num_step_failures=0, forget_mixtures=lambda slots: None)
+    count, runtime = (
+        len(active),
+        SimpleNamespace(num_step_failures=0, failed_ranks=None, forget_mixtures=lambda slots: None),
+    )
     runtime.config, runtime.counts = ServerConfig(), Counts(8, torch.device("cpu"))
     zeros = torch.zeros(count, dtype=torch.int64)
     is_active = torch.tensor(active)

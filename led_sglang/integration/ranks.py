@@ -7,11 +7,14 @@ that left a step by an exception makes sure that all the others did so too: they
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributed import Store, distributed_c10d
+from torch.distributed import distributed_c10d
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 MULTIPLIER = 6364136223846793005  # odd: a step's difference stays in the digest
 CUDA_INTERVAL = 32  # a small collective costs about 0.1 ms there: 3 us a step
@@ -77,7 +80,7 @@ class FailureCheck:
     alone has left the others in the middle of a step.
     """
 
-    def __init__(self, store: Store, num_ranks: int, name: str) -> None:
+    def __init__(self, store: "Store", num_ranks: int, name: str) -> None:
         self._store = store
         self._num_ranks = num_ranks
         self._name = name

@@ -10,16 +10,15 @@ from xdist.scheduler import LoadScopeScheduling
 settings.register_profile("led", deadline=None, derandomize=True)
 settings.load_profile("led")
 
-SHARED = ("tests/server/embedded/", "tests/server/exact/", "tests/server/features/")  # a server each
 LONGEST = "tests/server/test_soak.py"
 
 
 class ByServer(LoadScopeScheduling):
-    """Work goes out by file, and by folder where its files ask one server."""
+    """Work goes out by file; a folder under tests/server stays whole, for its files ask one server."""
 
     def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.split("::")[0]
-        return next((folder for folder in SHARED if path.startswith(folder)), path)
+        parts = nodeid.split("::")[0].split("/")
+        return "/".join(parts[:3] if parts[:2] == ["tests", "server"] else parts)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByServer:

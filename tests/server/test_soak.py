@@ -15,5 +15,6 @@ def test_ten_minutes_of_soak(logs: Path) -> None:
         found = soak(server, Bounds(minutes=10, seed=11))
     assert found["num_faults"] == 0, found["faults"]
     assert found["seconds"] >= 600
+    assert found["requests"] >= 600
     for kind in ("retractions", "traces_checked", "left_in_stream", "aborted", "refused"):
         assert found[kind] > 0, f"no {kind}: the soak did not try them"

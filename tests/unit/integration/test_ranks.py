@@ -1,6 +1,7 @@
 """The ranks' digests: equal while the ranks agree, different for ever once they did not."""
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch.distributed import HashStore
 
 from led_sglang.integration.ranks import FailureCheck, RankCheck, RankDivergence
+from led_sglang.integration.sampler import _guard
 
 CPU = torch.device("cpu")
 steps = st.lists(st.lists(st.integers(0, 200_000), min_size=1, max_size=4), min_size=1, max_size=5)
@@ -59,10 +61,6 @@ def test_ranks_that_differ_stop() -> None:
 
 
 def test_a_divergence_is_not_taken_for_a_fault_of_one_step() -> None:
-    from types import SimpleNamespace
-
-    from led_sglang.integration.sampler import _guard
-
     def diverge() -> None:
         raise RankDivergence("differ")
 
@@ -85,3 +83,11 @@ def test_a_rank_that_failed_alone_stops() -> None:
     for rank, num_here in ((first, 1), (second, 2)):
         with pytest.raises(RankDivergence, match=f"failed on {num_here} of 3 tensor-parallel ranks"):
             rank.meet(limit_s=0.01)
+
+
+def test_the_guard_lets_a_lone_failure_through() -> None:
+    alone = FailureCheck(HashStore(), 2, "tp")
+    runtime = SimpleNamespace(num_step_failures=0, failed_ranks=SimpleNamespace(meet=lambda: alone.meet(limit_s=0.01)))
+    with pytest.raises(RankDivergence, match="failed on 1 of 2"):
+        _guard(SimpleNamespace(runtime=runtime), lambda: 1 / 0)  # type: ignore[arg-type]
+    assert runtime.num_step_failures == 1

@@ -233,6 +233,16 @@ def test_penalties_reach_the_candidates(openai: OpenAI) -> None:
     check_trace(mixed[2])
 
 
+ALL_CHANGED = {
+    "phase": "all",
+    "exploit": False,
+    "latent_norm": True,
+    "normalize_layers": True,
+    "min_p": 0.1,
+    "trace": True,
+}
+
+
 @pytest.mark.parametrize(
     ("value", "applied"),
     [
@@ -244,25 +254,7 @@ def test_penalties_reach_the_candidates(openai: OpenAI) -> None:
         ({"depth": 12, "top_k": 256}, {**DEFAULTS, "depth": 12, "top_k": 256}),
         ({"depth": 1, "top_k": 1}, {**DEFAULTS, "depth": 1, "top_k": 1}),
         ({"depth": 11, "latent_offset": 1}, {**DEFAULTS, "depth": 11, "latent_offset": 1}),
-        (
-            {
-                "phase": "all",
-                "exploit": False,
-                "latent_norm": True,
-                "normalize_layers": True,
-                "min_p": 0.1,
-                "trace": True,
-            },
-            {
-                **DEFAULTS,
-                "phase": "all",
-                "exploit": False,
-                "latent_norm": True,
-                "normalize_layers": True,
-                "min_p": 0.1,
-                "trace": True,
-            },
-        ),
+        (ALL_CHANGED, {**DEFAULTS, **ALL_CHANGED}),
     ],
 )
 def test_what_was_applied_is_echoed(openai: OpenAI, value: object, applied: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What docs/compat.md says is refused at start is refused, by the name of its argument; the real starts: test_refusals."""
+"""What docs/compat.md says is refused at start is refused, by the name of its argument; real starts: test_refusals."""
 
 from types import SimpleNamespace
 

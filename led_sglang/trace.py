@@ -180,7 +180,6 @@ def run(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     sides: dict[str, list[dict[str, Any]]] = {"led": [], "plain": []}
     start = time.monotonic()
     for event in stream(options.url, body(options, "led"), options.api_key):
-        event["at"] = round(1000 * (time.monotonic() - start), 1) + 1
         sides["led"].append(event)
         if event["i"] == 0 and "id" in event:
             terminal.token(event)
@@ -193,9 +192,7 @@ def run(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
                 terminal.candidates(at, token)
     terminal.summary(figures(tokens), seconds)
     if options.html is not None:
-        for event in stream(options.url, body(options, "plain"), options.api_key):
-            event["at"] = round(1000 * (time.monotonic() - start), 1) + 1
-            sides["plain"].append(event)
+        sides["plain"].extend(stream(options.url, body(options, "plain"), options.api_key))
     return sides
 
 

@@ -22,7 +22,7 @@
       this.text.box.addEventListener("click", (event) => event.target.closest(".t")?.focus());
     }
     reset(n) {
-      this.samples = Array.from({ length: n }, (_, i) => ({ side: this.name, name: `#${i + 1}`, tokens: [], first: 0, last: 0, end: null }));
+      this.samples = Array.from({ length: n }, (_, i) => ({ side: this.name, name: `#${i + 1}`, tokens: [], end: null }));
       this.shown = 0;
       this.text.clear();
       this.node.querySelector(".applied").textContent = "";
@@ -53,8 +53,6 @@
         if (event.params) this.applied(event.params);
         return;
       }
-      sample.last = event.at || performance.now();
-      sample.first = sample.first || sample.last;
       sample.tokens.push(event);
       if (event.i === this.shown) this.text.push(event);
       soon();

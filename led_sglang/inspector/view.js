@@ -163,14 +163,14 @@ Led.figures = function (samples, side) {
   const tokens = samples.flatMap((sample) => sample.tokens);
   const decided = tokens.filter((token) => token.depth !== null);
   const explored = decided.filter((token) => token.explored);
-  const times = samples.flatMap((sample) => [sample.first, sample.last]).filter(Boolean);
-  const seconds = (Math.max(...times) - Math.min(...times)) / 1000;
+  const times = samples.flatMap(({ tokens }) => (tokens.length ? [tokens[0].at, tokens[tokens.length - 1].at] : []));
+  const seconds = times.length ? (Math.max(...times) - Math.min(...times)) / 1000 : 0;  // by the server's clock
   const isLed = side === "led";
   return {
     tokens: String(tokens.length),
     explored: isLed && decided.length ? Led.percent(explored.length / decided.length) : "–",
     "mean depth": isLed && explored.length ? (explored.reduce((sum, token) => sum + token.depth, 0) / explored.length).toFixed(1) : "–",
-    "tokens/s": times.length && seconds > 0.05 ? String(Math.round((tokens.length - samples.length) / seconds)) : "–",
+    "tokens/s": seconds > 0.05 ? String(Math.round((tokens.length - samples.length) / seconds)) : "–",
   };
 };
 

@@ -3,12 +3,14 @@
     {"messages": [...] or "prompt": "...", "sampling": {...}, "led": {...}, "seed": 1, "side": "led", "n": 1}
 
 `sampling` is SGLang's `sampling_params`. Side "plain" is depth 1: the same candidates and the same noise as side "led",
-so that the two texts agree until exploration parts them. Sample i of n uses seed + i.
+so that the two texts agree until exploration parts them. Sample i of n uses seed + i. `at` of a token is when the server
+had it, in milliseconds since it took the request: a reader who falls behind still sees the server's own speed.
 """
 
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -149,13 +151,16 @@ async def _sample(manager: Any, prompt: Prompt, ask: Ask, ids: list[int], i: int
     request = GenerateReqInput(input_ids=list(ids), sampling_params=sampling, stream=True, rid=rid)
     pieces, answer = Pieces(prompt.tokenizer), None
     seen: list[int] = []
+    start = time.monotonic()
     try:
         async with aclosing(manager.generate_request(request)) as answers:
             async for answer in answers:
                 new = answer["output_ids"]
                 new = new if manager.incremental_streaming_output else new[len(seen) :]
+                at = round(1000 * (time.monotonic() - start), 1)
                 for token_id in new:
-                    events.put_nowait(_token(prompt, pieces, answer["meta_info"], i, len(seen), token_id))
+                    token = _token(prompt, pieces, answer["meta_info"], i, len(seen), token_id)
+                    events.put_nowait({**token, "at": at})
                     seen.append(token_id)
         meta = answer["meta_info"] if answer else {}
         finish = (meta.get("finish_reason") or {}).get("type")

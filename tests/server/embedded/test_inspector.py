@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -124,6 +125,23 @@ def test_a_run_shows_both_sides_as_the_server_streams_them(page: Any, embedded_s
     mean = sum(token["depth"] for token in explored) / len(explored)
     assert abs(float(figure(page, "led", "mean depth")) - mean) <= 0.051
     assert page.locator("#trees svg").count() == 1
+
+
+def test_the_rate_is_the_servers_however_late_the_page_reads(page: Any, embedded_server: Server) -> None:
+    visit(page, embedded_server)
+    bodies: dict[str, str] = {}
+
+    def at_once(route: Any) -> None:
+        answer = route.fetch()
+        bodies[route.request.post_data_json["side"]] = answer.text()
+        route.fulfill(response=answer)
+
+    page.route("**/led/stream", at_once)
+    run(page)
+    events = map(json.loads, re.findall(r"^data: (\{.*\})$", bodies["led"], re.M))
+    tokens = [event for event in events if "id" in event]
+    rate = 1000 * (len(tokens) - 1) / (tokens[-1]["at"] - tokens[0]["at"])
+    assert float(figure(page, "led", "tokens/s")) == pytest.approx(rate, abs=0.51)
 
 
 def test_hovering_a_token_shows_its_trace(page: Any, embedded_server: Server) -> None:

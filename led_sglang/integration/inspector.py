@@ -3,7 +3,7 @@
     {"messages": [...] or "prompt": "...", "sampling": {...}, "led": {...}, "seed": 1, "side": "led", "n": 1}
 
 `sampling` is SGLang's `sampling_params`. Side "plain" is depth 1: the same candidates and the same noise as side "led",
-so that the two texts agree until exploration parts them. Sample i of n uses seed + i. `at` of a token is when the server
+so that the two texts agree until exploration parts them. Sample i of n uses seed + i. A token's `at` is when the server
 had it, in milliseconds since it took the request: a reader who falls behind still sees the server's own speed.
 """
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from led_sglang.integration.counts import Counts
 from led_sglang.integration.runtime import Runtime, count_failure, runtime
-from led_sglang.ops import chosen_backend, tally
+from led_sglang.ops import tally
 from led_sglang.ops.row_loops import ACTIVE, FALLBACK
 from led_sglang.params import LedParams
 
@@ -52,8 +52,7 @@ class StepRecord:
         if context is None:
             return cls(led, counts)
         step, method = context.step, context.rows.method
-        backend = chosen_backend(current.config.backend, method.device)
-        flags = tally.tell(context.standing, step, context.failed, method, counts.on_device, backend)
+        flags = tally.tell(context.standing, step, context.failed, method, counts.on_device, current.backend)
         record = cls(led, counts, to_host(flags))
         if step is not None and step.entropy is not None and step.logprob is not None:
             record._trace = tuple(

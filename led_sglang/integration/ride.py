@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from led_sglang.ops import chosen_backend, host, one_pass
+from led_sglang.ops import host, one_pass
 from led_sglang.ops.types import Head, LedRows, Ridden
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ class Ride:
 
     def __init__(self, form: str, backend: str, num_layers: int, max_rows: int, device: torch.device) -> None:
         self.asked = form
-        self.backend = chosen_backend(backend, device)
+        self.backend = backend
         self.num_layers = num_layers
         self.device = device
         self.cut = one_pass.cut_of(self.backend, device)
-        self.wanted = torch.zeros(max_rows, dtype=torch.bool, device=device)
-        self.served = torch.zeros(max_rows, dtype=torch.bool, device=device)
+        self.flags = torch.zeros(2, max_rows, dtype=torch.bool, device=device)
+        self.wanted, self.served = self.flags
         self.tau = torch.ones(max_rows, device=device)
         self.normalizers = torch.zeros(num_layers, max_rows, device=device)
         self.graph_sizes: list[int] = []  # decode graphs seen, ascending
@@ -57,18 +57,13 @@ class Ride:
         """Before every decode forward: nobody rides, unless `board` says otherwise."""
         self.is_boarding = False
         if self.graph_sizes:
-            self.wanted.zero_()
-            self.served.zero_()
+            self.flags.zero_()
 
     def board(self, rows: "DeviceRows", params: LedRows, coin: Tensor, num_rows: int) -> None:
         """Fill the buffers for a batch of so many rows, of which `rows` are ours."""
-        wanted, tau = one_pass.wanted_rows(params, coin, self.cut), one_pass.row_tau(params)
-        if rows.index is None:
-            self.wanted[:num_rows], self.tau[:num_rows] = wanted, tau
-        else:
-            self.wanted[:num_rows] = False
-            self.wanted[rows.index], self.tau[rows.index] = wanted, tau
-        self.served[:num_rows] = False
+        if not self.graph_sizes:
+            self.flags[:, :num_rows] = False
+        one_pass.board(params, coin, self.cut, rows.index, self.wanted, self.tau, self.backend)
         self.is_boarding = True
 
     def through(self, multiply: Callable[..., Tensor], hidden: Tensor, head: Head, buffer: Tensor) -> Tensor:

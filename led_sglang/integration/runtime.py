@@ -33,6 +33,7 @@ class Runtime:
 
     def __init__(self, config: ServerConfig, runner: Any) -> None:
         self.config = config
+        self.backend = chosen_backend(config.backend, torch.device(runner.device))
         self.runner = runner
         self.num_layers = int(runner.model_config.num_hidden_layers)
         self.capture = Capture(runner.model, captured_layers(config))
@@ -50,7 +51,7 @@ class Runtime:
         max_rows = self._max_rows()
         self._allocate(max_rows)
         depth = config.max_depth if self.num_led_layers else 1
-        self.ride = Ride(config.form, config.backend, depth - 1, max_rows, torch.device(runner.device))
+        self.ride = Ride(config.form, self.backend, depth - 1, max_rows, torch.device(runner.device))
         self.num_engine_head_steps = 0
         self.ranks = RankCheck.of(get_parallel().tp_group, max_rows, torch.device(runner.device))
         self.failed_ranks = FailureCheck.of(get_parallel().tp_group)
@@ -151,7 +152,7 @@ def start(runner: Any) -> Runtime:
     if config.max_depth > num_layers:
         raise CaptureError(f"--led-max-depth {config.max_depth} is larger than the model's {num_layers} layers")
     _runtime = Runtime(config, runner)
-    if chosen_backend(config.backend, torch.device(runner.device)) == "compiled":
+    if _runtime.backend == "compiled":
         compiled.warm()
     facts = _runtime.facts()
     logger.info(

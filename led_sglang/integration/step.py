@@ -11,7 +11,7 @@ from torch import Tensor
 from led_sglang.integration import transforms
 from led_sglang.integration.batch import DeviceRows, LedBatch
 from led_sglang.integration.runtime import Runtime
-from led_sglang.ops import chosen_backend, host, led_step
+from led_sglang.ops import host, led_step
 from led_sglang.ops.plain import sample_filtered
 from led_sglang.ops.standing import Standing, move_states, standing, write_tokens
 from led_sglang.ops.types import LedStep
@@ -90,7 +90,7 @@ class StepContext:
             head,
             params,
             self.standing,
-            backend=self.runtime.config.backend,
+            backend=self.runtime.backend,
             ridden=ride.ridden(self.rows, params, num_rows) if self.is_riding else None,
         )
 
@@ -129,8 +129,7 @@ class StepContext:
         """
         info = self.info
         is_filtered = info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling
-        backend = chosen_backend(self.runtime.config.backend, self.rows.seed.device)
-        return backend == "compiled" and self.rows.seeded is None and not is_filtered
+        return self.runtime.backend == "compiled" and self.rows.seeded is None and not is_filtered
 
     @property
     def may_decide_alone(self) -> bool:
@@ -163,7 +162,7 @@ class StepContext:
         for rows, forced, is_forced in self.overrides:
             token_ids[rows] = torch.where(is_forced, forced.to(token_ids.dtype), token_ids[rows])
         if self.step is not None:
-            write_tokens(self.rows, token_ids, self.standing, self.step, self.draws_plain)
+            write_tokens(self.rows, token_ids, self.standing, self.step, self.runtime.backend, self.draws_plain)
 
     def finish(self, token_ids: Tensor) -> None:
         """Advance the thinking states with the tokens that were really chosen."""
@@ -186,10 +185,10 @@ def stand(rows: DeviceRows, positions: Tensor, current: Runtime) -> Standing:
     """Where our rows stand before this token; positions: (B,)."""
     batch = current.forward_batch
     lengths = None if batch.forward_mode.is_decode() else batch.seq_lens
-    return standing(rows, batch.req_pool_indices, positions, lengths, current.states)
+    return standing(rows, batch.req_pool_indices, positions, lengths, current.states, current.backend)
 
 
 def advance(current: Runtime, rows: DeviceRows, before: Standing, token_ids: Tensor) -> None:
     """The thinking states follow the tokens, (B,)."""
     if current.machine is not None:
-        move_states(rows, current.tables, current.states, before, token_ids)
+        move_states(rows, current.tables, current.states, before, token_ids, current.backend)

@@ -61,10 +61,10 @@ def warm() -> None:
     rows = LedRows(~no, 2 * row, 2 * row, one, no, ~no, no, no, 0 * row, 0 * one, ~no, 2, 2, True, False, False)
     step = led_step(logits, torch.zeros(1, 1, 1), Head(torch.zeros(2, 1), 2), rows, Noise(coin, token))
     seats = Seats(None, row, row, row, row, no, None, False)
-    now, tables = standing(seats, 0 * row, row, None, 0 * row), ThinkingMachine([0], [1], 2).tables("cpu")
+    now, tables = standing(seats, 0 * row, row, None, 0 * row, "compiled"), ThinkingMachine([0], [1], 2).tables("cpu")
     for token_ids in (torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)):
-        write_tokens(seats, token_ids, now, step)
-        move_states(seats, tables, 0 * row, now, token_ids)
+        write_tokens(seats, token_ids, now, step, "compiled")
+        move_states(seats, tables, 0 * row, now, token_ids, "compiled")
     counters = tally.Counters.zeros(2, 1, row.device)
     for decided in (step, None):
         tally.tell(now, decided, False, 0 * row, counters, "compiled")

@@ -48,6 +48,22 @@ def wanted_rows(rows: LedRows, coin: Tensor, cut: float) -> Tensor:
     return wanted
 
 
+def board(
+    rows: LedRows, coin: Tensor, cut: float, index: Tensor | None, wanted: Tensor, tau: Tensor, backend: str
+) -> None:
+    """Write which rows should ride and their temperatures into wanted (B,) bool and tau (B,) float32 of the batch.
+
+    index: (R,) int64, the rows' places in the batch; None: its first R. Other places keep what they hold.
+    """
+    if backend == "triton" and not host.can_look(coin.device):
+        from led_sglang.ops.triton_board import board as board_in_one_kernel
+
+        board_in_one_kernel(rows, coin, cut, index, wanted, tau)
+        return
+    places = slice(len(coin)) if index is None else index
+    wanted[places], tau[places] = wanted_rows(rows, coin, cut), row_tau(rows)
+
+
 def ridden_of(rows: LedRows, normalizers: Tensor, rode: Tensor, cut: float) -> Ridden:
     """What `led_step` is told: (J, R) log-sum-exps and the rows that rode, which may be fewer than were wanted."""
     return Ridden(normalizers, rode, is_complete=cut >= 1.0 and not rows.any_norm and not rows.any_offset)

@@ -65,14 +65,20 @@ class Standing(Noise):
     positions: Tensor  # (R,) int64
 
 
-def standing(seats: Seats, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor) -> Standing:
+def standing(
+    seats: Seats, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor, backend: str
+) -> Standing:
     """Request slots and positions of the batch, (B,) int64; lengths, (B,), of an extend step, None of a decode step.
 
     Padding behind them is allowed. states: thinking states by slot; a row whose length is its `start_length` starts
-    from its `start_state`.
+    from its `start_state`. Backend "triton": one kernel where the host cannot look.
     """
     if host.can_look(slots.device):
         return _compiled_standing(seats, slots, positions, lengths, states)
+    if backend == "triton":
+        from led_sglang.ops import triton_standing
+
+        return triton_standing.standing(seats, slots, positions, lengths, states)
     own_slots = seats.pick(slots)
     own_states = states[own_slots]
     if lengths is not None:
@@ -111,7 +117,9 @@ def _compiled_standing(
     )
 
 
-def write_tokens(seats: Seats, token_ids: Tensor, now: Standing, step: LedStep, draws_plain: bool = False) -> None:
+def write_tokens(
+    seats: Seats, token_ids: Tensor, now: Standing, step: LedStep, backend: str, draws_plain: bool = False
+) -> None:
     """Our rows' entries of token_ids, (B,), become the step's where LED decodes them and they are `ok`; in place.
 
     draws_plain: also of rows that are not active; where the host may look.
@@ -119,6 +127,11 @@ def write_tokens(seats: Seats, token_ids: Tensor, now: Standing, step: LedStep, 
     if host.can_look(token_ids.device):
         columns = *now.arrays("active"), *step.arrays("ok", "token_ids")
         row_loops.write_tokens(token_ids.numpy(), seats.batch_rows, *columns, draws_plain)
+        return
+    if backend == "triton":
+        from led_sglang.ops import triton_standing
+
+        triton_standing.write_tokens(seats, token_ids, now, step)
         return
     engine_ids = seats.pick(token_ids)
     kept = torch.where(now.active & step.ok, step.token_ids.to(engine_ids.dtype), engine_ids)
@@ -128,10 +141,16 @@ def write_tokens(seats: Seats, token_ids: Tensor, now: Standing, step: LedStep, 
         token_ids[seats.index] = kept
 
 
-def move_states(seats: Seats, tables: ThinkingTables, states: Tensor, before: Standing, token_ids: Tensor) -> None:
+def move_states(
+    seats: Seats, tables: ThinkingTables, states: Tensor, before: Standing, token_ids: Tensor, backend: str
+) -> None:
     """Thinking states by slot, in place: our rows' become those that follow `before` by token_ids, (B,)."""
     if host.can_look(states.device):
         own = before.arrays("slots", "states")
         row_loops.move_states(states.numpy(), *own, token_ids.numpy(), seats.batch_rows, *tables.arrays)
+    elif backend == "triton":
+        from led_sglang.ops import triton_standing
+
+        triton_standing.move_states(seats, tables, states, before, token_ids)
     else:
         states[before.slots] = tables.advance(before.states, seats.pick(token_ids).long())

@@ -16,7 +16,7 @@ def tanh(x):  # type: ignore[no-untyped-def]
     return 1 - 2 / (tl.exp(2 * x) + 1)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows", "num_candidates", "stride_layer"])  # type: ignore[untyped-decorator]
 def candidates_kernel(  # type: ignore[no-untyped-def]
     latents,  # (J, N, H)
     weight,  # (V_shard, H)

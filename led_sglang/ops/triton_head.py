@@ -1,10 +1,13 @@
 """Rows through the LM head in one Triton kernel: no (rows, V) logits of latent rows.
 
-Which latent rows matter is known only on the device. They are compacted there into a list with a count; the grid is
-sized for all of them, and the blocks beyond the count return at once. So shapes are fixed, nothing waits for the host,
-and a CUDA graph can hold it. In the one-pass form the final rows' blocks stand before the latents' ones: blocks that
-read the same part of the weight run side by side, so that it comes from memory once.
+Which latent rows matter is known only on the device. One kernel puts them behind the final rows, without gaps, and the
+next multiplies: its grid is sized for all of them, and blocks beyond their count return at once. So shapes are fixed,
+nothing waits for the host, and a CUDA graph can hold it. Blocks that read the same part of the weight run side by side,
+so that it comes from memory once.
 """
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -16,123 +19,173 @@ from led_sglang.ops.head import across_ranks
 from led_sglang.ops.triton_candidates import candidate_logits, tanh
 from led_sglang.ops.types import Head, Ridden
 
-BLOCK_ROWS = 32
-BLOCK_VOCAB = 128
-BLOCK_HIDDEN = 64
-TILES_PER_PROGRAM = 8  # vocabulary tiles that one program walks before it writes its partial sums
+BLOCK_COPY = 1024
+MIN_BATCH = 256  # the kernels are compiled for powers of two of rows, from here on
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _product(  # type: ignore[no-untyped-def]
-    states,  # (rows, H)
-    rows,
-    is_row,
-    stride_state,
-    weight,  # (V, H)
-    ids,
-    is_token,
-    stride_weight,
-    hidden,
-    BLOCK_N: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
-    logits = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
-    for start in range(0, hidden, BLOCK_H):
-        dims = start + tl.arange(0, BLOCK_H)
-        is_dim = dims < hidden
-        x = tl.load(
-            states + rows[:, None] * stride_state + dims[None, :], mask=is_row[:, None] & is_dim[None, :], other=0.0
-        )
-        w = tl.load(
-            weight + ids[None, :].to(tl.int64) * stride_weight + dims[:, None],
-            mask=is_token[None, :] & is_dim[:, None],
-            other=0.0,
-        )
-        if WIDEN:
-            x, w = x.to(tl.float32), w.to(tl.float32)
-        logits = tl.dot(x, w, logits, input_precision="ieee")
-    return logits
+class Tile(NamedTuple):
+    """What one program multiplies. Hopper's matrix instructions (wgmma) begin at 64 rows."""
+
+    rows: int
+    vocab: int
+    row_bytes: int  # of a row's hidden dimensions at once
+    warps: int
+    stages: int
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def head_kernel(  # type: ignore[no-untyped-def]
-    final,  # (num_final, H), where HAS_FINAL
-    final_logits,  # (num_final, num_columns), where HAS_FINAL
-    latents,  # (N, H)
-    weight,  # (num_columns, H)
-    bias,  # (num_vocab,)
-    tau,  # (N,)
-    order,  # (N,) int64: the latents to compute, those that matter first
-    count,  # (1,) int64: how many matter
-    partial,  # (num_parts, N) float32
+# Chosen by what the compiler makes of them for Hopper (benchmarks/results/gpu_build.jsonl); not timed yet.
+SMALL_TILE = Tile(rows=64, vocab=128, row_bytes=128, warps=4, stages=4)
+LARGE_TILE = Tile(rows=128, vocab=256, row_bytes=128, warps=8, stages=4)
+
+
+def tile_of(num_rows: int, dtype: torch.dtype) -> Tile:
+    return LARGE_TILE if num_rows > SMALL_TILE.rows and dtype.itemsize <= 2 else SMALL_TILE
+
+
+@triton.jit
+def is_missing(needed, rode, rows, mask, HAS_RODE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Whether the sums of a row's latents are to be computed: needed, and not known already."""
+    found = tl.load(needed + rows, mask=mask, other=0) != 0
+    if HAS_RODE:
+        found = found & (tl.load(rode + rows, mask=mask, other=1) == 0)
+    return found
+
+
+@triton.jit(do_not_specialize=["num_final", "num_layers", "num_batch"])  # type: ignore[untyped-decorator]
+def gather_kernel(  # type: ignore[no-untyped-def]
+    final,  # (num_final, H)
+    latents,  # (J, B, H)
+    needed,  # (B,) bool
+    rode,  # (B,) bool, where HAS_RODE
+    tau,  # (B,) float32
+    states,  # (num_final + J B, H), written: the final rows, then layer by layer the latents that are missing
+    taus,  # (num_final + J B,) float32, written: theirs
+    count,  # (1,) int32, written: how many that are
     num_final,
-    num_latents,
-    num_columns,  # rows of the weight
-    num_vocab,  # of them real vocabulary
+    num_layers,
+    num_batch,
     hidden,
     stride_final,
+    stride_layer,
     stride_latent,
+    HAS_RODE: tl.constexpr,
+    BLOCK_BATCH: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    place = tl.program_id(0)
+    batch = tl.arange(0, BLOCK_BATCH)
+    missing = is_missing(needed, rode, batch, batch < num_batch, HAS_RODE).to(tl.int32)
+    num_missing = tl.sum(missing, 0)
+    num_places = num_final + num_layers * num_missing
+    if place == 0:
+        tl.store(count, num_places)
+    if place < num_places:
+        source = final + place.to(tl.int64) * stride_final
+        if place >= num_final:
+            layer, rank = (place - num_final) // num_missing, (place - num_final) % num_missing
+            row = tl.sum((tl.cumsum(missing, 0) <= rank).to(tl.int64), 0)
+            source = latents + layer.to(tl.int64) * stride_layer + row * stride_latent
+            tl.store(taus + place, tl.load(tau + row))
+        for start in range(0, hidden, BLOCK_H):
+            dims = start + tl.arange(0, BLOCK_H)
+            state = tl.load(source + dims, mask=dims < hidden)
+            tl.store(states + place.to(tl.int64) * hidden + dims, state, mask=dims < hidden)
+
+
+@triton.jit(do_not_specialize=["num_final"])  # type: ignore[untyped-decorator]
+def head_kernel(  # type: ignore[no-untyped-def]
+    states,  # (N, H): final rows, then latents
+    taus,  # (N,) float32, of the latents
+    count,  # (1,) int32: how many of the rows are real
+    weight,  # (num_columns, H)
+    bias,  # (num_vocab,)
+    final_logits,  # (num_final, num_columns), written
+    sums,  # (N, num_tiles) float32, written for latents: log-sum-exp over one tile of the vocabulary
+    num_final,
+    num_columns,  # rows of the weight
+    num_vocab,  # of them real vocabulary
+    num_tiles,
+    hidden,
     stride_weight,
     scale,
     softcap,
-    HAS_FINAL: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     WIDEN: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
-    TILES: tl.constexpr,
 ):
-    block, part = tl.program_id(0), tl.program_id(1)
-    if HAS_FINAL:
-        num_final_blocks = tl.cdiv(num_final, BLOCK_N)
-        if block < num_final_blocks:
-            places = block * BLOCK_N + tl.arange(0, BLOCK_N)
-            is_row = places < num_final
-            rows = places.to(tl.int64)
-            for tile in range(TILES):
-                ids = (part * TILES + tile) * BLOCK_V + tl.arange(0, BLOCK_V)
-                is_column = ids < num_columns
-                logits = _product(
-                    final, rows, is_row, stride_final, weight, ids, is_column, stride_weight, hidden,
-                    BLOCK_N, BLOCK_V, BLOCK_H, WIDEN,
-                )  # fmt: skip
-                tl.store(
-                    final_logits + rows[:, None] * num_columns + ids[None, :],
-                    logits,
-                    mask=is_row[:, None] & is_column[None, :],
-                )
-        block -= num_final_blocks
-    num_active = tl.load(count)
-    if (block >= 0) & (block * BLOCK_N < num_active):
-        places = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        is_row = places < num_active
-        rows = tl.load(order + places, mask=is_row, other=0)
-        inverse_tau = 1.0 / tl.load(tau + rows, mask=is_row, other=1.0)
-        largest = tl.full((BLOCK_N,), float("-inf"), tl.float32)
-        total = tl.zeros((BLOCK_N,), tl.float32)
-        for tile in range(TILES):
-            ids = (part * TILES + tile) * BLOCK_V + tl.arange(0, BLOCK_V)
+    block, tile = tl.program_id(0), tl.program_id(1)
+    num_rows = tl.load(count)
+    if block * BLOCK_N < num_rows:
+        rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
+        ids = tile * BLOCK_V + tl.arange(0, BLOCK_V)
+        is_row, is_column, dims = rows < num_rows, ids < num_columns, tl.arange(0, BLOCK_H)
+        state_at = states + rows[:, None].to(tl.int64) * hidden + dims[None, :]
+        weight_at = weight + ids[None, :].to(tl.int64) * stride_weight + dims[:, None]
+        logits = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
+        for start in range(0, hidden, BLOCK_H):
+            is_dim = dims < hidden - start
+            x = tl.load(state_at + start, mask=is_row[:, None] & is_dim[None, :], other=0.0)
+            w = tl.load(weight_at + start, mask=is_column[None, :] & is_dim[:, None], other=0.0)
+            if WIDEN:
+                x, w = x.to(tl.float32), w.to(tl.float32)
+            logits = tl.dot(x, w, logits, input_precision="ieee")
+        if block * BLOCK_N < num_final:
+            logits_at = final_logits + rows[:, None].to(tl.int64) * num_columns + ids[None, :]
+            tl.store(logits_at, logits, mask=(rows < num_final)[:, None] & is_column[None, :])
+        if (block + 1) * BLOCK_N > num_final:
             is_token = ids < num_vocab
-            logits = _product(
-                latents, rows, is_row, stride_latent, weight, ids, is_token, stride_weight, hidden,
-                BLOCK_N, BLOCK_V, BLOCK_H, WIDEN,
-            )  # fmt: skip
             if HAS_BIAS:
                 logits += tl.load(bias + ids, mask=is_token, other=0.0).to(tl.float32)[None, :]
             logits *= scale
             if HAS_SOFTCAP:
                 logits = softcap * tanh(logits / softcap)
-            logits = tl.where(is_token[None, :], logits * inverse_tau[:, None], float("-inf"))
-            peak = tl.maximum(largest, tl.max(logits, 1))
-            # A tile of nothing but padding leaves the peak at -inf; exp(-inf - -inf) would be NaN.
-            shift = tl.where(peak == float("-inf"), 0.0, peak)
-            total = total * tl.exp(largest - shift) + tl.sum(tl.exp(logits - shift[:, None]), 1)
-            largest = peak
-        tl.store(partial + part * num_latents + rows, largest + tl.log(total), mask=is_row)
+            is_latent = is_row & (rows >= num_final)
+            logits *= (1.0 / tl.load(taus + rows, mask=is_latent, other=1.0))[:, None]
+            logits = tl.where(is_token[None, :], logits, float("-inf"))
+            tl.store(sums + rows.to(tl.int64) * num_tiles + tile, log_sum_exp(logits), mask=is_latent)
+
+
+@triton.jit
+def log_sum_exp(values):  # type: ignore[no-untyped-def]
+    """Over the last axis. A row of nothing but -inf gives -inf, where exp(-inf - -inf) would be NaN."""
+    peak = tl.max(values, 1)
+    shift = tl.where(peak == float("-inf"), 0.0, peak)
+    return peak + tl.log(tl.sum(tl.exp(values - shift[:, None]), 1))
+
+
+@triton.jit(do_not_specialize=["num_final", "num_batch", "stride_known", "stride_layer"])  # type: ignore[untyped-decorator]
+def merge_kernel(  # type: ignore[no-untyped-def]
+    sums,  # (num_final + J B, num_tiles) float32
+    needed,  # (B,) bool
+    rode,  # (B,) bool, where HAS_RODE
+    known,  # (J, B) float32, where HAS_RODE
+    normalizers,  # (J, B) float32, written
+    num_final,
+    num_batch,
+    num_tiles,
+    stride_known,
+    stride_layer,
+    HAS_RODE: tl.constexpr,
+    BLOCK_BATCH: tl.constexpr,
+    BLOCK_TILES: tl.constexpr,
+):
+    row, layer = tl.program_id(0), tl.program_id(1)
+    batch = tl.arange(0, BLOCK_BATCH)
+    missing = is_missing(needed, rode, batch, batch < num_batch, HAS_RODE).to(tl.int32)
+    if tl.sum(tl.where(batch == row, missing, 0), 0) != 0:
+        rank = tl.sum(tl.where(batch < row, missing, 0), 0)
+        place = num_final + layer * tl.sum(missing, 0) + rank
+        tiles = tl.arange(0, BLOCK_TILES)
+        parts = tl.load(sums + place.to(tl.int64) * num_tiles + tiles, mask=tiles < num_tiles, other=float("-inf"))
+        result = tl.sum(log_sum_exp(parts[None, :]), 0)
+    else:
+        result = 0.0
+        if HAS_RODE:
+            result = tl.load(known + layer * stride_known + row)
+    tl.store(normalizers + layer * stride_layer + row, result)
 
 
 def is_interpreted() -> bool:
@@ -140,65 +193,78 @@ def is_interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def run(final: Tensor | None, latents: Tensor, needed: Tensor, head: Head, tau: Tensor) -> tuple[Tensor | None, Tensor]:
-    """(B, H) or None, (N, H), (N,) bool, (N,) float32 -> (B, V_shard) in the weight's dtype, (N,) log-sum-exps.
+@dataclass(frozen=True)
+class Latents:
+    """Latent rows of which some are wanted: their hidden states, temperatures and what is known already."""
 
-    Where a latent is not needed its log-sum-exp is -inf.
+    hidden: Tensor  # (J, B, H), stride 1 in H
+    needed: Tensor  # (B,) bool
+    tau: Tensor  # (B,) float32
+    ridden: Ridden | None = None
+
+
+def head_sums(final: Tensor | None, latents: Latents, head: Head, normalizers: Tensor) -> Tensor:
+    """Write (J, B) float32 `normalizers`, and return the final rows' product: (B', H) or None -> (B', V_shard).
+
+    A normalizer is log sum_v exp(logit_v / tau) over this rank's rows where needed, what is known where the row rode,
+    and else any value. The product is in the weight's dtype.
     """
+    hidden, ridden = latents.hidden, latents.ridden
     weight = head.weight if head.weight.stride(1) == 1 else head.weight.contiguous()
-    latents, states = latents.contiguous(), latents if final is None else final.to(weight.dtype).contiguous()
-    num_final, num_latents, num_columns = 0 if final is None else len(final), len(latents), len(weight)
-    num_parts = max(1, -(-num_columns // (BLOCK_VOCAB * TILES_PER_PROGRAM)))
-    logits = weight.new_empty(num_final, num_columns)
-    partial = torch.full((num_parts, num_latents), -torch.inf, device=latents.device)
-    num_blocks = -(-num_final // BLOCK_ROWS) - (-num_latents // BLOCK_ROWS)
-    if num_blocks:
-        head_kernel[(num_blocks, num_parts)](
-            states,
-            logits,
-            latents,
-            weight,
-            weight if head.bias is None else head.bias,
-            tau,
-            needed.int().argsort(descending=True, stable=True),
-            needed.sum().view(1),
-            partial,
-            num_final,
-            num_latents,
-            num_columns,
-            head.num_rows,
-            latents.shape[1],
-            states.stride(0),
-            latents.stride(0),
-            weight.stride(0),
-            head.scale,
-            head.softcap or 1.0,
-            HAS_FINAL=final is not None,
-            HAS_BIAS=head.bias is not None,
-            HAS_SOFTCAP=head.softcap is not None,
-            # The interpreter would multiply bfloat16's bit patterns as integers.
-            WIDEN=weight.dtype == torch.bfloat16 and is_interpreted(),
-            BLOCK_N=BLOCK_ROWS,
-            BLOCK_V=BLOCK_VOCAB,
-            BLOCK_H=BLOCK_HIDDEN,
-            TILES=TILES_PER_PROGRAM,
-        )
-    return (None if final is None else logits), partial.logsumexp(0)
-
-
-def log_normalizers(latents: Tensor, needed: Tensor, head: Head, tau: Tensor) -> Tensor:
-    """log sum_v exp(logit_v / tau) of the latents that are needed: (N, H), (N,) bool, (N,) -> (N,); 0 elsewhere."""
-    _, normalizers = run(None, latents, needed, head, tau)
-    return normalizers.where(needed, 0.0)
+    hidden = hidden if hidden.stride(2) == 1 else hidden.contiguous()
+    (num_layers, num_batch, width), num_columns = hidden.shape, len(weight)
+    num_final = 0 if final is None else len(final)
+    final = hidden[0] if final is None else final.contiguous()
+    num_rows = num_final + num_layers * num_batch
+    tile, device = tile_of(num_rows, weight.dtype), hidden.device
+    num_tiles = triton.cdiv(num_columns, tile.vocab)
+    states, logits = weight.new_empty(num_rows, width), weight.new_empty(num_final, num_columns)
+    taus, sums = torch.empty(num_rows, device=device), torch.empty(num_rows, num_tiles, device=device)
+    count = torch.empty(1, dtype=torch.int32, device=device)
+    rode, known = (latents.needed, normalizers) if ridden is None else (ridden.rode, ridden.normalizers)
+    flags = {"HAS_RODE": ridden is not None, "BLOCK_BATCH": max(MIN_BATCH, triton.next_power_of_2(num_batch))}
+    if not num_rows:
+        return logits
+    gather_kernel[(num_rows,)](
+        final, hidden, latents.needed, rode, latents.tau, states, taus, count, num_final, num_layers, num_batch, width,
+        final.stride(0), hidden.stride(0), hidden.stride(1), **flags, BLOCK_H=BLOCK_COPY,
+    )  # fmt: skip
+    head_kernel[(triton.cdiv(num_rows, tile.rows), num_tiles)](
+        states,
+        taus,
+        count,
+        weight,
+        weight if head.bias is None else head.bias,
+        logits,
+        sums,
+        num_final,
+        num_columns,
+        head.num_rows,
+        num_tiles,
+        width,
+        weight.stride(0),
+        head.scale,
+        head.softcap or 1.0,
+        HAS_BIAS=head.bias is not None,
+        HAS_SOFTCAP=head.softcap is not None,
+        # The interpreter would multiply bfloat16's bit patterns as integers.
+        WIDEN=weight.dtype == torch.bfloat16 and is_interpreted(),
+        BLOCK_N=tile.rows,
+        BLOCK_V=tile.vocab,
+        BLOCK_H=tile.row_bytes // weight.element_size(),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    merge_kernel[(num_batch, num_layers)](
+        sums, latents.needed, rode, known, normalizers, num_final, num_batch, num_tiles, known.stride(0),
+        normalizers.stride(0), **flags, BLOCK_TILES=triton.next_power_of_2(num_tiles),
+    )  # fmt: skip
+    return logits
 
 
 def head_pass(hidden: Tensor, latents: Tensor, head: Head, tau: Tensor, wanted: Tensor, normalizers: Tensor) -> Tensor:
     """As `led_sglang.ops.one_pass.head_pass`."""
-    num_layers = len(latents)
-    logits, sums = run(hidden, latents.flatten(0, 1), wanted.repeat(num_layers), head, tau.float().repeat(num_layers))
-    normalizers.copy_(sums.view(normalizers.shape))
-    assert logits is not None
-    return logits
+    return head_sums(hidden, Latents(latents, wanted, tau.float()), head, normalizers)
 
 
 def latent_sums(
@@ -213,11 +279,8 @@ def latent_sums(
 
 def normalizers_of(latents: Tensor, head: Head, tau: Tensor, needed: Tensor, ridden: Ridden | None) -> Tensor:
     """As `led_sglang.ops.head.known_normalizers`, in fixed shapes: (J, N)."""
-    num_layers = len(latents)
     if ridden is not None and ridden.is_complete:
-        return ridden.normalizers[:num_layers].where(ridden.rode, torch.nan)
-    missing = needed if ridden is None else needed & ~ridden.rode
-    flat_tau = tau.flatten().repeat(num_layers)
-    normalizers = log_normalizers(latents.flatten(0, 1), missing.repeat(num_layers), head, flat_tau)
-    normalizers = normalizers.view(latents.shape[:2])
-    return normalizers if ridden is None else ridden.normalizers[:num_layers].where(ridden.rode, normalizers)
+        return ridden.normalizers[: len(latents)].where(ridden.rode, torch.nan)
+    normalizers = torch.empty(latents.shape[:2], device=latents.device)
+    head_sums(None, Latents(latents, needed, tau.flatten(), ridden), head, normalizers)
+    return normalizers

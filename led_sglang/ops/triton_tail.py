@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from led_sglang.ops.triton_standing import aligned
 from led_sglang.ops.types import LedRows, LedStep, Noise
 
 TINY = torch.finfo(torch.float32).tiny  # as in fused
@@ -20,7 +21,7 @@ def entropy_of(probs):  # type: ignore[no-untyped-def]
     return tl.sum(tl.where(probs == 0.0, 0.0, -probs * tl.log(tl.where(probs == 0.0, 1.0, probs))), 0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows", "num_candidates"])  # type: ignore[untyped-decorator]
 def tail_kernel(  # type: ignore[no-untyped-def]
     logprobs,  # (R, K) float32, of the final layer; -inf: not a candidate
     ids,  # (R, K) int64
@@ -121,7 +122,7 @@ def tail(
     (num_rows, num_candidates), num_layers = logprobs.shape, len(logits)
     token_ids, depth = torch.empty_like(rows.depth), torch.empty_like(rows.depth)
     ok = torch.empty(num_rows, dtype=torch.uint8, device=logprobs.device)
-    confidence, entropy, logprob = logprobs.new_empty(3, num_rows).unbind()
+    confidence, entropy, logprob = aligned(3, num_rows, torch.float32, logprobs.device)
     exploit, explore = torch.empty_like(logprobs), torch.empty_like(logprobs)
     entropies = logprobs.new_empty(num_rows, num_layers + 1) if rows.any_full else logprobs.new_empty(0)
     if num_rows:

@@ -20,7 +20,7 @@ THINKING_PLACE, REASON_PLACE = tl.constexpr(row_loops.THINKING_PLACE), tl.conste
 CONFIDENCE_PLACE, DEPTH_PLACE = tl.constexpr(row_loops.CONFIDENCE_PLACE), tl.constexpr(row_loops.DEPTH_PLACE)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows", "method_place"])  # type: ignore[untyped-decorator]
 def tell_kernel(  # type: ignore[no-untyped-def]
     thinking,  # (R,) bool, like the next three
     active,

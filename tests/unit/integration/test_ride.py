@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from led_sglang.integration.capture import CaptureError
 from led_sglang.integration.head import build_head, why_nothing_rides
 from led_sglang.integration.ride import Ride
-from led_sglang.ops import Head, fused, host, one_pass
+from led_sglang.ops import Head, chosen_backend, fused, host, one_pass
 from led_sglang.ops.head import latent_probs
 
 CPU = torch.device("cpu")
@@ -18,7 +18,7 @@ H, V, J = 16, 40, 3
 
 
 def ride_of(form: str = "one_pass", backend: str = "auto", max_rows: int = 12) -> Ride:
-    return Ride(form, backend, J, max_rows, CPU)
+    return Ride(form, chosen_backend(backend, CPU), J, max_rows, CPU)
 
 
 def head_of(**changes: Any) -> Head:

@@ -77,7 +77,7 @@ def context_of(
         len(active),
         SimpleNamespace(num_step_failures=0, failed_ranks=None, forget_mixtures=lambda slots: None),
     )
-    runtime.config, runtime.counts = ServerConfig(), Counts(8, torch.device("cpu"))
+    runtime.config, runtime.backend, runtime.counts = ServerConfig(), "compiled", Counts(8, torch.device("cpu"))
     zeros = torch.zeros(count, dtype=torch.int64)
     is_active = torch.tensor(active)
     noise = torch.zeros(count).double()
@@ -194,9 +194,9 @@ def test_rows_outside_their_phase_are_leds_where_the_engine_would_draw_from_the_
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], is_ours: bool
 ) -> None:
     changes = dict(changes)
-    engine, is_seeded, backend = Engine(), changes.pop("is_seeded", False), changes.pop("backend", "auto")
+    engine, is_seeded, backend = Engine(), changes.pop("is_seeded", False), changes.pop("backend", "compiled")
     context = context_of(["led"] * 3, [True, False, False], is_seeded=is_seeded, **changes)
-    context.runtime.config = replace(context.runtime.config, backend=backend)
+    context.runtime.backend = backend
     monkeypatch.setattr(StepContext, "decide_plain", lambda self, probs: None)
     assert forward(monkeypatch, engine, context) == [3, *([3, 3] if is_ours else [0, 0])]
     assert engine.seen == ([] if is_ours else [[1, 2]])

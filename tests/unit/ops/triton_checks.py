@@ -1,10 +1,12 @@
 """Run under TRITON_INTERPRET=1 by test_triton.py: the kernel on CPU, on sizes that are no multiple of any block."""
 
+import itertools
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from typing import Any
 from unittest.mock import patch
 
+import standing_cases
 import tally_cases
 import torch
 from op_cases import Case, make_case, make_rows
@@ -14,7 +16,7 @@ from led_sglang.ops import LedStep, host, led_step, one_pass, triton_candidates,
 from led_sglang.ops.head import candidate_logits as torch_candidates
 from led_sglang.ops.head import log_normalizers as plain_normalizers
 from led_sglang.ops.triton_candidates import candidate_logits
-from led_sglang.ops.triton_head import log_normalizers
+from led_sglang.ops.triton_head import normalizers_of
 from led_sglang.ops.triton_tail import tail
 from led_sglang.ops.types import Ridden
 
@@ -46,14 +48,18 @@ def check_step(case: Case, tolerance: float = 1e-5) -> None:
 
 def check_row_list() -> None:
     """Rows beyond the count are not computed, and those within keep their places."""
-    case = make_case(41, 1500, hidden=48, depth=2)
+    case = make_case(41, 1500, hidden=48, depth=3)
     needed = torch.arange(41) % 3 == 1
     tau = torch.linspace(0.3, 2, 41)
-    poisoned = case.latents[0].masked_fill(~needed[:, None], torch.nan)
-    truth = plain_normalizers(case.latents[0], case.head, tau[:, None])
+    poisoned = case.latents.masked_fill(~needed[:, None], torch.nan)
+    truth = torch.stack([plain_normalizers(layer, case.head, tau[:, None]) for layer in case.latents])
     for rows in (needed, torch.zeros_like(needed), torch.ones_like(needed)):
-        latents = poisoned if rows is needed else case.latents[0]
-        torch.testing.assert_close(log_normalizers(latents, rows, case.head, tau), truth.where(rows, 0.0))
+        latents = poisoned if rows is needed else case.latents
+        found = normalizers_of(latents, case.head, tau[:, None], rows, None)
+        torch.testing.assert_close(found, truth.where(rows, 0.0))
+    rode, known = torch.arange(41) % 4 == 1, torch.randn(3, 41)
+    found = normalizers_of(poisoned, case.head, tau[:, None], needed, Ridden(known, rode))
+    torch.testing.assert_close(found, truth.where(needed & ~rode, known[:2]))
 
 
 def check_normalizers(dtype: torch.dtype) -> None:
@@ -61,7 +67,7 @@ def check_normalizers(dtype: torch.dtype) -> None:
     case = make_case(6, 1300, hidden=70, depth=2, dtype=dtype)
     tau, needed = torch.linspace(0.3, 2, 6), torch.ones(6, dtype=torch.bool)
     truth = (case.latents[0].double() @ case.head.weight.double().T / tau[:, None]).logsumexp(-1)
-    error = (log_normalizers(case.latents[0], needed, case.head, tau) - truth).abs().max()
+    error = (normalizers_of(case.latents, case.head, tau[:, None], needed, None)[0] - truth).abs().max()
     assert error < 1e-4, error
     plain = plain_normalizers(case.latents[0], case.head, tau[:, None])
     assert error <= (plain - truth).abs().max() + 1e-5
@@ -93,6 +99,37 @@ def check_fixed_shapes() -> None:
         host.can_look = CAN_LOOK
     for name in ("exploit_probs", "confidence", "token_ids", "depth", "explore_probs"):
         torch.testing.assert_close(getattr(step, name), getattr(truth, name), rtol=1e-4, atol=1e-5)
+
+
+def check_final_rows() -> None:
+    """Parts of the vocabulary merged, by our own selection and by torch's; equal, forbidden and negative logits."""
+    for k, dtype in (
+        (1, torch.float32),
+        (3, torch.float32),
+        (8, torch.bfloat16),
+        (16, torch.float32),
+        (40, torch.float32),
+    ):
+        logits = torch.randn(5, 3 * triton_rows.BLOCK + 77, generator=torch.Generator().manual_seed(k)).to(dtype) * 5
+        logits[1] -= 100
+        logits[2, : triton_rows.BLOCK + 5] = -torch.inf
+        logits[3, 4:] = -torch.inf
+        rows, tau = make_rows(5, top_k=torch.tensor([k, k, k, k, 1]), full=True), torch.linspace(0.3, 2, 5)
+        found = triton_rows.final_rows(logits, tau, rows, torch.full((5,), 0.5, dtype=torch.float64))
+        top, ids = logits.topk(k)
+        truth = (logits.float() / tau[:, None]).log_softmax(-1)
+        torch.testing.assert_close(
+            found.logprobs,
+            truth.gather(1, ids).masked_fill(torch.arange(k) >= rows.top_k[:, None], -torch.inf),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+        assert torch.equal(logits.gather(1, found.candidate_ids), top)
+        assert torch.equal(found.explored, truth.amax(-1).exp() < 0.5)
+        if k <= triton_rows.MAX_PICKED:  # of equal logits the smaller id comes first
+            order = logits.double().argsort(descending=True, stable=True)[:, :k]
+            finite = top > -torch.inf
+            assert torch.equal(found.candidate_ids[finite], order[finite])
 
 
 def check_candidates() -> None:
@@ -178,9 +215,9 @@ class Launches(TorchDispatchMode):
 def num_launches(case: Case, ridden: Ridden | None) -> int:
     mode = Launches()
     kernels = {
-        triton_rows: ("log_mass_kernel", "coin_kernel"),
+        triton_rows: ("scan_kernel", "coin_kernel"),
         triton_candidates: ("candidates_kernel",),
-        triton_head: ("head_kernel",),
+        triton_head: ("gather_kernel", "head_kernel", "merge_kernel"),
         triton_tail: ("tail_kernel",),
     }
     with ExitStack() as stack:
@@ -199,7 +236,7 @@ def check_launches() -> None:
         case = make_case(1, 97, depth=8, full=full)
         ridden = Ridden(torch.zeros(7, 1), torch.ones(1, dtype=torch.bool), is_complete=True)
         found = num_launches(case, None), num_launches(case, ridden)
-        assert found == (15, 7), found
+        assert found == (7, 6), found
 
 
 def check_tally() -> None:
@@ -217,6 +254,51 @@ def check_tally() -> None:
         assert torch.equal(flags, expected) and torch.equal(counters.values, counted.values)
 
 
+def check_standing() -> None:
+    """Every kind of batch, more rows than a block, and none; the tokens and states that follow."""
+    for seed, num_rows in enumerate((1, 6, 70, 0)):
+        for is_part, is_mixed, is_extend in itertools.product((False, True), repeat=3):
+            seats, batch = standing_cases.draw(seed, num_rows, is_part, is_mixed)
+            dtype = torch.int32 if is_mixed else torch.int64
+            host.can_look = lambda device: False
+            try:
+                found = standing_cases.run(seats, batch, is_extend, dtype, "triton")
+            finally:
+                host.can_look = CAN_LOOK
+            expected = standing_cases.run(seats, batch, is_extend, dtype, "compiled")
+            for ours, theirs in zip(found, expected, strict=True):
+                assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+def check_boarding() -> None:
+    """Who rides, by every column that decides it."""
+    row = torch.arange(70)
+    rows = make_rows(
+        70,
+        active=row % 5 > 0,
+        depth=row % 3 + 1,
+        exploit=row % 7 > 0,
+        full=row % 11 == 0,
+        greedy=row % 4 == 0,
+        latent_norm=row % 13 == 0,
+        latent_offset=row % 17 == 0,
+    )
+    coin, temperature = torch.linspace(0, 1, 70, dtype=torch.float64), torch.linspace(0.1, 2, 70)
+    rows = replace(rows, temperature=temperature)
+    for index in (None, torch.arange(70) + 3):
+        for plain in (rows, replace(rows, any_norm=False, any_offset=False)):
+            boards = []
+            for backend in ("triton", "fused"):
+                wanted, tau = torch.zeros(80, dtype=torch.bool), torch.zeros(80)
+                host.can_look = lambda device: False
+                try:
+                    one_pass.board(plain, coin, one_pass.CUT, index, wanted, tau, backend)
+                finally:
+                    host.can_look = CAN_LOOK
+                boards.append((wanted, tau))
+            assert all(map(torch.equal, *boards)) and 0 < boards[0][0].sum() < 70
+
+
 def check_overflow() -> None:
     """A normalizer of +inf is a broken row, not a layer of probability 0."""
     rows, noise, all_rows = make_rows(3, depth=2), make_case(3).noise, torch.ones(3, dtype=torch.bool)
@@ -227,9 +309,13 @@ def check_overflow() -> None:
 
 
 def main() -> None:
+    triton_rows.BLOCK = 64  # many parts, and less for the interpreter to sort
     check_launches()
     check_overflow()
     check_tally()
+    check_standing()
+    check_boarding()
+    check_final_rows()
     check_candidates()
     check_tails()
     check_row_list()

@@ -1,0 +1,163 @@
+"""What Triton's compiler makes of every kernel for Hopper: needs no GPU, proves what its interpreter cannot.
+
+    python -m benchmarks.gpu.build              # a line per kernel and variant
+    python -m benchmarks.gpu.build --append     # to benchmarks/results/gpu_build.jsonl
+
+A kernel that spills registers, leaves the tensor cores unused or is compiled anew for another number of rows is slow
+for a reason that no result shows. Sizes are those of Qwen3-4B's head; nothing is run.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from benchmarks.provenance import provenance
+from benchmarks.rows import paper_rows
+from led_sglang.ops import Head, ThinkingMachine, host, one_pass, triton_head, triton_standing
+from led_sglang.ops.standing import Seats
+from led_sglang.ops.tally import Counters
+from led_sglang.ops.triton_candidates import candidate_logits
+from led_sglang.ops.triton_rows import final_rows
+from led_sglang.ops.triton_tail import tail
+from led_sglang.ops.triton_tally import tell
+from led_sglang.ops.types import Noise, Ridden
+
+RESULT = Path(__file__).parents[1] / "results" / "gpu_build.jsonl"
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+VOCAB, HIDDEN, LAYERS = 151936, 2560, 7
+BATCHES = (1, 2, 3, 7, 16, 17, 64, 250, 256)
+
+
+class Hopper:
+    """Stands in for Triton's driver, which there is none of without a GPU."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Built:
+    kernel: str
+    rows: int
+    binary: Any
+
+
+def compiled_by(action: Callable[[], Any], num_rows: int) -> Iterator[Built]:
+    """The kernels that an action launches are compiled, with the arguments that it gives them, and not run."""
+    seen: list[Built] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        binary = run(self, *args, grid=grid, warmup=True, **kwargs)
+        seen.append(Built(self.__name__, num_rows, binary))
+        return binary
+
+    with patch.object(JITFunction, "run", compile_only), patch.object(host, "can_look", lambda device: False):
+        action()
+    yield from seen
+
+
+def step(num_rows: int, dtype: torch.dtype) -> None:
+    """Everything that a step of the "triton" backend launches, in both forms."""
+    # Never touched, so never in memory.
+    weight, buffer = torch.empty(VOCAB, HIDDEN, dtype=dtype), torch.empty(LAYERS, 300, HIDDEN, dtype=dtype)
+    head, rows, latents = Head(weight, VOCAB), paper_rows(num_rows, LAYERS + 1), buffer[:, :num_rows]
+    number = torch.zeros(triton_standing.ALIGNMENT * (num_rows + 1), dtype=torch.int64)[:num_rows]
+    seats = Seats(None, number, number, number, number, number.bool(), None, False)
+    machine = ThinkingMachine([0], [1], VOCAB).tables("cpu")
+    now = triton_standing.standing(seats, number, number, None, number)
+    rows = rows.activated(now)
+    normalizers, wanted, tau = torch.empty(LAYERS, 300), torch.empty(300, dtype=torch.bool), torch.empty(300)
+    one_pass.board(rows, now.coin, one_pass.CUT, None, wanted, tau, "triton")
+    hidden = torch.empty(num_rows, HIDDEN, dtype=dtype)
+    triton_head.head_pass(hidden, latents, head, tau[:num_rows], wanted[:num_rows], normalizers[:, :num_rows])
+    final = final_rows(torch.empty(num_rows, VOCAB), rows.temperature, rows, now.coin)
+    ridden = Ridden(normalizers[:, :num_rows], wanted[:num_rows])
+    for rode in (None, ridden):
+        triton_head.normalizers_of(latents, head, rows.temperature[:, None], final.needed, rode)
+    candidates = candidate_logits(latents, final.candidate_ids, head, rows.temperature[:, None], final.needed)
+    sums = torch.empty(LAYERS, num_rows), candidates
+    made = tail(
+        final.logprobs, final.candidate_ids, *sums, final.explored, final.needed, rows, Noise(now.coin, now.token)
+    )
+    triton_standing.write_tokens(seats, number, now, made)
+    tell(now, made, number, Counters.zeros(LAYERS + 1, 1, number.device))
+    triton_standing.move_states(seats, machine, number, now, number)
+
+
+def facts(built: Built) -> dict[str, Any]:
+    """Of a compiled kernel: registers of a thread, spilled bytes, shared memory, matrix instructions."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.binary.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
+        code = _tool("nvdisasm", file.name)
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
+    return {
+        "kernel": built.kernel,
+        "registers": registers,
+        "spilled_bytes": stack,
+        "shared_bytes": built.binary.metadata.shared,
+        "warps": built.binary.metadata.num_warps,
+        "matrix": sorted(set(re.findall(r"(?:HGMMA|HMMA)\.[\dx]+", code))),
+        "wide_loads": len(re.findall(r"LDG(?:STS)?\.E\.(?:BYPASS\.)?128", code)),
+    }
+
+
+def _tool(name: str, *arguments: str) -> str:
+    return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def variants(dtype: torch.dtype, batches: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    """A line per kernel and variant, with the numbers of rows that use it: the first is compiled when they come."""
+    found: dict[tuple[str, str], tuple[Built, list[int]]] = {}
+    for num_rows in batches:
+        for built in compiled_by(partial(step, num_rows, dtype), num_rows):
+            _, used = found.setdefault((built.kernel, built.binary.hash), (built, []))
+            used += [num_rows] if num_rows not in used else []
+    for built, used in found.values():
+        yield {**facts(built), "dtype": str(dtype).removeprefix("torch."), "rows": used}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--append", action="store_true", help=f"append the lines to benchmarks/results/{RESULT.name}")
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float16", "float32"])
+    parser.add_argument("--rows", type=int, nargs="+", default=list(BATCHES))
+    args = parser.parse_args(argv)
+    triton.runtime.driver.set_active(Hopper())
+    source = {**provenance(), "device": "sm_90, compiled only", "triton": triton.__version__}
+    for dtype in args.dtypes:
+        for line in variants(getattr(torch, dtype), tuple(args.rows)):
+            print(json.dumps(line), flush=True)
+            if args.append:
+                with RESULT.open("a") as results:
+                    results.write(json.dumps(line | source) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,13 +2,15 @@
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.cases import Case, make
-from led_sglang.ops import LedStep, led_step, tally
-from led_sglang.ops.standing import Standing
+from led_sglang.ops import LedStep, ThinkingMachine, led_step, tally
+from led_sglang.ops.standing import Seats, Standing, move_states, standing
 
 BUDGET = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 HEADS: dict[str, dict[str, Any]] = {"plain": {}, "capped": {"softcap": 12.0, "scale": 1.5}, "padded": {"num_rows": 0}}
@@ -29,6 +31,7 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     if not error <= budget:
                         raise AssertionError(f"outside the budget of {budget}: {line}")
     yield counted(case)
+    yield stood(len(case.rows.active), args.device)
 
 
 def counted(case: Case) -> dict[str, Any]:
@@ -46,6 +49,37 @@ def counted(case: Case) -> dict[str, Any]:
             f"flags {flags.tolist()}, not {expected.tolist()}; counters {one.values}, not {other.values}"
         )
     return {"flags": len(flags), "counted": int(one.values.sum())}
+
+
+def stood(num_rows: int, device: torch.device) -> dict[str, Any]:
+    """Where rows stand before a token and after it. Raises where the kernels do not say what torch does."""
+    from led_sglang.ops import triton_standing
+
+    machine = ThinkingMachine([1, 2], [3], 11)
+    tables, generator = machine.tables(device), torch.Generator().manual_seed(num_rows)
+
+    def numbers(top: int, count: int = num_rows) -> torch.Tensor:
+        return torch.randint(0, top, (count,), generator=generator).to(device)
+
+    index = torch.arange(num_rows, device=device) + 2
+    flags = numbers(2).bool(), numbers(2).bool()
+    seats = Seats(index, numbers(1 << 62) - (1 << 61), numbers(99), numbers(6), numbers(3), *flags, True)
+    batch = num_rows + 4
+    slots, positions, lengths = torch.randperm(batch).to(device), numbers(1 << 30, batch), numbers(3, batch)
+    before, tokens = numbers(len(machine.next_state), batch), numbers(11, batch)
+    found = []
+    for stand, move in (
+        (triton_standing.standing, triton_standing.move_states),
+        (partial(standing, backend="fused"), partial(move_states, backend="fused")),
+    ):
+        states = before.clone()
+        now = stand(seats, slots, positions, lengths, states)
+        move(seats, tables, states, now, tokens)
+        found.append({**{field.name: getattr(now, field.name) for field in fields(now)}, "after": states})
+    wrong = [name for name, value in found[0].items() if not torch.equal(value, found[1][name])]
+    if wrong:
+        raise AssertionError(f"the kernels of led_sglang.ops.triton_standing differ from torch in {', '.join(wrong)}")
+    return {"stood": num_rows}
 
 
 def changes_of(changes: dict[str, Any], vocab: int) -> dict[str, Any]:

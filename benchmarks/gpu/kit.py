@@ -1,10 +1,10 @@
-"""All that a Hopper host has to tell, in one run: correctness, op timings with the crossover, a server LED off and on.
+"""All that a Hopper host has to tell, in one run: correctness, op timings with the crossover, tiles, a server's cost.
 
-    python -m benchmarks.gpu.kit --append                  # all three parts, lines to benchmarks/results/gpu_*.jsonl
-    python -m benchmarks.gpu.kit --parts correct ops       # without SGLang
-    TRITON_INTERPRET=1 python -m benchmarks.gpu.kit --dry-run --parts correct ops     # on a CPU, tiny sizes
+    python -m benchmarks.gpu.kit --append                  # all four parts, lines to benchmarks/results/gpu_*.jsonl
+    python -m benchmarks.gpu.kit --parts correct ops tiles # without SGLang
+    TRITON_INTERPRET=1 python -m benchmarks.gpu.kit --dry-run --parts correct ops tiles # on a CPU, tiny sizes
 
-Needs no network: torch, triton and this repository for two parts, SGLang 0.5.17 or later for the third. A part
+Needs no network: torch, triton and this repository for three parts, SGLang 0.5.17 or later for the server. A part
 that fails is told at the end, and the exit status is 1. Read benchmarks/gpu/README.md first.
 """
 
@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import correct, ops, server
+from benchmarks.gpu import correct, ops, server, tiles
 from benchmarks.provenance import provenance
 
 RESULTS = Path(__file__).parents[1] / "results"
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
     "correct": correct.run,
     "ops": ops.run,
+    "tiles": tiles.run,
     "server": server.run,
 }
 

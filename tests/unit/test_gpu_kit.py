@@ -18,13 +18,15 @@ def test_dry_run() -> None:
     pytest.importorskip("triton")
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    command = [sys.executable, "-m", "benchmarks.gpu.kit", "--dry-run", "--parts", "correct", "ops"]
+    command = [sys.executable, "-m", "benchmarks.gpu.kit", "--dry-run", "--parts", "correct", "ops", "tiles"]
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     checks = [line for line in lines if line["part"] == "correct"]
-    assert len(checks) == 3 * 3 * 5 + 1  # dtypes, heads, backends with their forms; the counters
+    assert len(checks) == 3 * 3 * 5 + 2  # dtypes, heads, backends with their forms; the counters, the standing
     timed = [line for line in lines if line["part"] == "ops"]
+    tiles = [line for line in lines if line["part"] == "tiles"]
+    assert [line["rows_through_head"] for line in tiles] == [3, 9] and len(tiles[0]) == 4 + 7
     assert [line.get("rows") for line in timed] == [1, 3, None] and "one_pass_is_faster_up_to_rows" in timed[-1]
 
 

@@ -19,6 +19,7 @@ from led_sglang.integration.ranks import FailureCheck, RankCheck
 from led_sglang.integration.ride import Ride
 from led_sglang.integration.soft import SoftInputs, is_soft_enabled
 from led_sglang.ops import chosen_backend, compiled
+from led_sglang.ops.agreement import fault_of
 from led_sglang.ops.thinking import ThinkingMachine
 from led_sglang.ops.types import Head
 from led_sglang.params import ServerConfig, server_config
@@ -28,12 +29,33 @@ MIB = 1 << 20
 MAX_LOGGED_FAILURES = 3  # the counter in /led/info goes on
 
 
+def head_dtype(runner: Any) -> torch.dtype:
+    """The model's."""
+    dtype: torch.dtype = runner.dtype if isinstance(runner.dtype, torch.dtype) else runner.model_config.dtype
+    return dtype
+
+
+def backend_for(asked: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str | None]:
+    """The backend of the LED step, and why it is not the one that "auto" would have been.
+
+    "auto" is "triton" on a GPU if its kernels, compiled there, do what plain torch does, else "fused".
+    """
+    chosen = chosen_backend(asked, device)
+    if asked != "auto" or chosen != "triton":
+        return chosen, None
+    fault = fault_of(chosen, device, dtype)
+    if fault is None:
+        return chosen, None
+    logger.warning('LED: backend "triton" is not used here, "fused" is: %s', fault)
+    return "fused", fault
+
+
 class Runtime:
     """Made at model load by `start`, read by the hooks and the sampler of this process."""
 
     def __init__(self, config: ServerConfig, runner: Any) -> None:
         self.config = config
-        self.backend = chosen_backend(config.backend, torch.device(runner.device))
+        self.backend, self.backend_fault = backend_for(config.backend, torch.device(runner.device), head_dtype(runner))
         self.runner = runner
         self.num_layers = int(runner.model_config.num_hidden_layers)
         self.capture = Capture(runner.model, captured_layers(config))
@@ -60,9 +82,8 @@ class Runtime:
     def _allocate(self, max_rows: int) -> None:
         if not self.capture.layers:
             return
-        model_config = self.runner.model_config
-        dtype = self.runner.dtype if isinstance(self.runner.dtype, torch.dtype) else model_config.dtype
-        self.capture.allocate(max_rows, int(model_config.hidden_size), dtype, self.runner.device)
+        hidden_size = int(self.runner.model_config.hidden_size)
+        self.capture.allocate(max_rows, hidden_size, head_dtype(self.runner), self.runner.device)
 
     def _max_rows(self) -> int:
         """As many as any batch or graph can have."""
@@ -123,6 +144,8 @@ class Runtime:
             "step_failures": self.num_step_failures,
             "counters": self.counts.facts(),
             "backend": self.config.backend,
+            "backend_used": self.backend,
+            "backend_fault": self.backend_fault,
             "form": self.ride.facts(),
             "bench_explore_rate": self.config.bench_explore_rate,
             "head": self._head_facts(),

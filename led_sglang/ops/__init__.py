@@ -82,8 +82,8 @@ def led_step(
     Backends: "reference" float64 loops, to learn from and to test against (whole head only); "eager" plain torch over
     all rows and depths; "fused" draws the coin first and sends only the rows that need it through the head, without
     ever holding their (rows, V) logits; "compiled" is "fused" on a CPU with compiled loops over candidates and layers;
-    "triton" is "fused" with the log-sum-exp of the latents in one kernel that skips the rows that exploit. "auto" is
-    "compiled" on the CPU and "fused" elsewhere, until "triton" was measured on a GPU.
+    "triton" is "fused" in a handful of kernels, and skips the rows that exploit without asking the host. "auto" is
+    "compiled" on the CPU, "triton" on CUDA (a server looks first, `led_sglang.ops.agreement`) and "fused" elsewhere.
     Graph-safe: "fused" and "triton" on CUDA (no host sync, shapes fixed by R, D, K and the host-known fields of `rows`;
     "fused" sends all rows through the head there). On CPU they compact rows by index. "eager" is; "reference" is not.
     The division is `led_sglang.ops.host.can_look`.
@@ -115,4 +115,4 @@ def chosen_backend(asked: str, device: torch.device) -> str:
     """What "auto" means on a device; any other name is itself."""
     if asked != "auto":
         return asked
-    return "compiled" if host.can_look(device) else "fused"
+    return "compiled" if host.can_look(device) else "triton" if device.type == "cuda" else "fused"

@@ -42,7 +42,7 @@ def tile_of(num_rows: int, dtype: torch.dtype) -> Tile:
     return LARGE_TILE if num_rows > SMALL_TILE.rows and dtype.itemsize <= 2 else SMALL_TILE
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def is_missing(needed, rode, rows, mask, HAS_RODE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Whether the sums of a row's latents are to be computed: needed, and not known already."""
     found = tl.load(needed + rows, mask=mask, other=0) != 0

@@ -34,7 +34,7 @@ def uniform(keyed):  # type: ignore[no-untyped-def]
     return ((mix(keyed) >> 11) & ((1 << 53) - 1)).to(tl.float64) * 2.0**-53
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def place_of(index, rows, is_row, HAS_INDEX: tl.constexpr):  # type: ignore[no-untyped-def]
     """Our rows' places in the batch."""
     places = rows

@@ -270,7 +270,8 @@ def test_unknown_backend_and_missing_layers_are_refused():
 
 def test_what_auto_means(monkeypatch):
     assert chosen_backend("auto", torch.device("cpu")) == "compiled"
-    assert chosen_backend("auto", torch.device("cuda")) == "fused"
+    assert chosen_backend("auto", torch.device("cuda")) == "triton"
+    assert chosen_backend("auto", torch.device("xpu")) == "fused"
     assert chosen_backend("triton", torch.device("cpu")) == "triton"
     monkeypatch.setitem(BACKENDS, "compiled", None)
     with pytest.raises(TypeError, match="not callable"):

@@ -12,7 +12,17 @@ import torch
 from op_cases import Case, make_case, make_rows
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from led_sglang.ops import LedStep, host, led_step, one_pass, triton_candidates, triton_head, triton_rows, triton_tail
+from led_sglang.ops import (
+    LedStep,
+    agreement,
+    host,
+    led_step,
+    one_pass,
+    triton_candidates,
+    triton_head,
+    triton_rows,
+    triton_tail,
+)
 from led_sglang.ops.head import candidate_logits as torch_candidates
 from led_sglang.ops.head import log_normalizers as plain_normalizers
 from led_sglang.ops.triton_candidates import candidate_logits
@@ -75,9 +85,9 @@ def check_normalizers(dtype: torch.dtype) -> None:
 
 def check_one_pass(**head: object) -> None:
     """Final rows, riders and rows left out, in one kernel; more final rows than one block holds."""
-    case = make_case(35, 300, hidden=40, depth=3, explore=True).with_head(**head)
-    hidden, tau = torch.randn(35, 40), one_pass.row_tau(case.rows)
-    wanted, normalizers = torch.arange(35) % 4 > 0, torch.empty(2, 35)
+    case = make_case(13, 300, hidden=40, depth=3, explore=True).with_head(**head)
+    hidden, tau = torch.randn(13, 40), one_pass.row_tau(case.rows)
+    wanted, normalizers = torch.arange(13) % 4 > 0, torch.empty(2, 13)
     product = one_pass.head_pass(hidden, case.latents, case.head, tau, wanted, normalizers, "triton")
     torch.testing.assert_close(product, hidden @ case.head.weight.T, rtol=1e-5, atol=1e-5)
     ridden = one_pass.ridden_of(case.rows, normalizers, wanted, one_pass.CUT)
@@ -130,6 +140,15 @@ def check_final_rows() -> None:
             order = logits.double().argsort(descending=True, stable=True)[:, :k]
             finite = top > -torch.inf
             assert torch.equal(found.candidate_ids[finite], order[finite])
+
+
+@patch.multiple(agreement, NUM_ROWS=9, NUM_LAYERS=3, VOCAB=150, HIDDEN=40)
+def check_agreement() -> None:
+    """What a server asks of the kernels before it uses them."""
+    cpu = torch.device("cpu")
+    assert agreement.fault_of("triton", cpu, torch.bfloat16) is None
+    with patch.object(triton_head, "candidate_logits", lambda *args: candidate_logits(*args) * 1.1):
+        assert "differs from plain torch" in str(agreement.fault_of("triton", cpu, torch.float32))
 
 
 def check_candidates() -> None:
@@ -186,7 +205,7 @@ def check_tails() -> None:
         "active": row % 6 > 0,
         "min_p": (row % 3 == 1) * 0.05,
     }
-    for seed in range(6):
+    for seed in range(3):
         check_tail(replace(make_case(17, 97, seed=seed), rows=make_rows(17, **mixed)))
     broken = make_case(9, 97, explore=True, full=True)
     broken.final_logits[1, 3], broken.final_logits[2], broken.final_logits[3, 4] = torch.nan, -torch.inf, torch.inf
@@ -310,11 +329,14 @@ def check_overflow() -> None:
 
 def main() -> None:
     triton_rows.BLOCK = 64  # many parts, and less for the interpreter to sort
+    triton_head.SMALL_TILE = triton_head.SMALL_TILE._replace(rows=8, vocab=32)  # many blocks
+    triton_head.LARGE_TILE = triton_head.LARGE_TILE._replace(rows=16, vocab=64)
     check_launches()
     check_overflow()
     check_tally()
     check_standing()
     check_boarding()
+    check_agreement()
     check_final_rows()
     check_candidates()
     check_tails()

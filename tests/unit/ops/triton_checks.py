@@ -1,7 +1,8 @@
 """Run under TRITON_INTERPRET=1 by test_triton.py: the kernel on CPU, on sizes that are no multiple of any block."""
 
 import itertools
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from typing import Any
 from unittest.mock import patch
@@ -28,10 +29,10 @@ from led_sglang.ops.head import log_normalizers as plain_normalizers
 from led_sglang.ops.triton_candidates import candidate_logits
 from led_sglang.ops.triton_head import normalizers_of
 from led_sglang.ops.triton_tail import tail
-from led_sglang.ops.types import Ridden
+from led_sglang.ops.types import Head, Noise, Ridden
 
 CAN_LOOK = host.can_look
-NO_LAUNCH = {
+VIEWS = {
     "view",
     "select",
     "slice",
@@ -44,7 +45,8 @@ NO_LAUNCH = {
     "alias",
     "detach",
 }
-NO_LAUNCH |= {"unbind", "split", "empty", "new_empty", "empty_like", "_unsafe_view"}
+VIEWS |= {"unbind", "split", "_unsafe_view"}
+NO_LAUNCH = VIEWS | {"empty", "new_empty", "empty_like"}
 
 
 def check_step(case: Case, tolerance: float = 1e-5) -> None:
@@ -218,11 +220,14 @@ def check_tails() -> None:
 class Launches(TorchDispatchMode):
     """Counts what a GPU would launch: torch calls that compute, and Triton kernels, which are not run."""
 
-    count = 0
+    count = num_bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket.__name__ not in NO_LAUNCH
-        return func(*args, **(kwargs or {}))
+        name, result = func.overloadpacket.__name__, func(*args, **(kwargs or {}))
+        self.count += name not in NO_LAUNCH
+        if name not in VIEWS and isinstance(result, torch.Tensor):
+            self.num_bytes += result.numel() * result.element_size()
+        return result
 
     def __getitem__(self, grid: Any) -> Any:
         def launch(*args: Any, **kwargs: Any) -> None:
@@ -231,7 +236,9 @@ class Launches(TorchDispatchMode):
         return launch
 
 
-def num_launches(case: Case, ridden: Ridden | None) -> int:
+@contextmanager
+def launches() -> Iterator[Launches]:
+    """What a step on a GPU would launch and allocate."""
     mode = Launches()
     kernels = {
         triton_rows: ("scan_kernel", "coin_kernel"),
@@ -245,8 +252,29 @@ def num_launches(case: Case, ridden: Ridden | None) -> int:
                 stack.enter_context(patch.object(module, name, mode))
         stack.enter_context(patch.object(host, "can_look", lambda device: False))
         stack.enter_context(mode)
+        yield mode
+
+
+def num_launches(case: Case, ridden: Ridden | None) -> int:
+    with launches() as mode:
         led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, backend="triton", ridden=ridden)
     return mode.count
+
+
+def check_memory() -> None:
+    """All that a step allocates, at the paper's size for 256 rows: the vocabulary is in none of it."""
+    num_rows, vocab, hidden, num_layers = 256, 151936, 2560, 7
+    head = Head(torch.empty(vocab, hidden, dtype=torch.bfloat16), vocab)  # never touched: no memory
+    latents, logits = torch.empty(num_layers, num_rows, hidden, dtype=torch.bfloat16), torch.empty(num_rows, vocab)
+    rows, noise = make_rows(num_rows, depth=num_layers + 1), Noise(*torch.zeros(2, num_rows, dtype=torch.float64))
+    with launches() as mode:
+        led_step(logits, latents, head, rows, noise, backend="triton")
+    assert 0 < mode.num_bytes <= 64 << 20, mode.num_bytes
+    wanted, normalizers = torch.ones(num_rows, dtype=torch.bool), torch.empty(num_layers, num_rows)
+    with launches() as mode:
+        product = triton_head.head_pass(latents[0], latents, head, rows.temperature, wanted, normalizers)
+    extra = mode.num_bytes - product.numel() * product.element_size()  # the product is the engine's own
+    assert 0 < extra <= 64 << 20, extra
 
 
 def check_launches() -> None:
@@ -332,6 +360,7 @@ def main() -> None:
     triton_head.SMALL_TILE = triton_head.SMALL_TILE._replace(rows=8, vocab=32)  # many blocks
     triton_head.LARGE_TILE = triton_head.LARGE_TILE._replace(rows=16, vocab=64)
     check_launches()
+    check_memory()
     check_overflow()
     check_tally()
     check_standing()

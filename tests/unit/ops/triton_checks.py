@@ -356,11 +356,11 @@ def check_overflow() -> None:
 
 
 def main() -> None:
+    check_launches()
+    check_memory()
     triton_rows.BLOCK = 64  # many parts, and less for the interpreter to sort
     triton_head.SMALL_TILE = triton_head.SMALL_TILE._replace(rows=8, vocab=32)  # many blocks
     triton_head.LARGE_TILE = triton_head.LARGE_TILE._replace(rows=16, vocab=64)
-    check_launches()
-    check_memory()
     check_overflow()
     check_tally()
     check_standing()

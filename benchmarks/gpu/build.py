@@ -31,6 +31,7 @@ from led_sglang.ops import Head, ThinkingMachine, host, one_pass, triton_head, t
 from led_sglang.ops.standing import Seats
 from led_sglang.ops.tally import Counters
 from led_sglang.ops.triton_candidates import candidate_logits
+from led_sglang.ops.triton_columns import ALIGNMENT
 from led_sglang.ops.triton_rows import final_rows
 from led_sglang.ops.triton_tail import tail
 from led_sglang.ops.triton_tally import tell
@@ -85,7 +86,7 @@ def step(num_rows: int, dtype: torch.dtype) -> None:
     # Never touched, so never in memory.
     weight, buffer = torch.empty(VOCAB, HIDDEN, dtype=dtype), torch.empty(LAYERS, 300, HIDDEN, dtype=dtype)
     head, rows, latents = Head(weight, VOCAB), paper_rows(num_rows, LAYERS + 1), buffer[:, :num_rows]
-    number = torch.zeros(triton_standing.ALIGNMENT * (num_rows + 1), dtype=torch.int64)[:num_rows]
+    number = torch.zeros(ALIGNMENT * (num_rows + 1), dtype=torch.int64)[:num_rows]
     seats = Seats(None, number, number, number, number, number.bool(), None, False)
     machine = ThinkingMachine([0], [1], VOCAB).tables("cpu")
     now = triton_standing.standing(seats, number, number, None, number)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from led_sglang.ops.triton_standing import place_of
+from led_sglang.ops.triton_columns import place_of
 from led_sglang.ops.types import LedRows
 
 BLOCK = 64

@@ -194,7 +194,7 @@ def is_interpreted() -> bool:
 
 
 @dataclass(frozen=True)
-class Latents:
+class LatentRows:
     """Latent rows of which some are wanted: their hidden states, temperatures and what is known already."""
 
     hidden: Tensor  # (J, B, H), stride 1 in H
@@ -203,7 +203,7 @@ class Latents:
     ridden: Ridden | None = None
 
 
-def head_sums(final: Tensor | None, latents: Latents, head: Head, normalizers: Tensor) -> Tensor:
+def head_sums(final: Tensor | None, latents: LatentRows, head: Head, normalizers: Tensor) -> Tensor:
     """Write (J, B) float32 `normalizers`, and return the final rows' product: (B', H) or None -> (B', V_shard).
 
     A normalizer is log sum_v exp(logit_v / tau) over this rank's rows where needed, what is known where the row rode,
@@ -264,7 +264,7 @@ def head_sums(final: Tensor | None, latents: Latents, head: Head, normalizers: T
 
 def head_pass(hidden: Tensor, latents: Tensor, head: Head, tau: Tensor, wanted: Tensor, normalizers: Tensor) -> Tensor:
     """As `led_sglang.ops.one_pass.head_pass`."""
-    return head_sums(hidden, Latents(latents, wanted, tau.float()), head, normalizers)
+    return head_sums(hidden, LatentRows(latents, wanted, tau.float()), head, normalizers)
 
 
 def latent_sums(
@@ -282,5 +282,5 @@ def normalizers_of(latents: Tensor, head: Head, tau: Tensor, needed: Tensor, rid
     if ridden is not None and ridden.is_complete:
         return ridden.normalizers[: len(latents)].where(ridden.rode, torch.nan)
     normalizers = torch.empty(latents.shape[:2], device=latents.device)
-    head_sums(None, Latents(latents, needed, tau.flatten(), ridden), head, normalizers)
+    head_sums(None, LatentRows(latents, needed, tau.flatten(), ridden), head, normalizers)
     return normalizers

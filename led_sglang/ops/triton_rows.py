@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
-from led_sglang.ops.triton_standing import aligned
+from led_sglang.ops.triton_columns import aligned
 from led_sglang.ops.types import LedRows
 
 BLOCK = 2048

@@ -10,10 +10,10 @@ from torch import Tensor
 from led_sglang.ops import row_loops
 from led_sglang.ops.standing import Seats, Standing
 from led_sglang.ops.thinking import ThinkingTables
+from led_sglang.ops.triton_columns import aligned, place_of
 from led_sglang.ops.types import LedStep
 
 BLOCK = 64
-ALIGNMENT = 16  # a kernel is compiled anew for pointers that are no multiple of so many bytes
 # As the kernels may read globals.
 SALT, STEP = tl.constexpr(row_loops.SALT), tl.constexpr(row_loops.STEP)
 FIRST_FACTOR, SECOND_FACTOR = tl.constexpr(row_loops.FIRST_FACTOR), tl.constexpr(row_loops.SECOND_FACTOR)
@@ -32,15 +32,6 @@ def mix(state):  # type: ignore[no-untyped-def]
 @triton.jit
 def uniform(keyed):  # type: ignore[no-untyped-def]
     return ((mix(keyed) >> 11) & ((1 << 53) - 1)).to(tl.float64) * 2.0**-53
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def place_of(index, rows, is_row, HAS_INDEX: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Our rows' places in the batch."""
-    places = rows
-    if HAS_INDEX:
-        places = tl.load(index + rows, mask=is_row, other=0)
-    return places
 
 
 @triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
@@ -135,13 +126,6 @@ def move_kernel(  # type: ignore[no-untyped-def]
     places = tl.load(before + rows, mask=is_row, other=0) * num_symbols + symbols
     after = tl.load(next_state + places, mask=is_row, other=0)
     tl.store(states + tl.load(slots + rows, mask=is_row, other=0), after, mask=is_row)
-
-
-def aligned(count: int, num_rows: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """So many (num_rows,) columns, uninitialised, each aligned."""
-    return torch.empty(count, triton.cdiv(num_rows, ALIGNMENT) * ALIGNMENT, dtype=dtype, device=device)[
-        :, :num_rows
-    ].unbind()
 
 
 def _grid(num_rows: int) -> tuple[int]:

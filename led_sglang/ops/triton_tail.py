@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from led_sglang.ops.triton_standing import aligned
+from led_sglang.ops.triton_columns import aligned
 from led_sglang.ops.types import LedRows, LedStep, Noise
 
 TINY = torch.finfo(torch.float32).tiny  # as in fused

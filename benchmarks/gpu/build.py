@@ -62,23 +62,22 @@ class Hopper:
 @dataclass(frozen=True)
 class Built:
     kernel: str
-    rows: int
     binary: Any
 
 
-def compiled_by(action: Callable[[], Any], num_rows: int) -> Iterator[Built]:
+def compiled_by(action: Callable[[], Any]) -> list[Built]:
     """The kernels that an action launches are compiled, with the arguments that it gives them, and not run."""
     seen: list[Built] = []
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         binary = run(self, *args, grid=grid, warmup=True, **kwargs)
-        seen.append(Built(self.__name__, num_rows, binary))
+        seen.append(Built(self.__name__, binary))
         return binary
 
     with patch.object(JITFunction, "run", compile_only), patch.object(host, "can_look", lambda device: False):
         action()
-    yield from seen
+    return seen
 
 
 def step(num_rows: int, dtype: torch.dtype) -> None:
@@ -136,7 +135,7 @@ def variants(dtype: torch.dtype, batches: tuple[int, ...]) -> Iterator[dict[str,
     """A line per kernel and variant, with the numbers of rows that use it: the first is compiled when they come."""
     found: dict[tuple[str, str], tuple[Built, list[int]]] = {}
     for num_rows in batches:
-        for built in compiled_by(partial(step, num_rows, dtype), num_rows):
+        for built in compiled_by(partial(step, num_rows, dtype)):
             _, used = found.setdefault((built.kernel, built.binary.hash), (built, []))
             used += [num_rows] if num_rows not in used else []
     for built, used in found.values():

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.gpu.cases import Case, make
 from led_sglang.ops import LedStep, ThinkingMachine, led_step, tally
+from led_sglang.ops.agreement import difference_of
 from led_sglang.ops.standing import Seats, Standing, move_states, standing
 
 BUDGET = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             truth = reference(case)
             for backend in ("eager", "fused", "triton"):
                 for form in ("coin_first", "one_pass") if backend != "eager" else ("coin_first",):
-                    error = largest_error(getattr(case, form)(backend), truth)
+                    error = difference_of(getattr(case, form)(backend), truth)
                     line = {"dtype": str(dtype)[6:], "head": name, "backend": backend, "form": form, "error": error}
                     yield line
                     if not error <= budget:
@@ -88,12 +89,3 @@ def changes_of(changes: dict[str, Any], vocab: int) -> dict[str, Any]:
 
 def reference(case: Case) -> LedStep:
     return led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, backend="reference")
-
-
-def largest_error(step: LedStep, truth: LedStep) -> float:
-    """Over rows whose depth agrees: two depths of all but equal entropy may be told apart either way."""
-    agree = step.depth == truth.depth
-    if not torch.equal(step.explored, truth.explored) or not agree.float().mean() >= 0.8:
-        return float("inf")
-    pairs = [(step.exploit_probs, truth.exploit_probs), (step.explore_probs, truth.explore_probs)]
-    return max((a - b)[agree].abs().max().item() for a, b in pairs)

@@ -20,7 +20,7 @@ def fault_of(backend: str, device: torch.device, dtype: torch.dtype) -> str | No
         truth = case.step("eager")
         for form in ("coin_first", "one_pass"):
             found = case.step(backend) if form == "coin_first" else case.step_of_one_pass(backend)
-            error = _difference(found, truth)
+            error = difference_of(found, truth)
             if not error <= TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]):
                 return f"its {form} form differs from plain torch by {error:.2g} in probability"
     except Exception as error:
@@ -74,7 +74,7 @@ class _Case:
         return self.step(backend, ridden=one_pass.ridden_of(rows, normalizers, wanted, one_pass.CUT))
 
 
-def _difference(found: LedStep, truth: LedStep) -> float:
+def difference_of(found: LedStep, truth: LedStep) -> float:
     """Largest difference of a probability; infinite where rows that must agree do not."""
     same = found.depth == truth.depth  # two depths of all but equal entropy may be told apart either way
     if not torch.equal(found.explored, truth.explored) or not torch.equal(found.ok, truth.ok):

@@ -221,12 +221,13 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, normalizers
     states, logits = weight.new_empty(num_rows, width), weight.new_empty(num_final, num_columns)
     taus, sums = torch.empty(num_rows, device=device), torch.empty(num_rows, num_tiles, device=device)
     count = torch.empty(1, dtype=torch.int32, device=device)
-    rode, known = (latents.needed, normalizers) if ridden is None else (ridden.rode, ridden.normalizers)
+    needed, tau = latents.needed.contiguous(), latents.tau.float().contiguous()
+    rode, known = (needed, normalizers) if ridden is None else (ridden.rode.contiguous(), ridden.normalizers)
     flags = {"HAS_RODE": ridden is not None, "BLOCK_BATCH": max(MIN_BATCH, triton.next_power_of_2(num_batch))}
     if not num_rows:
         return logits
     gather_kernel[(num_rows,)](
-        final, hidden, latents.needed, rode, latents.tau, states, taus, count, num_final, num_layers, num_batch, width,
+        final, hidden, needed, rode, tau, states, taus, count, num_final, num_layers, num_batch, width,
         final.stride(0), hidden.stride(0), hidden.stride(1), **flags, BLOCK_H=BLOCK_COPY,
     )  # fmt: skip
     head_kernel[(triton.cdiv(num_rows, tile.rows), num_tiles)](
@@ -256,7 +257,7 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, normalizers
         num_stages=tile.stages,
     )
     merge_kernel[(num_batch, num_layers)](
-        sums, latents.needed, rode, known, normalizers, num_final, num_batch, num_tiles, known.stride(0),
+        sums, needed, rode, known, normalizers, num_final, num_batch, num_tiles, known.stride(0),
         normalizers.stride(0), **flags, BLOCK_TILES=triton.next_power_of_2(num_tiles),
     )  # fmt: skip
     return logits
@@ -264,7 +265,7 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, normalizers
 
 def head_pass(hidden: Tensor, latents: Tensor, head: Head, tau: Tensor, wanted: Tensor, normalizers: Tensor) -> Tensor:
     """As `led_sglang.ops.one_pass.head_pass`."""
-    return head_sums(hidden, LatentRows(latents, wanted, tau.float()), head, normalizers)
+    return head_sums(hidden, LatentRows(latents, wanted, tau), head, normalizers)
 
 
 def latent_sums(

@@ -161,7 +161,7 @@ def final_rows(final_logits: Tensor, tau: Tensor, rows: LedRows, coin: Tensor) -
             rows.active,
             rows.exploit,
             rows.full,
-            coin,
+            coin.contiguous(),
             ids,
             logprobs,
             explored,

@@ -69,6 +69,8 @@ def check_row_list() -> None:
         latents = poisoned if rows is needed else case.latents
         found = normalizers_of(latents, case.head, tau[:, None], rows, None)
         torch.testing.assert_close(found, truth.where(rows, 0.0))
+    strided = torch.stack([tau, tau + 1], 1)[:, :1], torch.stack([needed, ~needed], 1)[:, 0]
+    torch.testing.assert_close(normalizers_of(poisoned, case.head, *strided, None), truth.where(needed, 0.0))
     rode, known = torch.arange(41) % 4 == 1, torch.randn(3, 41)
     found = normalizers_of(poisoned, case.head, tau[:, None], needed, Ridden(known, rode))
     torch.testing.assert_close(found, truth.where(needed & ~rode, known[:2]))

@@ -37,9 +37,10 @@ class Server:
         command = [sys.executable, "-m", module, *arguments, "--host", "127.0.0.1", "--port", str(self.port)]
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(environment or {})}
         env.pop("LED_SGLANG_CONFIG", None)
+        # A group of its own for `stop`, in the caller's session: `nice` weighs processes within a session only.
         with log.open("w") as out:
             self.process = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env, start_new_session=True
+                command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env, process_group=0
             )
 
     def wait_ready(self) -> "Server":

@@ -15,6 +15,7 @@ import yaml
 
 from led_sglang import __version__
 from led_sglang.params import FORMS, METHODS, PHASES, LedParamError, ServerConfig, export_config
+from led_sglang.startup import collector_paused
 
 EMBEDDED_NAME = "led-embedded"
 EMBEDDED_DEPTH = 12
@@ -165,18 +166,20 @@ def _serve(options: argparse.Namespace, rest: list[str], default_depth: int | No
         config = server_config_of(options, default_depth)
         export_config(config)
 
-    from sglang.srt.plugins import load_plugins
+    with collector_paused():
+        from sglang.srt.plugins import load_plugins
 
-    load_plugins()
-    from sglang.srt.server_args import prepare_server_args
+        load_plugins()
+        from sglang.srt.server_args import prepare_server_args
 
-    server_args = prepare_server_args(rest)
+        server_args = prepare_server_args(rest)
     _remove_settings(rest)
     if options.led == "disabled":
         return 0 if options.check else _run(server_args, with_led=False)
     if hasattr(server_args, "resolve_once"):
         server_args.resolve_once()
-    resolved = prepare(config, server_args)
+    with collector_paused():
+        resolved = prepare(config, server_args)
     if options.check:
         print(f"led_sglang: ok, layers captured: {resolved.num_captured}, markers: {resolved.think_open!r}")
         return 0
@@ -301,3 +304,6 @@ def _config_for_sglang(settings: dict[str, Any]) -> list[str]:
 
 if __name__ == "__main__":
     sys.exit(main())
+elif __name__ == "__mp_main__":  # a process that SGLang spawned; each is about to import at least this
+    with collector_paused():
+        import sglang.srt.managers.detokenizer_manager  # noqa: F401

@@ -120,13 +120,15 @@ async def run_phase(url: str, concurrency: int, numbers: Iterator[int], deadline
     # No side hangs up on an idle connection (run.ENVIRONMENT): a request sent at that moment is lost, and the pool of
     # httpcore may close, as expired, a connection that it has just given away.
     limits = httpx.Limits(max_connections=None, keepalive_expiry=None)
+    certificates = httpx.create_ssl_context()
 
-    async def client_loop(client: httpx.AsyncClient) -> None:
-        for number in numbers:
-            outcomes.append(await send(client, draw(number, seed)))
-            if time.monotonic() >= deadline:
-                return
+    async def client_loop() -> None:
+        # A pool of its own: one for all looks at each of its connections, for each of them, at each request.
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S, limits=limits, verify=certificates) as client:
+            for number in numbers:
+                outcomes.append(await send(client, draw(number, seed)))
+                if time.monotonic() >= deadline:
+                    return
 
-    async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S, limits=limits) as client:
-        await asyncio.gather(*(client_loop(client) for _ in range(concurrency)))
+    await asyncio.gather(*(client_loop() for _ in range(concurrency)))
     return outcomes

@@ -2,14 +2,17 @@
 
 from typing import Any
 
+from led_sglang.startup import collector_paused
+
 
 def run_scheduler_process(*args: Any, **kwargs: Any) -> Any:
     """SGLang's own entry, after the hooks were verified. Raises HookError."""
-    from sglang.srt.managers.scheduler import run_scheduler_process as original
-    from sglang.srt.plugins import load_plugins
+    with collector_paused():
+        from sglang.srt.managers.scheduler import run_scheduler_process as original
+        from sglang.srt.plugins import load_plugins
 
-    from led_sglang.integration import selfcheck
+        from led_sglang.integration import selfcheck
 
-    load_plugins()
+        load_plugins()
     selfcheck.verify("scheduler")
     return original(*args, **kwargs)

@@ -206,6 +206,12 @@ def _run(server_args: Any, with_led: bool) -> int:
     return 0
 
 
+def _import_what_all_need() -> None:
+    """At least this is what a process that SGLang spawns is about to import."""
+    with collector_paused():
+        import sglang.srt.managers.detokenizer_manager  # noqa: F401
+
+
 def _register_late() -> None:
     """Where SGLang loaded its plugins before LED was switched on, register and apply now."""
     from sglang.srt.plugins.hook_registry import HookRegistry
@@ -304,6 +310,5 @@ def _config_for_sglang(settings: dict[str, Any]) -> list[str]:
 
 if __name__ == "__main__":
     sys.exit(main())
-elif __name__ == "__mp_main__":  # a process that SGLang spawned; each is about to import at least this
-    with collector_paused():
-        import sglang.srt.managers.detokenizer_manager  # noqa: F401
+elif __name__ == "__mp_main__":  # multiprocessing's name for it in a process that SGLang spawned
+    _import_what_all_need()

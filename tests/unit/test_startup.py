@@ -3,6 +3,7 @@
 import gc
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,23 @@ gc.callbacks.append(lambda phase, info: seen.append("sglang.srt.managers.detoken
 runpy.run_module("led_sglang.launch", run_name="__mp_main__", alter_sys=True)
 assert "sglang.srt.managers.detokenizer_manager" in sys.modules
 assert gc.isenabled()
+assert gc.get_freeze_count() > 500_000, gc.get_freeze_count()
 print(len(seen))
 """
+
+
+@pytest.fixture(autouse=True)
+def nothing_frozen() -> Iterator[None]:
+    yield
+    gc.unfreeze()
 
 
 def test_off_inside_and_on_again() -> None:
     with collector_paused():
         assert not gc.isenabled()
+        made: list[object] = [[]]
     assert gc.isenabled()
+    assert not any(known is made for known in gc.get_objects()), "would be walked again"
 
 
 def test_on_again_after_an_error() -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,14 +10,11 @@ from pathlib import Path
 from types import TracebackType
 
 import httpx
+import psutil
+
+from led_sglang.ports import HeldPort
 
 START_LIMIT_S = 420.0  # a cold, busy 2-core machine has needed two minutes
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:
@@ -31,7 +27,8 @@ class Server:
         module: str = "led_sglang.launch",
         environment: dict[str, str] | None = None,
     ) -> None:
-        self.port = free_port()
+        self._held_port = HeldPort()
+        self.port = self._held_port.number
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         command = [sys.executable, "-m", module, *arguments, "--host", "127.0.0.1", "--port", str(self.port)]
@@ -60,13 +57,20 @@ class Server:
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise RuntimeError(f"server exited with {self.process.returncode}:\n{self.tail()}")
-            try:
-                if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
+            with contextlib.suppress(httpx.HTTPError, psutil.NoSuchProcess):
+                if self._is_listening() and httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
                     return
-            except httpx.HTTPError:
-                pass
             time.sleep(0.5)
         raise RuntimeError(f"server not ready after {START_LIMIT_S} s:\n{self.tail()}")
+
+    def _is_listening(self) -> bool:
+        """Itself: somebody else who listens there would be healthy too, and answer for another model."""
+        parent = psutil.Process(self.process.pid)
+        return any(
+            connection.status == psutil.CONN_LISTEN and connection.laddr.port == self.port
+            for process in (parent, *parent.children(recursive=True))
+            for connection in process.net_connections("inet")
+        )
 
     def wait_exit(self, limit_s: float = START_LIMIT_S) -> int:
         """Exit status of a server that must refuse to start. Raises subprocess.TimeoutExpired."""
@@ -91,6 +95,7 @@ class Server:
                 continue
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # children that outlived their parent
+        self._held_port.release()
 
     def __enter__(self) -> "Server":
         return self.wait_ready()

@@ -15,6 +15,7 @@ import yaml
 
 from led_sglang import __version__
 from led_sglang.params import FORMS, METHODS, PHASES, LedParamError, ServerConfig, export_config
+from led_sglang.ports import refuse_taken
 from led_sglang.startup import collector_paused
 
 EMBEDDED_NAME = "led-embedded"
@@ -174,6 +175,8 @@ def _serve(options: argparse.Namespace, rest: list[str], default_depth: int | No
 
         server_args = prepare_server_args(rest)
     _remove_settings(rest)
+    if not options.check:
+        refuse_taken(server_args.host, server_args.port)
     if options.led == "disabled":
         return 0 if options.check else _run(server_args, with_led=False)
     if hasattr(server_args, "resolve_once"):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import psutil
 
-from led_sglang.child_server import START_LIMIT_S, Server, free_port
+from led_sglang.child_server import START_LIMIT_S, Server
 
-__all__ = ["START_LIMIT_S", "Server", "free_port", "install_plugin", "kill_scheduler"]
+__all__ = ["START_LIMIT_S", "Server", "install_plugin", "kill_scheduler"]
 
 
 def install_plugin(folder: Path, register: str) -> None:

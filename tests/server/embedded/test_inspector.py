@@ -19,7 +19,8 @@ from fastapi.testclient import TestClient
 
 from led_sglang import inspector, trace
 from led_sglang.inspector.page import Page
-from tests.server.launching import Server, free_port
+from led_sglang.ports import HeldPort
+from tests.server.launching import Server
 
 playwright = pytest.importorskip("playwright.sync_api")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -236,13 +237,13 @@ class Wire:
 
     def __init__(self, port: int) -> None:
         self.target = port
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.port = HeldPort()
+        self.url = f"http://127.0.0.1:{self.port.number}"
         self.sockets: list[socket.socket] = []
         self.listen()
 
     def listen(self) -> None:
-        self.door = socket.create_server(("127.0.0.1", self.port))
+        self.door = socket.create_server(("127.0.0.1", self.port.number))
         threading.Thread(target=self.accept, args=(self.door,), daemon=True).start()
 
     def accept(self, door: socket.socket) -> None:

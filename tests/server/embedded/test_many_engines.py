@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from led_sglang.child_server import free_port
+from led_sglang.ports import HeldPort
 from tests.server.launching import Server
 from tests.server.talking import check_trace, generate
 
@@ -51,7 +51,8 @@ def test_data_parallel_engines(expected: dict[str, Any], logs: Path) -> None:
 
 
 def test_two_nodes(expected: dict[str, Any], logs: Path) -> None:
-    shared = ("--tp-size", "2", "--nnodes", "2", "--dist-init-addr", f"127.0.0.1:{free_port()}")
+    meeting = HeldPort()
+    shared = ("--tp-size", "2", "--nnodes", "2", "--dist-init-addr", f"127.0.0.1:{meeting.number}")
     second = Server(*shared, "--node-rank", "1", log=logs / "second_node.log")
     try:
         with (
@@ -64,3 +65,4 @@ def test_two_nodes(expected: dict[str, Any], logs: Path) -> None:
             assert second.process.poll() is None
     finally:
         second.stop()
+        meeting.release()

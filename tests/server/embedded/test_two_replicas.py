@@ -1,5 +1,6 @@
 """Two replicas behind SGLang's gateways: parameters and answers survive the way, and the death of one replica."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -13,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from led_sglang import child_server
+from led_sglang.ports import HeldPort
 from tests.server.embedded.conftest import Spare
 from tests.server.launching import Server
 from tests.server.talking import CHAT, DEFAULTS, GENERATE, body, check_trace, message_of
@@ -27,12 +28,15 @@ def replicas(embedded_server: Server, spare: Spare) -> tuple[Server, Server]:
     return embedded_server, spare.get()
 
 
-def gateway(module: str, replicas: tuple[Server, Server], log: Path, *more: str) -> Server:
+@contextlib.contextmanager
+def gateway(module: str, replicas: tuple[Server, Server], log: Path, *more: str) -> Iterator[Server]:
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed: pip install led_sglang[gateway]")
     urls = [replica.url for replica in replicas]
-    ports = ("--prometheus-port", str(child_server.free_port()))
-    return Server("--worker-urls", *urls, *SHARED, *ports, *more, log=log, module=f"{module}.launch_router")
+    with HeldPort() as metrics:
+        arguments = ("--worker-urls", *urls, *SHARED, "--prometheus-port", str(metrics.number), *more)
+        with Server(*arguments, log=log, module=f"{module}.launch_router") as server:
+            yield server
 
 
 @pytest.fixture(scope="module")

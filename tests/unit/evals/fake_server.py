@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from led_sglang.child_server import free_port
+from led_sglang.ports import HeldPort
 
 DEFAULTS = {"depth": 8, "top_k": 8, "latent_norm": False}
 
@@ -38,14 +38,14 @@ class FakeServer:
         self.answer, self.apply, self.die_after, self.status = answer, apply, die_after, status
         self.delay_s = delay_s
         self.bodies: list[dict[str, Any]] = []
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.port = HeldPort()
+        self.url = f"http://127.0.0.1:{self.port.number}/v1"
         routes = [
             Route("/v1/models", self.models),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/led/info", self.info),
         ]
-        config = uvicorn.Config(Starlette(routes=routes), port=self.port, log_level="critical", lifespan="off")
+        config = uvicorn.Config(Starlette(routes=routes), port=self.port.number, log_level="critical", lifespan="off")
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
 
@@ -85,3 +85,4 @@ class FakeServer:
     def __exit__(self, *_: object) -> None:
         self.server.should_exit = True
         self.thread.join(10)
+        self.port.release()

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from led_sglang.child_server import free_port
 from led_sglang.evals import client
 from led_sglang.evals.__main__ import main
 from led_sglang.evals.results import read_cells
 from led_sglang.evals.store import CellKey, Sample, read_lines
+from led_sglang.ports import HeldPort
 from tests.unit.evals.fake_server import FakeServer, applied_to
 
 
@@ -179,7 +179,8 @@ def test_a_server_that_changes_its_defaults_in_the_run(start: Start, capsys: pyt
 
 
 def test_a_server_that_is_down(data: Path, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
-    assert start(f"http://127.0.0.1:{free_port()}/v1") == 1
+    with HeldPort() as port:
+        assert start(f"http://127.0.0.1:{port.number}/v1") == 1
     assert "no server at" in capsys.readouterr().err
     assert not (data / "run" / "samples.jsonl").exists()
 

@@ -1,0 +1,75 @@
+"""TCP ports of servers that start slowly: nobody else gets one meanwhile, and a taken one is refused at once."""
+
+import errno
+import os
+import socket
+from types import TracebackType
+from typing import Any
+
+__all__ = ["CannotListen", "HeldPort", "refuse_taken"]
+
+Place = tuple[Any, Any, int, str, Any]  # of socket.getaddrinfo
+
+
+class CannotListen(RuntimeError):
+    """Where the server was told to listen somebody does already, or nobody can."""
+
+
+class HeldPort:
+    """A free port of 127.0.0.1 for a server that starts later: bound, not listened on, until it is released.
+
+    A port that is only looked up may be given to another server meanwhile. Two would start, the clients of both would
+    reach the one that was faster, and its answers look like any others. While this holds one, the kernel gives it to
+    nobody who asks for any port; a server that is told the number can listen on it, as Linux has it for sockets with
+    SO_REUSEADDR. Until then connections are refused.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.number: int = self._socket.getsockname()[1]
+
+    def release(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> "HeldPort":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def refuse_taken(host: str, port: int) -> None:
+    """Raises CannotListen where a server could not listen.
+
+    SGLang finds out after the weights are loaded, and then its processes wait for each other and do not exit.
+    """
+    where = f"cannot listen on --host {host} --port {port}"
+    if not 1 <= port <= 65535:
+        raise CannotListen(f"{where}: the port must be from 1 to 65535")
+    try:
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise CannotListen(f"{where}: {error}") from error
+    errors = [found for place in places if (found := _listening_error(place)) is not None]
+    # A name may stand for addresses of a family that this machine does not have; one that it has is enough then.
+    fatal = [found for found in errors if found.errno != errno.EADDRNOTAVAIL or len(errors) == len(places)]
+    if fatal:
+        raise CannotListen(f"{where}: {os.strerror(fatal[0].errno or 0)}; name another with --port or --host")
+
+
+def _listening_error(place: Place) -> OSError | None:
+    family, kind, protocol, _, address = place
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        return error
+    return None

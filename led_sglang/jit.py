@@ -1,11 +1,36 @@
 """numba, as this project compiles with it."""
 
+import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import filelock
 import numba
+from numba.core.caching import FunctionCache
 
 __all__ = ["jit"]
+
+
+class SharedCache(FunctionCache):
+    """numba's cache of machine code, for several processes that start at the same time.
+
+    numba numbers the files of a function's signatures in an index that it reads, then writes. Two processes that keep
+    different signatures at the same moment may take the same number, and from then on one signature runs the code of
+    the other, which misreads its memory. Here one process at a time reads or writes a function's files.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        with self._alone():
+            return super().load_overload(sig, target_context)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with self._alone():
+            super().save_overload(sig, data)
+
+    def _alone(self) -> filelock.BaseFileLock:
+        self._impl.locator.ensure_cache_path()
+        return filelock.FileLock(Path(self.cache_path) / f"{self._impl.filename_base}.lock")
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -14,8 +39,9 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     No fastmath: where sums may be reordered, LLVM orders them by what it happens to inline, and machine code that was
     compiled just now rounds differently from the same function out of numba's cache. Two servers would disagree.
     """
-    try:
-        kept: Callable[..., Any] = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # nowhere to keep the machine code: compiled anew in each process, in a few seconds
-        kept = numba.njit(nogil=True, error_model="numpy")(function)
+    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    # RuntimeError: nowhere to keep the machine code, which each process then compiles anew, in a few seconds
+    with contextlib.suppress(RuntimeError):
+        compiled._cache = SharedCache(function)  # what `cache=True` does with FunctionCache
+    kept: Callable[..., Any] = compiled
     return kept

@@ -150,6 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     default_depth = None
     if not options.help_sglang and not any(arg.split("=")[0] in ("--model-path", "--model") for arg in rest):
         rest, default_depth = _embedded_arguments() + rest, EMBEDDED_DEPTH
+        # For a model this small: more threads wait for each other longer than they compute, all the more on a busy CPU.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         return _serve(options, rest, default_depth)
     except LedParamError as error:

@@ -18,6 +18,7 @@ __all__ = ["PlainTorchPlatform"]
 logger = logging.getLogger(__name__)
 
 THREADS_BIND = "SGLANG_CPU_OMP_THREADS_BIND"
+NUM_THREADS = "OMP_NUM_THREADS"
 DEFAULT_MAX_TOTAL_TOKENS = 32768
 """Tokens of KV cache when the user does not say. SGLang would otherwise take a fixed share of the machine's memory."""
 
@@ -88,8 +89,11 @@ class PlainTorchPlatform(CpuDeviceMixin, SRTPlatform):
         server_args.sleep_on_idle = True
         ranks = server_args.tp_size * server_args.pp_size * server_args.dp_size
         if ranks > 1:
-            # Read by the ranks, which inherit it. Unset, SGLang refuses more ranks than the machine has NUMA nodes.
-            os.environ.setdefault(THREADS_BIND, bind_threads(ranks, sorted(os.sched_getaffinity(0))))
+            # Read by the ranks, which inherit it. Unset, SGLang refuses more ranks than the machine has NUMA nodes, and
+            # each starts a thread for every core: they wait for each other in every operator, up to 40 times as long.
+            cores = sorted(os.sched_getaffinity(0))
+            os.environ.setdefault(THREADS_BIND, bind_threads(ranks, cores))
+            os.environ.setdefault(NUM_THREADS, str(max(1, len(cores) * server_args.nnodes // ranks)))
 
     def get_kv_pool_cls(self, *, kind: str) -> type | None:
         return None

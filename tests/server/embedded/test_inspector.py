@@ -297,6 +297,7 @@ def test_a_server_that_goes_away_is_said_and_retried(page: Any, embedded_server:
     assert page.is_hidden("#alert")
     assert ids_shown(page, "led") == [token["text"] for token in expected(embedded_server)]
     wire.cut()
+    wire.port.release()
 
 
 def test_a_page_opened_while_the_server_is_gone_recovers(page: Any, embedded_server: Server) -> None:

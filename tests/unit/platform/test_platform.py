@@ -85,7 +85,7 @@ def make_platform() -> object:
 
 
 def make_args(**given: object) -> SimpleNamespace:
-    ranks = {"tp_size": 1, "pp_size": 1, "dp_size": 1}
+    ranks = {"tp_size": 1, "pp_size": 1, "dp_size": 1, "nnodes": 1}
     unset = {"attention_backend": None, "sampling_backend": None, "max_total_tokens": None, "sleep_on_idle": False}
     fixed = {"device": "cpu", "enable_deterministic_inference": False}
     return SimpleNamespace(**{**fixed, **ranks, **unset, **given})
@@ -116,6 +116,29 @@ def test_ranks_are_bound_to_cores_unless_the_user_did(monkeypatch: pytest.Monkey
     assert "SGLANG_CPU_OMP_THREADS_BIND" not in os.environ
     make_platform().apply_server_args_defaults(make_args(tp_size=2))
     assert os.environ["SGLANG_CPU_OMP_THREADS_BIND"].count("|") == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "threads"),
+    [
+        ({}, None),
+        ({"tp_size": 2}, "4"),
+        ({"dp_size": 2, "tp_size": 2}, "2"),
+        ({"dp_size": 16}, "1"),
+        ({"tp_size": 4, "nnodes": 2}, "4"),  # two of the ranks are on another machine
+    ],
+)
+def test_ranks_share_the_threads_unless_the_user_did(
+    sizes: dict[str, int], threads: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setenv("SGLANG_CPU_OMP_THREADS_BIND", "as it was")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    make_platform().apply_server_args_defaults(make_args(**sizes))
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    make_platform().apply_server_args_defaults(make_args(**sizes))
+    assert os.environ.get("OMP_NUM_THREADS") == threads
 
 
 @pytest.mark.parametrize(

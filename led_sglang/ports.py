@@ -51,7 +51,7 @@ def refuse_taken(host: str, port: int) -> None:
     if not 1 <= port <= 65535:
         raise CannotListen(f"{where}: the port must be from 1 to 65535")
     try:
-        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        places = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise CannotListen(f"{where}: {error}") from error
     errors = [found for place in places if (found := _listening_error(place)) is not None]

@@ -55,7 +55,7 @@ def test_a_taken_port_is_refused(host: str, taken: int) -> None:
         refuse_taken(host, taken)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost", ""])
 def test_a_port_that_is_only_held_is_not(host: str, held: HeldPort) -> None:
     refuse_taken(host, held.number)
 

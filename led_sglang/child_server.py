@@ -32,7 +32,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         command = [sys.executable, "-m", module, *arguments, "--host", "127.0.0.1", "--port", str(self.port)]
-        env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(environment or {})}
+        env = {"OMP_NUM_THREADS": "1", **os.environ, **(environment or {})}  # 1: beside clients that need cores too
         env.pop("LED_SGLANG_CONFIG", None)
         # A group of its own for `stop`, in the caller's session: `nice` weighs processes within a session only.
         with log.open("w") as out:

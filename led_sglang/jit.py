@@ -43,5 +43,4 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     # RuntimeError: nowhere to keep the machine code, which each process then compiles anew, in a few seconds
     with contextlib.suppress(RuntimeError):
         compiled._cache = SharedCache(function)  # what `cache=True` does with FunctionCache
-    kept: Callable[..., Any] = compiled
-    return kept
+    return compiled

@@ -1,5 +1,6 @@
 """How pytest-xdist's workers share the tests: those of one server stay together, so that it starts once."""
 
+import os
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from xdist.scheduler import LoadScopeScheduling
 # A machine may be busy, and a red test stays red.
 settings.register_profile("led", deadline=None, derandomize=True)
 settings.load_profile("led")
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test fetches anything, nor does a server that it starts
 
 LONGEST = "tests/server/test_soak.py"
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from led_sglang import child_server
@@ -65,6 +66,24 @@ def test_its_own_answer_is_taken(tmp_path: Path) -> None:
     (tmp_path / "listener.py").write_text(LISTENER)
     with Server(log=tmp_path / "log", module="listener", environment={"PYTHONPATH": str(tmp_path)}) as server:
         assert httpx.get(server.url).status_code == 200
+
+
+def test_the_callers_environment_holds_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of the hub can be served by `reproduce --serve`, and with more threads than one."""
+
+    def environment() -> dict[str, str]:
+        server = Server(log=tmp_path / "log", module="http.server")
+        try:
+            return psutil.Process(server.process.pid).environ()
+        finally:
+            server.stop()
+
+    for name in ("HF_HUB_OFFLINE", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert environment()["OMP_NUM_THREADS"] == "1"
+    assert "HF_HUB_OFFLINE" not in environment()
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert environment()["OMP_NUM_THREADS"] == "3"
 
 
 def wait_healthy(url: str) -> None:

@@ -1,12 +1,15 @@
 """Whole runs against a fake server: interleaving, checks, death half-way, resume, Ctrl-C."""
 
+import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -74,6 +77,61 @@ def test_a_whole_run(data: Path, start: Start) -> None:
     settings = json.loads((data / "run" / "run.json").read_text())
     assert settings["applied"]["led:depth=4"]["depth"] == 4 and settings["server"] == {"sglang": "0.0.1"}
     assert settings["sessions"][0]["wall_s"] > 0
+
+
+def test_memory_does_not_grow_with_the_samples(data: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "thinking" * 500 + "</think>It is 0."
+
+    async def ask(self: client.Client, asked: client.Asked) -> client.Answer:
+        return client.Answer(text, "", "stop", 7, 5, 0.1, {"method": "none"})
+
+    async def find_model(self: client.Client) -> str:
+        return "instant"
+
+    monkeypatch.setattr(client.Client, "ask", ask)
+    monkeypatch.setattr(client.Client, "find_model", find_model)
+
+    def peak_bytes(samples: int) -> int:
+        out = data / f"run-{samples}"
+        tracemalloc.start()
+        try:
+            assert start("http://127.0.0.1:1/v1", "--out", str(out), methods="cot", samples=samples) == 0
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert (out / "samples.jsonl").stat().st_size > 4 * samples * len(text)
+        return peak
+
+    peak_bytes(10)  # what is imported late
+    growth = peak_bytes(2500) - peak_bytes(500)
+    assert growth < 1 << 20, f"{growth} bytes more for 8,000 samples more, which would be 4 MB without their texts"
+
+
+def test_bars_tell_the_accuracy_while_it_runs(data: Path) -> None:
+    with FakeServer(echo, delay_s=0.05) as server:
+        command = [sys.executable, "-m", "led_sglang.evals", "run", "--task", "gsm8k", "--methods", "cot,led:depth=4"]
+        command += ["--samples", "20", "--concurrency", "2", "--data", str(data), "--base-url", server.url]
+        shown = in_a_terminal([*command, "--out", str(data / "run")])
+    for method in ("cot", "led:depth=4"):
+        bars = re.findall(rf"gsm8k {method} t=0\.6 .*? (\d+)/80 pass@1 +([\d.]+)%, no answer +([\d.]+)%", shown)
+        assert bars[-1] == ("80", "50.0", "25.0")
+        assert any(0 < int(done) < 80 for done, _, _ in bars), "nothing was shown before the end"
+
+
+def in_a_terminal(command: list[str]) -> str:
+    """What a command writes to a terminal 160 columns wide, without colours."""
+    ours, its = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160", "NO_COLOR": "1"}
+    with subprocess.Popen(command, stdout=its, stderr=its, env=environment) as process:
+        os.close(its)
+        chunks: list[bytes] = []
+        with contextlib.suppress(OSError):  # the terminal's other end is closed
+            while chunk := os.read(ours, 1 << 16):
+                chunks.append(chunk)
+    os.close(ours)
+    text = b"".join(chunks).decode()
+    assert process.returncode == 0, text
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
 def test_mathematics_goes_through_the_judges(data: Path, start: Start) -> None:

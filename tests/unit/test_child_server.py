@@ -1,12 +1,12 @@
 """A child server is gone when nobody waits for it any more, and nobody else is taken for it."""
 
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from led_sglang import child_server
@@ -71,12 +71,14 @@ def test_its_own_answer_is_taken(tmp_path: Path) -> None:
 def test_the_callers_environment_holds_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of the hub can be served by `reproduce --serve`, and with more threads than one."""
 
+    (tmp_path / "tell.py").write_text("import json, os\nprint(json.dumps(dict(os.environ)))\n")
+
     def environment() -> dict[str, str]:
-        server = Server(log=tmp_path / "log", module="http.server")
-        try:
-            return psutil.Process(server.process.pid).environ()
-        finally:
-            server.stop()
+        """As the child tells it: read from outside, a process that has just been started has none yet."""
+        server = Server(log=tmp_path / "log", module="tell", environment={"PYTHONPATH": str(tmp_path)})
+        assert server.wait_exit() == 0, server.tail()
+        told: dict[str, str] = json.loads(server.log.read_text())
+        return told
 
     for name in ("HF_HUB_OFFLINE", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)

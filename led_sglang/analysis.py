@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from led_sglang.arguments import integer, number
+
 KS = (1, 2, 4, 8, 16)
 ROWS_AT_A_TIME = 256  # positions whose full-vocabulary logits exist at once
 NORM_NAMES = ("norm", "final_layernorm", "ln_f", "final_layer_norm", "norm_f")
@@ -201,36 +203,42 @@ def show(document: dict[str, Any]) -> str:
     )
 
 
+def _device(text: str) -> torch.device:
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device of this machine: {error}".splitlines()[0]) from None
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="directory or hub name")
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="JSON file; default: only print")
     parser.add_argument("--name", help="of the model in figures; default: the end of its path")
-    parser.add_argument("--generate", type=int, default=256, help="tokens sampled after each prompt; 0: none")
-    parser.add_argument("--temperature", type=float, default=0.6)
+    parser.add_argument("--generate", type=integer(0), default=256, help="tokens sampled after each prompt; 0: none")
+    parser.add_argument("--temperature", type=number(0, includes_low=False), default=0.6)
     parser.add_argument("--latent-norm", action="store_true", help="final norm on every layer, not only the last")
     parser.add_argument("--raw", action="store_true", help="do not put prompts into the chat template")
-    parser.add_argument("--limit", type=int, help="prompts at most")
+    parser.add_argument("--limit", type=integer(1), help="prompts at most")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
-        if args.temperature <= 0:
-            raise AnalysisError("--temperature must be above 0")
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
         document = analyse(args)
+        print(show(document))
+        if args.out:
+            args.out.write_text(json.dumps(document, indent=1) + "\n")
     except (AnalysisError, OSError) as error:
         print(f"analysis: {error}", file=sys.stderr)
         return 1
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(document, indent=1) + "\n")
-    print(show(document))
     return 0
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import get_args
 
+from led_sglang.arguments import integer
 from led_sglang.embedded import expressions, search
 from led_sglang.embedded.problems import Split, split_of
 
@@ -135,7 +136,7 @@ def _constants(tree: ast.expr) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="print example problems")
-    parser.add_argument("--count", type=int, default=5)
+    parser.add_argument("--count", type=integer(0), default=5)
     parser.add_argument("--split", choices=get_args(Split), default="held_out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--questions", action="store_true", help="print the questions alone, one a line")

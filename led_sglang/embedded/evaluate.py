@@ -14,6 +14,7 @@ import asyncio
 import json
 from typing import Any
 
+from led_sglang.arguments import integer, number
 from led_sglang.embedded import model_path
 from led_sglang.embedded.scoring import final_answer, sample_scores, score
 from led_sglang.embedded.tasks import TASK_NAMES, Problem, generate, grade
@@ -87,11 +88,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="served model's name, or with --offline a directory")
     parser.add_argument("--method", default="none", help="LED method asked of the server, none for plain sampling")
     parser.add_argument("--task", choices=TASK_NAMES, default="arithmetic")
-    parser.add_argument("--problems", type=int, default=500)
-    parser.add_argument("--samples", type=int, default=1, help="of each problem; more than one gives pass@1 and pass@n")
-    parser.add_argument("--temperature", type=float, default=0.6)
-    parser.add_argument("--concurrency", type=int, default=32)
-    parser.add_argument("--timeout-s", type=float, default=600)
+    parser.add_argument("--problems", type=integer(1), default=500)
+    parser.add_argument(
+        "--samples", type=integer(1), default=1, help="of each problem; more than one gives pass@1 and pass@n"
+    )
+    parser.add_argument("--temperature", type=number(0), default=0.6)
+    parser.add_argument("--concurrency", type=integer(1), default=32)
+    parser.add_argument("--timeout-s", type=number(0, includes_low=False), default=600)
     parser.add_argument("--seed", type=int, default=0, help="of the problems; with --offline of the sampling too")
     return parser
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from led_sglang.arguments import integer
 from led_sglang.embedded import expressions
 from led_sglang.embedded.solutions import write_answer, write_thinking
 
@@ -91,7 +92,7 @@ def grade(answer_text: str, problem: Problem) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="print example problems")
-    parser.add_argument("--count", type=int, default=5)
+    parser.add_argument("--count", type=integer(0), default=5)
     parser.add_argument("--split", choices=get_args(Split), default="held_out")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -19,6 +19,7 @@ from datasets import Dataset  # type: ignore[import-untyped]
 from transformers import AutoTokenizer, Qwen3ForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from led_sglang.arguments import integer, number
 from led_sglang.embedded import tasks
 from led_sglang.embedded.batches import render
 from led_sglang.embedded.offline import chat_prompts, complete
@@ -166,16 +167,16 @@ def reinforce(args: argparse.Namespace) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=integer(1), default=120)
     parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=integer(1), default=1)
     parser.add_argument("--init", type=Path, required=True, help="directory of the supervised model")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--prompts-per-step", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--max-completion-tokens", type=int, default=176)
-    parser.add_argument("--eval-every-steps", type=int, default=20)
-    parser.add_argument("--eval-problems", type=int, default=48)
+    parser.add_argument("--prompts-per-step", type=integer(1), default=16)
+    parser.add_argument("--learning-rate", type=number(0), default=1e-4)
+    parser.add_argument("--max-completion-tokens", type=integer(1), default=176)
+    parser.add_argument("--eval-every-steps", type=integer(1), default=20)
+    parser.add_argument("--eval-problems", type=integer(1), default=48)
     return parser
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from led_sglang.arguments import integer, number
 from led_sglang.embedded import tokenizer as tokenizer_module
 from led_sglang.embedded.batches import Batch, batches
 
@@ -149,14 +150,14 @@ def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=integer(1), default=2500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=integer(1), default=1)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--init", type=Path, help="start from the weights in this directory, matched by token text")
-    parser.add_argument("--batch-tokens", type=int, default=2048)
-    parser.add_argument("--peak-learning-rate", type=float, default=2e-3)
-    parser.add_argument("--save-every-minutes", type=float, default=5)
+    parser.add_argument("--batch-tokens", type=integer(1), default=2048)
+    parser.add_argument("--peak-learning-rate", type=number(0), default=2e-3)
+    parser.add_argument("--save-every-minutes", type=number(0), default=5)
     train(parser.parse_args())
 
 

@@ -13,10 +13,13 @@ import signal
 import sys
 from pathlib import Path
 
+from led_sglang.arguments import integer, number
 from led_sglang.evals.errors import EvalError
 from led_sglang.evals.methods import parse_methods
 from led_sglang.evals.reproduce import add_reproduce_parser, report_arguments, served, stage_arguments
 from led_sglang.evals.tasks import TASKS, find_tasks, load
+
+POSITIVE = number(0, includes_low=False)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -27,22 +30,24 @@ def make_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="ask, grade and store")
     run.add_argument("--task", required=True, help=f"comma-separated: {', '.join(TASKS)}")
     run.add_argument("--methods", default="cot,led", help="comma-separated: cot, led, led:depth=4,top_k=3, dola, ...")
-    run.add_argument("--samples", type=int, default=16, help="of each question")
-    run.add_argument("--temperature", default="0.6", help="one or several, comma-separated")
+    run.add_argument("--samples", type=integer(1), default=16, help="of each question")
+    run.add_argument("--temperature", type=_temperatures, default="0.6", help="one or several, comma-separated")
     run.add_argument("--base-url", default="http://127.0.0.1:30000/v1")
     run.add_argument("--api-key", default="EMPTY")
     run.add_argument("--model", help="served model's name; default: the first the server lists")
     run.add_argument("--out", type=Path, required=True, help="folder of the run")
     run.add_argument("--data", type=Path, help="folder with <task>.jsonl; default: the hub")
-    run.add_argument("--limit", type=int, help="questions of each task; default: all (embedded: 500)")
-    run.add_argument("--seed", type=int, default=0, help="of embedded problems and of the sampling")
-    run.add_argument("--concurrency", type=int, default=32, help="requests at a time")
-    run.add_argument("--timeout-s", type=float, default=3600, help="of one answer; a later one is counted as timed out")
-    run.add_argument("--judge-timeout-s", type=float, default=20, help="of one mathematical verdict")
-    run.add_argument("--judges", type=int, default=2, help="judge processes, and programs run at a time")
-    run.add_argument("--max-tokens", type=int, help="default: the task's")
-    run.add_argument("--top-p", type=float, help="default: the task's")
-    run.add_argument("--top-k", type=int, help="default: the task's")
+    run.add_argument("--limit", type=integer(1), help="questions of each task; default: all (embedded: 500)")
+    run.add_argument("--seed", type=integer(0), default=0, help="of embedded problems and of the sampling")
+    run.add_argument("--concurrency", type=integer(1), default=32, help="requests at a time")
+    run.add_argument(
+        "--timeout-s", type=POSITIVE, default=3600, help="of one answer; a later one is counted as timed out"
+    )
+    run.add_argument("--judge-timeout-s", type=POSITIVE, default=20, help="of one mathematical verdict")
+    run.add_argument("--judges", type=integer(1), default=2, help="judge processes, and programs run at a time")
+    run.add_argument("--max-tokens", type=integer(1), help="default: the task's")
+    run.add_argument("--top-p", type=number(0, 1, includes_low=False), help="default: the task's")
+    run.add_argument("--top-k", type=integer(-1), help="-1: all tokens; default: the task's")
     run.add_argument("--resume", action="store_true", help="continue the run in --out")
     run.add_argument("--no-text", action="store_true", help="do not keep the answers' texts")
     run.add_argument("--quiet", action="store_true")
@@ -55,32 +60,23 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument("--baseline", default="cot", help="the method that all others are compared with")
     report.add_argument("--reference", default="led", help="the method that its ablations are compared with")
     report.add_argument("--analysis", type=Path, action="append", default=[], help="JSON from led_sglang.analysis")
-    report.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    report.add_argument("--resamples", type=int, default=10_000)
+    report.add_argument("--seed", type=integer(0), default=0, help="of the bootstrap")
+    report.add_argument("--resamples", type=integer(1), default=10_000)
     report.add_argument("--title", default="Latent Exploration Decoding: results")
     return parser
 
 
 def _temperatures(text: str) -> tuple[float, ...]:
-    try:
-        values = tuple(dict.fromkeys(float(part) for part in text.split(",")))
-    except ValueError:
-        raise EvalError(f"--temperature: {text!r} is not a number or a list of numbers") from None
-    if any(not 0 <= value <= 100 for value in values):
-        raise EvalError("--temperature must be in [0, 100]")
-    return values
+    return tuple(dict.fromkeys(map(number(0, 100), text.split(","))))
 
 
 def run_command(args: argparse.Namespace) -> None:
     from led_sglang.evals.runner import Runner, Settings
 
-    for name in ("samples", "concurrency", "judges"):
-        if getattr(args, name) < 1:
-            raise EvalError(f"--{name} must be at least 1")
     settings = Settings(
         tasks=tuple(find_tasks(args.task)),
         methods=tuple(parse_methods(args.methods)),
-        temperatures=_temperatures(args.temperature),
+        temperatures=args.temperature,
         samples=args.samples,
         out=args.out,
         base_url=args.base_url,
@@ -135,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a scheduler is stopped like by Ctrl-C
     try:
         COMMANDS[args.command](args)
-    except EvalError as error:
+    except (EvalError, OSError) as error:  # OSError: a full disk, a folder that is a file
         hint = f"\n{_kept(args)}" if _has_samples(args) and "--resume" not in str(error) else ""
         print(f"evals: {error}{hint}", file=sys.stderr)
         return 1

@@ -15,7 +15,10 @@ import openai
 from led_sglang.evals.errors import EvalError, NotApplied, ServerGone
 from led_sglang.evals.methods import Method
 
-RETRY_PAUSES_S = (0.5, 1.0, 2.0)
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0  # each twice the one before
+GONE_LIMIT_S = 3.5  # of pauses; a server that does not answer, or answers with an error of its own
+BUSY_LIMIT_S = 300.0  # of pauses; a server that has too many requests already
+BUSY = (429, 503)  # 503 is SGLang's for a full queue (--max-queued-requests)
 # httpcore looks at each connection of a pool, for each of them, whenever a request begins or ends: one pool of 320 cost
 # a fifth of a core at twelve answers a second.
 CONNECTIONS_A_POOL = 8
@@ -98,7 +101,8 @@ class Client:
 
     async def ask(self, asked: Asked) -> Answer:
         """Raises Refused, TimeoutError, ServerGone, NotApplied."""
-        for pause_s in (*RETRY_PAUSES_S, None):
+        pause_s, waited_s = FIRST_PAUSE_S, 0.0
+        while True:
             try:
                 return await self._ask_once(asked)
             except openai.APITimeoutError as error:
@@ -106,12 +110,15 @@ class Client:
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 raise EvalError(f"the server at {self.base_url} refuses: {error}") from error
             except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) as error:
-                if pause_s is None:
-                    raise ServerGone(f"the server at {self.base_url} stopped answering: {error}") from error
-                await asyncio.sleep(pause_s)
+                is_busy = getattr(error, "status_code", None) in BUSY
+                if waited_s >= (BUSY_LIMIT_S if is_busy else GONE_LIMIT_S):
+                    state = "still has no room for a request" if is_busy else "stopped answering"
+                    raise ServerGone(f"the server at {self.base_url} {state}: {error}") from error
             except openai.APIStatusError as error:
                 raise Refused(f"HTTP {error.status_code}: {error.message}"[:500]) from error
-        raise AssertionError("unreachable")
+            await asyncio.sleep(pause_s)
+            waited_s += pause_s
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _ask_once(self, asked: Asked) -> Answer:
         started = time.monotonic()

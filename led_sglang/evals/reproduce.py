@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from led_sglang.arguments import integer
 from led_sglang.child_server import Server
 from led_sglang.evals.errors import EvalError
 from led_sglang.params import ALL_METHODS
@@ -40,12 +41,12 @@ def add_reproduce_parser(commands: argparse._SubParsersAction[argparse.ArgumentP
     parser = commands.add_parser("reproduce", help="the paper's tables and figures: every run, then the report")
     parser.add_argument("--task", default="countdown", help="comma-separated, as in run")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--samples", type=int, default=16, help="of each question in the main stage")
-    parser.add_argument("--few", type=int, default=16, help="of each question in the other stages")
-    parser.add_argument("--limit", type=int, default=500, help="questions of each task")
+    parser.add_argument("--samples", type=integer(1), default=16, help="of each question in the main stage")
+    parser.add_argument("--few", type=integer(1), default=16, help="of each question in the other stages")
+    parser.add_argument("--limit", type=integer(1), default=500, help="questions of each task")
     parser.add_argument("--data", type=Path, help="folder with <task>.jsonl; default: the hub")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--concurrency", type=int, default=128, help="requests at a time")
+    parser.add_argument("--seed", type=integer(0), default=0)
+    parser.add_argument("--concurrency", type=integer(1), default=128, help="requests at a time")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs; one that is there goes on")
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
     parser.add_argument("--analysis", type=Path, action="append", default=[], help="JSON from led_sglang.analysis")

@@ -124,7 +124,7 @@ class Runner:
         }
 
     async def run(self) -> None:
-        """Raises EvalError; whatever was graded by then is stored."""
+        """Raises EvalError, or OSError where a sample cannot be written; whatever was graded by then is stored."""
         settings = self.settings
         client = Client(settings.base_url, settings.api_key, settings.model, settings.timeout_s, settings.concurrency)
         async with client:
@@ -167,7 +167,7 @@ class Runner:
             ):
                 for _ in range(count):
                     group.create_task(self.worker(jobs, client, judges, store, live))
-        except* EvalError as errors:
+        except* (EvalError, OSError) as errors:
             raise _first_of(errors) from None
         finally:
             session["wall_s"] = round(time.monotonic() - started, 3)

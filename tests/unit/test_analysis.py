@@ -92,3 +92,30 @@ def test_bad_prompts(text: str | None, message: str, tmp_path: Path, capsys: pyt
         path.write_text(text)
     assert analysis.main([model_path(), "--prompts", str(path)]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "legal"),
+    [
+        ("--temperature", "0", "is not a number in (0, inf)"),
+        ("--generate", "-1", "is not an integer in [0, inf)"),
+        ("--limit", "0", "is not an integer in [1, inf)"),
+        ("--dtype", "int8", "(choose from"),
+        ("--device", "abacus", "is not a device of this machine"),
+    ],
+)
+def test_bad_arguments(option: str, value: str, legal: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        analysis.main([model_path(), "--prompts", "none", option, value])
+    message = capsys.readouterr().err
+    assert f"argument {option}: " in message and f"'{value}'" in message and legal in message
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("What is 3 + 4?")
+    arguments = [model_path(), "--prompts", str(prompts), "--generate", "1", "--out"]
+    assert analysis.main([*arguments, str(prompts / "out.json")]) == 1, "said before the model is loaded"
+    assert "File exists" in (shown := capsys.readouterr()).err and not shown.out
+    assert analysis.main([*arguments, str(tmp_path)]) == 1
+    assert "Is a directory" in (shown := capsys.readouterr()).err and "E[1 - max p]" in shown.out

@@ -58,7 +58,7 @@ class FakeServer:
     async def chat(self, request: Request) -> JSONResponse:
         body = await request.json()
         if self.die_after is not None and len(self.bodies) >= self.die_after:
-            return JSONResponse({"error": {"message": "scheduler died"}}, 503)
+            return JSONResponse({"error": {"message": "scheduler died"}}, 500)
         self.bodies.append(body)
         if self.delay_s:
             import asyncio

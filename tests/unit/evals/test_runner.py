@@ -1,15 +1,18 @@
 """Whole runs against a fake server: interleaving, checks, death half-way, resume, Ctrl-C."""
 
 import contextlib
+import errno
 import json
 import os
 import pty
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,14 +23,17 @@ import pytest
 from led_sglang.evals import client
 from led_sglang.evals.__main__ import main
 from led_sglang.evals.results import read_cells
-from led_sglang.evals.store import CellKey, Sample, read_lines
+from led_sglang.evals.store import CellKey, Sample, Store, read_lines
 from led_sglang.ports import HeldPort
 from tests.unit.evals.fake_server import FakeServer, applied_to
 
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "RETRY_PAUSES_S", (0.01,))
+    monkeypatch.setattr(client, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(client, "LONGEST_PAUSE_S", 0.02)
+    monkeypatch.setattr(client, "GONE_LIMIT_S", 0.01)
+    monkeypatch.setattr(client, "BUSY_LIMIT_S", 0.5)
 
 
 @pytest.fixture
@@ -169,6 +175,70 @@ def test_death_half_way_keeps_what_is_done_and_resumes(
     assert len(json.loads((data / "run" / "run.json").read_text())["sessions"]) == 2
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_waited_for(status: int, data: Path, start: Start) -> None:
+    """Each request is turned away four times, which would be the end of a server that is gone."""
+    times = Counter[int]()
+
+    def turned_away(body: dict[str, Any]) -> int:
+        times[body["seed"]] += 1
+        return status if body["max_tokens"] > 1 and times[body["seed"]] <= 4 else 200
+
+    with FakeServer(echo, status=turned_away) as server:
+        assert start(server.url, methods="cot", samples=2) == 0
+    assert [s.outcome for s in stored(data)].count("right") == 4 and len(stored(data)) == 8
+
+
+def test_a_server_that_stays_busy(data: Path, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer(echo, status=lambda body: 503 if "Say 3" in str(body) else 200) as server:
+        assert start(server.url, "--concurrency", "1", methods="cot", samples=1) == 1
+    message = capsys.readouterr().err
+    assert "still has no room for a request" in message and "no: 503" in message and "--resume" in message
+    assert {s.question for s in stored(data)} == {"q0", "q1", "q2"}
+
+
+def test_a_full_disk_keeps_what_is_done_and_resumes(data: Path, start: Start) -> None:
+    with FakeServer(echo) as server:
+        command = [sys.executable, "-m", "led_sglang.evals", "run", "--task", "gsm8k", "--methods", "cot", "--quiet"]
+        command += ["--samples", "20", "--concurrency", "2", "--data", str(data), "--base-url", server.url]
+        command += ["--out", str(data / "run")]
+        limits = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (10_000, 10_000))  # bytes of one file
+        ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, preexec_fn=limits, check=False)
+        assert ended.returncode == 1
+        assert "File too large" in ended.stderr and "finished samples are kept" in ended.stderr
+        assert "Traceback" not in ended.stderr
+        num_done = len(stored(data))
+        assert 10 <= num_done < 80
+        assert start(server.url, "--resume", methods="cot", samples=20) == 0
+    assert len({(s.question, s.sample) for s in stored(data)}) == len(stored(data)) == 80
+
+
+def test_a_write_that_fails_once_ends_the_run(
+    data: Path, start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    append = Store.append
+
+    def fail_once(self: Store, sample: Sample) -> None:
+        if len(stored(data)) == 5:
+            monkeypatch.setattr(Store, "append", append)
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        append(self, sample)
+
+    monkeypatch.setattr(Store, "append", fail_once)
+    with FakeServer(echo) as server:
+        assert start(server.url, "--concurrency", "1") == 1
+        assert "Disk quota exceeded" in capsys.readouterr().err
+        assert start(server.url, "--resume") == 0
+    assert len(stored(data)) == 24
+
+
+def test_a_folder_that_cannot_be_made(data: Path, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "run").write_text("a file")
+    with FakeServer(echo) as server:
+        assert start(server.url) == 1
+    assert f"File exists: '{data / 'run'}'" in capsys.readouterr().err
+
+
 def test_a_line_cut_short_by_a_kill_is_asked_again(data: Path, start: Start) -> None:
     with FakeServer(echo) as server:
         assert start(server.url) == 0
@@ -264,10 +334,23 @@ def test_an_answer_that_comes_too_late_is_counted(data: Path, start: Start) -> N
     assert [s.outcome for s in stored(data)] == ["timed_out"]
 
 
-@pytest.mark.parametrize("arguments", [["--temperature", "warm"], ["--temperature", "-1"], ["--concurrency", "0"]])
-def test_bad_arguments(arguments: list[str], start: Start, capsys: pytest.CaptureFixture[str]) -> None:
-    assert start("http://127.0.0.1:1/v1", *arguments) == 1
-    assert arguments[0] in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "value", "legal"),
+    [
+        ("--temperature", "warm", "a number in [0, 100]"),
+        ("--temperature", "0.6,-1", "a number in [0, 100]"),
+        ("--concurrency", "0", "an integer in [1, inf)"),
+        ("--limit", "0", "an integer in [1, inf)"),
+        ("--max-tokens", "0", "an integer in [1, inf)"),
+        ("--top-p", "0", "a number in (0, 1]"),
+        ("--timeout-s", "0", "a number in (0, inf)"),
+        ("--seed", "-1", "an integer in [0, inf)"),
+    ],
+)
+def test_bad_arguments(option: str, value: str, legal: str, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        start("http://127.0.0.1:1/v1", option, value)
+    assert f"argument {option}: '{value.split(',')[-1]}' is not {legal}" in capsys.readouterr().err
 
 
 def test_ctrl_c_keeps_what_is_done(data: Path, start: Start) -> None:

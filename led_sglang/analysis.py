@@ -146,7 +146,7 @@ def read_prompts(path: Path) -> Iterator[str]:
     """Raises AnalysisError naming the line."""
     if not path.is_file():
         raise AnalysisError(f"{path} is missing")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
         if not line.lstrip().startswith("{"):
@@ -155,10 +155,10 @@ def read_prompts(path: Path) -> Iterator[str]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise AnalysisError(f"{path}:{number}: not JSON: {error}") from error
+            raise AnalysisError(f"{path}:{line_number}: not JSON: {error}") from error
         found = next((row[key] for key in ("prompt", "problem", "question") if isinstance(row.get(key), str)), None)
         if found is None:
-            raise AnalysisError(f"{path}:{number}: no prompt, problem or question")
+            raise AnalysisError(f"{path}:{line_number}: no prompt, problem or question")
         yield found
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 from typing import Any
 
 from led_sglang.arguments import integer, number
@@ -34,7 +35,17 @@ def answer_in(message: Any) -> str:
     return content if is_parsed else final_answer(content)
 
 
-async def ask_server(args: argparse.Namespace, batch: list[Problem]) -> list[str]:
+def ask_server(args: argparse.Namespace, batch: list[Problem]) -> list[str]:
+    """Raises OSError where the server does not answer, or refuses."""
+    from openai import APIError
+
+    try:
+        return asyncio.run(_ask_server(args, batch))
+    except APIError as error:
+        raise OSError(f"the server at {args.base_url} does not answer: {error}") from error
+
+
+async def _ask_server(args: argparse.Namespace, batch: list[Problem]) -> list[str]:
     from openai import AsyncOpenAI
 
     free_slots = asyncio.Semaphore(args.concurrency)
@@ -60,7 +71,7 @@ def evaluate(args: argparse.Namespace) -> list[list[bool]]:
     """By problem, whether each of its samples is right."""
     chosen = generate(args.task, "held_out", args.problems, args.seed)
     batch = [problem for problem in chosen for _ in range(args.samples)]
-    answers = _sample_offline(args, batch) if args.offline else asyncio.run(ask_server(args, batch))
+    answers = _sample_offline(args, batch) if args.offline else ask_server(args, batch)
     is_right = [grade(answer, problem) for answer, problem in zip(answers, batch, strict=True)]
     return [is_right[start : start + args.samples] for start in range(0, len(is_right), args.samples)]
 
@@ -99,14 +110,20 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.offline and args.method != "none":
         parser.error("--offline samples plainly; LED needs a server")
     settings = {"mode": "offline" if args.offline else "server", "method": args.method, "seed": args.seed}
-    print(json.dumps(report(evaluate(args), task=args.task, temperature=args.temperature, **settings)))
+    try:
+        is_right = evaluate(args)
+    except OSError as error:  # of --model, too
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(report(is_right, task=args.task, temperature=args.temperature, **settings)))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

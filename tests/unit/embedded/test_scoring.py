@@ -6,6 +6,7 @@ import pytest
 
 from led_sglang.embedded import evaluate
 from led_sglang.embedded.scoring import final_answer, sample_scores, score, wilson_interval
+from led_sglang.ports import HeldPort
 
 
 def test_wilson_interval() -> None:
@@ -57,3 +58,14 @@ def test_answer_in_message(content: str | None, reasoning: str | None, answer: s
 def test_method_none_says_so() -> None:
     assert evaluate.led_params("none") == {"led": False}
     assert evaluate.led_params("led") == {"led": {"method": "led"}}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--base-url", "http://127.0.0.1:{port}/v1"], ["--offline", "--model", "/no{port}"]]
+)
+def test_nothing_to_sample_from(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with HeldPort() as port:
+        asked = [word.format(port=port.number) for word in arguments]
+        assert evaluate.main([*asked, "--problems", "2"]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("evaluate: ") and asked[-1] in shown.err and not shown.out

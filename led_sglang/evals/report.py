@@ -7,10 +7,12 @@ import base64
 import html
 import json
 import re
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from led_sglang.evals import results, statistics
+from led_sglang.evals import provenance, results, statistics
 from led_sglang.evals.errors import EvalError
 from led_sglang.evals.figures import all_figures
 from led_sglang.evals.store import read_settings
@@ -30,45 +32,6 @@ pre {{ background: #f4f4f4; padding: .6rem; overflow-x: auto }}
 {body}
 </body></html>
 """
-
-
-def describe(runs: list[dict[str, Any]]) -> list[str]:
-    """What was run, in lines for the top of the report."""
-    lines: list[str] = []
-    told: dict[str, tuple[str, dict[str, Any]]] = {}
-    for run in runs:
-        fixed = run.get("fixed", {})
-        asked = ", ".join(f"{count} of {task}" for task, count in sorted(run.get("num_questions", {}).items()))
-        temperatures = ", ".join(f"{t:g}" for t in run.get("temperatures", []))
-        lines.append(
-            f"Model {fixed.get('model')}; {asked}; {run.get('samples')} samples a question; "
-            f"temperature {temperatures}; seed {fixed.get('seed')}."
-        )
-        wall_s = sum(session.get("wall_s", 0.0) for session in run.get("sessions", []))
-        versions = ", ".join(f"{name} {value}" for name, value in sorted(run.get("server", {}).items()))
-        lines.append(f"Wall time {wall_s:.0f} s" + (f"; server: {versions}." if versions else "."))
-        lines += applied_lines(run.get("applied", {}), told)
-        if sandbox := run.get("sandbox"):
-            held = "; ".join(f"{what}: {how}" for what, how in sorted(sandbox.items()))
-            lines.append(f"Programs were held by: {held}.")
-    return lines
-
-
-def applied_lines(applied: dict[str, dict[str, Any]], told: dict[str, tuple[str, dict[str, Any]]]) -> list[str]:
-    """What the server applied: in full for the first setting of a decoding method, as differences for its others.
-
-    told: those first settings by decoding method, over all runs of a report; what is new is added.
-    """
-    lines = []
-    for name, settings in applied.items():
-        first, base = told.setdefault(str(settings.get("method")), (name, settings))
-        own = {key: value for key, value in settings.items() if base is settings or base.get(key) != value}
-        shown = ", ".join(f"{key} {json.dumps(value)}" for key, value in own.items())
-        if base is settings:
-            lines.append(f"Applied for `{name}`: {shown}.")
-        elif name != first or own:
-            lines.append(f"Applied for `{name}`: as for `{first}`" + (f", but {shown}." if own else "."))
-    return lines
 
 
 def warnings(experiment: Experiment) -> list[str]:
@@ -107,35 +70,63 @@ def summary(experiment: Experiment) -> list[dict[str, Any]]:
     ]
 
 
-def markdown(title: str, lines: list[str], tables: list[Table], figures: dict[str, str], command: str) -> str:
-    parts = [f"# {title}\n", "\n".join(f"- {line}" for line in lines) + "\n"]
-    parts += [table.markdown() for table in tables]
-    if figures:
-        parts.append("## Figures\n\n" + "\n".join(f"![{name}](figures/{name}.svg)" for name in figures) + "\n")
-    return "\n".join([*parts, f"Made by\n\n    {command}\n"])
+@dataclass(frozen=True)
+class Report:
+    """What both forms of it say, in order."""
+
+    title: str
+    overview: list[str]
+    tables: list[Table]
+    figures: dict[str, str]  # SVG by name
+    runs: Table
+    applied: list[str]
+    command: str
+
+
+def markdown(report: Report) -> str:
+    parts = [f"# {report.title}\n", _markdown_list(report.overview)]
+    parts += [table.markdown() for table in report.tables]
+    if report.figures:
+        parts.append("## Figures\n\n" + "\n".join(f"![{name}](figures/{name}.svg)" for name in report.figures) + "\n")
+    parts += [report.runs.markdown(), "What the server applied:\n", _markdown_list(report.applied)]
+    return "\n".join([*parts, f"Made by\n\n    {report.command}\n"])
+
+
+def _markdown_list(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def page(report: Report) -> str:
+    parts = [f"<h1>{html.escape(report.title)}</h1>", _html_list(report.overview)]
+    parts += map(_html_table, report.tables)
+    if report.figures:
+        parts.append('<h2>Figures</h2><div class="figures">')
+        for name, svg in report.figures.items():
+            data = base64.b64encode(svg.encode()).decode()
+            parts.append(f'<img alt="{html.escape(name)}" src="data:image/svg+xml;base64,{data}">')
+        parts.append("</div>")
+    parts += [_html_table(report.runs), "<p>What the server applied:</p>", _html_list(report.applied)]
+    parts.append(f"<p>Made by</p><pre>{html.escape(report.command)}</pre>")
+    return PAGE.format(title=html.escape(report.title), body="\n".join(parts))
+
+
+def _html_list(lines: list[str]) -> str:
+    return "<ul>" + "".join(f"<li>{_inline(line)}</li>" for line in lines) + "</ul>"
+
+
+def _html_table(table: Table) -> str:
+    head = "".join(f"<th>{_inline(cell)}</th>" for cell in table.header)
+    rows = "\n".join("<tr>" + "".join(f"<td>{_inline(c)}</td>" for c in row) + "</tr>" for row in table.rows)
+    return (
+        f"<h2>{html.escape(table.title)}</h2><p>{_inline(table.note)}</p>\n"
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
+    )
 
 
 def _inline(text: str) -> str:
     """The little Markdown that cells and lines hold."""
     escaped = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(text))
     return re.sub(r"`(.+?)`", r"<code>\1</code>", escaped)
-
-
-def page(title: str, lines: list[str], tables: list[Table], figures: dict[str, str], command: str) -> str:
-    parts = [f"<h1>{html.escape(title)}</h1><ul>", *(f"<li>{_inline(line)}</li>" for line in lines), "</ul>"]
-    for table in tables:
-        head = "".join(f"<th>{_inline(cell)}</th>" for cell in table.header)
-        rows = "\n".join("<tr>" + "".join(f"<td>{_inline(c)}</td>" for c in row) + "</tr>" for row in table.rows)
-        parts.append(f"<h2>{html.escape(table.title)}</h2><p>{_inline(table.note)}</p>")
-        parts.append(f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>')
-    if figures:
-        parts.append('<h2>Figures</h2><div class="figures">')
-        for name, svg in figures.items():
-            data = base64.b64encode(svg.encode()).decode()
-            parts.append(f'<img alt="{html.escape(name)}" src="data:image/svg+xml;base64,{data}">')
-        parts.append("</div>")
-    parts.append(f"<p>Made by</p><pre>{html.escape(command)}</pre>")
-    return PAGE.format(title=html.escape(title), body="\n".join(parts))
 
 
 def read_analyses(paths: list[Path]) -> dict[str, dict[str, Any]]:
@@ -157,23 +148,35 @@ def analysis_lines(analyses: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
+def command_line(args: argparse.Namespace) -> str:
+    """That makes the same report again."""
+    words = ["python", "-m", "led_sglang.evals", "report", *map(str, args.runs), "--out", str(args.out)]
+    for name in ("title", "baseline", "reference", "seed", "resamples"):
+        words += [f"--{name}", str(getattr(args, name))]
+    return shlex.join([*words, *(word for path in args.analysis for word in ("--analysis", str(path)))])
+
+
 def write_report(args: argparse.Namespace) -> list[Path]:
     """Returns the files written. Raises EvalError."""
     cells = results.read_cells(args.runs)
     experiment = Experiment(cells, args.baseline, args.reference, args.seed, args.resamples)
     analyses = read_analyses(args.analysis)
     runs = [read_settings(folder) for folder in args.runs]
-    lines = [*describe(runs), *analysis_lines(analyses), *(f"Note: {line}" for line in warnings(experiment))]
-    tables, figures = all_tables(experiment), all_figures(experiment, analyses)
-    command = " ".join(
-        ["python -m led_sglang.evals report", *map(str, args.runs), f"--out {args.out}", f"--seed {args.seed}"]
-        + [f"--analysis {path}" for path in args.analysis]
+    notes = [f"Note: {line}" for line in warnings(experiment)]
+    report = Report(
+        title=args.title,
+        overview=[*provenance.overview(runs), *analysis_lines(analyses), *notes],
+        tables=all_tables(experiment),
+        figures=all_figures(experiment, analyses),
+        runs=provenance.runs_table(args.runs, runs),
+        applied=provenance.applied_lines(runs),
+        command=command_line(args),
     )
     written = {
-        args.out / "report.md": markdown(args.title, lines, tables, figures, command),
-        args.out / "report.html": page(args.title, lines, tables, figures, command),
+        args.out / "report.md": markdown(report),
+        args.out / "report.html": page(report),
         args.out / "summary.json": json.dumps(summary(experiment), indent=1) + "\n",
-        **{args.out / "figures" / f"{name}.svg": svg for name, svg in figures.items()},
+        **{args.out / "figures" / f"{name}.svg": svg for name, svg in report.figures.items()},
     }
     (args.out / "figures").mkdir(parents=True, exist_ok=True)
     for path, text in written.items():

@@ -127,13 +127,13 @@ def main_table(experiment: Experiment) -> Table:
                     continue
                 error = f" ± {percent(statistics.standard_error(cell.values(1)))}" if n == 1 else ""
                 columns.append(percent(cell.accuracy(n)) + error)
-        for n in ns:
+        for n in ns if len(cells) > 1 else ():
             full = [cell for cell in cells if cell is not None and n in cell.ns()]
             is_full = len(full) == len(cells)
             columns.append(percent(sum(c.accuracy(n) for c in full) / len(full)) if is_full else MISSING)
         return columns
 
-    names = [*experiment.tasks, "average"]
+    names = [*experiment.tasks, "average"] if len(experiment.tasks) > 1 else experiment.tasks
     header = ["method", "temperature", *(f"{name} pass@{n}" for name in names for n in ns)]
     note = (
         "Per cent. pass@1 is the mean over a question's samples, ± its standard error over questions; "
@@ -153,10 +153,13 @@ def difference_table(experiment: Experiment) -> Table:
     header = ["method", "temperature", *(f"{task or 'average'} Δ pass@{n}" for task in scopes for n in ns)]
     note = (
         f"Points, method minus {baseline}, with 95 % intervals: paired bootstrap over questions, "
-        f"{experiment.num_resamples:,} resamples, seed {experiment.seed}. Bold: the interval excludes zero."
+        f"{experiment.num_resamples:,} resamples, seed {experiment.seed}. Bold: the interval excludes zero, "
     )
     methods = [method for method in experiment.methods if method != baseline]
-    return Table(f"Differences from {baseline}", note, header, _rows(experiment, make, methods))
+    rows = _rows(experiment, make, methods)
+    count = sum(cell != MISSING for row in rows for cell in row[2:])
+    note += f"as one in twenty of these {count} would by chance alone."
+    return Table(f"Differences from {baseline}", note, header, rows)
 
 
 def temperature_table(experiment: Experiment) -> Table:

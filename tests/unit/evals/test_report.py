@@ -9,6 +9,8 @@ import json
 import os
 import random
 import re
+import shlex
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from led_sglang.evals import figures as figures_module
+from led_sglang.evals import provenance, results, tables
 from led_sglang.evals import report as report_module
-from led_sglang.evals import results, tables
 from led_sglang.evals.__main__ import main
 from led_sglang.evals.figures import to_svg
 from led_sglang.evals.store import CellKey, Sample, Store, read_lines
@@ -100,13 +102,27 @@ def test_settings_are_told_once_and_then_by_their_differences() -> None:
         {"applied": {"cot": {"method": "none"}, "led": base, "led:depth=3": {**base, "depth": 3}}},
         {"applied": {"cot": {"method": "none"}, "led": dict(base), "led:depth=8": dict(base)}},
     ]
-    told = [line for line in report_module.describe(runs) if line.startswith("Applied")]
-    assert told == [
-        'Applied for `cot`: method "none".',
-        'Applied for `led`: method "led", depth 8, min_p 0.0.',
-        "Applied for `led:depth=3`: as for `led`, but depth 3.",
-        "Applied for `led:depth=8`: as for `led`.",
+    assert provenance.applied_lines(runs) == [
+        '`cot`: method "none".',
+        '`led`: method "led", depth 8, min_p 0.0.',
+        "`led:depth=3`: as for `led`, but depth 3.",
+        "`led:depth=8`: as for `led`.",
     ]
+
+
+def test_what_runs_share_is_told_once() -> None:
+    other = {**SETTINGS, "temperatures": [1.0], "sessions": [{"wall_s": 1000.2}, {"wall_s": 500.4}]}
+    assert provenance.overview([SETTINGS, other]) == provenance.overview([SETTINGS])
+    assert len(provenance.overview([SETTINGS, {**other, "samples": 4}])) == 4
+    table = provenance.runs_table([Path("out/main"), Path("out/few")], [SETTINGS, other])
+    assert table.rows == [["main", "cot, led", "0.1, 0.6", "16", "0"], ["few", "cot, led", "1", "16", "1,501"]]
+
+
+def test_one_task_has_no_average(folder: Path) -> None:
+    cells = {key: cell for key, cell in results.read_cells([Path("run")]).items() if key.task == "embedded"}
+    table = tables.main_table(tables.Experiment(cells))
+    assert table.header == ["method", "temperature", "embedded pass@1", "embedded pass@16"]
+    assert {len(row) for row in table.rows} == {4}
 
 
 def test_page_and_figures(folder: Path) -> None:
@@ -197,6 +213,18 @@ def test_compact_refuses(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     Path("run/counts.jsonl").write_text('[{"task": "embedded"}]')
     assert main(["report", "run", "--out", "docs"]) == 1
     assert "run/counts.jsonl is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_the_command_in_a_report_makes_it_again(folder: Path) -> None:
+    (folder / "an analysis.json").write_text(json.dumps(ANALYSIS))
+    report("--analysis", "an analysis.json", "--title", "A model's", "--baseline", "led:depth=4", "--seed", "3")
+    text = (folder / "docs" / "report.md").read_text()
+    words = shlex.split(text.splitlines()[-1])
+    assert words[:3] == ["python", "-m", "led_sglang.evals"]
+    shutil.rmtree(folder / "docs")
+    assert main(words[3:]) == 0
+    assert (folder / "docs" / "report.md").read_text() == text
 
 
 @pytest.mark.usefixtures("no_drawing")

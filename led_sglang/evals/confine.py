@@ -30,6 +30,14 @@ SYSCALLS: dict[str, tuple[int, int, int, tuple[int, ...]]] = {
 }
 CLONE_THREAD = 0x00010000
 ALLOW, EPERM, ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026
+# Landlock's rights. Without execute: whoever may read a program may do no more as it.
+WRITE_FILE, READ_FILE, READ_FOLDER, REFER, TRUNCATE = (1 << bit for bit in (1, 2, 3, 13, 14))
+CHANGE_FOLDER = 0b1_1111_1111_0000  # make and remove what it holds
+# What Python and the libraries of numbers open; Python's own folders are added.
+READABLE = (
+    "/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/dev/null", "/dev/urandom", "/proc/cpuinfo",
+    "/proc/meminfo", "/sys/devices/system/cpu",
+)  # fmt: skip
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 BLOCKED_EVENTS = (
     "socket.",
@@ -46,6 +54,7 @@ CHANGING_EVENTS = (
     "os.remove", "os.rmdir", "os.rename", "os.mkdir", "os.chmod", "os.chown", "os.link", "os.symlink", "os.truncate",
     "shutil.rmtree", "shutil.move", "os.setxattr", "os.utime",
 )  # fmt: skip
+LISTING_EVENTS = ("os.listdir", "os.scandir")
 
 
 def set_limits(limits: dict[str, int]) -> None:
@@ -87,20 +96,27 @@ def deny_syscalls(libc: Any) -> bool:
     return bool(libc.prctl(22, 2, ctypes.c_char_p(header), 0, 0) == 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
 
-def deny_writes(libc: Any, folder: str) -> bool:
-    """Landlock: everything may be read, only what lies below `folder` written, made or removed."""
+def readable_paths(own: list[str]) -> list[str]:
+    """Those that are there, links resolved. Not `sys.path`: an editable install puts a whole repository there."""
+    pythons = (sys.prefix, sys.base_prefix, sys.exec_prefix)
+    return sorted({os.path.realpath(path) for path in (*READABLE, *pythons, *own) if path and os.path.exists(path)})
+
+
+def deny_files(libc: Any, folder: str, readable: list[str]) -> bool:
+    """Landlock: only what lies below `folder` may be written, made or removed, only that and `readable` be read."""
     if not sys.platform.startswith("linux"):
         return False
     create, add_rule, restrict = 444, 445, 446
     version = libc.syscall(create, None, 0, 1)
     if version < 1:
         return False
-    rights = 0b1_1111_1111_0010  # ABI 1 without execute, read file and read folder
-    rights |= (1 << 13 if version >= 2 else 0) | (1 << 14 if version >= 3 else 0)  # move between folders, truncate
+    rights = WRITE_FILE | READ_FILE | READ_FOLDER | CHANGE_FOLDER
+    rights |= (REFER if version >= 2 else 0) | (TRUNCATE if version >= 3 else 0)
     ruleset = libc.syscall(create, struct.pack("Q", rights), 8, 0)
     if ruleset < 0:
         return False
-    for path, allowed in ((folder, rights), ("/dev/null", 1 << 1)):
+    rules = [(path, READ_FILE | (READ_FOLDER if os.path.isdir(path) else 0)) for path in readable]
+    for path, allowed in (*rules, (folder, rights), ("/dev/null", WRITE_FILE)):
         parent = os.open(path, os.O_PATH)
         libc.syscall(add_rule, ruleset, 1, struct.pack("=Qi", allowed, parent), 0)
         os.close(parent)
@@ -109,22 +125,27 @@ def deny_writes(libc: Any, folder: str) -> bool:
     return bool(done)
 
 
-def add_hook(folder: str) -> None:
-    inside = os.path.realpath(folder) + os.sep
+def add_hook(folder: str, readable: list[str]) -> None:
+    own = os.path.realpath(folder)
 
-    def is_outside(path: Any) -> bool:
+    def is_outside(path: Any, *roots: str) -> bool:
         try:
-            return not (os.path.realpath(os.fsdecode(path)) + os.sep).startswith(inside)
+            real = os.path.realpath(os.fsdecode(path))
         except (TypeError, ValueError):
             return False  # a file descriptor: it was opened under these rules
+        return not any(real == root or real.startswith(root + os.sep) for root in roots)
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event.startswith(BLOCKED_EVENTS):
             raise PermissionError(f"{BLOCKED} {event}")
-        if event == "open" and args[2] & WRITE_FLAGS and isinstance(args[0], str | bytes) and args[0] != "/dev/null":
-            if is_outside(args[0]):
+        if event == "open" and isinstance(args[0], str | bytes):
+            if args[2] & WRITE_FLAGS and is_outside(args[0], own, "/dev/null"):
                 raise PermissionError(f"{BLOCKED} writing {args[0]!r}")
-        elif event in CHANGING_EVENTS and any(isinstance(a, str | bytes) and is_outside(a) for a in args[:2]):
+            if is_outside(args[0], own, *readable):
+                raise PermissionError(f"{BLOCKED} reading {args[0]!r}")
+        elif event in LISTING_EVENTS and is_outside(args[0] or ".", own, *readable):
+            raise PermissionError(f"{BLOCKED} listing {args[0]!r}")
+        elif event in CHANGING_EVENTS and any(isinstance(a, str | bytes) and is_outside(a, own) for a in args[:2]):
             raise PermissionError(f"{BLOCKED} {event} {args[0]!r}")
         elif event == "ctypes.dlopen" and args[0] is not None and is_hook_all_there_is:
             raise PermissionError(f"{BLOCKED} {event}")
@@ -138,17 +159,17 @@ layers: dict[str, bool] = {}
 
 def main() -> None:
     settings, program = json.loads(sys.argv[1]), sys.argv[2]
-    folder = os.getcwd()
+    folder, readable = os.getcwd(), readable_paths([program, settings["input"]])
     with open(settings["report"], "w") as report:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.syscall.restype = ctypes.c_long
         no_new_rights = sys.platform.startswith("linux") and libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
         is_wanted = no_new_rights and settings["kernel"]
-        layers["files"] = is_wanted and deny_writes(libc, folder)
+        layers["files"] = is_wanted and deny_files(libc, folder, readable)
         layers["syscalls"] = is_wanted and deny_syscalls(libc)
         json.dump(layers, report)
     set_limits(settings["limits"])
-    add_hook(folder)
+    add_hook(folder, readable)
     sys.argv[:] = [program]
     runpy.run_path(program, run_name="__main__")
 

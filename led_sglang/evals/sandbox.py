@@ -114,7 +114,8 @@ def run(source: str, stdin: str = "", limits: Limits | None = None) -> Run:
 
 
 def _start_and_wait(outer: Path, folder: Path, limits: Limits) -> tuple[int, bool]:
-    settings = json.dumps({"limits": limits.as_rlimits(), "report": str(outer / "report"), "kernel": USE_KERNEL})
+    paths = {"report": str(outer / "report"), "input": str(outer / "in")}
+    settings = json.dumps({"limits": limits.as_rlimits(), "kernel": USE_KERNEL, **paths})
     command = [*namespace_prefix(), sys.executable, "-I", str(CONFINE), settings, str(outer / "program.py")]
     # Threads of numerical libraries would meet the limits before the program does; the run's secrets stay out.
     environment = {"PATH": os.environ.get("PATH", ""), "HOME": str(folder), "TMPDIR": str(folder), "LANG": "C.UTF-8"}

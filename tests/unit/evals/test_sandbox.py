@@ -20,6 +20,10 @@ HOSTILE = {
     "subprocess": ("import subprocess; subprocess.run(['ls'])", {"blocked"}),
     "deletion": ("import shutil; shutil.rmtree({folder!r})", {"blocked"}),
     "removal": ("import os; os.remove({victim!r})", {"blocked"}),
+    "reading": ("open({victim!r})", {"blocked"}),
+    "reading the project": ("open({project!r})", {"blocked"}),
+    "listing": ("import os; os.listdir({folder!r})", {"blocked"}),
+    "reading its tests": ("import os; os.listdir('..')", {"blocked"}),
     "overwriting": ("open({victim!r}, 'w').write('gone')", {"blocked"}),
     "moving": ("import os; os.rename({victim!r}, 'mine')", {"blocked"}),
     "network": ("import socket; socket.create_connection(('127.0.0.1', 1))", {"blocked"}),
@@ -45,9 +49,10 @@ def test_hostile_program(name: str, victim: Path) -> None:
     source, statuses = HOSTILE[name]
     limits = LIMITS if statuses == {"timeout"} else PATIENT
     started = time.monotonic()
-    result = sandbox.run(
-        source.replace("{folder!r}", repr(str(victim.parent))).replace("{victim!r}", repr(str(victim))), limits=limits
-    )
+    names = {"folder": victim.parent, "victim": victim, "project": Path(__file__).parents[3] / "pyproject.toml"}
+    for key, path in names.items():
+        source = source.replace(f"{{{key}!r}}", repr(str(path)))
+    result = sandbox.run(source, limits=limits)
     assert result.status in statuses, result
     assert time.monotonic() - started < limits.wall_s + 8
     assert victim.read_text() == "alive"
@@ -55,11 +60,12 @@ def test_hostile_program(name: str, victim: Path) -> None:
 
 def test_the_kernel_holds_what_python_does_not_see(victim: Path) -> None:
     """ctypes goes past the audit hook; the calls still fail where the kernel can forbid them."""
-    calls = f"l.fork(), l.socket(2, 1, 0), l.unlink({str(victim).encode()!r})"
+    path = repr(str(victim).encode())
+    calls = f"l.fork(), l.socket(2, 1, 0), l.unlink({path}), l.open({path}, 0)"
     result = sandbox.run(f"import ctypes; l = ctypes.CDLL(None); print(({calls}))", limits=PATIENT)
     if not (result.layers.get("files") and result.layers.get("syscalls")):
         pytest.skip(f"this kernel permits no filter: {result.layers}")
-    assert result.stdout == "(-1, -1, -1)\n"
+    assert result.stdout == "(-1, -1, -1, -1)\n"
     assert victim.read_text() == "alive"
 
 
@@ -71,7 +77,12 @@ def test_without_the_kernel_the_hook_is_left(victim: Path, monkeypatch: pytest.M
         "processes": "rlimit and Python audit hook only",
         "files": "Python audit hook only",
     }
-    for source in ("import socket; socket.socket()", f"open({str(victim)!r}, 'w')", "import os; os.fork()"):
+    for source in (
+        "import socket; socket.socket()",
+        f"open({str(victim)!r}, 'w')",
+        f"open({str(victim)!r})",
+        "import os; os.fork()",
+    ):
         assert sandbox.run(source, limits=PATIENT).status == "blocked"
     assert sandbox.run("while True: pass", limits=Limits(wall_s=1.0)).status == "timeout"
     assert victim.read_text() == "alive"
@@ -82,6 +93,16 @@ def test_a_decent_program() -> None:
     source += "open('f', 'w').write('x')\nimport os; os.remove('f')\nprint(os.environ.get('HOME') == os.getcwd())"
     result = sandbox.run(source, "41\n", PATIENT)
     assert (result.status, result.stdout) == ("ok", "42\nTrue\n")
+
+
+@pytest.mark.parametrize("uses_kernel", [True, False])
+def test_a_program_reads_what_it_needs(uses_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "USE_KERNEL", uses_kernel)
+    source = "import numpy, decimal, zoneinfo, datetime, os\nopen('mine', 'w').write('4')\n"
+    source += "print(open('/dev/stdin').read(), os.listdir('.'), os.listdir(), open('mine').read())\n"
+    source += "print(numpy.linalg.det(numpy.eye(3)), zoneinfo.ZoneInfo('UTC'), datetime.datetime.now().year > 2000)"
+    result = sandbox.run(source, "41", PATIENT)
+    assert (result.status, result.stdout) == ("ok", "41 ['mine'] ['mine'] 4\n1.0 UTC True\n"), result
 
 
 def test_secrets_of_the_environment_stay_outside(monkeypatch: pytest.MonkeyPatch) -> None:

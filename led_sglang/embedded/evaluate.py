@@ -42,7 +42,7 @@ def ask_server(args: argparse.Namespace, batch: list[Problem]) -> list[str]:
     try:
         return asyncio.run(_ask_server(args, batch))
     except APIError as error:
-        raise OSError(f"the server at {args.base_url} does not answer: {error}") from error
+        raise OSError(f"{args.base_url}: {error}") from error
 
 
 async def _ask_server(args: argparse.Namespace, batch: list[Problem]) -> list[str]:

@@ -101,7 +101,8 @@ class Client:
 
     async def ask(self, asked: Asked) -> Answer:
         """Raises Refused, TimeoutError, ServerGone, NotApplied."""
-        pause_s, waited_s = FIRST_PAUSE_S, 0.0
+        pause_s = FIRST_PAUSE_S
+        waited_s = {True: 0.0, False: 0.0}  # by whether it was busy: a long queue leaves a crash its own time
         while True:
             try:
                 return await self._ask_once(asked)
@@ -111,13 +112,13 @@ class Client:
                 raise EvalError(f"the server at {self.base_url} refuses: {error}") from error
             except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) as error:
                 is_busy = getattr(error, "status_code", None) in BUSY
-                if waited_s >= (BUSY_LIMIT_S if is_busy else GONE_LIMIT_S):
+                if waited_s[is_busy] >= (BUSY_LIMIT_S if is_busy else GONE_LIMIT_S):
                     state = "still has no room for a request" if is_busy else "stopped answering"
                     raise ServerGone(f"the server at {self.base_url} {state}: {error}") from error
             except openai.APIStatusError as error:
                 raise Refused(f"HTTP {error.status_code}: {error.message}"[:500]) from error
             await asyncio.sleep(pause_s)
-            waited_s += pause_s
+            waited_s[is_busy] += pause_s
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _ask_once(self, asked: Asked) -> Answer:

@@ -189,6 +189,17 @@ def test_a_busy_server_is_waited_for(status: int, data: Path, start: Start) -> N
     assert [s.outcome for s in stored(data)].count("right") == 4 and len(stored(data)) == 8
 
 
+def test_an_error_after_a_long_queue_is_retried(data: Path, start: Start) -> None:
+    answers = iter([503, 503, 503, 503, 500])
+
+    def status(body: dict[str, Any]) -> int:
+        return next(answers, 200) if body["max_tokens"] > 1 else 200
+
+    with FakeServer(echo, status=status) as server:
+        assert start(server.url, "--concurrency", "1", "--judges", "1", methods="cot", samples=1) == 0
+    assert len(stored(data)) == 4
+
+
 def test_a_server_that_stays_busy(data: Path, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     with FakeServer(echo, status=lambda body: 503 if "Say 3" in str(body) else 200) as server:
         assert start(server.url, "--concurrency", "1", methods="cot", samples=1) == 1
@@ -338,6 +349,7 @@ def test_an_answer_that_comes_too_late_is_counted(data: Path, start: Start) -> N
     ("option", "value", "legal"),
     [
         ("--temperature", "warm", "a number in [0, 100]"),
+        ("--temperature", "-1", "a number in [0, 100]"),
         ("--temperature", "0.6,-1", "a number in [0, 100]"),
         ("--concurrency", "0", "an integer in [1, inf)"),
         ("--limit", "0", "an integer in [1, inf)"),
@@ -348,7 +360,7 @@ def test_an_answer_that_comes_too_late_is_counted(data: Path, start: Start) -> N
     ],
 )
 def test_bad_arguments(option: str, value: str, legal: str, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         start("http://127.0.0.1:1/v1", option, value)
     assert f"argument {option}: '{value.split(',')[-1]}' is not {legal}" in capsys.readouterr().err
 

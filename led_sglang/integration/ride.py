@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from led_sglang.integration.capture import CaptureError
 from led_sglang.ops import host, one_pass
 from led_sglang.ops.types import Head, LedRows, Ridden
 
@@ -37,25 +38,33 @@ class Ride:
         self.graph_sizes: list[int] = []  # decode graphs seen, ascending
         self.fault: str | None = None  # why nothing rides although it should
         self.is_boarding = False  # the forward under way carries riders
+        self.is_captured = False  # it is recorded into a CUDA graph
         self.num_steps = {"one_pass": 0, "coin_first": 0}
 
     def form(self, num_rows: int) -> str:
         """A batch that a graph serves has the form of its graph."""
+        place = bisect_left(self.graph_sizes, num_rows)
+        return self._form_of(self.graph_sizes[place] if place < len(self.graph_sizes) else num_rows)
+
+    def _form_of(self, size: int) -> str:
         if self.num_layers == 0 or self.fault is not None or self.backend not in one_pass.BACKENDS:
             return "coin_first"
-        place = bisect_left(self.graph_sizes, num_rows)
-        size = self.graph_sizes[place] if place < len(self.graph_sizes) else num_rows
         return one_pass.form_of(size, self.asked, self.device)
 
     def see_dummy(self, num_rows: int, is_captured: bool) -> None:
-        """The engine warms up a decode batch of so many rows, or captures the graph of it."""
+        """The engine warms up a decode batch of so many rows, or captures the graph of it.
+
+        The form is that of this size, never that of a larger graph: a warm-up must launch every kernel that its capture
+        launches, because a kernel cannot be loaded while a stream is captured.
+        """
         if is_captured and num_rows not in self.graph_sizes:
             self.graph_sizes = sorted([*self.graph_sizes, num_rows])
-        self.is_boarding = num_rows <= len(self.wanted) and self.form(num_rows) == "one_pass"
+        self.is_captured = is_captured
+        self.is_boarding = num_rows <= len(self.wanted) and self._form_of(num_rows) == "one_pass"
 
     def clear(self) -> None:
         """Before every decode forward: nobody rides, unless `board` says otherwise."""
-        self.is_boarding = False
+        self.is_boarding = self.is_captured = False
         if self.graph_sizes:
             self.flags.zero_()
 
@@ -67,10 +76,18 @@ class Ride:
         self.is_boarding = True
 
     def through(self, multiply: Callable[..., Tensor], hidden: Tensor, head: Head, buffer: Tensor) -> Tensor:
-        """The engine's head product, with riders. A fault of ours gives the engine's own product and is told."""
+        """The engine's head product, with riders. A fault of ours gives the engine's own product and is told.
+
+        Raises CaptureError for a fault inside a graph capture, which is invalid from there on.
+        """
         try:
             return self._through(multiply, hidden, head, buffer)
         except Exception as error:
+            if self.is_captured:
+                raise CaptureError(
+                    f"LED's one-pass form failed while the CUDA graph of {len(hidden)} rows was captured: "
+                    f"{type(error).__name__}: {error}. Start with --led-form coin_first"
+                ) from error
             self.fault, self.is_boarding = f"{type(error).__name__}: {error}", False
             logger.exception("LED's one-pass form failed; coin first from here on")
             return multiply(hidden)

@@ -70,6 +70,52 @@ def test_a_warm_up_that_is_no_capture_makes_no_graph() -> None:
     assert not ride.is_boarding
 
 
+def decode_graph_sizes(max_rows: int, is_padded: bool) -> list[int]:
+    """SGLang's own list."""
+    from sglang.srt.arg_groups.cuda_graph_hook import generate_decode_cuda_graph_batch_sizes
+
+    args = SimpleNamespace(disable_cuda_graph_padding=not is_padded, speculative_algorithm=None)
+    sizes: list[int] = generate_decode_cuda_graph_batch_sizes(args, max_rows)
+    return sizes
+
+
+@pytest.mark.parametrize("is_padded", [True, False])
+@pytest.mark.parametrize("max_rows", [8, 32, 48, 51, 56, 256, 512])
+@pytest.mark.parametrize("form", ["auto", "one_pass", "coin_first"])
+def test_a_warm_up_has_the_form_of_its_capture(
+    form: str, max_rows: int, is_padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel cannot be loaded while a stream is captured: the warm-ups must have launched what the capture does.
+
+    In SGLang's order: from the largest size down, two warm-ups, then the capture.
+    """
+    monkeypatch.setattr(host, "can_look", lambda device: False)
+    ride = ride_of(form, max_rows=max_rows + 2)
+    forms = {}
+    for size in reversed(decode_graph_sizes(max_rows, is_padded)):
+        decided = []
+        for is_captured in (False, False, True):
+            ride.see_dummy(size, is_captured)
+            decided.append(ride.is_boarding)
+        assert len(set(decided)) == 1, f"{size} rows: warm-ups and capture {decided}"
+        forms[size] = decided[0]
+    for size, is_riding in forms.items():
+        assert (ride.form(size) == "one_pass") == is_riding, "a replay finds the form of its graph"
+
+
+def test_a_fault_inside_a_capture_stops_the_start() -> None:
+    """The capture is invalid from there on: going on with the engine's product would hide why."""
+    ride, head = ride_of(), head_of()
+    ride.see_dummy(2, is_captured=True)
+    ride.wanted[:2] = True
+    with pytest.raises(CaptureError, match="graph of 2 rows was captured: RuntimeError.*--led-form coin_first"):
+        ride.through(lambda h: h @ head.weight.T, torch.randn(2, H), head, torch.randn(J, 12, H + 1))
+    ride.clear()
+    ride.wanted[:2] = True
+    ride.through(lambda h: h @ head.weight.T, torch.randn(2, H), head, torch.randn(J, 12, H + 1))
+    assert ride.fault is not None, "while serving it is told, and the engine's product is used"
+
+
 def test_a_fault_gives_the_engines_product_and_is_told() -> None:
     ride, head = ride_of(), head_of()
     hidden = torch.randn(2, H)

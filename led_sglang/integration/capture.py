@@ -1,12 +1,14 @@
 """Keep the last layers' residual streams of every sampled row, through the engine's own EAGLE-3 seam."""
 
-from collections.abc import Callable
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from led_sglang.ops import host
+
+logger = logging.getLogger(__name__)
 
 
 class CaptureError(RuntimeError):
@@ -17,24 +19,53 @@ class InnerCapture:
     """For models whose inner module keeps layer outputs but whose outer class cannot ask for them (MiMo).
 
     Once asked, the inner module returns `(hidden_states, aux_hidden_states)`; the outer one expects `hidden_states`.
+    A forward hook parts them, not a wrapper of `inner.forward`: prefill graphs capture and replace `inner.forward`
+    itself, so a wrapper would not run at a replay, and the outer model calls the module either way.
     """
 
-    def __init__(self, inner: nn.Module, layer_ids: list[int]) -> None:
+    def __init__(self, inner: nn.Module, layers: list[int]) -> None:
+        """layers: 1-based."""
         self.aux: list[Tensor] | None = None
-        setattr(inner, "layers_to_capture", [layer + 1 for layer in layer_ids])  # noqa: B010, not a tensor or module
-        original: Callable[..., Any] = inner.forward
+        setattr(inner, "layers_to_capture", layers)  # noqa: B010, not a tensor or module
+        inner.register_forward_hook(self._part)
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
-            if isinstance(result, tuple):
-                result, self.aux = result
-            return result
-
-        inner.forward = forward
+    def _part(self, inner: nn.Module, args: Any, result: Any) -> Any:
+        if isinstance(result, tuple):
+            result, self.aux = result
+        return result
 
     def take(self) -> list[Tensor] | None:
         aux, self.aux = self.aux, None
         return aux
+
+
+def require_layers(model: nn.Module, layers: list[int]) -> None:
+    """See to it that the model keeps the outputs of these layers, 1-based and ascending, and of no others.
+
+    What SGLang's `set_eagle3_layers_to_capture` makes of its 0-based ids differs: the DeepSeek files add 1 only if the
+    first id is 1, and keep the layer before the wanted one otherwise. So its result is read back: `layers_to_capture`
+    holds what enters 0-based layer i, which is the output of 1-based layer i; in some models the layers are marked too.
+    Raises CaptureError where the result is not told or cannot be corrected.
+    """
+    name = type(model).__name__
+    holders = [module for module in model.modules() if getattr(module, "layers_to_capture", None)]
+    if len(holders) != 1:
+        raise CaptureError(
+            f"LED cannot tell which layers {name} captures: {len(holders)} of its modules have layers_to_capture set, "
+            f"expected 1. Start with --led-max-depth 1 or --led disabled, or use a supported model (docs/compat.md)."
+        )
+    holder: Any = holders[0]
+    found = sorted(holder.layers_to_capture)
+    decoder = getattr(holder, "layers", ())
+    marked = [i for i, layer in enumerate(decoder) if getattr(layer, "_is_layer_to_capture", False)]
+    if found != layers and not marked:
+        holder.layers_to_capture = found = layers
+        logger.info("LED: %s would have captured other layers than asked; corrected to %s", name, layers)
+    if found != layers or (marked and marked != layers):
+        raise CaptureError(
+            f"LED asked {name} for the outputs of layers {layers}, it would capture {marked or found}. Start with "
+            f"--led-max-depth 1 or --led disabled, or use a supported model (docs/compat.md)."
+        )
 
 
 class Capture:
@@ -58,10 +89,11 @@ class Capture:
     def _ask(self, model: Any) -> None:
         if hasattr(model, "set_eagle3_layers_to_capture"):
             model.set_eagle3_layers_to_capture(self.layer_ids)
+            require_layers(model, sorted(self.layers))
             return
         inner = getattr(model, "model", None)
         if isinstance(inner, nn.Module) and hasattr(inner, "layers_to_capture"):
-            self.inner = InnerCapture(inner, self.layer_ids)
+            self.inner = InnerCapture(inner, sorted(self.layers))
             return
         raise CaptureError(
             f"LED cannot capture the layers of {type(model).__name__}: it has no set_eagle3_layers_to_capture, nor has "

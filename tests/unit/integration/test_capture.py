@@ -11,8 +11,10 @@ LAYERS = (3, 1, 2)  # in the order wanted; the engine returns them ascending
 
 
 class Model(nn.Module):
+    layers_to_capture: list[int]
+
     def set_eagle3_layers_to_capture(self, layer_ids: list[int]) -> None:
-        self.layer_ids = layer_ids
+        self.layers_to_capture = [layer + 1 for layer in layer_ids]
 
 
 def capture_of(layers: tuple[int, ...] = LAYERS) -> Capture:
@@ -58,6 +60,46 @@ def test_what_nobody_reads_is_forgotten() -> None:
     capture.store(outputs(2), None)
     capture.drop()
     assert not capture.states.any()
+
+
+class Inner(nn.Module):
+    """MiMo's inner model: returns a tuple once it was asked for layers."""
+
+    layers_to_capture: list[int] = []
+
+    def forward(self, hidden: torch.Tensor) -> object:
+        return (hidden, [hidden + layer for layer in self.layers_to_capture]) if self.layers_to_capture else hidden
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Inner()
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        result = self.model(hidden)
+        assert isinstance(result, torch.Tensor), "what the outer model hands to the logits processor"
+        return result
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_a_prefill_graph_that_replaces_the_inner_forward_keeps_the_layers(is_listed: bool) -> None:
+    """SGLang's breakable prefill graphs capture `inner.forward` itself, and replace it by a replay of what it gave."""
+    outer = Outer()
+    capture = Capture(outer, (2, 1))
+    capture.allocate(6, 1, torch.float32, "cpu")
+    eager = outer(torch.zeros(2, 1))
+    assert torch.equal(eager, torch.zeros(2, 1))
+    capture.store(None, None)
+    assert capture.states[:, :2, 0].tolist() == [[2, 2], [1, 1]]
+    hidden, layers = outer.model.forward(torch.ones(3, 1))  # type: ignore[misc]  # the capture
+    for replay in range(2):
+        kept = [layer + replay for layer in layers]
+        outer.model.forward = lambda _, kept=kept: (hidden, kept if is_listed else tuple(kept))  # type: ignore[method-assign]
+        outer(torch.zeros(3, 1))
+        capture.store(None, None)
+        assert capture.states[:, :3, 0].tolist() == [[3 + replay] * 3, [2 + replay] * 3]
+        del outer.model.forward
 
 
 def test_missing_layers_are_told_when_they_come() -> None:

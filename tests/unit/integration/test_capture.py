@@ -65,7 +65,9 @@ def test_what_nobody_reads_is_forgotten() -> None:
 class Inner(nn.Module):
     """MiMo's inner model: returns a tuple once it was asked for layers."""
 
-    layers_to_capture: list[int] = []
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers_to_capture: list[int] = []
 
     def forward(self, hidden: torch.Tensor) -> object:
         return (hidden, [hidden + layer for layer in self.layers_to_capture]) if self.layers_to_capture else hidden

@@ -108,7 +108,7 @@ def test_a_fault_inside_a_capture_stops_the_start() -> None:
     ride, head = ride_of(), head_of()
     ride.see_dummy(2, is_captured=True)
     ride.wanted[:2] = True
-    with pytest.raises(CaptureError, match="graph of 2 rows was captured: RuntimeError.*--led-form coin_first"):
+    with pytest.raises(CaptureError, match=r"graph of 2 rows was captured: RuntimeError.*--led-form coin_first"):
         ride.through(lambda h: h @ head.weight.T, torch.randn(2, H), head, torch.randn(J, 12, H + 1))
     ride.clear()
     ride.wanted[:2] = True

@@ -19,7 +19,7 @@ EMBEDDED_DEPTH = 12
 
 
 def prepare(config: ServerConfig, server_args: Any) -> ServerConfig:
-    """All of a start that comes before the weights: `config` is resolved against the model and exported, hooks verified.
+    """All of a start that comes before the weights: resolves `config` against the model, exports it, verifies hooks.
 
     Raises LedParamError, CaptureError, EngineRefusal or HookError: the server must not start.
     """

@@ -79,7 +79,7 @@ def refuse_features(server_args: Any) -> None:
 def _refuse_features(args: Any) -> None:
     if getattr(args, "enable_watermark", False) or getattr(args, "watermark_config", None):
         raise CaptureError(
-            "LED does not work with --enable-watermark, which forces the token before the sampler is asked: drop it and "
+            "LED does not work with --enable-watermark, which forces the token before the sampler sees it: drop it and "
             "--watermark-config, or start with --led disabled"
         )
     if getattr(args, "enable_return_aux_hidden_states", False):

@@ -119,7 +119,7 @@ def _serve(options: Namespace, rest: list[str]) -> int:
     if not options.check:
         return _run(server_args, with_led)
     captured = f", layers captured: {resolved.num_captured}, markers: {resolved.think_open!r}" if with_led else ""
-    print(f"led_sglang: ok{captured}")
+    print(f"led_sglang: ok, model: {server_args.model_path}{captured}")
     return 0
 
 

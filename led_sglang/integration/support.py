@@ -55,6 +55,7 @@ def resolve(config: ServerConfig, server_args: Any) -> ServerConfig:
     resolved = replace(config, num_layers=int(model_config.num_hidden_layers), vocab_size=int(model_config.vocab_size))
     resolved.check()
     _refuse_uncapturable(resolved, model_config)
+    _refuse_backend(resolved, view)
     _refuse_one_pass(resolved, view, model_config.hf_text_config)
     resolved = with_markers(resolved, find_markers(_tokenizer(view), resolved, _parser_markers(view)))
     refuse_soft(resolved, view)
@@ -141,6 +142,24 @@ def _refuse_uncapturable(config: ServerConfig, model_config: Any) -> None:
         f"models are listed in docs/compat.md; start with --led-max-depth 1 --led-depth 1 and no method that captures "
         f"layers, or --led disabled"
     )
+
+
+def _refuse_backend(config: ServerConfig, args: Any) -> None:
+    """Every step would fail, and the engine's tokens would be used."""
+    if config.backend == "triton" and args.device == "cpu" and not _is_triton_interpreted():
+        raise LedParamError('--led-backend triton needs a GPU, this server runs on cpu: use "auto"')
+    if config.backend == "compiled" and args.device != "cpu":
+        raise LedParamError(f'--led-backend compiled is for the CPU, this server runs on {args.device}: use "auto"')
+    if config.backend == "reference" and args.tp_size > 1:
+        raise LedParamError(f'--led-backend reference needs --tp-size 1, got {args.tp_size}: use "auto"')
+
+
+def _is_triton_interpreted() -> bool:
+    try:
+        from led_sglang.ops.triton_head import is_interpreted
+    except ImportError:
+        return False
+    return is_interpreted()
 
 
 def _refuse_one_pass(config: ServerConfig, args: Any, text_config: Any) -> None:

@@ -41,7 +41,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "LoRA on all": (("--enable-lora", "--max-lora-rank", "8", "--lora-target-modules", "all"), ("'all'",)),
     "an adapter of the head": (("--lora-paths", "mine=ADAPTER"), ("lm_head", "the adapter 'mine'")),
     "no such model": (("--model-path", "ADAPTER"), ("SGLang refuses",)),
-    "no capture": (("--model-path", "GPT2"), ("GPT2LMHeadModel", "--led-max-depth 1")),
+    "no capture": (("--model-path", "GPT2", "--led-max-depth", "4"), ("GPT2LMHeadModel", "--led-max-depth 1")),
     "no capture, another method": (
         ("--model-path", "GPT2", "--led-max-depth", "1", "--led-methods", "confident"),
         ("GPT2LMHeadModel",),

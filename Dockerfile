@@ -29,5 +29,7 @@ EXPOSE 30000
 # /health answers without an API key. Loading a 32B model takes minutes, hence the long start period.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=20m --retries=3 \
     CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:30000/health', timeout=8)"]
-# Inside a container only the published port reaches it, so it has to listen on all of the container's addresses.
-ENTRYPOINT ["python3", "-m", "led_sglang.launch", "--host", "0.0.0.0", "--port", "30000"]
+# Inside a container only the published port reaches it, so it listens on all of the container's addresses unless a file
+# or the command line says otherwise: an argument here would beat `host:` and `port:` of a --config file.
+ENV LED_SGLANG_HOST=0.0.0.0
+ENTRYPOINT ["python3", "-m", "led_sglang.launch"]

@@ -1,9 +1,14 @@
 """Find the markers that open and close the thinking phase, as token ids of the served model."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from unicodedata import category
 
 from led_sglang.params import LedParamError, ServerConfig
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_OPEN, DEFAULT_CLOSE = "<think>", "</think>"
 
@@ -19,27 +24,69 @@ class Markers:
 
 
 def find_markers(tokenizer: Any, config: ServerConfig, parser_markers: tuple[str, str] | None) -> Markers | None:
-    """From `--reasoning-parser` where set, else --led-think-open/--led-think-close, else the tokenizer's <think>.
+    """From --led-think-open/--led-think-close where set, else `--reasoning-parser`'s, else the tokenizer's <think>.
 
-    Returns None where none is found and no phase needs one. Raises LedParamError where phase "think" needs one.
+    Returns None where none is found and no phase needs one. Raises LedParamError where phase "think" needs one, and for
+    markers that were named and cannot be told apart.
     """
     is_explicit = config.think_open is not None or config.think_close is not None
-    if is_explicit and (config.think_open is None or config.think_close is None):
+    if config.think_open is not None and config.think_close is not None:
+        texts = (config.think_open, config.think_close)
+        if parser_markers is not None and parser_markers != texts:
+            logger.warning(
+                "LED's thinking phase is from %r to %r, as --led-think-open and --led-think-close say; the reasoning "
+                "parser still splits answers, and holds grammars back, at its own %r and %r",
+                *texts,
+                *parser_markers,
+            )
+    elif is_explicit:
         raise LedParamError("--led-think-open and --led-think-close go together: set both")
-    if is_explicit and parser_markers is None:
-        texts = (str(config.think_open), str(config.think_close))
     else:
         texts = parser_markers or (DEFAULT_OPEN, DEFAULT_CLOSE)
-    ids = tuple(_encode(tokenizer, text) for text in texts)
+    fault = _fault_of_texts(texts)
+    ids = ((), ()) if fault else (_encode(tokenizer, texts[0]), _encode(tokenizer, texts[1]))
+    fault = fault or _fault_of_ids(texts, ids, config.vocab_size, getattr(tokenizer, "unk_token_id", None))
     is_known = is_explicit or parser_markers is not None or all(len(i) == 1 for i in ids)
-    if is_known and all(ids):
+    if is_known and fault is None:
         return Markers(*texts, *ids)
+    if is_explicit:
+        raise LedParamError(f"--led-think-open {texts[0]!r}, --led-think-close {texts[1]!r}: {fault}")
     if config.phase == "all":
         return None
+    why = f"the tokenizer has no single tokens {DEFAULT_OPEN} and {DEFAULT_CLOSE}"
+    if parser_markers is not None:
+        why = f"the reasoning parser's, {texts[0]!r} and {texts[1]!r}, cannot be used: {fault}"
     raise LedParamError(
-        f"no thinking markers found: the tokenizer has no single tokens {DEFAULT_OPEN} and {DEFAULT_CLOSE}. Set "
-        f"--reasoning-parser, or --led-think-open and --led-think-close, or --led-phase all"
+        f"no thinking markers found: {why}. Set --reasoning-parser, or --led-think-open and --led-think-close, or "
+        f"--led-phase all"
     )
+
+
+def _fault_of_texts(texts: tuple[str, str]) -> str | None:
+    for text in texts:
+        if not text:
+            return "a marker must not be empty"
+        if any(category(letter) in ("Cc", "Cs") and letter not in "\n\r\t" for letter in text):
+            return f"a marker must be text without control characters and broken bytes, got {text!r}"
+    return "one marker must not begin with the other" if _is_prefix(*texts) else None
+
+
+def _fault_of_ids(
+    texts: tuple[str, str], ids: tuple[tuple[int, ...], tuple[int, ...]], vocab_size: int, unknown_id: int | None
+) -> str | None:
+    for text, marker in zip(texts, ids, strict=True):
+        if not marker or unknown_id in marker:
+            return f"the tokenizer cannot spell {text!r}"
+        if vocab_size and not all(0 <= token < vocab_size for token in marker):
+            return f"the tokens {list(marker)} of {text!r} lie outside of the model's vocabulary of {vocab_size}"
+    if _is_prefix(*ids):
+        return f"the tokens of one marker must not begin with the other's, got {list(ids[0])} and {list(ids[1])}"
+    return None
+
+
+def _is_prefix(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    length = min(len(one), len(other))
+    return one[:length] == other[:length]
 
 
 def with_markers(config: ServerConfig, markers: Markers | None) -> ServerConfig:

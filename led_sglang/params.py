@@ -13,6 +13,7 @@ from typing import Any, Literal, cast, get_args
 
 NAME = "custom_params.led."
 ENV_CONFIG = "LED_SGLANG_CONFIG"
+ENV_HOST = "LED_SGLANG_HOST"
 STAMP_KEY = "__led_sglang"  # reserved key of `custom_params`
 Phase = Literal["think", "all"]
 PHASES: tuple[str, ...] = get_args(Phase)
@@ -72,8 +73,8 @@ class ServerConfig:
 
     @property
     def num_captured(self) -> int:
-        """Latent layers kept, from h^{L-1} down: one more than `max_depth` needs, if there is one."""
-        if self.num_layers is None:
+        """Latent layers kept, from h^{L-1} down: none for depth 1, else one more than is needed, if there is one."""
+        if self.num_layers is None or self.max_depth == 1:
             return self.max_depth - 1
         return min(self.max_depth, self.num_layers - 1)
 
@@ -94,9 +95,17 @@ class ServerConfig:
             _require_choice("--led-methods", method, METHODS)
 
 
-def export_config(config: ServerConfig) -> None:
-    """Make `config` the configuration of this process and of all that it spawns."""
-    os.environ[ENV_CONFIG] = json.dumps(asdict(config))
+def export_config(config: ServerConfig | None) -> None:
+    """Make `config` the configuration of this process and of all that it spawns; None: LED is off in them."""
+    if config is None:
+        os.environ.pop(ENV_CONFIG, None)
+    else:
+        os.environ[ENV_CONFIG] = json.dumps(asdict(config))
+
+
+def default_host() -> str | None:
+    """Where a server listens that nobody told; None: SGLang's default. In a container loopback reaches nobody."""
+    return os.environ.get(ENV_HOST) or None
 
 
 def server_config() -> ServerConfig | None:
@@ -201,7 +210,7 @@ def _check_led(params: LedParams, config: ServerConfig) -> None:
         if not isinstance(getattr(params, key), bool):
             raise LedParamError(f"{NAME}{key} must be true or false, got {_show(getattr(params, key))}")
     _require_int(NAME + "latent_offset", params.latent_offset, 0, 1)
-    if params.latent_offset and params.depth > config.num_captured:
+    if params.latent_offset and params.depth > max(1, config.num_captured):
         raise LedParamError(
             f"{NAME}latent_offset 1 with depth {params.depth} needs {params.depth} latent layers, the server captures "
             f"{config.num_captured}: use a depth of at most {config.num_captured}"

@@ -109,7 +109,7 @@ class Capture:
 
         aux: ascending layers, a list of (T, H) or one packed (T, D * H); last_index: (B,) rows of T, None = all.
         """
-        if self.buffer is None:
+        if self.buffer is None or not self.layers:
             return
         if self.inner is not None:
             aux = self.inner.take()

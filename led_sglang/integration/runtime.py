@@ -18,6 +18,7 @@ from led_sglang.integration.layers import captured_layers
 from led_sglang.integration.ranks import FailureCheck, RankCheck
 from led_sglang.integration.ride import Ride
 from led_sglang.integration.soft import SoftInputs, is_soft_enabled
+from led_sglang.integration.support import refuse_features
 from led_sglang.ops import chosen_backend, compiled
 from led_sglang.ops.agreement import fault_of
 from led_sglang.ops.thinking import ThinkingMachine
@@ -71,19 +72,14 @@ class Runtime:
             self.machine = ThinkingMachine(config.open_ids, config.close_ids, int(runner.model_config.vocab_size))
             self.tables = self.machine.tables(runner.device)
         max_rows = self._max_rows()
-        self._allocate(max_rows)
+        hidden_size = int(runner.model_config.hidden_size)
+        self.capture.allocate(max_rows, hidden_size, head_dtype(runner), runner.device)
         depth = config.max_depth if self.num_led_layers else 1
         self.ride = Ride(config.form, self.backend, depth - 1, max_rows, torch.device(runner.device))
         self.num_engine_head_steps = 0
         self.ranks = RankCheck.of(get_parallel().tp_group, max_rows, torch.device(runner.device))
         self.failed_ranks = FailureCheck.of(get_parallel().tp_group)
         self.soft = SoftInputs(runner, config) if is_soft_enabled(config) else None
-
-    def _allocate(self, max_rows: int) -> None:
-        if not self.capture.layers:
-            return
-        hidden_size = int(self.runner.model_config.hidden_size)
-        self.capture.allocate(max_rows, hidden_size, head_dtype(self.runner), self.runner.device)
 
     def _max_rows(self) -> int:
         """As many as any batch or graph can have."""
@@ -171,9 +167,7 @@ def start(runner: Any) -> Runtime:
     config = server_config()
     assert config is not None
     _refuse_unsupported(runner)
-    num_layers = int(runner.model_config.num_hidden_layers)
-    if config.max_depth > num_layers:
-        raise CaptureError(f"--led-max-depth {config.max_depth} is larger than the model's {num_layers} layers")
+    _refuse_another_model(config, runner.model_config)
     _runtime = Runtime(config, runner)
     if _runtime.backend == "compiled":
         compiled.warm()
@@ -207,11 +201,23 @@ def runtime() -> Runtime | None:
 
 
 def _refuse_unsupported(runner: Any) -> None:
-    if get_parallel().pp_size > 1:
-        raise CaptureError("LED does not work with pipeline parallelism: start with --pp-size 1 or --led disabled")
+    refuse_features(runner.server_args)
     if getattr(runner, "is_draft_worker", False) or not runner.spec_algorithm.is_none():
         raise CaptureError(
             "LED does not work with speculative decoding, which bypasses the sampler: drop --speculative-algorithm or "
             "start with --led disabled"
         )
     refuse_lora(getattr(runner.model, "lm_head", None))
+
+
+def _refuse_another_model(config: ServerConfig, model_config: Any) -> None:
+    """The Engine takes its arguments again, after `launch.enable` had some."""
+    for what, told, found in (
+        ("layers", config.num_layers, int(model_config.num_hidden_layers)),
+        ("tokens in its vocabulary", config.vocab_size, int(model_config.vocab_size)),
+    ):
+        if told != found:
+            raise CaptureError(
+                f"LED was switched on for a model with {told} {what}, and this one has {found}: give launch.enable the "
+                f"arguments of the Engine"
+            )

@@ -30,7 +30,9 @@ class SoftInputs:
     def __init__(self, runner: Any, config: ServerConfig) -> None:
         slots = runner.req_to_token_pool.req_to_token.shape[0] + 1
         device = torch.device(runner.device)
-        _refuse(runner, config)
+        refuse_soft(config, runner.server_args)
+        if not hasattr(getattr(runner.model, "model", None), "embed_tokens"):
+            raise CaptureError(f"soft_thinking finds no model.embed_tokens in {type(runner.model).__name__}")
         self.close_id = config.close_ids[0]
         self.ids = torch.zeros(slots, MAX_SOFT_TOP_K, dtype=torch.int64, device=device)
         self.weights = torch.zeros(slots, MAX_SOFT_TOP_K, dtype=torch.float32, device=device)
@@ -91,8 +93,11 @@ def keep_out_of_prefix_cache(req: Any) -> None:
     req.skip_radix_cache_insert = True
 
 
-def _refuse(runner: Any, config: ServerConfig) -> None:
-    if getattr(runner.server_args, "enable_mixed_chunk", False):
+def refuse_soft(config: ServerConfig, server_args: Any) -> None:
+    """Raises CaptureError where a soft method is enabled that cannot work with these arguments and markers."""
+    if not is_soft_enabled(config):
+        return
+    if getattr(server_args, "enable_mixed_chunk", False):
         raise CaptureError(
             "soft_thinking does not work with --enable-mixed-chunk: rows that decode beside a prompt's chunk would be "
             "fed plain embeddings. Drop the flag or the soft methods from --led-methods"
@@ -102,5 +107,3 @@ def _refuse(runner: Any, config: ServerConfig) -> None:
             f"soft_thinking closes the thinking phase with one token, this model's marker {config.think_close!r} has "
             f"{len(config.close_ids)}"
         )
-    if not hasattr(getattr(runner.model, "model", None), "embed_tokens"):
-        raise CaptureError(f"soft_thinking finds no model.embed_tokens in {type(runner.model).__name__}")

@@ -1,31 +1,94 @@
-"""Can this model be served with LED? Answered before any weight is loaded."""
+"""Can this model be served with LED, and these arguments by SGLang? Answered before any weight is loaded."""
 
+import copy
+import json
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from led_sglang.integration.capture import CaptureError
+from led_sglang.integration.layers import captured_layers
+from led_sglang.integration.soft import refuse_soft
 from led_sglang.markers import find_markers, with_markers
-from led_sglang.params import ServerConfig
+from led_sglang.params import LedParamError, ServerConfig
 
 INNER_CAPTURE = ("MiMoForCausalLM",)  # outer class without the setter, inner model with `layers_to_capture`
 
 
+class EngineRefusal(RuntimeError):
+    """SGLang would not start with these arguments; the message is its own."""
+
+
+def accept(server_args: Any) -> Any:
+    """All that SGLang decides before it loads weights, as a copy of the arguments; they themselves are resolved only.
+
+    Raises EngineRefusal where SGLang would refuse to start: it checks some arguments as late as in its launch.
+    """
+    from sglang.srt.parser.template_detection import resolve_auto_parsers
+
+    try:
+        if hasattr(server_args, "resolve_once"):
+            server_args.resolve_once()
+        # A copy: where the launch checks the same object again it does not understand what a first check left.
+        decided = copy.deepcopy(server_args)
+        decided.check_server_args()
+        resolve_auto_parsers(decided)
+    except (ValueError, AssertionError, NotImplementedError, OSError) as error:
+        raise EngineRefusal(f"SGLang refuses the arguments: {error or type(error).__name__}") from error
+    return decided
+
+
 def resolve(config: ServerConfig, server_args: Any) -> ServerConfig:
-    """`config` completed with the model's layers, vocabulary and markers. Raises LedParamError or CaptureError."""
+    """`config` completed with the model's layers, vocabulary and markers; the arguments are resolved by it.
+
+    Raises LedParamError, CaptureError or EngineRefusal for whatever a start would stop at before the weights are there.
+    """
     from sglang.srt.configs.model_config import ModelConfig
 
-    _refuse_features(server_args)
-    model_config = ModelConfig.from_server_args(server_args)
-    _refuse_uncapturable(config, model_config)
+    refuse_features(server_args)
+    decided = accept(server_args)
+    refuse_features(decided)
+    view = in_effect(decided)
+    _refuse_lora_head(view)
+    model_config = ModelConfig.from_server_args(decided)
     resolved = replace(config, num_layers=int(model_config.num_hidden_layers), vocab_size=int(model_config.vocab_size))
     resolved.check()
-    return with_markers(resolved, find_markers(_tokenizer(server_args), resolved, _parser_markers(server_args)))
+    _refuse_uncapturable(resolved, model_config)
+    _refuse_backend(resolved, view)
+    _refuse_one_pass(resolved, view, model_config.hf_text_config)
+    resolved = with_markers(resolved, find_markers(_tokenizer(view), resolved, _parser_markers(view)))
+    refuse_soft(resolved, view)
+    return resolved
 
 
-def _refuse_features(server_args: Any) -> None:
-    if getattr(server_args, "speculative_algorithm", None):
+def in_effect(server_args: Any) -> Any:
+    """The arguments as SGLang decided them, to read from: 0.5.23 leaves the fields as they were said."""
+    try:
+        from sglang.srt.arg_groups.overrides import resolving_view
+    except ImportError:  # SGLang 0.5.17 writes into the fields
+        return server_args
+    return resolving_view(server_args)
+
+
+def refuse_features(server_args: Any) -> None:
+    """Raises CaptureError for what cannot go with LED, whether the user said it or SGLang decided it."""
+    for args in (server_args, in_effect(server_args)):
+        _refuse_features(args)
+
+
+def _refuse_features(args: Any) -> None:
+    if getattr(args, "enable_watermark", False) or getattr(args, "watermark_config", None):
+        raise CaptureError(
+            "LED does not work with --enable-watermark, which forces the token before the sampler sees it: drop it and "
+            "--watermark-config, or start with --led disabled"
+        )
+    if getattr(args, "enable_return_aux_hidden_states", False):
+        raise CaptureError(
+            "LED does not work with --enable-return-aux-hidden-states, which asks the model for layer outputs of its "
+            "own: drop it or start with --led disabled"
+        )
+    if getattr(args, "speculative_algorithm", None):
         raise CaptureError(
             "LED does not work with speculative decoding, which bypasses the sampler: drop --speculative-algorithm or "
             "start with --led disabled"
@@ -33,9 +96,10 @@ def _refuse_features(server_args: Any) -> None:
     for name, flag in (
         ("pp_size", "--pp-size"),
         ("tokenizer_worker_num", "--tokenizer-worker-num"),
+        ("attn_dp_size", "--attn-dp-size"),
     ):
-        if (getattr(server_args, name, 1) or 1) > 1:
-            raise CaptureError(f"LED does not work with {flag} {getattr(server_args, name)}: use 1 or --led disabled")
+        if (getattr(args, name, 1) or 1) > 1:
+            raise CaptureError(f"LED does not work with {flag} {getattr(args, name)}: use 1 or --led disabled")
     for name, flag in (
         ("enable_dp_attention", "--enable-dp-attention"),
         ("skip_tokenizer_init", "--skip-tokenizer-init"),
@@ -45,17 +109,69 @@ def _refuse_features(server_args: Any) -> None:
         ("use_ray", "--use-ray"),
         ("encoder_only", "--encoder-only"),
     ):
-        if getattr(server_args, name, False):
+        if getattr(args, name, False):
             raise CaptureError(f"LED does not work with {flag} yet: drop it or start with --led disabled")
+
+
+def _refuse_lora_head(args: Any) -> None:
+    """Of the loaded model `head.refuse_lora` says it; where an adapter is not on this machine yet, only that."""
+    if not getattr(args, "enable_lora", None):
+        return
+    from sglang.srt.lora.utils import get_normalized_target_modules
+
+    asked = {"--lora-target-modules": args.lora_target_modules}
+    for adapter in () if args.lora_target_modules else args.lora_paths or ():
+        file = Path(adapter.lora_path) / "adapter_config.json"
+        modules = json.loads(file.read_text())["target_modules"] if file.is_file() else None
+        asked[f"the adapter {adapter.lora_name!r}"] = modules if isinstance(modules, list) else None
+    for where, modules in asked.items():
+        for module in modules or ():
+            if get_normalized_target_modules([module]) & {"lm_head", "all"}:
+                raise CaptureError(
+                    f"LED does not work with {module!r} in {where}: the rows of a batch would have LM heads of their "
+                    f"own, which latent rows cannot say. Leave the LM head out or start with --led disabled"
+                )
 
 
 def _refuse_uncapturable(config: ServerConfig, model_config: Any) -> None:
     model_class, name = _model_class(model_config.hf_config.architectures or [])
-    if config.max_depth > 1 and not hasattr(model_class, "set_eagle3_layers_to_capture") and name not in INNER_CAPTURE:
-        raise CaptureError(
-            f"LED cannot capture the layers of {name}: SGLang's class has no set_eagle3_layers_to_capture. Supported "
-            f"models are listed in docs/compat.md; start with --led-max-depth 1 --led-depth 1 or --led disabled"
-        )
+    if not captured_layers(config) or hasattr(model_class, "set_eagle3_layers_to_capture") or name in INNER_CAPTURE:
+        return
+    raise CaptureError(
+        f"LED cannot capture the layers of {name}: SGLang's class has no set_eagle3_layers_to_capture. Supported "
+        f"models are listed in docs/compat.md; start with --led-max-depth 1 --led-depth 1 and no method that captures "
+        f"layers, or --led disabled"
+    )
+
+
+def _refuse_backend(config: ServerConfig, args: Any) -> None:
+    """Every step would fail, and the engine's tokens would be used."""
+    if config.backend == "triton" and args.device == "cpu" and not _is_triton_interpreted():
+        raise LedParamError('--led-backend triton needs a GPU, this server runs on cpu: use "auto"')
+    if config.backend == "compiled" and args.device != "cpu":
+        raise LedParamError(f'--led-backend compiled is for the CPU, this server runs on {args.device}: use "auto"')
+    if config.backend == "reference" and args.tp_size > 1:
+        raise LedParamError(f'--led-backend reference needs --tp-size 1, got {args.tp_size}: use "auto"')
+
+
+def _is_triton_interpreted() -> bool:
+    try:
+        from led_sglang.ops.triton_head import is_interpreted
+    except ImportError:
+        return False
+    return is_interpreted()
+
+
+def _refuse_one_pass(config: ServerConfig, args: Any, text_config: Any) -> None:
+    """Where the engine multiplies with the head in its own way; of the head itself `Runtime.see_head` says it."""
+    own_ways = {
+        "--enable-fp32-lm-head": getattr(args, "enable_fp32_lm_head", False),
+        "--rl-on-policy-target": getattr(args, "rl_on_policy_target", None),
+        "enable_lm_head_fp32 in the model's configuration": getattr(text_config, "enable_lm_head_fp32", False),
+    }
+    for name, is_set in own_ways.items():
+        if config.form == "one_pass" and is_set:
+            raise LedParamError(f"--led-form one_pass is not possible with {name}: use auto")
 
 
 def _model_class(architectures: list[str]) -> tuple[Any, str]:
@@ -85,10 +201,14 @@ def _tokenizer(server_args: Any) -> Any:
 
 
 def _parser_markers(server_args: Any) -> tuple[str, str] | None:
+    """None without a parser, and for one that has no markers of its own."""
     name = getattr(server_args, "reasoning_parser", None)
     if not name:
         return None
     from sglang.srt.parser.reasoning_parser import ReasoningParser
 
-    detector = ReasoningParser(name, stream_reasoning=False).detector
+    try:
+        detector = ReasoningParser(name, stream_reasoning=False).detector
+    except ValueError:  # "response_template" reads them from each request's template
+        return None
     return detector.think_start_token, detector.think_end_token

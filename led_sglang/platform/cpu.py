@@ -83,8 +83,9 @@ class PlainTorchPlatform(CpuDeviceMixin, SRTPlatform):
             deterministic.allow()
         if server_args.sampling_backend is None:
             server_args.sampling_backend = "pytorch"
-        if server_args.max_total_tokens is None:
-            server_args.max_total_tokens = DEFAULT_MAX_TOTAL_TOKENS
+        # A share of the memory is another way to say it, and a context has to fit in.
+        if server_args.max_total_tokens is None and server_args.mem_fraction_static is None:
+            server_args.max_total_tokens = max(DEFAULT_MAX_TOTAL_TOKENS, server_args.context_length or 0)
         # A scheduler that waits for work by spinning takes one of the cores that the next request needs.
         server_args.sleep_on_idle = True
         ranks = server_args.tp_size * server_args.pp_size * server_args.dp_size

@@ -1,20 +1,23 @@
 """The paper's architectures, each on a running server and recomputed; one that cannot be captured is refused by name.
 
-Qwen3 is the model of `test_exact.py`.
+Each is started as server_configs are, by `--config` alone, which names the model. Qwen3 is that of `test_exact.py`.
 """
 
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.server import checkpoints
 from tests.server.asking import Client, Oracle, Request, check, sharp_server, thinking_prompt, words
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
+from tests.server.launching import Server
 from tests.server.recompute import MUTATIONS, Asked
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 
-ARGUMENTS: dict[str, tuple[str, ...]] = {"mimo": ("--trust-remote-code",)}
+SETTINGS: dict[str, dict[str, object]] = {"mimo": {"trust-remote-code": True}}
+MODEL_KEYS = {"qwen3_moe": "model-path", "qwen2": "model_path", "llama": "model", "mimo": "model-path"}  # all are legal
 
 
 def requests() -> list[Request]:
@@ -26,11 +29,16 @@ def requests() -> list[Request]:
 @pytest.mark.parametrize("name", ["qwen3_moe", "qwen2", "llama", "mimo"])
 def test_architecture(name: str, checkpoint_folder: Path, logs: Path) -> None:
     folder = checkpoints.build(name, checkpoint_folder / name)
-    arguments = ("--led-max-depth", "12", "--max-total-tokens", "2048", *ARGUMENTS.get(name, ()))
-    with sharp_server(folder, logs / f"{name}.log", *arguments) as server:
+    settings = {MODEL_KEYS[name]: str(folder), "dtype": "float32", "led-max-depth": 12, **SETTINGS.get(name, {})}
+    limits = {"max-total-tokens": 2048, "context-length": 2048, "max-running-requests": 32}
+    config = logs / f"{name}.yaml"
+    config.write_text(yaml.safe_dump(settings | limits))
+    with Server("--config", str(config), log=logs / f"{name}.log") as server:
         client = Client(server.url)
         replies = client.together(requests())
         info = client.get("/led/info")
+        assert client.get("/get_model_info")["model_path"] == str(folder)
+        assert [model["id"] for model in client.get("/v1/models")["data"]] == [str(folder)]
     oracle = Oracle(folder)
     comparison = check(oracle, *replies)
     assert comparison.num_active == 40

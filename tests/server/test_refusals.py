@@ -38,6 +38,10 @@ CASES = {
     "depth": Case(("--led-depth", "13"), ("--led-max-depth", "[1, 12]", "layers", "got 13")),
     "max depth": Case(("--led-max-depth", "99"), ("--led-max-depth", "[1, 12]", "layers", "got 99")),
     "depth above max": Case(("--led-depth", "5", "--led-max-depth", "4"), ("--led-depth", "[1, 4]", "got 5")),
+    "watermark": Case(("--enable-watermark",), ("--enable-watermark", "--led disabled")),
+    "equal markers": Case(
+        ("--led-think-open", "<think>", "--led-think-close", "<think>"), ("--led-think-open", "begin with the other")
+    ),
     "no markers": Case(
         ("--model-path", "NO_MARKERS", "--dtype", "float32"),
         ("no thinking markers", "--reasoning-parser", "--led-think-open", "--led-phase all"),

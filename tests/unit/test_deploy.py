@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import led_sglang
+from led_sglang.params import ENV_HOST
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
@@ -95,7 +96,10 @@ def test_the_dockerfile_is_of_the_pinned_release_and_without_root() -> None:
     assert users == ["10001"], "a number, for Kubernetes' runAsNonRoot"
     assert "--no-deps" in stages[-1] and "led_sglang.patches check" in stages[-1]
     assert re.search(r"^HEALTHCHECK .*\n.*127\.0\.0\.1:30000/health", text, re.MULTILINE)
-    assert re.search(r'^ENTRYPOINT \["python3", "-m", "led_sglang\.launch"', text, re.MULTILINE)
+    assert re.search(r'^ENTRYPOINT \["python3", "-m", "led_sglang\.launch"\]$', text, re.MULTILINE), (
+        "an argument of the image would beat the same one of a user's --config file"
+    )
+    assert re.search(rf"^ENV {ENV_HOST}=0\.0\.0\.0$", text, re.MULTILINE)
 
 
 def imports_of(path: Path) -> set[str]:

@@ -43,11 +43,11 @@ def test_a_failed_record_leaves_every_row_with_the_engines_token() -> None:
     assert current.counts.facts()["fallbacks"] == current.counts.facts()["tokens"]["led"] == 1
 
 
-def test_a_lora_wrapped_head_is_refused_before_anything_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "get_parallel", lambda: SimpleNamespace(pp_size=1))
+def test_a_lora_wrapped_head_is_refused_before_anything_is_served() -> None:
     no_speculation = SimpleNamespace(is_none=lambda: True)
     for head, is_refused in ((SimpleNamespace(), False), (SimpleNamespace(apply_lora=None), True)):
-        runner = SimpleNamespace(model=SimpleNamespace(lm_head=head), spec_algorithm=no_speculation)
+        model, args = SimpleNamespace(lm_head=head), SimpleNamespace()
+        runner = SimpleNamespace(model=model, spec_algorithm=no_speculation, server_args=args)
         if is_refused:
             with pytest.raises(CaptureError, match="--lora-target-modules"):
                 runtime._refuse_unsupported(runner)

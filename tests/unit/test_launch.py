@@ -7,7 +7,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from led_sglang.launch import build_parser, main, server_config_of, split_arguments
+from led_sglang.launch import main
+from led_sglang.options import build_parser, server_config_of, split_arguments
 from led_sglang.params import LedParamError
 
 
@@ -19,11 +20,6 @@ def config_file(tmp_path: Path):
         return str(path)
 
     return write
-
-
-def settings_for_sglang(rest: list[str]) -> dict[str, object]:
-    """What SGLang will read from the YAML that is handed on."""
-    return yaml.safe_load(Path(rest[rest.index("--config") + 1]).read_text())
 
 
 def test_defaults() -> None:
@@ -52,13 +48,14 @@ def test_config_yaml_is_split(config_file) -> None:
     for form in (["--config", path], [f"--config={path}"]):
         options, rest = split_arguments(["--port", "1", *form, "--host", "h"])
         assert (options.led_depth, options.led_top_k, options.led_phase) == (5, 3, "all")
-        assert rest[:4] == ["--port", "1", "--host", "h"]
-        assert settings_for_sglang(rest) == {"model-path": "m", "tp": 2}
+        assert rest == ["--port", "1", "--host", "h"]
+        assert options.settings == {"model-path": "m", "tp": 2}
 
 
 def test_config_yaml_with_led_keys_only_leaves_nothing_for_sglang(config_file) -> None:
-    _, rest = split_arguments(["--config", config_file("led: off\n")])
+    options, rest = split_arguments(["--config", config_file("led: off\n")])
     assert rest == []
+    assert options.settings == {}
 
 
 def test_the_command_line_wins(config_file) -> None:
@@ -180,13 +177,11 @@ def test_any_config_file_is_read_or_refused_with_words(
 
 def outcome(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     try:
-        options, rest = split_arguments(["--config", str(path)])
+        options, _ = split_arguments(["--config", str(path)])
         server_config_of(options).check()
     except SystemExit as error:
         said = capsys.readouterr().err + str(error.code)
         return "refused with words" if error.code not in (0, None) and "led" in said else f"silence: {said}"
     except LedParamError as error:
         return "refused with words" if "--led" in str(error) else str(error)
-    if "--config" in rest:
-        Path(rest[rest.index("--config") + 1]).unlink()
     return "read"

@@ -3,6 +3,7 @@
 import pytest
 
 from led_sglang.markers import Markers, find_markers, with_markers
+from led_sglang.ops.thinking import ThinkingMachine
 from led_sglang.params import LedParamError, ServerConfig
 
 
@@ -25,10 +26,21 @@ def test_the_tokenizers_own_think_tokens_are_the_default() -> None:
     assert find_markers(QWEN, ServerConfig(), None) == Markers("<think>", "</think>", (1000,), (1001,))
 
 
-def test_a_reasoning_parser_comes_first() -> None:
-    config = ServerConfig(think_open="<a>", think_close="</a>")
-    found = find_markers(QWEN, config, ("[THINK]", "[/THINK]"))
+def test_a_reasoning_parser_comes_before_the_tokenizers() -> None:
+    found = find_markers(QWEN, ServerConfig(), ("[THINK]", "[/THINK]"))
     assert found == Markers("[THINK]", "[/THINK]", (1002,), (1003,))
+
+
+def test_explicit_markers_come_first_and_a_contradiction_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    config = ServerConfig(think_open="[THINK]", think_close="[/THINK]")
+    found = find_markers(QWEN, config, ("<think>", "</think>"))
+    assert found == Markers("[THINK]", "[/THINK]", (1002,), (1003,))
+    [record] = caplog.records
+    for word in ("--led-think-open", "'[THINK]'", "reasoning parser", "'<think>'", "'</think>'"):
+        assert word in record.getMessage()
+    caplog.clear()
+    assert find_markers(QWEN, config, ("[THINK]", "[/THINK]")) == found
+    assert not caplog.records
 
 
 def test_explicit_markers_may_be_several_tokens() -> None:
@@ -63,9 +75,54 @@ def test_half_a_pair_is_refused(config: ServerConfig) -> None:
         find_markers(QWEN, config, None)
 
 
-def test_an_empty_marker_is_no_marker() -> None:
-    with pytest.raises(LedParamError):
-        find_markers(QWEN, ServerConfig(think_open="", think_close="</t>"), None)
+UNUSABLE = [
+    (("<t>", "<t>"), "must not begin with the other"),
+    (("<t>", "<t>x"), "must not begin with the other"),
+    (("<t>x", "<t>"), "must not begin with the other"),
+    (("", "</t>"), "must not be empty"),
+    (("<t>", ""), "must not be empty"),
+    (("<t>", "\udce4"), "broken bytes"),
+    (("<t\0>", "</t>"), "control characters"),
+    (("\x1b[1m", "</t>"), "control characters"),
+    (("same ids", "SAME IDS"), "tokens of one marker must not begin"),
+    (("<t>", "nothing"), "cannot spell 'nothing'"),
+    (("unknown", "</t>"), "cannot spell 'unknown'"),
+    (("<t>", "\N{SNOWMAN}"), "outside of the model's vocabulary of 5000"),
+]
+
+
+class OddTokenizer(FakeTokenizer):
+    unk_token_id = 0
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        known: dict[str, list[int]] = {"same ids": [4], "SAME IDS": [4, 5], "nothing": [], "unknown": [3, 0]}
+        return known.get(text, super().encode(text, add_special_tokens))
+
+
+@pytest.mark.parametrize("phase", ["think", "all"])
+@pytest.mark.parametrize(("texts", "why"), UNUSABLE)
+def test_named_markers_that_cannot_work_are_refused(texts: tuple[str, str], why: str, phase: str) -> None:
+    config = ServerConfig(think_open=texts[0], think_close=texts[1], phase=phase, vocab_size=5000)
+    with pytest.raises(LedParamError) as caught:
+        find_markers(OddTokenizer(), config, None)
+    for word in ("--led-think-open", "--led-think-close", why):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(("texts", "why"), UNUSABLE)
+def test_a_parsers_markers_that_cannot_work_are_refused_where_needed(texts: tuple[str, str], why: str) -> None:
+    with pytest.raises(LedParamError) as caught:
+        find_markers(OddTokenizer(), ServerConfig(vocab_size=5000), texts)
+    for word in ("reasoning parser", why, "--led-think-open"):
+        assert word in str(caught.value)
+    assert find_markers(OddTokenizer(), ServerConfig(vocab_size=5000, phase="all"), texts) is None
+
+
+def test_what_is_accepted_makes_an_automaton() -> None:
+    for texts in (("<t>", "</t>"), ("<t>", "\n\n"), ("</think>", "<think>"), ("t>", "<t>"), (" to=self", "<|eom|>")):
+        found = find_markers(QWEN, ServerConfig(think_open=texts[0], think_close=texts[1], vocab_size=5000), None)
+        assert found is not None
+        ThinkingMachine(found.open_ids, found.close_ids, 5000)
 
 
 def test_markers_join_the_configuration() -> None:

@@ -198,6 +198,9 @@ def test_captured_layers_never_exceed_what_the_model_has_before_its_last() -> No
     assert ServerConfig(max_depth=8, num_layers=12).num_captured == 8
     assert ServerConfig(max_depth=12, num_layers=12).num_captured == 11
     assert ServerConfig(max_depth=1, depth=1, num_layers=1).num_captured == 0
+    shallow = ServerConfig(max_depth=1, depth=1, num_layers=12)
+    assert shallow.num_captured == 0, "depth 1 is the final layer alone"
+    assert parse_request({"latent_offset": 1, "phase": "all"}, shallow) is not None
 
 
 def test_the_configuration_travels_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """The server configurations are fair pairs of arguments that exist."""
 
 import argparse
-import itertools
 import os
 import shutil
 import subprocess
@@ -12,8 +11,10 @@ import pytest
 import yaml
 
 from led_sglang.embedded import MODEL_DIR
+from led_sglang.ports import HeldPort
 
-CONFIGS = Path(__file__).resolve().parents[2] / "server_configs"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "server_configs"
 MODELS = {
     "Qwen/Qwen3-4B-Thinking-2507",
     "XiaomiMiMo/MiMo-7B-RL",
@@ -65,16 +66,14 @@ def test_every_other_key_is_an_argument_of_sglang(stem: str) -> None:
 @pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("kind", ["led", "baseline"])
 def test_the_launcher_reads_it(stem: str, kind: str) -> None:
-    from led_sglang.launch import server_config_of, split_arguments
+    from led_sglang.options import server_config_of, split_arguments
 
     options, rest = split_arguments(["--config", str(CONFIGS / f"{stem}-{kind}.yaml")])
     config = server_config_of(options)
     assert (config.default_on, config.depth, config.top_k, config.phase) == (kind == "led", 8, 8, "think")
-    [passed_on] = [Path(value) for flag, value in itertools.pairwise(rest) if flag == "--config"]
-    try:
-        assert not any(map(is_led, yaml.safe_load(passed_on.read_text())))
-    finally:
-        passed_on.unlink()
+    assert rest == []
+    assert "model-path" in options.settings
+    assert not any(map(is_led, options.settings))
 
 
 ARCHITECTURE_OF = {
@@ -87,8 +86,8 @@ ARCHITECTURE_OF = {
 CHECK_ALL = """
 import sys
 from led_sglang.launch import main
-for config, folder in zip(sys.argv[1::2], sys.argv[2::2]):
-    print(config, main(["--config", config, "--model-path", folder, "--check"]), flush=True)
+for config in sys.argv[2:]:
+    print(config, main(["--config", config, "--check", "--port", sys.argv[1]]), flush=True)
 """
 
 
@@ -107,19 +106,23 @@ def write_config(name: str, folder: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_check_accepts_every_file_without_weights(tmp_path: Path) -> None:
-    """In one process, since importing SGLang costs more than all ten checks."""
-    arguments, configs = [], []
+def test_check_accepts_every_file_and_names_its_model(tmp_path: Path) -> None:
+    """The documented command, where the model's name is a folder; in one process, as importing SGLang takes longer."""
+    configs = []
     for stem in STEMS:
-        folder = tmp_path / stem
-        folder.mkdir()
+        folder = tmp_path / str(load(f"{stem}-led")["model-path"])
+        folder.mkdir(parents=True)
         write_config(ARCHITECTURE_OF[stem], folder)
-        for kind in ("led", "baseline"):
-            configs.append(str(CONFIGS / f"{stem}-{kind}.yaml"))
-            arguments += [configs[-1], str(folder)]
-    command = [sys.executable, "-c", CHECK_ALL, *arguments]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    accepted = [line.removesuffix(" 0") for line in done.stdout.splitlines() if line.endswith(" 0")]
-    assert accepted == configs, done.stdout[-2000:] + done.stderr[-3000:]
-    assert done.stdout.count("led_sglang: ok, layers captured: 8, markers: '<think>'") == len(configs)
+        configs += [str(CONFIGS / f"{stem}-{kind}.yaml") for kind in ("led", "baseline")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *sys.path]))}
+    with HeldPort() as port:
+        command = [sys.executable, "-c", CHECK_ALL, str(port.number), *configs]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
+        )
+    said = [line.removeprefix("led_sglang: ") for line in done.stdout.splitlines()]
+    expected = []
+    for config in configs:
+        model = load(Path(config).stem)["model-path"]
+        expected += [f"ok, model: {model}, layers captured: 8, markers: '<think>'", f"{config} 0"]
+    assert said == expected, done.stdout[-2000:] + done.stderr[-3000:]

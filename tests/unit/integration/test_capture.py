@@ -114,3 +114,12 @@ def test_missing_layers_are_told_when_they_come() -> None:
     none.store(None, None)
     with pytest.raises(CaptureError, match="no layer is captured"):
         assert none.states
+
+
+def test_a_model_that_cannot_be_captured_serves_depth_1() -> None:
+    """The way out that the refusal names: nothing is asked of the model, and there are no latents to look at."""
+    none = Capture(nn.Linear(2, 2), ())
+    none.allocate(4, 3, torch.float32, "cpu")
+    none.store(None, None)
+    assert none.latents(0, 2, None).shape == (0, 2, 3)
+    assert none.latents(0, 2, torch.tensor([1])).shape == (0, 1, 3)

@@ -87,6 +87,7 @@ def make_platform() -> object:
 def make_args(**given: object) -> SimpleNamespace:
     ranks = {"tp_size": 1, "pp_size": 1, "dp_size": 1, "nnodes": 1}
     unset = {"attention_backend": None, "sampling_backend": None, "max_total_tokens": None, "sleep_on_idle": False}
+    unset |= {"mem_fraction_static": None, "context_length": None}
     fixed = {"device": "cpu", "enable_deterministic_inference": False}
     return SimpleNamespace(**{**fixed, **ranks, **unset, **given})
 

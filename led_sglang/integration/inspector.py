@@ -52,8 +52,9 @@ class Ask:
         """Raises LedParamError."""
         try:
             asked = json.loads(body)
+            json.dumps(asked, ensure_ascii=False).encode()  # half a surrogate pair is JSON, and no text
         except (ValueError, RecursionError) as error:
-            raise LedParamError("the body must be a JSON object") from error
+            raise LedParamError("the body must be a JSON object in UTF-8") from error
         if not isinstance(asked, dict) or any(key not in KEYS for key in asked):
             raise LedParamError(f"the body must be a JSON object with keys among {', '.join(KEYS)}")
         seed, n, side = asked.get("seed"), asked.get("n", 1), asked.get("side", "led")
@@ -216,8 +217,10 @@ def _line(event: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(event, ensure_ascii=True).encode() + b"\n\n"
 
 
-def _refuse(message: str) -> JSONResponse:
-    return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
+def _refuse(message: str) -> Response:
+    """ASCII only: what a chat template says may be no text that UTF-8 can hold."""
+    detail = {"error": {"message": message, "type": "BadRequestError", "code": 400}}
+    return Response(json.dumps(detail), 400, media_type="application/json")
 
 
 async def stream(manager: Any, body: bytes) -> Response:

@@ -3,6 +3,7 @@
 Places and spellings: tests/unit/test_places.py.
 """
 
+import json
 from typing import Any
 
 import httpx
@@ -93,6 +94,6 @@ def test_metadata_of_responses_that_is_no_object(http: httpx.Client, metadata: o
 
 def test_an_escaped_key_is_read(http: httpx.Client) -> None:
     for path in (CHAT, COMPLETIONS):
-        request = str(body(path, {"depth": 99})).replace("'led'", r"'\u006ced'").replace("'", '"')
+        request = json.dumps(body(path, {"depth": 99})).replace('"led"', r'"\u006ced"')
         answer = http.post(path, content=request, headers={"content-type": "application/json"})
         assert answer.status_code == 400 and "depth must be an integer" in message_of(answer)

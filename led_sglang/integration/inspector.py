@@ -68,12 +68,24 @@ class Ask:
         _require(messages is None or _are_messages(messages), "messages", "a list of {role, content}", messages)
         ours = ("custom_params", "n", "sampling_seed")
         _require(isinstance(sampling, dict) and not set(ours) & set(sampling), "sampling", f"without {ours}", sampling)
+        _check_sampling(sampling)
         return cls(messages, prompt, sampling, _led(asked.get("led"), side), seed, n)
 
 
 def _require(is_right: bool, name: str, what: str, value: object) -> None:
     if not is_right:
         raise LedParamError(f"{name} must be {what}, got {value!r:.80}")
+
+
+def _check_sampling(sampling: dict[str, Any]) -> None:
+    """What SGLang's /generate refuses before it makes a request of it: values of a wrong type stop its scheduler."""
+    try:
+        from sglang.srt.entrypoints.api_contract import generate_contract_error
+    except ImportError:  # releases that do not check
+        return
+    said = generate_contract_error({"input_ids": [0], "sampling_params": sampling})
+    if said is not None:
+        raise LedParamError(f"sampling: {said}")
 
 
 def _are_messages(value: object) -> bool:

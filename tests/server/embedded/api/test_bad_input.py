@@ -167,6 +167,7 @@ def test_the_inspector_refuses_what_no_encoding_can_hold(http: httpx.Client, key
         {"top_k": 1.5},
         {"beam_width": 3},
         {"is_normalized": True},
+        {"led": {"depth": 3}},
     ],
     ids=str,
 )

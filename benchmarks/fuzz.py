@@ -1,4 +1,6 @@
-"""Bad requests drawn from the server's own OpenAPI schema of LED's fields: every one must be 4xx, the server alive.
+"""Bad requests drawn from the server's own OpenAPI schema of LED's fields: every one must be 400, the server alive.
+
+The values stand where LED reads them, on every endpoint, and where it does not, and in bodies of the inspector's.
 
     python -m benchmarks.fuzz --requests 5000 --append
 
@@ -26,9 +28,27 @@ from led_sglang.params import ALL_METHODS
 
 RESULTS = Path(__file__).parent / "results" / "fuzz.jsonl"
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
+RESPONSES, STREAM = "/v1/responses", "/led/stream"
+OTHERS = ("/v1/messages", "/api/chat", "/api/generate", "/vertex_generate", "/invocations")
 CLIENTS = 16
 SCALARS: tuple[Any, ...] = (None, True, False, -1, 0, 1, 2, 13, 300, 2**31, 2**63, 10**30, -0.5, 0.5, 1.5, 1e308)
-TEXTS = ("", "8", "led", "think", "all", "none", "true", "\x00", "\ud7ff", "é" * 50, "a" * 5000, "{}", "../..", "None")
+TEXTS = (
+    "",
+    "8",
+    "led",
+    "think",
+    "all",
+    "none",
+    "true",
+    "\x00",
+    "\ud7ff",
+    "\ud800",
+    "é" * 50,
+    "a" * 5000,
+    "{}",
+    "../..",
+    "None",
+)
 
 
 def junk(rng: random.Random, depth: int = 0) -> Any:
@@ -57,9 +77,31 @@ def bad_values(schema: dict[str, Any], rng: random.Random) -> Iterator[Any]:
             yield value
 
 
+def misplaced(rng: random.Random, value: Any) -> tuple[str, bytes]:
+    """Path and body, any value but null in a place where LED does not read it."""
+    path = rng.choice((CHAT, COMPLETIONS, GENERATE, RESPONSES, *OTHERS))
+    key = rng.choice(("LED", "led_depth", "Led", "custom_params.led", "__led"))
+    holders = rng.sample(("extra_body", "custom_params", "metadata", "sampling_params", "options", "parameters"), 3)
+    inner: Any = {key: 0 if value is None else value}
+    for holder in holders[: rng.randrange(4)]:
+        inner = {holder: rng.choice((inner, [inner], [{}, inner]))}
+    return path, json.dumps({"model": "led-embedded", "stream": rng.random() < 0.5, "prompt": "1 +", **inner}).encode()
+
+
+def bad_stream(rng: random.Random, value: Any) -> tuple[str, bytes]:
+    """A body of the inspector's, the bad value where it reads LED's parameters or anything else."""
+    asked: dict[str, Any] = {"prompt": "1 +", "sampling": {"max_new_tokens": 1}, "led": value}
+    if not isinstance(value, dict) or "trace" in value:  # which the inspector sets itself
+        asked = {**asked, "led": True, rng.choice(("seed", "n", "side", "messages", "sampling")): {"led": junk(rng)}}
+    return STREAM, json.dumps(asked).encode()
+
+
 def bad_request(rng: random.Random, value: Any) -> tuple[str, bytes]:
-    """Path and body, the bad value in one of the places where LED reads it."""
-    path = rng.choice((CHAT, COMPLETIONS, GENERATE))
+    """Path and body, the bad value in one of the places where LED reads it, or a value where it does not."""
+    kind = rng.random()
+    if kind < 0.3:
+        return misplaced(rng, value) if kind < 0.2 else bad_stream(rng, value)
+    path = rng.choice((CHAT, COMPLETIONS, GENERATE, RESPONSES))
     body: dict[str, Any] = {"stream": rng.random() < 0.5}
     if path == GENERATE:
         sampling = {"max_new_tokens": 1, "custom_params": {"led": value}}
@@ -67,15 +109,16 @@ def bad_request(rng: random.Random, value: Any) -> tuple[str, bytes]:
         many = isinstance(prompts[0], list)
         params: Any = [{"max_new_tokens": 1}, sampling] if many and rng.random() < 0.5 else sampling
         return path, json.dumps({**body, "input_ids": prompts, "sampling_params": params}).encode()
-    prompt: dict[str, Any] = (
-        {"prompt": "1 +"} if path == COMPLETIONS else {"messages": [{"role": "user", "content": "1"}]}
-    )
+    messages = [{"role": "user", "content": "1"}]
+    prompt: dict[str, Any] = {CHAT: {"messages": messages}, COMPLETIONS: {"prompt": "1 +"}, RESPONSES: {"input": "1"}}[
+        path
+    ]
     place = {"metadata": {"led": json.dumps(value)}} if rng.random() < 0.3 else {"custom_params": {"led": value}}
     return path, json.dumps({"model": "led-embedded", **prompt, "max_tokens": 1, **body, **place}).encode()
 
 
 async def fuzz(url: str, num_requests: int, seed: int) -> dict[str, Any]:
-    """Send them; the summary's `faults` are the answers that were not 4xx, or whose words were not LED's."""
+    """Send them; the summary's `faults` are the answers that were not 400, or whose words were not LED's."""
     rng = random.Random(seed)
     statuses: Counter[int] = Counter()
     faults: list[str] = []
@@ -89,7 +132,8 @@ async def fuzz(url: str, num_requests: int, seed: int) -> dict[str, Any]:
             for path, body in requests:
                 answer = await client.post(path, content=body, headers={"content-type": "application/json"})
                 statuses[answer.status_code] += 1
-                if not 400 <= answer.status_code < 500 or "led" not in answer.text:
+                is_told = path == STREAM or any(word in answer.text for word in ("led", "custom_params"))
+                if answer.status_code != 400 or not is_told:
                     faults.append(f"{path} {body!r:.300} -> {answer.status_code} {answer.text:.300}")
 
         await asyncio.gather(*(worker() for _ in range(CLIENTS)))

@@ -1,5 +1,6 @@
 """Serves the page's static files; knows nothing of SGLang."""
 
+from starlette._utils import get_route_path
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -25,8 +26,13 @@ class Page:
         await (self.app if response is None else response)(scope, receive, send)
 
 
+def route_path(scope: Scope) -> str:
+    """The path that the router goes by: without `--fastapi-root-path`, which the server puts before every path."""
+    return get_route_path(scope)
+
+
 def _static(scope: Scope) -> Response | None:
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    path = route_path(scope)
     if path == "/led":
         return RedirectResponse("led/", 307)  # relative: right behind a proxy that adds a prefix
     name = path.removeprefix("/led/") or "index.html"

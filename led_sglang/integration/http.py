@@ -2,22 +2,34 @@
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.middleware import Middleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from led_sglang.inspector.page import route_path
 from led_sglang.integration import info, inspector, metrics
+from led_sglang.integration.places import (
+    ENDPOINTS,
+    GENERATE,
+    OPENAI_PATHS,
+    OURS,
+    RESPONSES,
+    TRANSCRIPTIONS,
+    VERTEX,
+    read_object,
+    refuse_form,
+    refuse_misplaced,
+)
 from led_sglang.params import LedParamError, check_custom_params, parse_request, server_config
 from led_sglang.schema import describing
 
-RESPONSES = "/v1/responses"
-OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions", "/invocations", RESPONSES)
-DEAF_PATHS = ("/v1/messages", "/api/chat", "/api/generate")  # SGLang drops what these protocols do not know
-PATHS = (*OPENAI_PATHS, *DEAF_PATHS, "/generate", "/vertex_generate")
-OURS = re.compile(rb'"led"|"custom_params"|"metadata"|""|\[\s*\]')  # bodies that `lift` has to look into
+EMPTY = re.compile(rb'""|\[\s*\]')  # prompts of /generate that may be empty
+ROUTES_OF_VARIABLES = {"ollama_chat": "/api/chat", "ollama_generate": "/api/generate", "vertex_generate": VERTEX}
 
 
 class LedRequests:
@@ -27,18 +39,23 @@ class LedRequests:
     parameters are checked before a streaming response could begin with status 200.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, paths: Mapping[str, str] | None = None) -> None:
+        """`paths`: under which path the app has the endpoints that `places.ENDPOINTS` knows; as there by default."""
         self.app = app
+        self.paths = {path: path for path in ENDPOINTS} if paths is None else paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in PATHS:
+        is_asked = scope["type"] == "http" and scope["method"] in ("POST", "PUT")
+        path = self.paths.get(route_path(scope)) if is_asked else None
+        if path is None:
             await self.app(scope, receive, send)
             return
         messages, body = await _read(receive)
+        is_ours = OURS.search(body) or (path == GENERATE and EMPTY.search(body))
         try:
-            changed = lift(body, scope["path"]) if OURS.search(body) else None
+            changed = lift(body, path) if is_ours else None
         except LedParamError as error:
-            await _refuse(error)(scope, _replay(messages, receive), send)
+            await refusal(error)(scope, _replay(messages, receive), send)
             return
         if changed is not None:
             messages = [{"type": "http.request", "body": changed, "more_body": False}]
@@ -51,30 +68,35 @@ def lift(body: bytes, path: str) -> bytes | None:
     """The body with LED's parameters where SGLang keeps them; None where nothing changes. Raises LedParamError.
 
     That is `custom_params.led`, into which `metadata.led` is lifted; on /v1/responses, whose requests have no
-    `custom_params`, it is `metadata.led`, from which `requests.add_to_responses` takes it.
+    `custom_params`, it is `metadata.led`, from which `requests.add_to_responses` takes it. `path` is one of ENDPOINTS.
     """
+    if path == TRANSCRIPTIONS:
+        refuse_form(body, path)
+        return None
     try:
-        request = json.loads(body)
+        request = json.loads(body, object_pairs_hook=read_object)
+        return _lift(request, path) if isinstance(request, dict) else None
+    except LedParamError:
+        raise
     except ValueError:
         return None  # SGLang's own parser answers
     except RecursionError as error:
         raise LedParamError("the request is nested too deep to be read") from error
-    if not isinstance(request, dict):
-        return None
-    if path in DEAF_PATHS:
-        _refuse_deaf(request, path)
-        return None
-    metadata = request.get("metadata")
-    is_lifted = False
-    if isinstance(metadata, dict) and "led" in metadata and path in OPENAI_PATHS:
+
+
+def _lift(request: dict[str, Any], path: str) -> bytes | None:
+    for custom in _custom_params(request, path):
+        check_custom_params(custom)
+    refuse_misplaced(request, path)
+    metadata, is_lifted = request.get("metadata"), False
+    if path in OPENAI_PATHS and isinstance(metadata, dict) and "led" in metadata:
         _lift_into(request, metadata)
         is_lifted = True
-    if path == "/generate":
+    if path == GENERATE:
         _refuse_empty(request)
     config = server_config()
     assert config is not None
-    for custom in _custom_params(request):
-        check_custom_params(custom)
+    for custom in _custom_params(request, path):
         parse_request(custom.get("led"), config)
     if path == RESPONSES:
         is_lifted = _sink_into_metadata(request)
@@ -87,8 +109,6 @@ def _lift_into(request: dict[str, Any], metadata: dict[str, Any]) -> None:
     except (ValueError, RecursionError) as error:
         raise LedParamError(f"metadata.led must be JSON in a string, got {metadata['led']!r:.80}") from error
     custom = request.get("custom_params") or {}
-    if not isinstance(custom, dict):
-        return
     if "led" in custom and custom["led"] != value:
         raise LedParamError("custom_params.led and metadata.led disagree: send one of them")
     request["custom_params"] = {**custom, "led": value}
@@ -99,19 +119,11 @@ def _sink_into_metadata(request: dict[str, Any]) -> bool:
     custom = request.get("custom_params")
     if not isinstance(custom, dict) or "led" not in custom:
         return False
-    request["metadata"] = {**(request.get("metadata") or {}), "led": json.dumps(custom.pop("led"))}
+    metadata = request.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise LedParamError(f"metadata must be an object, got {metadata!r:.80}")
+    request["metadata"] = {**metadata, "led": json.dumps(custom.pop("led"))}
     return True
-
-
-def _refuse_deaf(request: dict[str, Any], path: str) -> None:
-    """Nothing a client asks for is dropped without a word."""
-    for key in ("custom_params", "metadata"):
-        holder = request.get(key)
-        if isinstance(holder, dict) and "led" in holder:
-            raise LedParamError(
-                f"{key}.led: SGLang's {path} has no place for it, so the server's default (--led) holds there; use "
-                f"/v1/chat/completions, /v1/completions, {RESPONSES} or /generate"
-            )
 
 
 def _refuse_empty(request: dict[str, Any]) -> None:
@@ -124,17 +136,19 @@ def _refuse_empty(request: dict[str, Any]) -> None:
             raise LedParamError(f"{key}: the prompt is empty, at least one token is needed")
 
 
-def _custom_params(request: dict[str, Any]) -> list[Any]:
-    parameters = request.get("parameters")  # /vertex_generate wraps a /generate
-    sampling = (parameters if isinstance(parameters, dict) else request).get("sampling_params")
-    holders = [request, *(sampling if isinstance(sampling, list) else [sampling])]
-    customs = [holder.get("custom_params") for holder in holders if isinstance(holder, dict)]
-    return [custom for custom in customs if custom is not None]
+def _custom_params(request: dict[str, Any], path: str) -> list[Any]:
+    """What stands where `path` reads custom_params; /generate may have one for each prompt."""
+    found: list[Any] = [request] if ENDPOINTS[path] else []
+    for key in ENDPOINTS[path][0].split(".")[:-1] if found else ():
+        each = [item for value in found for item in (value if isinstance(value, list) else [value])]
+        found = [item.get(key) for item in each if isinstance(item, dict)]
+    return [custom for custom in found if custom is not None]
 
 
-def _refuse(error: LedParamError) -> JSONResponse:
+def refusal(error: LedParamError) -> Response:
+    """HTTP 400. ASCII only: what is repeated from a request may be no text that UTF-8 can hold."""
     detail = {"object": "error", "message": str(error), "type": "BadRequestError", "param": "led", "code": 400}
-    return JSONResponse({**detail, "error": detail}, status_code=400)
+    return Response(json.dumps({**detail, "error": detail}), 400, media_type="application/json")
 
 
 async def _read(receive: Receive) -> tuple[list[Message], bytes]:
@@ -155,13 +169,23 @@ def _replay(messages: list[Message], receive: Receive) -> Receive:
     return next_message
 
 
+def _paths(app: FastAPI) -> dict[str, str]:
+    """The app's paths of our ENDPOINTS, three of which SGLang takes from environment variables."""
+    paths = {path: path for path in ENDPOINTS}
+    for route in app.routes:
+        known = ROUTES_OF_VARIABLES.get(getattr(getattr(route, "endpoint", None), "__name__", ""))
+        if known is not None:
+            paths[route.path] = known  # type: ignore[attr-defined]
+    return paths
+
+
 def attach(app: FastAPI) -> None:
     """Add our routes and middleware to SGLang's app; before it starts serving.
 
     The middleware goes innermost: behind the API key, so that strangers' bodies are not read, behind decompression,
     so that it sees JSON, and behind CORS, so that a browser may read its refusals.
     """
-    app.user_middleware.append(Middleware(LedRequests))
+    app.user_middleware.append(Middleware(LedRequests, paths=_paths(app)))
     inspector.attach(app)
     metrics.attach()
     config = server_config()

@@ -52,8 +52,9 @@ class Ask:
         """Raises LedParamError."""
         try:
             asked = json.loads(body)
+            json.dumps(asked, ensure_ascii=False).encode()  # half a surrogate pair is JSON, and no text
         except (ValueError, RecursionError) as error:
-            raise LedParamError("the body must be a JSON object") from error
+            raise LedParamError("the body must be a JSON object in UTF-8") from error
         if not isinstance(asked, dict) or any(key not in KEYS for key in asked):
             raise LedParamError(f"the body must be a JSON object with keys among {', '.join(KEYS)}")
         seed, n, side = asked.get("seed"), asked.get("n", 1), asked.get("side", "led")
@@ -67,12 +68,24 @@ class Ask:
         _require(messages is None or _are_messages(messages), "messages", "a list of {role, content}", messages)
         ours = ("custom_params", "n", "sampling_seed")
         _require(isinstance(sampling, dict) and not set(ours) & set(sampling), "sampling", f"without {ours}", sampling)
+        _check_sampling(sampling)
         return cls(messages, prompt, sampling, _led(asked.get("led"), side), seed, n)
 
 
 def _require(is_right: bool, name: str, what: str, value: object) -> None:
     if not is_right:
         raise LedParamError(f"{name} must be {what}, got {value!r:.80}")
+
+
+def _check_sampling(sampling: dict[str, Any]) -> None:
+    """What SGLang's /generate refuses before it makes a request of it: values of a wrong type stop its scheduler."""
+    try:
+        from sglang.srt.entrypoints.api_contract import generate_contract_error
+    except ImportError:  # releases that do not check
+        return
+    said = generate_contract_error({"input_ids": [0], "sampling_params": sampling})
+    if said is not None:
+        raise LedParamError(f"sampling: {said}")
 
 
 def _are_messages(value: object) -> bool:
@@ -216,8 +229,10 @@ def _line(event: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(event, ensure_ascii=True).encode() + b"\n\n"
 
 
-def _refuse(message: str) -> JSONResponse:
-    return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
+def _refuse(message: str) -> Response:
+    """ASCII only: what a chat template says may be no text that UTF-8 can hold."""
+    detail = {"error": {"message": message, "type": "BadRequestError", "code": 400}}
+    return Response(json.dumps(detail), 400, media_type="application/json")
 
 
 async def stream(manager: Any, body: bytes) -> Response:

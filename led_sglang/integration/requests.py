@@ -1,5 +1,6 @@
 """The HTTP process: validate, stamp and report requests."""
 
+import hashlib
 import json
 import logging
 import secrets
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
 
@@ -60,7 +62,10 @@ def verify(original: Any, self: Any, vocab_size: int) -> None:
     if params is None or params.method == "none":
         return
     if getattr(self, "beam_width", None) not in (None, 1):
-        raise LedParamError(f"LED samples, it cannot run a beam search: beam_width must be 1, got {self.beam_width}")
+        raise LedParamError(
+            f"LED samples, it cannot run a beam search: beam_width must be 1, got {self.beam_width}; for a beam search "
+            f"switch LED off for the request: custom_params.led false"
+        )
 
 
 def add_to_responses(
@@ -95,14 +100,25 @@ def stamp_one(self: Any, tokenized_obj: Any) -> None:
         stamped = StampedParams(params, earlier["seed"], earlier["is_seeded"], earlier["sample"] + 1)
     else:
         seed = sampling.sampling_seed
-        stamped = StampedParams(params, _default_seed(self) if seed is None else seed, seed is not None, 0)
+        stamped = StampedParams(
+            params, _default_seed(self, tokenized_obj) if seed is None else seed, seed is not None, 0
+        )
     sampling.custom_params = {**custom, STAMP_KEY: stamped.to_wire()}
 
 
-def _default_seed(tokenizer_manager: Any) -> int:
-    """Of a request that names none."""
-    is_deterministic = getattr(tokenizer_manager.server_args, "enable_deterministic_inference", False)
-    return DETERMINISTIC_SEED if is_deterministic else secrets.randbits(63)
+def _default_seed(tokenizer_manager: Any, tokenized_obj: Any) -> int:
+    """Of a request that names none: drawn, but the prompt's own where the engine would answer alike every time."""
+    if getattr(tokenizer_manager.server_args, "enable_deterministic_inference", False):
+        return DETERMINISTIC_SEED
+    return prompt_seed(tokenized_obj) if tokenized_obj.sampling_params.top_k == 1 else secrets.randbits(63)
+
+
+def prompt_seed(tokenized_obj: Any) -> int:
+    """63 bits of a hash of the prompt's ids, and of its embeddings where it is given as such."""
+    digest = hashlib.blake2b(digest_size=8)
+    for values, dtype in ((tokenized_obj.input_ids, "<i8"), (getattr(tokenized_obj, "input_embeds", None), "<f4")):
+        digest.update(np.asarray([] if values is None else values, dtype).tobytes())
+    return int.from_bytes(digest.digest(), "little") >> 1
 
 
 def _is_probe(rid: object) -> bool:

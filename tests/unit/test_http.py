@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
-from led_sglang.integration.http import PATHS, RESPONSES, LedRequests, lift
+from led_sglang.integration.http import LedRequests, lift
+from led_sglang.integration.places import CHAT, COMPLETIONS, ENDPOINTS, GENERATE, INVOCATIONS, RESPONSES, VERTEX
 from led_sglang.params import ENV_CONFIG, STAMP_KEY, LedParamError, ServerConfig, export_config
-
-CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -69,7 +68,7 @@ async def client(echo: Echo) -> AsyncIterator[httpx.AsyncClient]:
         b"",
     ],
 )
-@pytest.mark.parametrize("path", [*PATHS, "/elsewhere"])
+@pytest.mark.parametrize("path", [*ENDPOINTS, "/elsewhere"])
 async def test_what_needs_no_lifting_passes_byte_for_byte(
     client: httpx.AsyncClient, echo: Echo, body: bytes, path: str
 ):
@@ -79,7 +78,7 @@ async def test_what_needs_no_lifting_passes_byte_for_byte(
     assert answer.content == body
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/invocations"])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, INVOCATIONS])
 @pytest.mark.parametrize("led", [True, False, None, {}, {"depth": 3, "trace": True}])
 async def test_metadata_is_lifted(client: httpx.AsyncClient, echo: Echo, path: str, led: object) -> None:
     sent = {"model": "m", "metadata": {"led": json.dumps(led), "user": "u"}, "custom_params": {"other": 1}}
@@ -88,10 +87,19 @@ async def test_metadata_is_lifted(client: httpx.AsyncClient, echo: Echo, path: s
     assert int(echo.headers[b"content-length"]) == len(echo.bodies[0])
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, GENERATE])
-async def test_custom_params_pass_byte_for_byte(client: httpx.AsyncClient, echo: Echo, path: str) -> None:
-    body = b'{"custom_params": {"led": true}, "n": 1.0}'
-    assert (await client.post(path, content=body)).content == body
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, b'{"custom_params": {"led": true}, "n": 1.0}'),
+        (COMPLETIONS, b'{"custom_params": {"led": true}, "n": 1.0}'),
+        (GENERATE, b'{"sampling_params": {"custom_params":{"led": true}}, "n": 1.0}'),
+        (GENERATE, b'{"sampling_params": [{}, {"custom_params":{"led": true}}], "n": 1.0}'),
+        (VERTEX, b'{"parameters": {"sampling_params": {"custom_params":{"led": true}}}, "n": 1.0}'),
+    ],
+)
+async def test_custom_params_pass_byte_for_byte(client: httpx.AsyncClient, path: str, body: bytes) -> None:
+    for method in ("POST", "PUT"):
+        assert (await client.request(method, path, content=body)).content == body
 
 
 @pytest.mark.parametrize("custom", [{"led": {"depth": 3}}, {"led": {"depth": 3}, "other": 1}, None])
@@ -116,11 +124,6 @@ async def test_metadata_may_be_lifted_into_nothing(client: httpx.AsyncClient) ->
 async def test_the_same_in_both_places_is_no_conflict(client: httpx.AsyncClient) -> None:
     sent = {"metadata": {"led": '{"depth": 2}'}, "custom_params": {"led": {"depth": 2}}}
     assert (await client.post(CHAT, json=sent)).json()["custom_params"] == {"led": {"depth": 2}}
-
-
-async def test_generate_has_no_metadata_field(client: httpx.AsyncClient) -> None:
-    sent = {"text": "a", "metadata": {"led": "nonsense"}}
-    assert (await client.post(GENERATE, json=sent)).json() == sent
 
 
 async def test_a_body_in_pieces_is_read_whole(client: httpx.AsyncClient, echo: Echo) -> None:
@@ -149,7 +152,9 @@ REFUSED = [
     ("/v1/messages", {"custom_params": {"led": True}}, ["custom_params.led", "/v1/messages", "/v1/chat/completions"]),
     ("/v1/messages", {"metadata": {"led": "true"}}, ["metadata.led", "/v1/messages"]),
     ("/api/chat", {"custom_params": {"led": True}}, ["custom_params.led", "/api/chat"]),
-    ("/vertex_generate", {"parameters": {"sampling_params": {"custom_params": {"led": {"top_k": 0}}}}}, ["top_k"]),
+    (RESPONSES, {"custom_params": {"led": True}, "metadata": "x"}, ["metadata must be an object", "'x'"]),
+    (RESPONSES, {"custom_params": {"led": True}, "metadata": [["led", "true"]]}, ["metadata must be an object"]),
+    (VERTEX, {"parameters": {"sampling_params": {"custom_params": {"led": {"top_k": 0}}}}}, ["top_k"]),
     (GENERATE, {"text": ""}, ["text", "empty"]),
     (GENERATE, {"text": ["a", ""]}, ["text", "empty"]),
     (GENERATE, {"input_ids": []}, ["input_ids", "empty"]),
@@ -157,11 +162,12 @@ REFUSED = [
 ]
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT"])
 @pytest.mark.parametrize(("path", "body", "named"), REFUSED)
 async def test_refused_with_400_before_sglang_sees_it(
-    client: httpx.AsyncClient, echo: Echo, path: str, body: dict[str, Any], named: list[str]
+    client: httpx.AsyncClient, echo: Echo, path: str, body: dict[str, Any], named: list[str], method: str
 ) -> None:
-    answer = await client.post(path, json=body)
+    answer = await client.request(method, path, json=body)
     assert answer.status_code == 400
     assert echo.bodies == []
     for word in named:
@@ -174,6 +180,31 @@ async def test_json_nested_too_deep_is_refused(client: httpx.AsyncClient, echo: 
     answer = await client.post(CHAT, content=body)
     assert answer.status_code == 400
     assert "nested" in answer.json()["message"]
+
+
+LONE = "\ud800"  # half a surrogate pair: JSON can say it, UTF-8 cannot
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"custom_params": {"led": LONE}},
+        {"custom_params": {"led": {LONE: 1}}},
+        {"custom_params": {"led": {"phase": LONE}}},
+        {"custom_params": {"led": {"depth": {LONE: [LONE]}}}},
+        {"custom_params": LONE},
+        {"metadata": {"led": LONE}},
+        {"metadata": {"led": f'{{"{LONE}": 1}}'}},
+        {"metadata": LONE, "custom_params": {"led": {"method": LONE}}},
+        {"extra_body": {"led": LONE}},
+    ],
+)
+async def test_words_that_no_encoding_can_hold_are_refused_like_others(
+    client: httpx.AsyncClient, body: dict[str, Any]
+) -> None:
+    answer = await client.post(CHAT, content=json.dumps(body))
+    assert answer.status_code == 400
+    assert "led" in answer.json()["message"] or "custom_params" in answer.json()["message"]
 
 
 async def test_other_methods_and_websockets_pass(client: httpx.AsyncClient) -> None:
@@ -203,7 +234,7 @@ JSON = st.recursive(
 )
 
 
-@given(JSON, st.sampled_from(PATHS))
+@given(JSON, st.sampled_from(list(ENDPOINTS)))
 def test_any_json_is_lifted_left_or_refused(value: object, path: str) -> None:
     try:
         changed = lift(json.dumps(value).encode(), path)

@@ -22,8 +22,14 @@ def stock_server(logs: Path) -> Iterator[Server]:
         yield server
 
 
+ROOT_PATH = "/llm"
+
+
 class Spare:
-    """A server whose weights tests may replace and which they may kill; the next test that asks gets a live one."""
+    """A server whose weights tests may replace and which they may kill; the next test that asks gets a live one.
+
+    It believes to be behind a proxy that serves it under a prefix.
+    """
 
     def __init__(self, log: Path) -> None:
         self._log = log
@@ -31,7 +37,7 @@ class Spare:
 
     def get(self) -> Server:
         if self._server is None or self._server.process.poll() is not None:
-            self._server = Server(log=self._log).wait_ready()
+            self._server = Server("--fastapi-root-path", ROOT_PATH, log=self._log).wait_ready()
         return self._server
 
     def stop(self) -> None:

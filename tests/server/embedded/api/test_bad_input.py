@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tests.server.talking import CHAT, COMPLETIONS, ENDPOINTS, GENERATE, MODEL, body, generate, message_of, messages
 
 pytestmark = pytest.mark.server
+LONE = "\ud800"  # half a surrogate pair: JSON can say it, UTF-8 cannot
 KEYS = ["method", "depth", "top_k", "phase", "exploit", "latent_norm", "normalize_layers", "latent_offset", "min_p"]
 
 BAD_LED: list[tuple[object, list[str]]] = [
@@ -112,9 +114,69 @@ def test_a_prompt_longer_than_the_context(http: httpx.Client, path: str, led: ob
     assert "2048" in said or "context" in said
 
 
-def test_a_beam_search_cannot_explore(http: httpx.Client) -> None:
-    request = body(CHAT, {}, n=0)
-    assert http.post(CHAT, json=request).status_code == 400
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("led", [None, True, {"depth": 1}])
+def test_a_beam_search_cannot_explore(http: httpx.Client, led: object, stream: bool) -> None:
+    request = body(GENERATE, led, stream=stream)
+    request["sampling_params"]["beam_width"] = 2
+    said = refused(http, GENERATE, request)
+    assert "beam_width must be 1, got 2" in said
+    assert "custom_params.led false" in said, "what to do on a server whose default is LED"
+
+
+@pytest.mark.parametrize("led", [False, {"method": "none"}])
+def test_a_beam_search_runs_with_led_off_beside_requests_that_explore(http: httpx.Client, led: object) -> None:
+    plain, seeded = {"temperature": 0}, {"sampling_seed": 5, "max_new_tokens": 40}
+    expected = generate(http, {"trace": True}, sampling=seeded)
+    with ThreadPoolExecutor(4) as pool:
+        beams = [pool.submit(generate, http, led, sampling={**plain, "beam_width": 3, "n": 2}) for _ in range(2)]
+        beside = [pool.submit(generate, http, {"trace": True}, sampling=seeded) for _ in range(2)]
+        found = [beam.result() for beam in beams]
+        assert found[0] == found[1]
+        for one in beside:
+            assert one.result()["text"] == expected["text"]
+            assert one.result()["meta_info"]["led_candidates"] == expected["meta_info"]["led_candidates"]
+
+
+@pytest.mark.parametrize("value", [LONE, {LONE: LONE}, [LONE], {"led": {LONE: {"depth": [LONE]}}}])
+@pytest.mark.parametrize("key", ["prompt", "messages", "sampling", "led", "seed", "side", "n", LONE])
+def test_the_inspector_refuses_what_no_encoding_can_hold(http: httpx.Client, key: str, value: object) -> None:
+    asked: dict[str, Any] = {"prompt": "1 +", "sampling": {"max_new_tokens": 1}, key: value}
+    answer = http.post("/led/stream", content=json.dumps(asked))
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"stop": "é"},
+        {"stop": 5},
+        {"stop": [5]},
+        {"max_new_tokens": "x"},
+        {"max_new_tokens": 10**30},
+        {"temperature": "x"},
+        {"temperature": None, "top_p": {}},
+        {"regex": "("},
+        {"regex": 5},
+        {"logit_bias": {"5": "x"}},
+        {"logit_bias": {"x": 1}},
+        {"logit_bias": [1]},
+        {"stop_token_ids": ["x"]},
+        {"stream_interval": "x"},
+        {"top_k": 1.5},
+        {"beam_width": 3},
+        {"is_normalized": True},
+        {"led": {"depth": 3}},
+    ],
+    ids=str,
+)
+def test_the_inspector_outlives_any_sampling_parameters(http: httpx.Client, sampling: dict[str, Any]) -> None:
+    answer = http.post(
+        "/led/stream", content=json.dumps({"prompt": "1 +", "sampling": {"max_new_tokens": 2, **sampling}})
+    )
+    assert answer.status_code in (200, 400), answer.text
+    assert generate(http, False, sampling={"max_new_tokens": 1})["meta_info"]["completion_tokens"] == 1
 
 
 @pytest.mark.parametrize("method", ["dola", "confident", "soft_thinking", "soft_thinking_gumbel"])
@@ -140,9 +202,10 @@ def test_json_that_nobody_can_read(http: httpx.Client, path: str) -> None:
         assert 400 <= answer.status_code < 500, (content[:60], answer.text)
 
 
+TEXT = st.text(max_size=6) | st.text(st.characters(categories=["Cs", "Cc", "Lo"]), max_size=3)  # no encoding holds Cs
 JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.sampled_from(["think", "led"]),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.sampled_from(["think", "led"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
     max_leaves=4,
 )
 

@@ -1,0 +1,141 @@
+"""Where LED's parameters stand in a request, endpoint by endpoint, and a search for them anywhere else in it.
+
+Parameters are honoured where `ENDPOINTS` says. What looks like LED's in any other place is refused with where it
+belongs, so that nothing a client asks for is dropped in silence. Only the objects in which clients put parameters are
+searched: messages, tools and schemas are the client's own, whatever their keys are called.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from led_sglang.params import KEYS, STAMP_KEY, LedParamError
+
+CHAT, COMPLETIONS, INVOCATIONS = "/v1/chat/completions", "/v1/completions", "/invocations"
+RESPONSES, GENERATE, VERTEX = "/v1/responses", "/generate", "/vertex_generate"
+TRANSCRIPTIONS = "/v1/audio/transcriptions"  # a form, not JSON
+OPENAI_PATHS = (CHAT, COMPLETIONS, INVOCATIONS, RESPONSES)
+OPENAI_PLACES = ("custom_params.led", "metadata.led")
+# Every route of SGLang that generates text, and where parameters are read there; nowhere: its protocol has no field.
+ENDPOINTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(OPENAI_PATHS, OPENAI_PLACES),
+    GENERATE: ("sampling_params.custom_params.led",),
+    VERTEX: ("parameters.sampling_params.custom_params.led",),
+    **dict.fromkeys(("/v1/messages", "/api/chat", "/api/generate", TRANSCRIPTIONS), ()),
+}
+HOLDERS = frozenset(  # and custom_params
+    (
+        *("metadata", "samplingparams", "parameters", "instances", "options", "sessionparams"),
+        *("extrabody", "extraparams", "extraargs", "extraquery", "modelkwargs", "vllmxargs", "generationconfig"),
+        "chattemplatekwargs",
+    )
+)
+LIKE_LED = frozenset(("led", "led_params", STAMP_KEY.strip("_"), *(f"led_{key}" for key in KEYS)))
+MAX_DEPTH = 6  # keys and indices in front of a holder's own
+AS_STRING = " (a string)"
+# Bodies to look into: with a key of LED's, with custom_params, with ASCII letters as \u0061, and what is not UTF-8.
+OURS = re.compile(
+    rb'"[-_.]*(?:custom[-_.]params[-_.])?led["\\._-]|"[-_]*custom[-_]*params?[-_]*\\?"|\\u00[2-7]|\x00', re.IGNORECASE
+)
+CUSTOM = re.compile(r"[-_]*custom[-_]*params?[-_]*", re.IGNORECASE | re.ASCII)
+Place = tuple[str | int, ...]  # keys and indices
+
+
+class Twice(dict[str, Any]):
+    """A JSON object in which keys stood twice."""
+
+    repeated: frozenset[str] = frozenset()
+
+
+def read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` of json.loads."""
+    read = dict(pairs)
+    if len(read) == len(pairs):
+        return read
+    twice = Twice(read)
+    twice.repeated = frozenset(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+    return twice
+
+
+def is_like_led(key: str) -> bool:
+    """`led`, `LED`, `led_depth`, `led.depth`, `--led-depth`, `custom_params.led`, `__led_sglang`, ..."""
+    return re.sub(r"[.-]", "_", key.lower()).strip("_").removeprefix("custom_params_") in LIKE_LED
+
+
+def is_holder(key: str) -> bool:
+    """`custom_params`, `extra_body`, `samplingParams`, ...: an object in which clients put parameters."""
+    return CUSTOM.fullmatch(key) is not None or re.sub(r"[-_]", "", key.lower()) in HOLDERS
+
+
+def refuse_misplaced(request: dict[str, Any], path: str) -> None:
+    """Raises LedParamError for what looks like LED's in a place where `path` does not read it."""
+    legal = [tuple(place.split(".")) for place in ENDPOINTS[path]]
+    for place in _search(request, (), _has_processor(request)):
+        each = [key for i, key in enumerate(place) if not (isinstance(key, int) and place[i - 1] == "sampling_params")]
+        if tuple(each) not in legal:
+            raise LedParamError(f"{_name(place)}: {_why(path)}")
+
+
+def refuse_form(body: bytes, path: str) -> None:
+    """The same for multipart forms, whose fields have names. Raises LedParamError."""
+    for name in re.findall(rb'name="([^"]{1,99})"', body):
+        field = name.decode("latin-1")
+        if is_like_led(field) or (is_holder(field) and OURS.search(body)):
+            raise LedParamError(f"{field}: {_why(path)}")
+
+
+def _why(path: str) -> str:
+    legal = " or ".join(ENDPOINTS[path])
+    if legal:
+        return f"LED's parameters are not read there; on {path} they belong in {legal}"
+    return (
+        f"SGLang's {path} has no place for LED's parameters, so the server's default (--led) holds there; use "
+        f"custom_params.led on {CHAT}, {COMPLETIONS} or {RESPONSES}, or {ENDPOINTS[GENERATE][0]} on {GENERATE}"
+    )
+
+
+def _search(holder: dict[str, Any], place: Place, has_processor: bool) -> Iterator[Place]:
+    """Places of what looks like LED's, but for nulls, which ask for nothing."""
+    names = [key.removesuffix(AS_STRING) for key in place if isinstance(key, str)]
+    is_custom = bool(names) and CUSTOM.fullmatch(names[-1]) is not None
+    for key, value in holder.items():
+        here = (*place, key)
+        if key in getattr(holder, "repeated", ()) and (is_like_led(key) or is_holder(key)):
+            raise LedParamError(f"{_name(here)} stands twice in the request")
+        if is_like_led(key) or (is_custom and not has_processor and key.lower() in KEYS):
+            if value is not None:
+                yield here
+        elif len(place) < MAX_DEPTH and is_holder(key):
+            for inner, inner_place in _objects(value, here):
+                yield from _search(inner, inner_place, has_processor)
+
+
+def _name(place: Place) -> str:
+    """As people write it: `sampling_params[1].custom_params.LED`."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key:.40}" for key in place).lstrip(".")
+
+
+def _objects(value: Any, place: Place) -> Iterator[tuple[dict[str, Any], Place]]:
+    """The object, or a list's objects, or the object that somebody wrote into a string."""
+    if isinstance(value, dict):
+        yield value, place
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            if isinstance(item, dict):
+                yield item, (*place, i)
+    elif isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            written = json.loads(value)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(written, dict):
+            yield written, (*place[:-1], f"{place[-1]}{AS_STRING}")
+
+
+def _has_processor(request: dict[str, Any]) -> bool:
+    """A custom logit processor has parameters of its own in custom_params, under any names."""
+    parameters = request.get("parameters")
+    wrapped = parameters if isinstance(parameters, dict) else {}
+    return bool(request.get("custom_logit_processor") or wrapped.get("custom_logit_processor"))

@@ -121,7 +121,7 @@ RELIED_ON: tuple[tuple[str, str], ...] = (
     ),
     (
         TOKENIZER + "_handle_abort_req",
-        "the last chunk of a request that was aborted while it waited: completion_tokens are those of its earlier chunks",
+        "ends a request that was aborted in the queue: completion_tokens are those of the chunks before",
     ),
 )
 

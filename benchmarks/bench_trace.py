@@ -83,13 +83,12 @@ async def one_client(url: str, texts: list[str], until: float, is_traced: bool) 
         for text in texts:
             prompt = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n<think>\n"
             body = {"text": prompt, "sampling_params": sampling, "stream": True}
-            last = ""
             async with http.stream("POST", f"{url}/generate", json=body) as answer:
                 async for line in answer.aiter_lines():
-                    last = line if line.startswith("data: {") else last
+                    if line.startswith("data: {"):
+                        num_traced += len(json.loads(line[6:])["meta_info"].get("led_depth", ()))
                     if time.monotonic() >= until:
                         break
-            num_traced += len(json.loads(last[6:])["meta_info"].get("led_depth", ())) if last else 0
             if time.monotonic() >= until:
                 break
     return num_traced

@@ -31,9 +31,7 @@ def audit_trace(outcome: Outcome) -> list[str]:
     for meta, ids in zip(outcome.metas, outcome.output_ids, strict=True):
         told = meta["led_think"]
         expected = thinking_flags(prompt_ids, ids, [OPEN_ID], [CLOSE_ID])
-        # An aborted request may be told of fewer entries than tokens, never of wrong ones.
-        num_told = min(len(told), len(expected)) if outcome.plan.ending == "abort" else len(expected)
-        if told[:num_told] != expected[:num_told]:
+        if told != expected:
             faults.append(f"request {outcome.plan.number}: led_think {told}, expected {expected}, ids {ids}")
         if sum(told) != meta["led_stats"]["thinking_tokens"]:
             faults.append(f"request {outcome.plan.number}: led_stats {meta['led_stats']} for the trace {told}")

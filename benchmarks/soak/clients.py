@@ -66,6 +66,7 @@ async def _stream(client: httpx.AsyncClient, outcome: Outcome) -> None:
             return
         last: dict[int, dict[str, Any]] = {}
         ids: dict[int, list[int]] = {}
+        traces: dict[int, dict[str, list[Any]]] = {}
         num_events, is_done = 0, False
         async for event in _events(answer):
             num_events += 1
@@ -81,6 +82,7 @@ async def _stream(client: httpx.AsyncClient, outcome: Outcome) -> None:
                 index = event.get("index", 0)
                 last[index] = event
                 ids.setdefault(index, []).extend(event["output_ids"])
+                join_trace(traces.setdefault(index, {}), event["meta_info"])
             if plan.ending == "leave" and num_events > plan.number % 5:
                 return
             if plan.ending == "abort" and num_events == 1 + plan.number % 5:
@@ -89,6 +91,14 @@ async def _stream(client: httpx.AsyncClient, outcome: Outcome) -> None:
             outcome.lost = "the stream ended without [DONE]"
         if plan.path == GENERATE:
             _note_samples(outcome, [last[i] for i in sorted(last)], [ids[i] for i in sorted(ids)])
+            outcome.metas = [{**meta, **traces[i]} for i, meta in zip(sorted(last), outcome.metas, strict=True)]
+
+
+def join_trace(trace: dict[str, list[Any]], meta: dict[str, Any]) -> None:
+    """Each chunk carries the trace of its own tokens."""
+    for key, values in meta.items():
+        if key.startswith("led_") and isinstance(values, list):
+            trace.setdefault(key, []).extend(values)
 
 
 def _note_samples(outcome: Outcome, samples: list[dict[str, Any]], ids: list[list[int]]) -> None:

@@ -171,10 +171,10 @@ async def _sample(manager: Any, prompt: Prompt, ask: Ask, ids: list[int], i: int
                 new = answer["output_ids"]
                 new = new if manager.incremental_streaming_output else new[len(seen) :]
                 at = round(1000 * (time.monotonic() - start), 1)
-                for token_id in new:
-                    token = _token(prompt, pieces, answer["meta_info"], i, len(seen), token_id)
+                for place, token_id in enumerate(new):
+                    token = _token(prompt, pieces, answer["meta_info"], i, place, token_id)
                     events.put_nowait({**token, "at": at})
-                    seen.append(token_id)
+                seen.extend(new)
         meta = answer["meta_info"] if answer else {}
         finish = (meta.get("finish_reason") or {}).get("type")
         events.put_nowait({"i": i, "end": finish, "params": meta.get("led_params"), "stats": meta.get("led_stats")})
@@ -185,10 +185,12 @@ async def _sample(manager: Any, prompt: Prompt, ask: Ask, ids: list[int], i: int
         events.put_nowait(None)
 
 
-def _token(prompt: Prompt, pieces: Pieces, meta: dict[str, Any], i: int, at: int, token_id: int) -> dict[str, Any]:
+def _token(prompt: Prompt, pieces: Pieces, meta: dict[str, Any], i: int, place: int, token_id: int) -> dict[str, Any]:
+    """The event of token `place` of a chunk."""
+
     def column(key: str) -> Any:
         values = meta.get("led_" + key) or ()
-        return values[at] if at < len(values) else None
+        return values[place] if place < len(values) else None
 
     candidates = column("candidates")
     return {

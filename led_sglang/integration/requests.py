@@ -5,22 +5,20 @@ import json
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
 
-from led_sglang.integration.records import NUM_TRACE_VALUES, WIRE_KEY
-from led_sglang.ops.row_loops import ACTIVE, DEPTH_SHIFT, EXPLORED, FALLBACK, THINKING
+from led_sglang.integration.records import WIRE_KEY
+from led_sglang.integration.view import RequestView
 from led_sglang.params import (
     STAMP_KEY,
     LedParamError,
-    LedParams,
     ServerConfig,
     StampedParams,
     check_custom_params,
@@ -31,19 +29,6 @@ from led_sglang.params import (
 logger = logging.getLogger(__name__)
 DETERMINISTIC_SEED = 42  # SGLang's own for requests without one under --enable-deterministic-inference
 MAX_LOGGED_FAILURES = 3  # the counter in /led/info goes on
-
-TRACE_KEYS = (
-    "led_think",
-    "led_explored",
-    "led_depth",
-    "led_confidence",
-    "led_entropy",
-    "led_logprob",
-    "led_candidates",
-    "led_exploit",
-    "led_explore",
-    "led_depth_entropy",
-)
 
 
 def _config() -> ServerConfig:
@@ -153,72 +138,21 @@ class Answers:
 ANSWERS = Answers()
 
 
-@dataclass
-class RequestView:
-    """What one request is told about itself."""
-
-    params: LedParams
-    num_tokens: int = 0
-    num_thinking: int = 0
-    num_explored: int = 0
-    num_fallbacks: int = 0
-    total_depth: int = 0  # of the explored tokens
-    columns: dict[str, list[Any]] = field(default_factory=lambda: {key: [] for key in TRACE_KEYS})
-
-    @cached_property
-    def applied(self) -> dict[str, Any]:
-        """`led_params`; made once, since a stream tells it with every token."""
-        return self.params.public()
-
-    def add(self, entries: list[Any]) -> None:
-        """The entries of newly generated tokens: int flags, or a tuple of flags and trace values."""
-        for entry in entries:
-            if self.params.trace:
-                flags, *values = (entry,) if isinstance(entry, int) else entry
-                self._trace(flags, values or [None] * NUM_TRACE_VALUES)
-            else:
-                flags = entry
-            self.num_tokens += flags & ACTIVE != 0
-            self.num_thinking += flags & THINKING != 0
-            self.num_fallbacks += flags & FALLBACK != 0
-            if flags & EXPLORED:
-                self.num_explored += 1
-                self.total_depth += flags >> DEPTH_SHIFT
-
-    def _trace(self, flags: int, values: list[Any]) -> None:
-        is_active = bool(flags & ACTIVE) and not flags & FALLBACK
-        head = [bool(flags & THINKING), bool(flags & EXPLORED), flags >> DEPTH_SHIFT if is_active else None]
-        for key, value in zip(TRACE_KEYS, [*head, *values], strict=True):
-            self.columns[key].append(value)
-
-    def public(self) -> dict[str, Any]:
-        """What joins `meta_info`."""
-        if self.params.method == "none":
-            return {"led_params": self.applied}
-        columns = {key: list(values) for key, values in self.columns.items()} if self.params.trace else {}
-        return {"led_params": self.applied, "led_stats": self._stats(), **columns}
-
-    def _stats(self) -> dict[str, Any]:
-        return {
-            "led_tokens": self.num_tokens,
-            "thinking_tokens": self.num_thinking,
-            "explored_tokens": self.num_explored,
-            "mean_depth": self.total_depth / self.num_explored if self.num_explored else None,
-            "fallbacks": self.num_fallbacks,
-        }
-
-
-def take_entries(self: Any, recv_obj: Any) -> None:
-    """BEFORE TokenizerManager._handle_batch_output: take our entries out of the scheduler's answer.
-
-    That function runs for every request of the server: a fault of ours is logged, never raised there.
-    """
+@contextmanager
+def _counted_faults() -> Iterator[None]:
+    """For code in functions that serve every request of the server: a fault of ours is logged, never raised there."""
     try:
-        _take_entries(self, recv_obj)
+        yield
     except Exception:
         ANSWERS.num_report_failures += 1
         if ANSWERS.num_report_failures <= MAX_LOGGED_FAILURES:
             logger.exception("LED could not report on a step; its requests miss led_stats and trace entries")
+
+
+def take_entries(self: Any, recv_obj: Any) -> None:
+    """BEFORE TokenizerManager._handle_batch_output: take our entries out of the scheduler's answer."""
+    with _counted_faults():
+        _take_entries(self, recv_obj)
 
 
 def _take_entries(self: Any, recv_obj: Any) -> None:
@@ -233,11 +167,14 @@ def _take_entries(self: Any, recv_obj: Any) -> None:
     for rid, entries in zip(recv_obj.rids, per_request, strict=True):
         view = _view(self.rid_to_state.get(rid))
         if view is not None:
-            view.add([entry for entry in entries if entry is not None])
+            view.add(entries)
 
 
 def respond(original: Any, self: Any, obj: Any, request: Any = None) -> AsyncIterator[Any]:
-    """AROUND TokenizerManager._wait_one_response: led_params, led_stats and the trace join `meta_info`."""
+    """AROUND TokenizerManager._wait_one_response: led_params, led_stats and the trace join `meta_info`.
+
+    That yields once without `stream`, and chunks of the server's own cadence with it.
+    """
     state = self.rid_to_state.get(obj.rid)
     return _with_led(original(self, obj, request), state)
 
@@ -246,10 +183,21 @@ async def _with_led(answers: Any, state: Any) -> AsyncIterator[Any]:
     async with aclosing(answers):
         async for answer in answers:
             if isinstance(answer, dict) and "meta_info" in answer:
-                view = _view(state)  # made here for a request that was given no token (max_new_tokens 0, an abort)
-                if view is not None:
-                    answer["meta_info"].update(view.public())
+                with _counted_faults():
+                    _tell(answer, state)
             yield answer
+
+
+def _tell(answer: dict[str, Any], state: Any) -> None:
+    view = _view(state)  # made here for a request that was given no token (max_new_tokens 0, an abort)
+    if view is None:
+        return
+    meta = answer["meta_info"]
+    ids: list[int] = state.output_ids
+    meta.update(view.tell(meta.get("completion_tokens", 0)))
+    if view.params.trace and answer.get("output_ids") is ids:
+        # SGLang goes on filling this list; in a batch, before the chunk is written: its ids would outrun its trace.
+        answer["output_ids"] = list(ids)
 
 
 def _view(state: Any) -> RequestView | None:

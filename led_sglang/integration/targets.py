@@ -119,4 +119,21 @@ RELIED_ON: tuple[tuple[str, str], ...] = (
     (S + "managers.io_struct.wrap_as_pickle", "how customized_info travels between processes"),
     (S + "managers.io_struct.unwrap_from_pickle", "how customized_info travels between processes"),
     (S + "managers.scheduler.run_scheduler_process", "wrapped: no scheduler starts with a hook missing"),
+    (
+        TOKENIZER + "_coalesce_streaming_chunks",
+        "the meta_info of several chunks in one is the last one's, completion_tokens too: up to there goes its trace",
+    ),
+    (
+        TOKENIZER + "_handle_abort_req",
+        "ends a request that was aborted in the queue: completion_tokens are those of the chunks before",
+    ),
 )
+
+RELIED_ON_SINCE: dict[str, tuple[tuple[str, str], ...]] = {  # by the first release known to have them
+    "0.5.23": (
+        (
+            TOKENIZER + "_stream_one_response",
+            "one answer without stream; chunks with it, whose completion_tokens and output_ids agree when it yields",
+        ),
+    )
+}

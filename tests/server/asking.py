@@ -12,6 +12,7 @@ import torch
 
 from tests.server import checkpoints, recompute
 from tests.server.launching import Server
+from tests.server.talking import joined, streamed
 
 MARKERS = (checkpoints.OPEN_ID, checkpoints.CLOSE_ID)
 LED_KEYS = {"depth", "top_k", "phase", "exploit", "latent_norm", "normalize_layers", "latent_offset", "min_p"}
@@ -93,6 +94,12 @@ class Client:
 
     def generate(self, request: Request) -> Reply:
         return Reply(request, self.post("/generate", request.body()))
+
+    def stream(self, request: Request) -> Reply:
+        """The same in chunks, of a server with --incremental-streaming-output."""
+        with httpx.Client(base_url=self.url, timeout=200) as http:
+            [answer] = joined(streamed(http, request.body()), is_incremental=True)
+        return Reply(request, answer)
 
     def get(self, path: str) -> Any:
         answer = httpx.get(f"{self.url}{path}", timeout=60)

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import httpx
@@ -74,6 +74,30 @@ def events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         if line.startswith("data: ") and line != "data: [DONE]":
             yield json.loads(line.removeprefix("data: "))
+
+
+def streamed(http: httpx.Client, request: dict[str, Any]) -> list[dict[str, Any]]:
+    """The chunks of a stream over /generate."""
+    with http.stream("POST", GENERATE, json={**request, "stream": True}) as answer:
+        assert answer.status_code == 200, answer.read()
+        return list(events(answer.iter_lines()))
+
+
+def joined(chunks: Iterable[dict[str, Any]], is_incremental: bool = False) -> list[dict[str, Any]]:
+    """The whole answers of a stream over /generate, in order; looks at every chunk's trace and sums."""
+    wholes: dict[int, dict[str, Any]] = {}
+    for chunk in chunks:
+        index = chunk.get("index", 0)
+        before = wholes.get(index, {"text": "", "output_ids": [], "meta_info": {}})
+        new = chunk["output_ids"] if is_incremental else chunk["output_ids"][len(before["output_ids"]) :]
+        text = before["text"] + chunk["text"] if is_incremental else chunk["text"]
+        meta = chunk["meta_info"]
+        lists = {key: values for key, values in meta.items() if key.startswith("led_") and isinstance(values, list)}
+        assert set(map(len, lists.values())) <= {len(new)}, "a chunk's trace is that of its new tokens"
+        trace = {key: before["meta_info"].get(key, []) + values for key, values in lists.items()}
+        assert not trace or meta["led_stats"] == sums(trace), "the sums are of everything up to here"
+        wholes[index] = {"text": text, "output_ids": [*before["output_ids"], *new], "meta_info": {**meta, **trace}}
+    return [wholes[index] for index in sorted(wholes)]
 
 
 def message_of(answer: httpx.Response) -> str:

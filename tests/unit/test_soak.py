@@ -1,13 +1,15 @@
 """The soak's audit finds what it is there for: each fault is planted, and must be told."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from benchmarks.soak import audit, watch
-from benchmarks.soak.clients import Outcome
+from benchmarks.soak.clients import Outcome, send
 from benchmarks.soak.oracle import thinking_flags
 from benchmarks.soak.plan import CHAT, CLOSE_ID, GENERATE, OPEN_ID, Plan, draw, led_of
 
@@ -37,10 +39,31 @@ def test_a_good_request_has_no_fault() -> None:
         {"output_ids": [[7, 8, CLOSE_ID]]},  # the flags belong to other tokens: a slot's old state
         {"metas": [{"led_think": [True, True, True], "led_stats": {**STATS, "thinking_tokens": 3}}]},
         {"metas": [{"led_think": [True, True, False], "led_stats": {**STATS, "thinking_tokens": 3}}]},
+        {"metas": [{"led_think": [True, True], "led_stats": STATS}]},  # an entry was lost
     ],
 )
 def test_a_faulty_request_is_told(change: dict[str, Any]) -> None:
     assert len(audit.audit_endings([replace(traced(), **change)])) == 1
+
+
+@pytest.mark.parametrize("is_incremental", [False, True])
+async def test_a_stream_is_judged_by_the_traces_of_all_its_chunks(is_incremental: bool) -> None:
+    """Two samples whose chunks alternate."""
+    ids, flags = traced().output_ids[0], traced().metas[0]["led_think"]
+    lines = []
+    for start, end in ((0, 2), (2, 3), (3, 3)):
+        finish = {"type": "stop"} if start == 3 else None
+        meta = {"led_think": flags[start:end], "led_stats": STATS, "completion_tokens": end, "finish_reason": finish}
+        chunk = {"output_ids": ids[start if is_incremental else 0 : end], "meta_info": meta}
+        lines += [json.dumps({**chunk, "index": index}) for index in (1, 0)]
+    stream = "".join(f"data: {line}\n\n" for line in (*lines, "[DONE]"))
+    plan = replace(traced().plan, body={**traced().plan.body, "stream": True}, num_samples=2)
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, text=stream))
+    async with httpx.AsyncClient(transport=transport, base_url="http://soak") as client:
+        outcome = await send(client, plan)
+    assert audit.audit_endings([outcome]) == []
+    assert [meta["led_think"] for meta in outcome.metas] == [flags, flags]
+    assert (outcome.output_ids, outcome.num_tokens) == ([ids, ids], 6)
 
 
 @pytest.mark.parametrize(

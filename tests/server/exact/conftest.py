@@ -11,8 +11,9 @@ from tests.server.launching import Server
 
 @pytest.fixture(scope="package")
 def exact_server(qwen3_folder: Path, logs: Path) -> Iterator[Server]:
-    """Prefix cache on, prompts cut into chunks of 32 tokens, every layer captured."""
+    """Prefix cache on, prompts cut into chunks of 32 tokens, every layer captured; streams hold what is new only."""
     arguments = ("--chunked-prefill-size", "32", "--led-max-depth", "12", "--max-total-tokens", "8192")
+    arguments += ("--incremental-streaming-output",)
     with sharp_server(qwen3_folder, logs / "exact.log", *arguments) as server:
         yield server
 

@@ -103,6 +103,14 @@ def test_penalties_and_bias_reach_the_candidates(name: str, client: Client, orac
     assert oracle.compare(plain).faults, "the penalty changed nothing"
 
 
+def test_a_stream_is_exact_chunk_by_chunk(client: Client, oracle: Oracle) -> None:
+    request = Request(thinking_prompt(62), PROMPTS["phase changes in the output"][1], num_tokens=32, seed=8)
+    whole, stream = client.generate(request), client.stream(request)
+    check(oracle, whole, stream)
+    assert stream.output_ids == whole.output_ids
+    assert stream.meta["led_stats"] == whole.meta["led_stats"]
+
+
 def test_the_engines_logprobs_are_those_of_the_led_tokens(client: Client, oracle: Oracle) -> None:
     for asked in (Asked(), Asked(temperature=0.0), Asked(temperature=1.0, logit_bias={5: 15.0})):
         reply = client.generate(Request(thinking_prompt(61), asked, num_tokens=16, seed=7, return_logprob=True))

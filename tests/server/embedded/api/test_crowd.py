@@ -1,7 +1,6 @@
 """64 clients at once, LED on, off and traced, streaming or not: each is answered with its own parameters."""
 
 import asyncio
-import json
 from typing import Any
 
 import httpx
@@ -16,7 +15,9 @@ from tests.server.talking import (
     body,
     check_trace,
     counters,
+    events,
     growth,
+    joined,
     messages,
     wait_idle,
 )
@@ -66,11 +67,10 @@ async def plain_generate(client: httpx.AsyncClient, i: int) -> dict[str, Any]:
 
 
 async def generate_stream(client: httpx.AsyncClient, i: int) -> dict[str, Any]:
-    last = ""
     async with client.stream("POST", GENERATE, json=body(GENERATE, led_of(i), 16 + i % 16, stream=True)) as answer:
-        async for line in answer.aiter_lines():
-            last = line if line.startswith("data: {") else last
-    return json.loads(last.removeprefix("data: "))["meta_info"]
+        lines = [line async for line in answer.aiter_lines()]
+    [whole] = joined(events(iter(lines)))
+    return whole["meta_info"]
 
 
 async def test_each_of_64_clients_gets_its_own(

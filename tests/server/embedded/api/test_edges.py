@@ -15,7 +15,9 @@ from tests.server.talking import (
     MODEL,
     body,
     check_trace,
+    events,
     generate,
+    joined,
     messages,
     thinking_prompt,
     wait_idle,
@@ -110,9 +112,10 @@ def test_aborted_by_id(http: httpx.Client) -> None:
     request["sampling_params"]["ignore_eos"] = True
     with http.stream("POST", GENERATE, json=request) as answer:
         lines = answer.iter_lines()
-        next(lines)
+        first = next(lines)
         assert http.post("/abort_request", json={"rid": "led-abort-me"}).status_code == 200
-        rest = [line for line in lines if line.startswith("data: {")]
-    assert '"abort"' in rest[-1]
+        [whole] = joined(events(iter([first, *lines])))
+    assert whole["meta_info"]["finish_reason"]["type"] == "abort"
+    check_trace(whole["meta_info"])
     wait_idle(http)
     assert running_requests(http) == 0

@@ -12,8 +12,9 @@ from tests.server.talking import (
     TRACE_KEYS,
     body,
     check_trace,
-    events,
     generate,
+    joined,
+    streamed,
     thinking_prompt,
 )
 
@@ -54,18 +55,44 @@ def test_led_off_is_said_and_nothing_else(http: httpx.Client) -> None:
     assert not ({"led_stats"} | set(TRACE_KEYS)) & set(meta)
 
 
-def test_the_trace_grows_with_the_stream(http: httpx.Client) -> None:
-    request = body(GENERATE, TRACE, 24, stream=True)
-    request["sampling_params"]["sampling_seed"] = 4
-    with http.stream("POST", GENERATE, json=request) as answer:
-        assert answer.status_code == 200
-        chunks = list(events(answer.iter_lines()))
-    assert len(chunks) > 5
-    for chunk in chunks:
-        check_trace(chunk["meta_info"])
-    whole = generate(http, TRACE, sampling={"max_new_tokens": 24, "sampling_seed": 4})
-    assert chunks[-1]["meta_info"]["led_candidates"] == whole["meta_info"]["led_candidates"]
-    assert chunks[-1]["text"] == whole["text"]
+STREAMS: dict[str, dict[str, Any]] = {
+    "as it comes": {},
+    "every fourth token": {"stream_interval": 4},
+    "samples": {"n": 3},
+    "stopped by a token": {"stop_token_ids": [801]},
+    "no token": {"max_new_tokens": 0},
+}
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_chunk_carries_the_trace_of_its_own_tokens(http: httpx.Client, name: str, prompts: int) -> None:
+    """So that they add up to the whole answer's, one entry a token, in as many bytes."""
+    request = body(GENERATE, TRACE, 24)
+    request["sampling_params"] |= {"sampling_seed": 4, **STREAMS[name]}
+    if prompts > 1:
+        request["text"] = [thinking_prompt(), thinking_prompt("What is 2 + 2?")]
+    chunks = streamed(http, request)
+    sizes = [len(chunk["meta_info"]["led_think"]) for chunk in chunks]
+    assert max(sizes) >= {"every fourth token": 4, "no token": 0}.get(name, 1)
+    answers, wholes = joined(chunks), http.post(GENERATE, json=request).json()
+    for answer, whole in zip(answers, wholes if isinstance(wholes, list) else [wholes], strict=True):
+        check_trace(answer["meta_info"])
+        assert answer["output_ids"] == whole["output_ids"] and answer["text"] == whole["text"]
+        assert answer["meta_info"]["led_candidates"] == whole["meta_info"]["led_candidates"]
+        assert answer["meta_info"]["led_stats"] == whole["meta_info"]["led_stats"]
+
+
+def test_tokens_that_are_held_back_for_a_stop_string_keep_their_entries(http: httpx.Client) -> None:
+    text = generate(http, TRACE, sampling={"sampling_seed": 4})["text"]
+    request = body(GENERATE, TRACE, 64)
+    request["sampling_params"] |= {"sampling_seed": 4, "stop": [text[10:16], text[3:6] + "no such text"]}
+    chunks = streamed(http, request)
+    assert chunks[-1]["meta_info"]["finish_reason"]["matched"] == text[10:16]
+    assert max(len(chunk["meta_info"]["led_think"]) for chunk in chunks) > 1, "nothing was held back"
+    [answer] = joined(chunks)
+    check_trace(answer["meta_info"])
+    assert text.startswith(answer["text"])
 
 
 def test_a_batch_has_parameters_of_its_own(http: httpx.Client) -> None:

@@ -115,4 +115,9 @@ RELIED_ON: tuple[tuple[str, str], ...] = (
     (S + "managers.io_struct.wrap_as_pickle", "how customized_info travels between processes"),
     (S + "managers.io_struct.unwrap_from_pickle", "how customized_info travels between processes"),
     (S + "managers.scheduler.run_scheduler_process", "wrapped: no scheduler starts with a hook missing"),
+    (S + "server_args.prepare_server_args", "reads the arguments of a start, once a file is merged into them"),
+    (S + "server_args.ServerArgs.add_cli_args", "the parser that tells which arguments were said"),
+    (S + "server_args.ServerArgs.check_server_args", "what the launch refuses, asked before weights are loaded"),
+    (S + "parser.template_detection.resolve_auto_parsers", "the reasoning parser that the launch will settle on"),
+    (S + "lora.utils.get_normalized_target_modules", "which LoRA targets are the LM head"),
 )

@@ -127,6 +127,11 @@ RELIED_ON: tuple[tuple[str, str], ...] = (
         TOKENIZER + "_handle_abort_req",
         "ends a request that was aborted in the queue: completion_tokens are those of the chunks before",
     ),
+    (S + "server_args.prepare_server_args", "reads the arguments of a start, once a file is merged into them"),
+    (S + "server_args.ServerArgs.add_cli_args", "the parser that tells which arguments were said"),
+    (S + "server_args.ServerArgs.check_server_args", "what the launch refuses, asked before weights are loaded"),
+    (S + "parser.template_detection.resolve_auto_parsers", "the reasoning parser that the launch will settle on"),
+    (S + "lora.utils.get_normalized_target_modules", "which LoRA targets are the LM head"),
 )
 
 RELIED_ON_SINCE: dict[str, tuple[tuple[str, str], ...]] = {  # by the first release known to have them

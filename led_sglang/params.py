@@ -87,7 +87,7 @@ class ServerConfig:
         _require_choice("--led-form", self.form, FORMS)
         if self.form == "one_pass" and self.backend in ("reference", "eager"):
             raise LedParamError(
-                f"--led-form one_pass needs --led-backend auto, fused, compiled or triton, got {_show(self.backend)}"
+                f"--led-form one_pass needs --led-backend auto, fused, compiled or triton, got {show(self.backend)}"
             )
         if self.bench_explore_rate is not None:
             _require_number("--led-bench-explore-rate", self.bench_explore_rate, 0.0, 1.0)
@@ -154,7 +154,7 @@ KEYS = tuple(f.name for f in fields(LedParams))
 def check_custom_params(custom: object) -> None:
     """Raises LedParamError for what is no object, or holds the key under which we stamp requests."""
     if not isinstance(custom, dict):
-        raise LedParamError(f"custom_params must be an object, got {_show(custom)}")
+        raise LedParamError(f"custom_params must be an object, got {show(custom)}")
     if STAMP_KEY in custom:
         raise LedParamError(f"custom_params: the key {STAMP_KEY!r} is reserved")
 
@@ -172,7 +172,7 @@ def parse_request(value: object, config: ServerConfig) -> LedParams | None:
     if value is True:
         value = {}
     if not isinstance(value, dict):
-        raise LedParamError(f"custom_params.led must be true, false or an object, got {_show(value)}")
+        raise LedParamError(f"custom_params.led must be true, false or an object, got {show(value)}")
     method = value.get("method", "led")
     _require_method(method, config)
     _require_known(value, method)
@@ -196,7 +196,7 @@ def _require_known(value: dict[str, Any], method: str) -> None:
         if key in legal:
             continue
         owners = [other for other, keys in METHOD_KEYS.items() if key in keys]
-        what = f"key {_show(key)} belongs to method {' and '.join(owners)}" if owners else f"unknown key {_show(key)}"
+        what = f"key {show(key)} belongs to method {' and '.join(owners)}" if owners else f"unknown key {show(key)}"
         raise LedParamError(f"custom_params.led: {what}; keys of method {method!r}: {', '.join(legal)}")
 
 
@@ -208,7 +208,7 @@ def _check_led(params: LedParams, config: ServerConfig) -> None:
         raise LedParamError(f'{NAME}phase "think" needs thinking markers, this server has none: use "all"')
     for key in ("exploit", "latent_norm", "normalize_layers", "trace"):
         if not isinstance(getattr(params, key), bool):
-            raise LedParamError(f"{NAME}{key} must be true or false, got {_show(getattr(params, key))}")
+            raise LedParamError(f"{NAME}{key} must be true or false, got {show(getattr(params, key))}")
     _require_int(NAME + "latent_offset", params.latent_offset, 0, 1)
     if params.latent_offset and params.depth > max(1, config.num_captured):
         raise LedParamError(
@@ -252,21 +252,22 @@ _CHECKS: dict[str, Callable[[LedParams, ServerConfig], None]] = {
 def _require_int(name: str, value: object, low: int, high: int, why: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         limit = f" ({why})" if why else ""
-        raise LedParamError(f"{name} must be an integer in [{low}, {high}]{limit}, got {_show(value)}")
+        raise LedParamError(f"{name} must be an integer in [{low}, {high}]{limit}, got {show(value)}")
 
 
 def _require_number(name: str, value: object, low: float, high: float) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not low <= cast(float, value) <= high:
-        raise LedParamError(f"{name} must be a number in [{low:g}, {high:g}], got {_show(value)}")
+        raise LedParamError(f"{name} must be a number in [{low:g}, {high:g}], got {show(value)}")
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise LedParamError(f"{name} must be one of {', '.join(choices)}, got {_show(value)}")
+        raise LedParamError(f"{name} must be one of {', '.join(choices)}, got {show(value)}")
 
 
-def _show(value: object) -> str:
+def show(value: object) -> str:
+    """A client's value in an error message: its `repr`, cut short."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of more than 4300 digits, lists nested too deep

@@ -21,11 +21,11 @@ from led_sglang.integration.places import (
     RESPONSES,
     TRANSCRIPTIONS,
     VERTEX,
+    read_form,
     read_object,
-    refuse_form,
     refuse_misplaced,
 )
-from led_sglang.params import LedParamError, check_custom_params, parse_request, server_config
+from led_sglang.params import LedParamError, check_custom_params, parse_request, server_config, show
 from led_sglang.schema import describing
 
 EMPTY = re.compile(rb'""|\[\s*\]')  # prompts of /generate that may be empty
@@ -70,18 +70,20 @@ def lift(body: bytes, path: str) -> bytes | None:
     That is `custom_params.led`, into which `metadata.led` is lifted; on /v1/responses, whose requests have no
     `custom_params`, it is `metadata.led`, from which `requests.add_to_responses` takes it. `path` is one of ENDPOINTS.
     """
-    if path == TRANSCRIPTIONS:
-        refuse_form(body, path)
-        return None
     try:
-        request = json.loads(body, object_pairs_hook=read_object)
+        request = _read_request(body, path)
         return _lift(request, path) if isinstance(request, dict) else None
-    except LedParamError:
-        raise
-    except ValueError:
-        return None  # SGLang's own parser answers
     except RecursionError as error:
         raise LedParamError("the request is nested too deep to be read") from error
+
+
+def _read_request(body: bytes, path: str) -> Any:
+    if path == TRANSCRIPTIONS:
+        return read_form(body)
+    try:
+        return json.loads(body, object_pairs_hook=read_object)
+    except ValueError:
+        return None  # SGLang's own parser answers
 
 
 def _lift(request: dict[str, Any], path: str) -> bytes | None:
@@ -107,7 +109,7 @@ def _lift_into(request: dict[str, Any], metadata: dict[str, Any]) -> None:
     try:
         value = json.loads(metadata["led"]) if isinstance(metadata["led"], str) else metadata["led"]
     except (ValueError, RecursionError) as error:
-        raise LedParamError(f"metadata.led must be JSON in a string, got {metadata['led']!r:.80}") from error
+        raise LedParamError(f"metadata.led must be JSON in a string, got {show(metadata['led'])}") from error
     custom = request.get("custom_params") or {}
     if "led" in custom and custom["led"] != value:
         raise LedParamError("custom_params.led and metadata.led disagree: send one of them")
@@ -121,7 +123,7 @@ def _sink_into_metadata(request: dict[str, Any]) -> bool:
         return False
     metadata = request.get("metadata") or {}
     if not isinstance(metadata, dict):
-        raise LedParamError(f"metadata must be an object, got {metadata!r:.80}")
+        raise LedParamError(f"metadata must be an object, got {show(metadata)}")
     request["metadata"] = {**metadata, "led": json.dumps(custom.pop("led"))}
     return True
 

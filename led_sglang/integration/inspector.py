@@ -23,7 +23,7 @@ from sglang.srt.managers.io_struct import GenerateReqInput
 from starlette.responses import Response
 
 from led_sglang.inspector.page import Page
-from led_sglang.params import LedParamError, parse_request, server_config
+from led_sglang.params import LedParamError, parse_request, server_config, show
 
 MAX_SAMPLES = 8
 KEYS = ("messages", "prompt", "sampling", "led", "seed", "side", "n")
@@ -74,7 +74,7 @@ class Ask:
 
 def _require(is_right: bool, name: str, what: str, value: object) -> None:
     if not is_right:
-        raise LedParamError(f"{name} must be {what}, got {value!r:.80}")
+        raise LedParamError(f"{name} must be {what}, got {show(value)}")
 
 
 def _check_sampling(sampling: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ def _are_messages(value: object) -> bool:
 def _led(value: object, side: str) -> dict[str, Any]:
     asked = {} if value in (None, True) else value
     if not isinstance(asked, dict) or asked.get("method", "led") != "led":
-        raise LedParamError(f"led must be true or an object of method led, got {value!r:.80}")
+        raise LedParamError(f"led must be true or an object of method led, got {show(value)}")
     led = {**asked, "trace": True}
     if side == "plain":
         led.update(depth=1, latent_offset=0, exploit=True)
@@ -243,7 +243,7 @@ async def stream(manager: Any, body: bytes) -> Response:
         ask = Ask.of(body)
         prompt = _prompt(manager)
         ids = prompt.ids(ask)
-    except LedParamError as error:
+    except (LedParamError, RecursionError) as error:
         return _refuse(str(error))
     events = _events(manager, prompt, ask, ids)
     first = await anext(events)

@@ -162,6 +162,19 @@ def test_an_object_that_was_written_into_a_string(path: str, holder: str) -> Non
 
 
 @pytest.mark.parametrize("path", JSON_PATHS)
+@pytest.mark.parametrize("depth", [100, 700, 950, 990, 5000])
+def test_nesting_of_any_depth_is_read_or_refused(path: str, depth: int) -> None:
+    nested = "[" * depth + "]" * depth
+    for text in (
+        '{"custom_params": {"led": %s}}',
+        '{"metadata": {"led": "true"}, "x": %s}',
+        '{"extra_body": {"led": %s}}',
+    ):
+        for name in ("custom_params", "metadata", "x"):
+            asked((text % nested).replace('"x"', json.dumps(name)).encode(), path)  # raises nothing else
+
+
+@pytest.mark.parametrize("path", JSON_PATHS)
 @pytest.mark.parametrize(
     "body",
     [
@@ -198,10 +211,17 @@ def test_what_is_the_clients_own_is_not_searched(path: str) -> None:
 
 
 def test_forms_have_no_place_for_parameters() -> None:
-    part = b'--x\r\ncontent-disposition: form-data; name="%s"\r\n\r\n%s\r\n--x--'
-    for name, value in ((b"led", b"true"), (b"LED_depth", b"3"), (b"custom_params", b'{"led": true}')):
+    file = b'--x\r\ncontent-disposition: form-data; name="file"; filename="led"\r\n\r\n"led" \0 {"led": 1}\r\n'
+    part = file + b'--x\r\ncontent-disposition: form-data; name="%s"\r\ncontent-type: text/plain\r\n\r\n%s\r\n--x--'
+    custom = b'{"led": true}', b'{"depth": 3}', b'{"metadata": {"LED": 1}}'
+    for name, value in ((b"led", b"true"), (b"LED_depth", b"3"), *((b"custom_params", value) for value in custom)):
         assert TRANSCRIPTIONS in asked(part % (name, value), TRANSCRIPTIONS)
-    for name, value in ((b"file", b'{"led": true}'), (b"metadata", b"{}"), (b"model", b"led")):
+    for name, value in (
+        (b"prompt", b'{"led": true}'),
+        (b"metadata", b"{}"),
+        (b"custom_params", b"{}"),
+        (b"model", b"led"),
+    ):
         assert asked(part % (name, value), TRANSCRIPTIONS) == ""
 
 

@@ -147,6 +147,15 @@ def test_the_inspector_refuses_what_no_encoding_can_hold(http: httpx.Client, key
     assert answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("key", ["prompt", "messages", "sampling", "led", "seed", "side", "n", "other"])
+def test_the_inspector_refuses_what_is_nested_too_deep(http: httpx.Client, key: str) -> None:
+    for depth in (50, 120, 300, 800, 950, 100_000):
+        for start, end in (("[", "]"), ('{"role":', "}")):
+            nested = start * depth + "1" + end * depth
+            body = f'{{"{key}": {nested}, "{"messages" if key == "prompt" else "prompt"}": "1 +"}}'
+            assert http.post("/led/stream", content=body).status_code == 400, (depth, start)
+
+
 @pytest.mark.parametrize(
     "sampling",
     [

@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from led_sglang.integration import info, inspector, metrics
+from led_sglang.integration.requests import refuse_mask
 from led_sglang.params import LedParamError, check_custom_params, parse_request, server_config
 from led_sglang.schema import describing
 
@@ -75,7 +76,7 @@ def lift(body: bytes, path: str) -> bytes | None:
     assert config is not None
     for custom in _custom_params(request):
         check_custom_params(custom)
-        parse_request(custom.get("led"), config)
+        refuse_mask(parse_request(custom.get("led"), config), request.get("return_sampling_mask"))
     if path == RESPONSES:
         is_lifted = _sink_into_metadata(request)
     return json.dumps(request).encode() if is_lifted else None

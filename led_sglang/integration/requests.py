@@ -12,6 +12,7 @@ from typing import Any
 
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
+from sglang.srt.runtime_context import get_exec
 
 from led_sglang.integration.records import NUM_TRACE_VALUES, WIRE_KEY
 from led_sglang.ops.row_loops import ACTIVE, DEPTH_SHIFT, EXPLORED, FALLBACK, THINKING
@@ -63,6 +64,26 @@ def verify(original: Any, self: Any, vocab_size: int) -> None:
         raise LedParamError(f"LED samples, it cannot run a beam search: beam_width must be 1, got {self.beam_width}")
 
 
+def refuse_mask(params: LedParams | None, returns_mask: object) -> None:
+    """Raises LedParamError where `return_sampling_mask` could not be answered with what the tokens are drawn from.
+
+    params: of one request, None = not ours; returns_mask: its field, which a JSON body may hold as anything.
+    """
+    if returns_mask is not True or params is None or params.method == "none":
+        return
+    if params.method == "soft_thinking_gumbel":
+        raise LedParamError(
+            'custom_params.led.method must be "led" or another method without noise in its inputs where '
+            'return_sampling_mask is set, got "soft_thinking_gumbel": no probability of its tokens tells what was drawn'
+        )
+    limit = getattr(get_exec().features, "sampling_mask_max_tokens", None)  # older releases have none
+    if params.method == "led" and limit is not None and params.top_k > limit:
+        raise LedParamError(
+            f"custom_params.led.top_k must be an integer in [1, {limit}] where return_sampling_mask is set "
+            f"(--sampling-mask-max-tokens raises it), got {params.top_k}"
+        )
+
+
 def add_to_responses(
     result: dict[str, Any],
     self: Any,
@@ -88,6 +109,7 @@ def stamp_one(self: Any, tokenized_obj: Any) -> None:
         return
     custom = sampling.custom_params or {}
     params = parse_request(custom.get("led"), _config())
+    refuse_mask(params, getattr(tokenized_obj, "return_sampling_mask", False))
     if params is None:
         return
     earlier = custom.get(STAMP_KEY)

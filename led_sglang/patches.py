@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from led_sglang.integration.targets import HOOK_TARGETS, RELIED_ON
+from led_sglang.integration.targets import HOOK_TARGETS, RELIED_ON, RELIED_ON_SINCE
 from led_sglang.releases import Release, find, installed_release, parameters, wheel_release
 
 __all__ = ["Change", "Function", "check", "load_manifest", "main", "manifest_of", "record"]
@@ -40,7 +40,8 @@ class Function:
 def targets(version: str) -> dict[str, str]:
     """Every dotted path that matters to us in that release, and how we use it."""
     hooks = {path: hook.kind for path, hook in HOOK_TARGETS.items() if _is_for(hook, version)}
-    return hooks | {path: RELIED for path, _ in RELIED_ON}
+    later = [pairs for since, pairs in RELIED_ON_SINCE.items() if _version_key(since) <= _version_key(version)]
+    return hooks | {path: RELIED for pairs in (RELIED_ON, *later) for path, _ in pairs}
 
 
 def _is_for(hook: object, version: str) -> bool:

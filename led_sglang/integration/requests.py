@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
@@ -71,17 +71,29 @@ def refuse_mask(params: LedParams | None, returns_mask: object) -> None:
     """
     if returns_mask is not True or params is None or params.method == "none":
         return
+    if not _masks_are_tensors():
+        raise LedParamError(
+            "return_sampling_mask with LED needs SGLang 0.5.23 or newer: send custom_params.led false, or no mask"
+        )
     if params.method == "soft_thinking_gumbel":
         raise LedParamError(
             'custom_params.led.method must be "led" or another method without noise in its inputs where '
             'return_sampling_mask is set, got "soft_thinking_gumbel": no probability of its tokens tells what was drawn'
         )
-    limit = getattr(get_exec().features, "sampling_mask_max_tokens", None)  # older releases have none
-    if params.method == "led" and limit is not None and params.top_k > limit:
+    limit = get_exec().features.sampling_mask_max_tokens
+    if params.method == "led" and params.top_k > limit:
         raise LedParamError(
             f"custom_params.led.top_k must be an integer in [1, {limit}] where return_sampling_mask is set "
             f"(--sampling-mask-max-tokens raises it), got {params.top_k}"
         )
+
+
+@cache
+def _masks_are_tensors() -> bool:
+    """Older releases make lists of them in the middle of the sampler, before the token is LED's."""
+    from sglang.srt.layers import logits_processor  # not before it is asked: the HTTP process has no use for it
+
+    return hasattr(logits_processor, "SamplingMaskOutput")
 
 
 def add_to_responses(

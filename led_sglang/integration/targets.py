@@ -116,3 +116,18 @@ RELIED_ON: tuple[tuple[str, str], ...] = (
     (S + "managers.io_struct.unwrap_from_pickle", "how customized_info travels between processes"),
     (S + "managers.scheduler.run_scheduler_process", "wrapped: no scheduler starts with a hook missing"),
 )
+
+RELIED_ON_SINCE: dict[str, tuple[tuple[str, str], ...]] = {  # by the first release known to have them
+    "0.5.23": (
+        (S + "layers.logits_processor.SamplingMaskOutput", "written over for rows that LED decided"),
+        (S + "layers.sampler.Sampler._build_greedy_sampling_mask_output", "makes it, one token wide"),
+        (
+            S + "layers.sampler.Sampler._build_sampling_mask_output",
+            "makes it: likeliest first, over the support's mass",
+        ),
+        (
+            S + "sampling.sampling_batch_info.SamplingBatchInfo._make_sampling_support_logprobs_capture_indices",
+            "which rows of it have logprobs of the whole support",
+        ),
+    )
+}

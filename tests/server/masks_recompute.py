@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.server.recompute import Array
+from tests.server.asking import MARKERS, Reply
+from tests.server.recompute import Array, is_thinking
 
 LEAST = 1e-6
 TOLERANCE = 1e-5  # of a logprob, in nats: the same float32 numbers, in another order
@@ -37,6 +38,23 @@ def led(meta: Mapping[str, Any], i: int, is_greedy: bool) -> Policy:
     share = meta["led_confidence"][i] if meta["led_params"]["exploit"] else 0.0
     probs = share * exploit + (1 - share) * explore
     return {token: float(p) for token, p in zip(ids, probs, strict=True) if p > 0}
+
+
+def policies(reply: Reply, told: Sequence[Array]) -> list[Policy]:
+    """What each token of a traced request, or of another method's, was drawn from.
+
+    told: log-probabilities (V,) of every token, as the engine would sample it.
+    """
+    request, meta = reply.request, reply.meta
+    is_greedy, is_soft = request.asked.temperature == 0, meta["led_params"]["method"] == "soft_thinking"
+    filters: Any = {**request.filters, "top_k": 1} if is_greedy else request.filters
+    expected = []
+    for i, step in enumerate(told):
+        policy = led(meta, i, is_greedy) if "led_candidates" in meta else {}
+        if is_soft and is_thinking(request.prompt_ids + reply.output_ids[:i], *MARKERS):
+            policy = {reply.output_ids[i]: 1.0}  # no chance left
+        expected.append(policy or filtered(step, **filters))
+    return expected
 
 
 def not_led(meta: Mapping[str, Any], i: int) -> bool:

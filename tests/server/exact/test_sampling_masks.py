@@ -16,7 +16,7 @@ from tests.server.asking import Client, Oracle, Reply, Request, check, thinking_
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
 from tests.server.exact.test_exact import PARAMETERS, PROMPTS, mixed_batch
 from tests.server.launching import Server
-from tests.server.masks_recompute import Policy
+from tests.server.masks_recompute import policies
 from tests.server.methods_recompute import distance
 from tests.server.recompute import Asked
 from tests.server.test_methods import Asker, distributions
@@ -30,19 +30,12 @@ def asker(exact_server: Server) -> Asker:
     return Asker(exact_server.url)
 
 
-def policies(reply: Reply) -> list[Policy]:
-    """What each token of a traced request, or of one without LED, was drawn from."""
-    request, meta, told = reply.request, reply.meta, distributions(reply)
-    is_greedy, is_led = request.asked.temperature == 0, "led_candidates" in meta
-    filters: Any = {**request.filters, "top_k": 1} if is_greedy else request.filters
-    drawn = [masks_recompute.led(meta, i, is_greedy) if is_led else {} for i in range(len(told))]
-    return [ours or masks_recompute.filtered(step, **filters) for ours, step in zip(drawn, told, strict=True)]
-
-
 def hold(*replies: Reply) -> None:
     for reply in replies:
         assert reply.request.mask is not None
-        found = masks_recompute.faults(reply.meta, reply.output_ids, policies(reply), reply.request.mask)
+        found = masks_recompute.faults(
+            reply.meta, reply.output_ids, policies(reply, distributions(reply)), reply.request.mask
+        )
         assert not found, f"{len(found)} faults: " + "\n".join(found[:5])
 
 

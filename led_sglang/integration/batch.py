@@ -27,6 +27,7 @@ class RowSeat:
     request: StampedParams | None  # None: neither asked for LED nor on by default
     start_state: int = 0  # of the thinking machine after the request's whole ids
     start_length: int = -1  # number of those ids: the state holds for the step that extends exactly them
+    returns_mask: bool = False  # the request wants its sampling masks, and so both branches, traced or not
 
     @property
     def is_ours(self) -> bool:
@@ -47,7 +48,8 @@ class RowSeat:
         led = request.params if is_led else _INACTIVE
         numbers = request.seed, request.sample, self.start_state, self.start_length, self.method
         asked = led.depth, led.top_k, led.latent_offset, led.phase == "all", is_led
-        return *numbers, *asked, led.exploit, led.latent_norm, led.normalize_layers, led.trace
+        is_full = led.trace or (is_led and self.returns_mask)
+        return *numbers, *asked, led.exploit, led.latent_norm, led.normalize_layers, is_full
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,16 @@ class LedBatch:
         return tuple(i for i, seat in enumerate(self.seats) if seat.is_ours)
 
     @cached_property
+    def returns_masks(self) -> bool:
+        """Some row of ours does."""
+        return any(self.seats[row].returns_mask for row in self.our_rows)
+
+    @cached_property
+    def is_traced(self) -> bool:
+        """Some row of ours is."""
+        return any(request.params.trace for seat in self.seats if (request := seat.request) is not None)
+
+    @cached_property
     def position(self) -> dict[int, int]:
         """Rows of the batch to positions among ours."""
         return {row: i for i, row in enumerate(self.our_rows)}
@@ -129,7 +141,7 @@ def seat_request(req: Any, machine: Any) -> RowSeat:
         keep_out_of_prefix_cache(req)
     ids = list(req.origin_input_ids) + list(req.output_ids)
     state = machine.run(ids) if machine is not None else 0
-    return RowSeat(request, state, len(ids))
+    return RowSeat(request, state, len(ids), bool(getattr(req, "return_sampling_mask", False)))
 
 
 def _to_device(batch: LedBatch, info: Any) -> DeviceRows:

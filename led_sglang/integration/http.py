@@ -25,6 +25,7 @@ from led_sglang.integration.places import (
     read_object,
     refuse_misplaced,
 )
+from led_sglang.integration.requests import refuse_mask
 from led_sglang.params import LedParamError, check_custom_params, parse_request, server_config, show
 from led_sglang.schema import describing
 
@@ -99,7 +100,7 @@ def _lift(request: dict[str, Any], path: str) -> bytes | None:
     config = server_config()
     assert config is not None
     for custom in _custom_params(request, path):
-        parse_request(custom.get("led"), config)
+        refuse_mask(parse_request(custom.get("led"), config), request.get("return_sampling_mask"))
     if path == RESPONSES:
         is_lifted = _sink_into_metadata(request)
     return json.dumps(request).encode() if is_lifted else None

@@ -54,7 +54,7 @@ class StepRecord:
         step, method = context.step, context.rows.method
         flags = tally.tell(context.standing, step, context.failed, method, counts.on_device, current.backend)
         record = cls(led, counts, to_host(flags))
-        if step is not None and step.entropy is not None and step.logprob is not None:
+        if led.is_traced and step is not None and step.entropy is not None and step.logprob is not None:
             record._trace = tuple(
                 to_host(tensor)
                 for tensor in (

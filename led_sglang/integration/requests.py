@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
+from sglang.srt.runtime_context import get_exec
 
 from led_sglang.integration.records import WIRE_KEY
 from led_sglang.integration.view import RequestView
@@ -53,6 +55,38 @@ def verify(original: Any, self: Any, vocab_size: int) -> None:
         )
 
 
+def refuse_mask(params: LedParams | None, returns_mask: object) -> None:
+    """Raises LedParamError where `return_sampling_mask` could not be answered with what the tokens are drawn from.
+
+    params: of one request, None = not ours; returns_mask: its field, which a JSON body may hold as anything.
+    """
+    if returns_mask is not True or params is None or params.method == "none":
+        return
+    if not _masks_are_tensors():
+        raise LedParamError(
+            "return_sampling_mask with LED needs SGLang 0.5.23 or newer: send custom_params.led false, or no mask"
+        )
+    if params.method == "soft_thinking_gumbel":
+        raise LedParamError(
+            'custom_params.led.method must be "led" or another method without noise in its inputs where '
+            'return_sampling_mask is set, got "soft_thinking_gumbel": no probability of its tokens tells what was drawn'
+        )
+    limit = get_exec().features.sampling_mask_max_tokens
+    if params.method == "led" and params.top_k > limit:
+        raise LedParamError(
+            f"custom_params.led.top_k must be an integer in [1, {limit}] where return_sampling_mask is set "
+            f"(--sampling-mask-max-tokens raises it), got {params.top_k}"
+        )
+
+
+@cache
+def _masks_are_tensors() -> bool:
+    """Older releases make lists of them in the middle of the sampler, before the token is LED's."""
+    from sglang.srt.layers import logits_processor  # not before it is asked: the HTTP process has no use for it
+
+    return hasattr(logits_processor, "SamplingMaskOutput")
+
+
 def add_to_responses(
     result: dict[str, Any],
     self: Any,
@@ -78,6 +112,7 @@ def stamp_one(self: Any, tokenized_obj: Any) -> None:
         return
     custom = sampling.custom_params or {}
     params = parse_request(custom.get("led"), _config())
+    refuse_mask(params, getattr(tokenized_obj, "return_sampling_mask", False))
     if params is None:
         return
     earlier = custom.get(STAMP_KEY)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from led_sglang.integration import masks
 from led_sglang.integration.batch import LedBatch
 from led_sglang.integration.ranks import RankDivergence
 from led_sglang.integration.records import RECORD_KEY, StepRecord
@@ -60,6 +61,8 @@ class LedSamplerMixin:
                 token_ids = forward(logits_output, sampling_info, return_logprob, top, ids, positions, **kw)
             if led.our_rows and not (self.led_context and self.led_context.is_finished):
                 _guarded_advance(led, sampling_info, positions, current, token_ids)
+            if led.returns_masks and self.led_context is not None:
+                _guarded_masks(self.led_context, logits_output, token_ids)
             record = _guarded_record(led, self.led_context, current)
         finally:
             self.led_context = None
@@ -170,6 +173,18 @@ def _guarded_advance(led: LedBatch, info: Any, positions: Tensor, current: Runti
         advance(current, rows, before, token_ids)
     except Exception:
         fail_step(current)
+
+
+def _guarded_masks(context: StepContext, output: Any, token_ids: Tensor) -> None:
+    """Tokens are in place by now: a mask that cannot be told of LED's draw is not told of the engine's."""
+    told = getattr(output, "sampling_mask_output", None)
+    if told is None:
+        return
+    try:
+        masks.write(told, context.draws(), token_ids, context.info)
+    except Exception:
+        fail_step(context.runtime)
+        masks.forget(told, context.rows.in_batch, len(token_ids), context.info)
 
 
 def _guarded_record(led: LedBatch, context: StepContext | None, current: Runtime) -> StepRecord:

@@ -1,5 +1,6 @@
 """One call of the sampler: what LED's rows need, what they get, and where their thinking goes from there."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from led_sglang.integration import transforms
 from led_sglang.integration.batch import DeviceRows, LedBatch
+from led_sglang.integration.masks import Draw
 from led_sglang.integration.runtime import Runtime
 from led_sglang.ops import host, led_step
 from led_sglang.ops.plain import sample_filtered
+from led_sglang.ops.policy import led_probs
 from led_sglang.ops.standing import Standing, move_states, standing, write_tokens
 from led_sglang.ops.types import LedStep
 
@@ -39,6 +42,7 @@ class StepContext:
     plain_ids: Tensor | None = None  # (S,) tokens of the seeded rows, for where they are outside their phase
     plain_rows: Tensor | None = None  # (S,) their rows of the batch
     plain_active: Tensor | None = None  # (S,) bool: inside their phase after all
+    plain_draw: Draw | None = None  # what those tokens were drawn from, where some row wants its sampling mask
 
     @classmethod
     def begin(cls, led: LedBatch, info: Any, positions: Tensor, current: Runtime) -> "StepContext":
@@ -105,7 +109,7 @@ class StepContext:
                 return
         batch_rows = picked if self.rows.index is None else self.rows.index[picked]
         info = self.info
-        self.plain_ids = sample_filtered(
+        self.plain_ids, ids, weights = sample_filtered(
             probs[batch_rows],
             info.top_ks[batch_rows],
             info.top_ps[batch_rows],
@@ -113,12 +117,31 @@ class StepContext:
             self.standing.token[picked],
         )
         self.plain_rows, self.plain_active = batch_rows, self.active[picked]
+        if self.mask_rows is not None:  # SGLang refuses one of a top-k that is not finite
+            width = max(info.sampling_mask_top_ks)
+            self.plain_draw = Draw(batch_rows, ids[:, :width], weights[:, :width], ~self.plain_active)
+
+    @property
+    def mask_rows(self) -> Tensor | None:
+        """Rows of the batch that want their sampling masks; None: no row does."""
+        rows: Tensor | None = getattr(self.info, "sampling_mask_batch_indices", None)
+        return rows
+
+    def draws(self) -> Iterator[Draw]:
+        """What the tokens of `apply` were drawn from, in the order in which they were written."""
+        if self.plain_draw is not None:
+            yield self.plain_draw
+        for rows, forced, is_forced in self.overrides:  # no chance left
+            yield Draw(rows, forced[:, None], torch.ones_like(forced[:, None], dtype=torch.float32), is_forced)
+        if self.step is not None:
+            probs = led_probs(self.step, self.rows.params)
+            yield Draw(self.rows.in_batch, self.step.candidate_ids, probs, self.active & self.step.ok)
 
     @property
     def is_led_alone(self) -> bool:
         """The batch holds LED's requests only, the engine is to tell no more than tokens, and the host may look."""
         rows, info = self.rows, self.info
-        tells_more = info.sampling_seed is not None or getattr(info, "sampling_mask_batch_indices", None) is not None
+        tells_more = info.sampling_seed is not None or self.mask_rows is not None
         return rows.index is None and rows.is_led is None and not tells_more and host.can_look(rows.seed.device)
 
     @property

@@ -139,6 +139,15 @@ RELIED_ON_SINCE: dict[str, tuple[tuple[str, str], ...]] = {  # by the first rele
         (
             TOKENIZER + "_stream_one_response",
             "one answer without stream; chunks with it, whose completion_tokens and output_ids agree when it yields",
+        (S + "layers.logits_processor.SamplingMaskOutput", "written over for rows that LED decided"),
+        (S + "layers.sampler.Sampler._build_greedy_sampling_mask_output", "makes it, one token wide"),
+        (
+            S + "layers.sampler.Sampler._build_sampling_mask_output",
+            "makes it: likeliest first, over the support's mass",
+        ),
+        (
+            S + "sampling.sampling_batch_info.SamplingBatchInfo._make_sampling_support_logprobs_capture_indices",
+            "which rows of it have logprobs of the whole support",
         ),
     )
 }

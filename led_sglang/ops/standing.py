@@ -41,6 +41,11 @@ class Seats:
     def num_rows(self) -> int:
         return len(self.seed)
 
+    @property
+    def in_batch(self) -> Tensor:
+        """`index`, whatever it is: (R,) int64."""
+        return torch.arange(self.num_rows, device=self.seed.device) if self.index is None else self.index
+
     @cached_property
     def batch_rows(self) -> Any:
         """`index` for numpy: (R,) int64. CPU only."""

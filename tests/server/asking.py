@@ -40,6 +40,8 @@ class Request:
     return_logprob: bool = False
     ignore_eos: bool = True
     led: Any = None  # custom_params.led as it stands; None = the trace with what `asked` changes
+    filters: dict[str, float] = field(default_factory=dict)  # the engine's top_k, top_p and min_p
+    mask: str | None = None  # sampling masks are wanted, with logprobs of the token, "selected", or of all, "support"
 
     def body(self) -> dict[str, Any]:
         changed = {
@@ -59,12 +61,15 @@ class Request:
         }
         if self.seed is not None:
             sampling["sampling_seed"] = self.seed
-        return {
+        body = {
             "input_ids": self.prompt_ids,
-            "sampling_params": sampling,
+            "sampling_params": sampling | self.filters,
             "return_logprob": self.return_logprob,
             "stream": False,
         }
+        return (
+            body if self.mask is None else {**body, "return_sampling_mask": True, "sampling_logprobs_mode": self.mask}
+        )
 
 
 @dataclass(frozen=True)

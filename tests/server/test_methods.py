@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from led_sglang.ops import noise
+from tests.server import masks_recompute
 from tests.server.asking import MARKERS, Client, Oracle, Reply, Request, check, sharp_server, thinking_prompt, words
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID, VOCAB_SIZE
 from tests.server.launching import Server
@@ -400,6 +401,37 @@ def test_a_crowd_of_methods_against_the_recomputations(asker: Asker, oracle: Ora
             agreed(against_layers(oracle, reply), num_tokens)
         elif method.startswith("soft"):
             agreed(against_mixtures(oracle, reply)[0], num_tokens)
+
+
+# -- sampling masks -------------------------------------------------------------------------------------------------
+
+
+MASKED: list[Any] = [{"method": "dola"}, {"method": "confident"}, {"method": "soft_thinking"}, {"trace": True}, False]
+
+
+@pytest.mark.parametrize("seed", [3, None])
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_sampling_masks_of_every_method(temperature: float, seed: int | None, asker: Asker) -> None:
+    """In one batch, with phases that end: of the engine's draw from what a method rewrote, or of none at all."""
+    bias = {OPEN_ID: 9.0, CLOSE_ID: 9.0}
+    requests = [
+        request_for(led, thinking_prompt(90 + i), temperature, seed, logit_bias=bias, filters={"top_k": 6}, mask=mode)
+        for i, led in enumerate(MASKED)
+        for mode in ("selected", "support")
+    ]
+    for reply in asker.together(requests):
+        expected = masks_recompute.policies(reply, distributions(reply))
+        faults = masks_recompute.faults(reply.meta, reply.output_ids, expected, reply.request.mask or "")
+        assert not faults, f"{reply.request.led}: " + "\n".join(faults[:5])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_mask_of_gumbel_noise_is_refused(stream: bool, methods_server: Server) -> None:
+    request = request_for(
+        {"method": "soft_thinking_gumbel"}, thinking_prompt(95), filters={"top_k": 6}, mask="selected"
+    )
+    answer = httpx.post(f"{methods_server.url}/generate", json=request.body() | {"stream": stream}, timeout=60)
+    assert answer.status_code == 400 and "soft_thinking_gumbel" in answer.text, answer.text
 
 
 # -- prefix cache ---------------------------------------------------------------------------------------------------

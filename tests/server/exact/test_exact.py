@@ -5,6 +5,7 @@ notice a wrong layer, order, norm or temperature.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -254,10 +255,14 @@ def test_two_tensor_parallel_ranks(two_rank_server: Server, client: Client, orac
     asked = [Asked(), Asked(latent_norm=True, top_k=16), Asked(temperature=0.0, depth=12), Asked(exploit=False)]
     requests = [Request(thinking_prompt(600 + i, 12), a, num_tokens=10, seed=i) for i, a in enumerate(asked)]
     requests.append(Request([OPEN_ID, *words(604, 6), CLOSE_ID], num_tokens=10, seed=11))
+    requests = [replace(request, mask="selected", filters={"top_k": 5}) for request in requests]
     replies = two_rank_client.together(requests)
     check(oracle, *replies)
     alone = client.together(requests)
-    assert [reply.output_ids for reply in replies] == [reply.output_ids for reply in alone]
+    for reply, other in zip(replies, alone, strict=True):
+        assert reply.output_ids == other.output_ids
+        told, expected = (one.meta["output_token_sampling_logprobs"] for one in (reply, other))
+        assert told == pytest.approx(expected, abs=TOLERANCE)
     soft_thinking_follows(Asker(two_rank_server.url), oracle)
     kill_scheduler(two_rank_server, "TP1")
     assert two_rank_server.process.wait(60) != 0

@@ -124,6 +124,24 @@ def test_ids_in_and_n_samples(http: httpx.Client) -> None:
     assert len({json.dumps(one["meta_info"]["led_logprob"]) for one in answers}) > 1
 
 
+@pytest.mark.parametrize("prompt", ["What is 7 + 5 * 2?", "Hello"])
+def test_chat_tells_masks_that_hold_the_token(http: httpx.Client, prompt: str) -> None:
+    request = {
+        "model": "m", "messages": [{"role": "user", "content": prompt}],
+        "temperature": 0.9, "top_k": 8, "max_tokens": 200,
+        "logprobs": True, "return_meta_info": True, "return_sampling_mask": True, "custom_params": {"led": TRACE},
+    }  # fmt: skip
+    answer = http.post("/v1/chat/completions", json=request)
+    assert answer.status_code == 200, answer.text
+    meta = answer.json()["choices"][0]["meta_info"]
+    tokens = [token for _, token, _ in meta["output_token_logprobs"]]
+    masks, logprobs = meta["output_token_sampling_mask"], meta["output_token_sampling_logprobs"]
+    assert all(token in mask for token, mask in zip(tokens, masks, strict=True))
+    assert None in meta["led_logprob"] and any(meta["led_explored"]), "the thought, and the answer behind it"
+    for ours, told in zip(meta["led_logprob"], logprobs, strict=True):
+        assert ours is None or told == pytest.approx(ours, abs=1e-5)
+
+
 def test_logprobs_agree_with_the_trace(http: httpx.Client) -> None:
     """At depth 1 without a coin to toss, p_LED is the final top-k renormalised: no less than the engine's p."""
     answer = generate(http, {"trace": True, "depth": 1}, return_logprob=True, top_logprobs_num=8)

@@ -30,9 +30,9 @@ def dola_logits(
         M      = argmax_e JSD(p, q[e]) over candidates[e]         ties to the smallest e
         logits = log p - log q[M]  where p >= relative_top * max p,  -inf elsewhere and where final_logits is -inf
 
-    With edits, penalties and bias that `final_logits` have and `plain_logits` (R, V) have not: p is that of plain_logits
-    in M and in the contrast, so that no bias decides which layer is contrasted with, and stays final_logits' in the
-    limit of relative_top, or a banned token could be the only one left; the edits are applied to the contrast.
+    With edits, penalties and bias that `final_logits` have and `plain_logits` (R, V) have not: in M and in the contrast
+    p is that of plain_logits, so that no bias decides which layer is contrasted with; the limit of relative_top stays
+    that of final_logits, or a banned token could be the only one left; the edits are applied to the contrast.
 
     final_logits (R, V) before temperature; early (E, R, H): un-normed residual streams in the model's dtype;
     candidates (R, E) bool; relative_top (R,) float32 in [0, 1]. A forbidden token (-inf) is forbidden in every layer,

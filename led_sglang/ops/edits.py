@@ -17,8 +17,8 @@ from torch import Tensor
 class LogitEdits:
     """The edits of R rows, in the engine's order and with its arithmetic: scale(logit + additive) + bias.
 
-    scale(z) is z * scaling where z < 0 and z / scaling elsewhere. The tables are (T, V) float32 over the full vocabulary,
-    None = nothing to do; at least one is there. They are the batch's own and are read where they lie.
+    scale(z) is z * scaling where z < 0 and z / scaling elsewhere. The tables are (T, V) float32 over the full
+    vocabulary, None = nothing to do; at least one is there. They are the batch's own and are read where they lie.
     """
 
     additive: Tensor | None  # minus frequency and presence penalties; -inf: a stop token before min_new_tokens
@@ -42,7 +42,7 @@ class LogitEdits:
         return replace(self, rows=index if self.rows is None else self.rows[index], edited=None)
 
     def apply(self, logits: Tensor, first_id: int = 0) -> Tensor:
-        """Edit (J * R, width) or (J, R, width) float32 logits of the tokens from `first_id` on in place; returns them."""
+        """Edit (J * R, width) or (J, R, width) float32 logits of tokens from `first_id` on in place; return them."""
         stop = first_id + logits.shape[-1]
 
         def part_of(table: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class LogitEdits:
         return logits
 
     def apply_at(self, logits: Tensor, token_ids: Tensor) -> Tensor:
-        """Edit (J, R, K) float32 logits of the tokens (R, K) in place; returns them."""
+        """Edit (J, R, K) float32 logits of the tokens (R, K) in place; return them."""
 
         def part_of(table: Tensor) -> Tensor:
             return table.gather(1, token_ids) if self.rows is None else table[self.rows[:, None], token_ids]
@@ -73,7 +73,7 @@ class LogitEdits:
 
 
 def edited_logprobs(logits: Tensor, tau: Tensor, edits: LogitEdits, first_id: int = 0) -> Tensor:
-    """log p^l of whole layers: unedited (..., R, V) float32 logits, which are overwritten, and tau to the same shape."""
+    """log p^l of whole layers, (..., R, V) as the unedited float32 logits, which are overwritten."""
     plain = (logits / tau).logsumexp(-1, keepdim=True)
     edited = edits.apply(logits, first_id).div_(tau)
     lost = (plain - edited.logsumexp(-1, keepdim=True)).clamp_min_(0.0)  # exactly 0 in a row without edits

@@ -282,15 +282,15 @@ def latent_sums(
 
     Rows with edits take plain torch's way, needed or not; the kernels know none.
     """
-    if head.project is not None or (edits is not None and edits.edited is None):
+    index = None if edits is None else edits.edited
+    if head.project is not None or (edits is not None and index is None):
         return torch_head.latent_sums(latents, candidate_ids, head, tau, ridden, edits)
-    if edits is not None:
-        needed = needed.index_fill(0, edits.edited, False)
+    if index is not None:
+        needed = needed.index_fill(0, index, False)
     logits = candidate_logits(latents, candidate_ids, head, tau, needed)
     normalizers = normalizers_of(latents, head, tau, needed, ridden)
-    if edits is None:
+    if edits is None or index is None:
         return across_ranks(normalizers, logits, head)
-    index = edits.edited
     some = latents.index_select(1, index), candidate_ids[index], head, tau[index], None, edits.take(index)
     edited_normalizers, edited_logits = torch_head.local_sums(*some)
     both = normalizers.repeat(2, 1, 1).index_copy_(2, index, edited_normalizers)

@@ -16,7 +16,18 @@ import pytest
 import torch
 
 from led_sglang.ops import noise
-from tests.server.asking import MARKERS, SAMPLING_KEYS, Client, Oracle, Reply, Request, check, sharp_server, thinking_prompt, words
+from tests.server.asking import (
+    MARKERS,
+    SAMPLING_KEYS,
+    Client,
+    Oracle,
+    Reply,
+    Request,
+    check,
+    sharp_server,
+    thinking_prompt,
+    words,
+)
 from tests.server.checkpoints import CLOSE_ID, END_ID, OPEN_ID, VOCAB_SIZE
 from tests.server.launching import Server
 from tests.server.methods_recompute import (
@@ -194,7 +205,7 @@ def test_rewritten_logits_act_outside_the_thinking_phase_too(asker: Asker, oracl
 
 
 EDITS: dict[str, dict[str, Any]] = {
-    "bias": {"logit_bias": {5: 6.0, 6: -6.0, **{i: -3.0 for i in range(100, 1003, 3)}}},
+    "bias": {"logit_bias": {5: 6.0, 6: -6.0, **dict.fromkeys(range(100, 1003, 3), -3.0)}},
     "frequency": {"frequency_penalty": 1.5},
     "presence": {"presence_penalty": 1.9},
     "repetition": {"repetition_penalty": 1.7},

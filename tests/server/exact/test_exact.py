@@ -62,7 +62,7 @@ ENGINE: dict[str, Asked] = {
     "presence": Asked(presence_penalty=-1.5),
     "repetition": Asked(repetition_penalty=1.8, logit_bias={8: 6.0}),
     "rewarded repetition": Asked(repetition_penalty=0.8),
-    "half of the vocabulary discouraged": Asked(logit_bias={i: -4.0 for i in range(0, 1003, 2)}),
+    "half of the vocabulary discouraged": Asked(logit_bias=dict.fromkeys(range(0, 1003, 2), -4.0)),
     "at least so many tokens": Asked(min_new_tokens=16, logit_bias={END_ID: 22.0}),
     "all of them": Asked(
         frequency_penalty=0.7,

@@ -46,7 +46,7 @@ def by_hand(logits: Tensor, edits: LogitEdits) -> Tensor:
 
 
 def with_edits(case: Case, kind: str, is_edited: Tensor | None = None, seed: int = 0) -> Case:
-    """Rows that are not edited have identity tables. The tables are a batch's of twice as many rows, in another order."""
+    """Rows that are not edited have identity tables; these are a batch's of twice as many rows, in another order."""
     num_rows, vocab = case.final_logits.shape
     rows = 2 * torch.arange(num_rows).flip(0) + 1
     found = tables(kind, 2 * num_rows, vocab, seed)

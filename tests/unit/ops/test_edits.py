@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -174,7 +175,7 @@ def test_a_lower_logit_is_less_likely_and_a_higher_one_more(backend):
             step = own.run(backend)
             told = (led_probs(replace(step, explore_probs=step.exploit_probs), own), led_probs(step, own))
             shares.append([step.depth, *(probs.gather(1, tokens[:, None])[:, 0] for probs in told)])
-        for (depth, exploit, led), (next_depth, next_exploit, next_led) in zip(shares, shares[1:], strict=False):
+        for (depth, exploit, led), (next_depth, next_exploit, next_led) in pairwise(shares):
             assert (exploit < next_exploit + 1e-7).all()
             same = depth == next_depth
             assert same.any() and (led < next_led + 1e-6)[same].float().mean() > 0.97

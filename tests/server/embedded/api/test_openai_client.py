@@ -219,7 +219,7 @@ def holding(letter: str) -> dict[str, int]:
 @pytest.mark.parametrize("exploit", [True, False])
 @pytest.mark.parametrize("letter", ["a", "b"])
 def test_a_banned_token_is_never_drawn_under_a_grammar(openai: OpenAI, letter: str, exploit: bool) -> None:
-    """The grammar leaves few tokens, so that the banned ones are candidates; latent layers would like them all the same."""
+    """The grammar leaves few tokens, so that the banned ones are candidates; latent layers would like them."""
     value = {"phase": "all", "exploit": exploit, "trace": True}
     settings: dict[str, Any] = {"extra_body": {"regex": "[ab]{3}"}, "temperature": 1.0, "n": 30, "seed": 5}
     choices = ask(openai, value, logit_bias=holding(letter), **settings).choices

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from led_sglang.integration.edits import COMPARING, is_edited
 from led_sglang.integration.soft import SOFT_METHODS, keep_out_of_prefix_cache
 from led_sglang.ops.standing import Seats
 from led_sglang.ops.types import LedRows
@@ -28,6 +29,7 @@ class RowSeat:
     start_state: int = 0  # of the thinking machine after the request's whole ids
     start_length: int = -1  # number of those ids: the state holds for the step that extends exactly them
     returns_mask: bool = False  # the request wants its sampling masks, and so both branches, traced or not
+    is_edited: bool = False  # the request has penalties or a logit bias
 
     @property
     def is_ours(self) -> bool:
@@ -81,6 +83,7 @@ class DeviceRows(Seats):
     groups: dict[str, MethodGroup]  # the other methods' rows
     params: LedRows  # `active` is filled in at every step
     seeded: Tensor | None  # (S,) int64 positions among the R rows whose request named a seed; None = no such row
+    edited: Tensor | None = None  # (E,) the same, of LED's rows with penalties or a logit bias
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,11 @@ class LedBatch:
     def is_traced(self) -> bool:
         """Some row of ours is."""
         return any(request.params.trace for seat in self.seats if (request := seat.request) is not None)
+
+    @cached_property
+    def compares_edited(self) -> bool:
+        """A method that compares layers has a row with penalties or a logit bias."""
+        return any(seat.is_edited and seat.is_ours and METHODS[seat.method] in COMPARING for seat in self.seats)
 
     @cached_property
     def position(self) -> dict[int, int]:
@@ -141,7 +149,8 @@ def seat_request(req: Any, machine: Any) -> RowSeat:
         keep_out_of_prefix_cache(req)
     ids = list(req.origin_input_ids) + list(req.output_ids)
     state = machine.run(ids) if machine is not None else 0
-    return RowSeat(request, state, len(ids), bool(getattr(req, "return_sampling_mask", False)))
+    returns_mask = bool(getattr(req, "return_sampling_mask", False))
+    return RowSeat(request, state, len(ids), returns_mask, is_edited(req.sampling_params))
 
 
 def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
@@ -194,6 +203,7 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
         any_offset=any(asked["latent_offset"]),
     )
     seeded = [i for i, request in enumerate(requests) if request.is_seeded]
+    edited = [i for i, seat in enumerate(seats) if seat.is_edited and asked["is_led"][i]]
     is_all_led = all(asked["is_led"])
     return DeviceRows(
         index=index,
@@ -204,6 +214,7 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
         groups={} if is_all_led else _groups(rows, params, put),
         params=led_rows,
         seeded=put(seeded) if seeded else None,
+        edited=put(edited) if edited else None,
     )
 
 

@@ -73,6 +73,8 @@ class Ride:
         if not self.graph_sizes:
             self.flags[:, :num_rows] = False
         one_pass.board(params, coin, self.cut, rows.index, self.wanted, self.tau, self.backend)
+        if rows.edited is not None:  # what rides is not edited
+            self.wanted.index_fill_(0, rows.edited if rows.index is None else rows.index[rows.edited], False)
         self.is_boarding = True
 
     def through(self, multiply: Callable[..., Tensor], hidden: Tensor, head: Head, buffer: Tensor) -> Tensor:

@@ -64,6 +64,7 @@ class Runtime:
         self.head: Head | None = None
         self.machine: ThinkingMachine | None = None
         self.forward_batch: Any = None
+        self.plain_logits: dict[str, Tensor] = {}  # of the step under way, by method: `edits.plain_logits`
         self.num_step_failures = 0
         self.counts = Counts(config.max_depth, torch.device(runner.device))
         self.is_sanitized = bool(envs.SGLANG_SANITIZE_NAN_LOGITS.get())

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from led_sglang.integration import masks
 from led_sglang.integration.batch import LedBatch
+from led_sglang.integration.edits import plain_logits
 from led_sglang.integration.ranks import RankDivergence
 from led_sglang.integration.records import RECORD_KEY, StepRecord
 from led_sglang.integration.runtime import Runtime, count_failure, fail_step, runtime
@@ -193,6 +194,16 @@ def _guarded_record(led: LedBatch, context: StepContext | None, current: Runtime
     except Exception:
         count_failure(current)
         return StepRecord.of(led, None, current)
+
+
+def plain_logits_of(current: Runtime, forward_batch: Any, logits: Tensor) -> dict[str, Tensor]:
+    """`edits.plain_logits` of a step, before the engine edits its logits (B, V)."""
+    info = forward_batch.sampling_info
+    try:
+        return plain_logits(getattr(info, "led", None), info, logits)
+    except Exception:
+        fail_step(current)
+        return {}
 
 
 def before_forward(current: Runtime, forward_batch: Any) -> None:

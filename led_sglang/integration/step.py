@@ -12,6 +12,7 @@ from torch import Tensor
 from led_sglang.integration import transforms
 from led_sglang.integration.batch import DeviceRows, LedBatch
 from led_sglang.integration.masks import Draw
+from led_sglang.integration.edits import edits_of
 from led_sglang.integration.runtime import Runtime
 from led_sglang.ops import host, led_step
 from led_sglang.ops.plain import sample_filtered
@@ -86,6 +87,7 @@ class StepContext:
         assert head is not None
         latents = partial(self.runtime.capture.latents, num_layers, num_rows, self.rows.index)
         params = self.rows.params.activated(self.standing, self.draws_plain)
+        edited = self.rows.edited
         ride.num_steps["one_pass" if self.is_riding else "coin_first"] += 1
         self.runtime.num_engine_head_steps += head.project is not None
         self.step = led_step(
@@ -96,6 +98,7 @@ class StepContext:
             self.standing,
             backend=self.runtime.backend,
             ridden=ride.ridden(self.rows, params, num_rows) if self.is_riding else None,
+            edits=None if edited is None else edits_of(self.info, self.rows.index, edited),
         )
 
     def decide_plain(self, probs: Tensor) -> None:

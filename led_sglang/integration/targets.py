@@ -103,6 +103,12 @@ RELIED_ON: tuple[tuple[str, str], ...] = (
         "overridden: seeded rows outside the thinking phase, and rows that LED decided",
     ),
     (S + "layers.sampler.Sampler._sync_token_ids_across_tp", "overridden: last look at the tokens of a step"),
+    (
+        BATCH_INFO + "apply_logits_bias",
+        "penalties, then a grammar's mask, then the bias: `ops.edits` has the same order",
+    ),
+    (BATCH_INFO + "update_penalties", "tables of the accumulated penalties, additive and scaling"),
+    (S + "sampling.penaltylib.repetition_penalty.apply_scaling_penalties", "the arithmetic of a repetition penalty"),
     (S + "models.qwen2.Qwen2ForCausalLM.set_eagle3_layers_to_capture", "keeps layer outputs (0-based ids)"),
     (S + "models.qwen2.Qwen2Model.forward", "returns (hidden_states, aux_hidden_states); MiMo's inner model"),
     (S + "models.qwen3.Qwen3ForCausalLM.set_eagle3_layers_to_capture", "keeps layer outputs (0-based ids)"),

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from led_sglang.integration.batch import MethodGroup
+from led_sglang.integration.edits import unedited
 from led_sglang.integration.layers import confident_layers, dola_layers
 from led_sglang.ops.confident import confident_logits
 from led_sglang.ops.dola import dola_logits
+from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.noise import uniforms
 from led_sglang.ops.soft import cold_stop, soft_mixture
 from led_sglang.params import MAX_SOFT_TOP_K
@@ -27,6 +29,14 @@ def _latents(context: "StepContext", layers: tuple[int, ...], group: MethodGroup
     return capture.states[picked[:, None], group.batch_rows[None, :]]
 
 
+def _plain(
+    context: "StepContext", group: MethodGroup, final: Tensor, method: str
+) -> tuple[Tensor | None, LogitEdits | None]:
+    """Of a group's rows: the final logits (n, V) before penalties and bias, and these; None: no row has any."""
+    plain = context.runtime.plain_logits.get(method)
+    return (None, None) if plain is None else unedited(context.info, group, final, plain)
+
+
 def dola(context: "StepContext", group: MethodGroup, logits: Tensor) -> None:
     """DoLa (arXiv 2309.03883): contrast with the early layer that differs most, picked row by row."""
     config, head = context.runtime.config, context.runtime.head
@@ -38,10 +48,9 @@ def dola(context: "StepContext", group: MethodGroup, logits: Tensor) -> None:
         lambda: [[layer in (low if p.layers == "low" else high) for layer in layers] for p in group.params],
         torch.bool,
     )  # (n, E)
-    early = _latents(context, layers, group)
-    contrast, _ = dola_logits(
-        logits[group.batch_rows], early, candidates, group.column("relative_top", torch.float32), head
-    )
+    early, final = _latents(context, layers, group), logits[group.batch_rows]
+    limit = group.column("relative_top", torch.float32)
+    contrast, _ = dola_logits(final, early, candidates, limit, head, *_plain(context, group, final, "dola"))
     logits[group.batch_rows] = contrast.to(logits.dtype)
 
 
@@ -50,7 +59,8 @@ def confident(context: "StepContext", group: MethodGroup, logits: Tensor) -> Non
     head = context.runtime.head
     assert head is not None
     latents = _latents(context, confident_layers(context.runtime.config), group)
-    chosen, _ = confident_logits(logits[group.batch_rows], latents, group.column("num_layers", torch.int64), head)
+    final, num_layers = logits[group.batch_rows], group.column("num_layers", torch.int64)
+    chosen, _ = confident_logits(final, latents, num_layers, head, *_plain(context, group, final, "confident"))
     logits[group.batch_rows] = chosen.to(logits.dtype)
 
 

@@ -1,11 +1,13 @@
 """The LED step: one decoded token per row, in pure torch (and Triton), without any engine."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from led_sglang.ops import compiled, eager, fused, host, one_pass, reference, triton_backend
+from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.noise import uniforms
 from led_sglang.ops.thinking import ThinkingMachine, ThinkingTables
 from led_sglang.ops.types import Head, Latents, LedRows, LedStep, Noise, Ridden
@@ -15,6 +17,7 @@ __all__ = [
     "Head",
     "LedRows",
     "LedStep",
+    "LogitEdits",
     "Noise",
     "Ridden",
     "ThinkingMachine",
@@ -24,7 +27,7 @@ __all__ = [
     "uniforms",
 ]
 
-Backend = Callable[..., LedStep]  # (final_logits, latents, head, rows, noise); in one_pass.BACKENDS also ridden
+Backend = Callable[..., LedStep]  # (final_logits, latents, head, rows, noise, edits=); in one_pass.BACKENDS also ridden
 
 BACKENDS: dict[str, Backend] = {
     "reference": reference.led_step,
@@ -44,6 +47,7 @@ def led_step(
     *,
     backend: str = "auto",
     ridden: Ridden | None = None,
+    edits: LogitEdits | None = None,
 ) -> LedStep:
     """Decode one token per row with Latent Exploration Decoding (arXiv 2602.01698).
 
@@ -53,6 +57,8 @@ def led_step(
         x       = top-k of final_logits, without those that are -inf, beyond the row's top_k
                   or with p[L] < min_p * max p[L]                 (dropped = probability 0 in EVERY layer)
         p[l]    = softmax(head(h[l]) / tau)                       full vocabulary; no norm unless latent_norm
+                  and with edits e:  exp(e(head(h[l])) / tau) / max(Z, Ze), where Z and Ze are the sums over the full
+                  vocabulary of exp(head(h[l]) / tau) and exp(e(head(h[l])) / tau)
         q[l]    = p[l][x]                                         / sum(q[l]) where normalize_layers
         agg[j]  = normalise(q[L] + ... + q[L-j+1])                j = 1..depth; j = 1 is the final layer alone
         exploit = agg[1];  explore = agg[argmax_j entropy(agg[j])]            ties to the smallest j
@@ -70,6 +76,10 @@ def led_step(
         ridden: what the one-pass form (`led_sglang.ops.one_pass`) knows already, for at least max_depth - 1 layers;
             rows that need their latents and did not ride are served by a second pass, so the result is the same.
             Backends "fused", "compiled" and "triton" only.
+        edits: the penalties and bias that the engine applied to `final_logits`, to be applied to the latent layers too;
+            None: there are none. Z above is why a ban lowers p[l] of its token by at least exp(bias / tau) in any
+            layer, and why a token banned by -1e4 and one forbidden by -inf leave the same probabilities to the others.
+            Rows with edits do not ride: what rode is ignored there. "triton" decides them with plain torch.
         head, rows, noise and the result: see `led_sglang.ops.types`. V may be smaller than K: the tail of
             `candidate_ids` is then 0 with probability 0. Columns beyond a whole head's num_rows are ignored.
 
@@ -102,13 +112,20 @@ def led_step(
     if head.all_gather is None and final_logits.shape[1] > head.num_rows:  # columns of padding
         final_logits = final_logits[:, : head.num_rows]
     if ridden is None:
-        return BACKENDS[chosen](final_logits, latents, head, rows, noise)
+        return BACKENDS[chosen](final_logits, latents, head, rows, noise, edits=edits)
     if chosen not in one_pass.BACKENDS:
         able = ", ".join(one_pass.BACKENDS)
         raise ValueError(f"backend {chosen!r} computes every latent row itself: `ridden` is for {able}")
     if len(ridden.normalizers) < rows.max_depth - 1:
         raise ValueError(f"depth {rows.max_depth} needs {rows.max_depth - 1} layers, {len(ridden.normalizers)} rode")
-    return BACKENDS[chosen](final_logits, latents, head, rows, noise, ridden)
+    return BACKENDS[chosen](final_logits, latents, head, rows, noise, ridden=_unedited(ridden, edits), edits=edits)
+
+
+def _unedited(ridden: Ridden, edits: LogitEdits | None) -> Ridden | None:
+    """What rode was not edited: only rows without edits may use it."""
+    if edits is None or edits.edited is None:
+        return ridden if edits is None else None
+    return replace(ridden, rode=ridden.rode.index_fill(0, edits.edited, False), is_complete=False)
 
 
 def chosen_backend(asked: str, device: torch.device) -> str:

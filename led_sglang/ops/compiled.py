@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from led_sglang.jit import jit
 from led_sglang.ops import host, tally
+from led_sglang.ops.edits import LogitEdits, edited_logprobs
 from led_sglang.ops.fused import CHUNK_ELEMENTS, pick_latents, take_ridden
-from led_sglang.ops.head import finish_logits, latent_probs, tile_width
+from led_sglang.ops.head import latent_probs, layer_logits, tile_width
 from led_sglang.ops.noise import uniforms
 from led_sglang.ops.one_pass import row_tau
 from led_sglang.ops.standing import Seats, move_states, standing, write_tokens
@@ -33,6 +33,7 @@ def led_step(
     rows: LedRows,
     noise: Noise,
     ridden: Ridden | None = None,
+    edits: LogitEdits | None = None,
 ) -> LedStep:
     """See `led_sglang.ops.led_step`."""
     if not host.can_look(final_logits.device):
@@ -45,7 +46,7 @@ def led_step(
     if len(index):
         step.explore = step.exploit.copy()
         hidden = latents() if callable(latents) else latents
-        layers = layers_at(step.ids, hidden, head, rows, asked.tau, index, ridden)
+        layers = layers_at(step.ids, hidden, head, rows, asked.tau, index, ridden, edits)
         _explore(
             index, layers, asked.depth, asked.normalize, asked.exploit, asked.greedy, uniform,
             step.ids, step.logprobs, step.explored, step.exploit, step.probs, step.confidence,
@@ -146,7 +147,14 @@ def decide_final(
 
 
 def layers_at(
-    ids: Any, latents: Tensor, head: Head, rows: LedRows, tau: Tensor, index: Any, ridden: Ridden | None
+    ids: Any,
+    latents: Tensor,
+    head: Head,
+    rows: LedRows,
+    tau: Tensor,
+    index: Any,
+    ridden: Ridden | None,
+    edits: LogitEdits | None,
 ) -> Any:
     """p^l at the candidates for the rows of `index`, (J, N, K) float32: layers L-1, L-2, ..."""
     num_layers, num_rows = rows.max_depth - 1, len(index)
@@ -156,17 +164,16 @@ def layers_at(
     hidden = pick_latents(latents, head, rows, some, num_layers)  # (J, N, H)
     if some is not None:
         tau = tau[some]
+    if edits is not None:
+        edits = edits.take(some)
     is_plain = head.project is None and ridden is None and head.all_gather is None
     if not is_plain or head.num_rows > tile_width(num_layers * num_rows, hidden.device):
-        return (
-            latent_probs(hidden, torch.from_numpy(ids[index]), head, tau, take_ridden(ridden, some))
-            .contiguous()
-            .numpy()
-        )
-    bias = None if head.bias is None else head.bias[: head.num_rows]
-    logits = finish_logits(F.linear(hidden, head.weight[: head.num_rows], bias).float(), head, tau)
+        probs = latent_probs(hidden, torch.from_numpy(ids[index]), head, tau, take_ridden(ridden, some), edits)
+        return probs.contiguous().numpy()
+    logits = layer_logits(hidden, head, 0, head.num_rows)
+    logprobs = logits.div_(tau).log_softmax(-1) if edits is None else edited_logprobs(logits, tau, edits)
     layers = np.empty((num_layers, num_rows, ids.shape[1]), np.float32)
-    _pick(logits.log_softmax(-1).numpy(), ids, index, layers)
+    _pick(logprobs.numpy(), ids, index, layers)
     return layers
 
 

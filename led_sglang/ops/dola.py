@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.special import entr
 
+from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.head import tile_logits
 from led_sglang.ops.types import Head
 
@@ -12,7 +13,13 @@ LAYER_ELEMENTS = 1 << 24  # float32 logits of early layers held at once: 64 MiB,
 
 
 def dola_logits(
-    final_logits: Tensor, early: Tensor, candidates: Tensor, relative_top: Tensor, head: Head
+    final_logits: Tensor,
+    early: Tensor,
+    candidates: Tensor,
+    relative_top: Tensor,
+    head: Head,
+    plain_logits: Tensor | None = None,
+    edits: LogitEdits | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits that the engine then samples with the request's own temperature, top-p and top-k.
 
@@ -22,6 +29,10 @@ def dola_logits(
         q[e]   = softmax(head(early[e]))                          no final norm; -inf where final_logits is -inf
         M      = argmax_e JSD(p, q[e]) over candidates[e]         ties to the smallest e
         logits = log p - log q[M]  where p >= relative_top * max p,  -inf elsewhere and where final_logits is -inf
+
+    With edits, penalties and bias that `final_logits` have and `plain_logits` (R, V) have not: in M and in the contrast
+    p is that of plain_logits, so that no bias decides which layer is contrasted with; the limit of relative_top stays
+    that of final_logits, or a banned token could be the only one left; the edits are applied to the contrast.
 
     final_logits (R, V) before temperature; early (E, R, H): un-normed residual streams in the model's dtype;
     candidates (R, E) bool; relative_top (R,) float32 in [0, 1]. A forbidden token (-inf) is forbidden in every layer,
@@ -37,15 +48,19 @@ def dola_logits(
         return final_logits.float(), torch.full_like(candidates[:, :0].sum(-1), -1)
     final = without_padding(final_logits, head)
     is_forbidden = final == -torch.inf
-    logprobs = final.log_softmax(-1)
+    logprobs = limited = final.log_softmax(-1)
+    if plain_logits is not None:
+        logprobs = without_padding(plain_logits, head).masked_fill(is_forbidden, -torch.inf).log_softmax(-1)
     scores = divergences(logprobs.exp(), early, is_forbidden, head)  # (E, R)
     score, chosen = scores.masked_fill(~candidates.T, -torch.inf).max(0)  # NaN counts as largest
 
     hidden = early[chosen, torch.arange(num_rows, device=chosen.device)]  # (R, H)
     early_logits = vocabulary_logits(hidden, head, final.shape[1]).masked_fill(is_forbidden, -torch.inf)
-    floor = logprobs.amax(-1, keepdim=True) + relative_top.log()[:, None]
-    is_dropped = is_forbidden | (logprobs < floor)
-    contrast = (logprobs - early_logits.log_softmax(-1)).masked_fill(is_dropped, -torch.inf)
+    floor = limited.amax(-1, keepdim=True) + relative_top.log()[:, None]
+    contrast = logprobs - early_logits.log_softmax(-1)
+    if edits is not None:
+        edits.apply(contrast)
+    contrast = contrast.masked_fill(is_forbidden | (limited < floor), -torch.inf)
     ok = score.isfinite() & contrast.amax(-1).isfinite()
     return torch.where(ok[:, None], contrast, final_logits.float()), chosen.where(ok, -1)
 

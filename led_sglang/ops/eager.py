@@ -3,13 +3,21 @@
 import torch
 from torch import Tensor
 
-from led_sglang.ops.head import across_ranks, candidate_logits, tile_logits
+from led_sglang.ops.edits import LogitEdits, edited_logprobs
+from led_sglang.ops.head import across_ranks, candidate_logits, layer_logits, tile_sums
 from led_sglang.ops.types import Head, LedRows, LedStep, Noise
 
 TINY = torch.finfo(torch.float32).tiny  # a layer that gives the candidates nothing adds nothing
 
 
-def led_step(final_logits: Tensor, latents: Tensor, head: Head, rows: LedRows, noise: Noise) -> LedStep:
+def led_step(
+    final_logits: Tensor,
+    latents: Tensor,
+    head: Head,
+    rows: LedRows,
+    noise: Noise,
+    edits: LogitEdits | None = None,
+) -> LedStep:
     """See `led_sglang.ops.led_step`."""
     tau = torch.where(rows.greedy, 1.0, rows.temperature)[:, None]  # (R, 1)
     posterior = torch.softmax(final_logits / tau, dim=-1)  # (R, V)
@@ -20,7 +28,7 @@ def led_step(final_logits: Tensor, latents: Tensor, head: Head, rows: LedRows, n
 
     explored = rows.active & (~rows.exploit | (noise.coin < 1 - confidence.double()))
     needs_latents = rows.active & (explored | rows.full)
-    layers = torch.cat([final[None], latent_layers(latents, candidate_ids, head, rows, tau)])  # (J+1, R, K)
+    layers = torch.cat([final[None], latent_layers(latents, candidate_ids, head, rows, tau, edits)])  # (J+1, R, K)
     layers = layers.where(keep, 0.0)
     layers = torch.where(rows.normalize_layers[:, None], layers / layers.sum(-1, keepdim=True).clamp_min(TINY), layers)
     sums = layers.cumsum(0)
@@ -63,7 +71,9 @@ def candidates(final_logits: Tensor, posterior: Tensor, confidence: Tensor, rows
     return torch.nn.functional.pad(ids, padding), torch.nn.functional.pad(keep, padding)
 
 
-def latent_layers(latents: Tensor, candidate_ids: Tensor, head: Head, rows: LedRows, tau: Tensor) -> Tensor:
+def latent_layers(
+    latents: Tensor, candidate_ids: Tensor, head: Head, rows: LedRows, tau: Tensor, edits: LogitEdits | None
+) -> Tensor:
     """Eq. 2: (J, R, K) probabilities of the candidates in the layers h^{L-1}, h^{L-2}, ..."""
     num_layers = rows.max_depth - 1
     if num_layers == 0 or candidate_ids.shape[0] == 0:
@@ -74,13 +84,14 @@ def latent_layers(latents: Tensor, candidate_ids: Tensor, head: Head, rows: LedR
     if head.final_norm is not None and rows.any_norm:
         normed = head.final_norm(hidden.flatten(0, 1)).view_as(hidden)
         hidden = torch.where(rows.latent_norm[:, None], normed, hidden)
-    logits = tile_logits(hidden, head, tau, 0, head.num_rows)  # (J, R, V_shard)
+    logits = layer_logits(hidden, head, 0, head.num_rows)  # (J, R, V_shard)
     if head.all_gather is None:
-        return torch.softmax(logits, dim=-1).gather(
-            -1, candidate_ids.clamp(max=head.num_rows - 1).expand(num_layers, -1, -1)
-        )
-    local_logits = candidate_logits(hidden, candidate_ids, head, tau)
-    normalizers, all_logits = across_ranks(logits.logsumexp(-1), local_logits, head)
+        probs = torch.softmax(logits / tau, -1) if edits is None else edited_logprobs(logits, tau, edits).exp()
+        return probs.gather(-1, candidate_ids.clamp(max=head.num_rows - 1).expand(num_layers, -1, -1))
+    local_logits = candidate_logits(hidden, candidate_ids, head, tau, edits)
+    normalizers, all_logits = across_ranks(tile_sums(logits, tau, edits, head.first_id), local_logits, head)
+    if edits is not None:
+        normalizers = normalizers.amax(0)
     return (all_logits - normalizers[..., None]).exp()
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from led_sglang.ops import host
+from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.head import latent_probs
 from led_sglang.ops.one_pass import row_tau
 from led_sglang.ops.types import Head, LedRows, LedStep, Noise, Ridden
@@ -57,6 +58,7 @@ def led_step(
     rows: LedRows,
     noise: Noise,
     ridden: Ridden | None = None,
+    edits: LogitEdits | None = None,
 ) -> LedStep:
     """See `led_sglang.ops.led_step`."""
     final = final_layer(final_logits, rows)
@@ -66,7 +68,7 @@ def led_step(
     needs_latents = explored | (rows.full & rows.active) if rows.any_full else explored
     if host.can_look(final_logits.device) and not needs_latents.any():
         return exploit_step(final, exploit, explored, rows, noise)
-    explore = explore_rows(final, exploit, needs_latents, latents, head, rows, ridden)
+    explore = explore_rows(final, exploit, needs_latents, latents, head, rows, ridden, edits)
     return mixed_step(final, exploit, explored, explore, rows, noise)
 
 
@@ -150,14 +152,15 @@ def explore_rows(
     head: Head,
     rows: LedRows,
     ridden: Ridden | None,
+    edits: LogitEdits | None,
 ) -> Explore:
     """The explore branch where it is needed, the exploit branch elsewhere."""
     if not host.can_look(needs_latents.device):
-        return where_needed(explore_branch(final, latents, head, rows, None, ridden), needs_latents, exploit)
+        return where_needed(explore_branch(final, latents, head, rows, None, ridden, edits), needs_latents, exploit)
     index = needs_latents.nonzero().squeeze(1)
     if index.shape[0] == needs_latents.shape[0]:
-        return explore_branch(final, latents, head, rows, None, ridden)
-    part = explore_branch(final, latents, head, rows, index, ridden)
+        return explore_branch(final, latents, head, rows, None, ridden, edits)
+    part = explore_branch(final, latents, head, rows, index, ridden, edits)
     return Explore(
         exploit.index_copy(0, index, part.probs),
         torch.ones_like(rows.depth).index_copy_(0, index, part.depth),
@@ -196,6 +199,7 @@ def explore_branch(
     rows: LedRows,
     index: Tensor | None,
     ridden: Ridden | None,
+    edits: LogitEdits | None,
 ) -> Explore:
     """Eq. 2 and 4 to 6 for the rows of `index` (None = all)."""
 
@@ -207,7 +211,8 @@ def explore_branch(
     layers = take(final.probs)[None]  # (1, N, K)
     if num_layers:
         hidden = pick_latents(latents, head, rows, index, num_layers)
-        latent = latent_probs(hidden, take(final.candidate_ids), head, take(final.tau), take_ridden(ridden, index))
+        some = take_ridden(ridden, index), None if edits is None else edits.take(index)
+        latent = latent_probs(hidden, take(final.candidate_ids), head, take(final.tau), *some)
         layers = torch.cat([layers, latent]).masked_fill_(is_dropped, 0.0)  # (J+1, N, K)
     if rows.any_normalize:
         normalized = layers / layers.sum(-1, keepdim=True).clamp_min(TINY)

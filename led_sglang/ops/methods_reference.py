@@ -4,6 +4,7 @@ Read this file to learn the methods; `dola`, `confident` and `soft` must agree w
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,14 +13,25 @@ from led_sglang.ops.reference import argmax, entropy, head_logits, normalise
 from led_sglang.ops.types import Head
 
 Logits = list[float]  # one per vocabulary entry
+Edit = Callable[[Logits], Logits]  # the engine's penalties and bias of a row: `reference.edited`
 SMALLEST_UNIFORM = 2.0**-53
 
 
 def dola_row(
-    final: Logits, layers: list[Tensor], candidates: list[bool], relative_top: float, head: Head
+    final: Logits,
+    layers: list[Tensor],
+    candidates: list[bool],
+    relative_top: float,
+    head: Head,
+    plain: Logits | None = None,
+    edit: Edit | None = None,
 ) -> tuple[Logits, int]:
-    """DoLa, arXiv 2309.03883, section 2. `layers` are un-normed streams (H,). (logits, premature layer or -1)."""
-    mature = softmax(final)  # q_N
+    """DoLa, arXiv 2309.03883, section 2. `layers` are un-normed streams (H,). (logits, premature layer or -1).
+
+    `final` = edit(plain): the layers are compared and contrasted without the edits, the contrast is edited.
+    """
+    plain = final if plain is None else forbid(plain, final)
+    mature = softmax(plain)  # q_N
     if mature is None:
         return final, -1
     # Dynamic premature layer selection: M = argmax over the candidate set J of d(q_N, q_j), d = JSD.
@@ -36,15 +48,27 @@ def dola_row(
     chosen = order[argmax([jensen_shannon(mature, premature[e]) for e in order])]
     # Contrasting the predictions: F = log q_N / q_M inside V_head, the adaptive plausibility constraint; -inf outside.
     base = log_softmax(forbid(head_logits(layers[chosen].double(), head).tolist(), final))
-    top = log_softmax(final)
-    floor = max(top) + (math.log(relative_top) if relative_top > 0 else -math.inf)
-    contrast = [t - b if t > -math.inf and t >= floor else -math.inf for t, b in zip(top, base, strict=True)]
+    top, limited = log_softmax(plain), log_softmax(final)
+    floor = max(limited) + (math.log(relative_top) if relative_top > 0 else -math.inf)
+    contrast = [t - b if t > -math.inf else -math.inf for t, b in zip(top, base, strict=True)]
+    contrast = contrast if edit is None else edit(contrast)
+    contrast = [c if t > -math.inf and t >= floor else -math.inf for c, t in zip(contrast, limited, strict=True)]
     return (contrast, chosen) if math.isfinite(max(contrast)) else (final, -1)
 
 
-def confident_row(final: Logits, latents: list[Tensor], num_layers: int, head: Head) -> tuple[Logits, int]:
-    """Confident Decoding, arXiv 2606.21906: entropy-guided backward search. (logits, layers back from the final)."""
-    logits = [final]
+def confident_row(
+    final: Logits,
+    latents: list[Tensor],
+    num_layers: int,
+    head: Head,
+    plain: Logits | None = None,
+    edit: Edit | None = None,
+) -> tuple[Logits, int]:
+    """Confident Decoding, arXiv 2606.21906: entropy-guided backward search. (logits, layers back from the final).
+
+    `final` = edit(plain): layers are compared without the edits, the chosen one's logits are edited.
+    """
+    logits = [final if plain is None else forbid(plain, final)]
     for latent in latents[: num_layers - 1]:  # h^{L-1}, h^{L-2}, ...
         hidden = latent if head.final_norm is None else head.final_norm(latent[None])[0]
         logits.append(forbid(head_logits(hidden.double(), head).tolist(), final))
@@ -54,7 +78,9 @@ def confident_row(final: Logits, latents: list[Tensor], num_layers: int, head: H
         return final, 0
     for j in range(len(entropies) - 1):
         if entropies[j] < entropies[j + 1]:  # the way back rises: an entropy valley
-            return logits[j], j
+            if j == 0:
+                return final, 0
+            return (logits[j] if edit is None else edit(logits[j])), j
     return final, 0  # no valley inside the window
 
 

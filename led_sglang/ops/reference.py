@@ -8,21 +8,35 @@ import math
 import torch
 from torch import Tensor
 
+from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.types import Head, LedRows, LedStep, Noise
 
 Candidates = list[float]  # one probability per candidate, same order everywhere
 
 
-def led_step(final_logits: Tensor, latents: Tensor, head: Head, rows: LedRows, noise: Noise) -> LedStep:
+def led_step(
+    final_logits: Tensor,
+    latents: Tensor,
+    head: Head,
+    rows: LedRows,
+    noise: Noise,
+    edits: LogitEdits | None = None,
+) -> LedStep:
     """See `led_sglang.ops.led_step`."""
     if head.all_gather is not None:
         raise ValueError("the reference backend needs the whole head on one rank")
-    steps = [decode_row(r, final_logits, latents, head, rows, noise) for r in range(final_logits.shape[0])]
+    steps = [decode_row(r, final_logits, latents, head, rows, noise, edits) for r in range(final_logits.shape[0])]
     return collect(steps, rows.max_top_k, final_logits.device)
 
 
 def decode_row(
-    r: int, final_logits: Tensor, latents: Tensor, head: Head, rows: LedRows, noise: Noise
+    r: int,
+    final_logits: Tensor,
+    latents: Tensor,
+    head: Head,
+    rows: LedRows,
+    noise: Noise,
+    edits: LogitEdits | None,
 ) -> dict[str, object]:
     tau = 1.0 if rows.greedy[r] else rows.temperature[r].double().item()
     logits = final_logits[r].double()
@@ -40,7 +54,7 @@ def decode_row(
     explored = bool(rows.active[r]) and (not rows.exploit[r] or noise.coin[r].item() < 1 - confidence)
     depth, explore, ok = 1, exploit, True
     if explored or (rows.active[r] and rows.full[r]):
-        layers = [final, *latent_posteriors(r, latents, head, rows, candidate_ids, tau)]  # Eq. 2
+        layers = [final, *latent_posteriors(r, latents, head, rows, candidate_ids, tau, edits)]  # Eq. 2
         ok = all(math.isfinite(p) for layer in layers for p in layer)
         if ok:
             depth, explore = most_uncertain(layers, bool(rows.normalize_layers[r]))
@@ -71,7 +85,13 @@ def top_candidates(logits: Tensor, posterior: Tensor, top_k: int, min_p: float) 
 
 
 def latent_posteriors(
-    r: int, latents: Tensor, head: Head, rows: LedRows, candidate_ids: list[int], tau: float
+    r: int,
+    latents: Tensor,
+    head: Head,
+    rows: LedRows,
+    candidate_ids: list[int],
+    tau: float,
+    edits: LogitEdits | None,
 ) -> list[Candidates]:
     """Eq. 2: softmax over the FULL vocabulary in each latent layer, read at the candidates; h^{L-1} first."""
     layers = []
@@ -79,9 +99,32 @@ def latent_posteriors(
         hidden = latents[j + int(rows.latent_offset[r]), r]  # (H,)
         if rows.latent_norm[r] and head.final_norm is not None:  # ablation: the paper applies no norm here
             hidden = head.final_norm(hidden[None])[0]
-        posterior = torch.softmax(head_logits(hidden.double(), head) / tau, dim=-1)
+        posterior = layer_posterior(head_logits(hidden.double(), head), tau, edits, r)
         layers.append([posterior[i].item() for i in candidate_ids])
     return layers
+
+
+def layer_posterior(logits: Tensor, tau: float, edits: LogitEdits | None, r: int) -> Tensor:
+    """softmax(logits / tau), (V,). Penalties and bias act on every layer; what they take from a token nobody gains."""
+    total = torch.logsumexp(logits / tau, dim=-1)
+    if edits is not None:
+        logits = edited(logits, edits, r)
+        total = torch.maximum(total, torch.logsumexp(logits / tau, dim=-1))
+    return torch.exp(logits / tau - total)
+
+
+def edited(logits: Tensor, edits: LogitEdits, r: int) -> Tensor:
+    """The engine's penalties and bias of row r, token by token: (V,) float64."""
+    place, values = r if edits.rows is None else int(edits.rows[r]), logits.tolist()
+    for v in range(len(values)):
+        if edits.additive is not None:
+            values[v] += edits.additive[place, v].item()
+        if edits.scaling is not None:
+            scale = edits.scaling[place, v].item()
+            values[v] = values[v] * scale if values[v] < 0 else values[v] / scale
+        if edits.bias is not None:
+            values[v] += edits.bias[place, v].item()
+    return torch.tensor(values, dtype=torch.float64, device=logits.device)
 
 
 def head_logits(hidden: Tensor, head: Head) -> Tensor:

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from led_sglang.ops import head as torch_head
+from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.head import across_ranks
 from led_sglang.ops.triton_candidates import candidate_logits, tanh
 from led_sglang.ops.types import Head, Ridden
@@ -269,13 +270,32 @@ def head_pass(hidden: Tensor, latents: Tensor, head: Head, tau: Tensor, wanted: 
 
 
 def latent_sums(
-    latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, needed: Tensor, ridden: Ridden | None
+    latents: Tensor,
+    candidate_ids: Tensor,
+    head: Head,
+    tau: Tensor,
+    needed: Tensor,
+    ridden: Ridden | None,
+    edits: LogitEdits | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `led_sglang.ops.head.latent_sums`; rows that are not needed, (N,) bool, hold anything."""
-    if head.project is not None:
-        return torch_head.latent_sums(latents, candidate_ids, head, tau, ridden)
+    """As `led_sglang.ops.head.latent_sums`; rows that are not needed, (N,) bool, hold anything.
+
+    Rows with edits take plain torch's way, needed or not; the kernels know none.
+    """
+    index = None if edits is None else edits.edited
+    if head.project is not None or (edits is not None and index is None):
+        return torch_head.latent_sums(latents, candidate_ids, head, tau, ridden, edits)
+    if index is not None:
+        needed = needed.index_fill(0, index, False)
     logits = candidate_logits(latents, candidate_ids, head, tau, needed)
-    return across_ranks(normalizers_of(latents, head, tau, needed, ridden), logits, head)
+    normalizers = normalizers_of(latents, head, tau, needed, ridden)
+    if edits is None or index is None:
+        return across_ranks(normalizers, logits, head)
+    some = latents.index_select(1, index), candidate_ids[index], head, tau[index], None, edits.take(index)
+    edited_normalizers, edited_logits = torch_head.local_sums(*some)
+    both = normalizers.repeat(2, 1, 1).index_copy_(2, index, edited_normalizers)
+    both, logits = across_ranks(both, logits.index_copy_(1, index, edited_logits), head)
+    return both.amax(0), logits
 
 
 def normalizers_of(latents: Tensor, head: Head, tau: Tensor, needed: Tensor, ridden: Ridden | None) -> Tensor:

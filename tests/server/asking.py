@@ -16,7 +16,7 @@ from tests.server.talking import joined, streamed
 
 MARKERS = (checkpoints.OPEN_ID, checkpoints.CLOSE_ID)
 LED_KEYS = {"depth", "top_k", "phase", "exploit", "latent_norm", "normalize_layers", "latent_offset", "min_p"}
-SAMPLING_KEYS = {"logit_bias", "frequency_penalty", "presence_penalty", "repetition_penalty"}
+SAMPLING_KEYS = {"logit_bias", "frequency_penalty", "presence_penalty", "repetition_penalty", "min_new_tokens"}
 
 
 def words(seed: int, length: int) -> list[int]:

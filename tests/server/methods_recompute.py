@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.server.recompute import TIE, TOLERANCE, Array, Layers, entropy, is_thinking, softmax
+from tests.server.recompute import TIE, TOLERANCE, Array, Asked, Layers, adjusted, entropy, is_thinking, softmax
 
 DOLA_LAYERS = {"low": (2, 4, 6), "high": (7, 9, 11)}  # of 12 layers, 1-based
 LOWEST = -30.0  # log-probabilities below this are float32's noise
+Edit = Callable[[Array], Array]  # a request's penalties and bias, on any logits (V,)
 Uniforms = Callable[[int], Array]  # position of the newest token -> one uniform for each candidate
 
 
@@ -26,6 +27,7 @@ class Fault:
     layer_shift: int = 0
     pick_other: bool = False  # DoLa: the layer that differs least
     swap_norm: bool = False  # DoLa with the final norm, Confident Decoding without
+    no_edits: bool = False  # Confident Decoding: penalties and bias act on the final layer only
     plain_inputs: bool = False  # soft steps feed the heaviest token instead of the mixture
     weight_power: float = 1.0
     noise_shift: int = 0
@@ -40,37 +42,56 @@ def jensen_shannon(p: Array, q: Array) -> float:
     return entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
 
 
-def dola_choices(layers: Layers, row: int, half: str, relative_top: float, fault: Fault) -> dict[int, list[Array]]:
-    """Layer -> logits, for every layer that may win; several where a token is as good as on the plausibility limit."""
-    final = log_softmax(layers.final_logits[row])
+def dola_choices(
+    layers: Layers, row: int, half: str, relative_top: float, fault: Fault, edit: Edit
+) -> dict[int, list[Array]]:
+    """Layer -> logits, for every layer that may win; several where a token is as good as on the plausibility limit.
+
+    Layers are compared and contrasted without the edits; the limit is that of the edited final layer, and the contrast
+    is edited. What the edits forbid is forbidden everywhere.
+    """
+    limited = log_softmax(edit(layers.final_logits[row]))
+    is_forbidden = limited == -np.inf
+
+    def distribution(logits: Array) -> Array:
+        return log_softmax(np.where(is_forbidden, -np.inf, logits))
+
+    final = distribution(layers.final_logits[row])
     stream = layers.normed if fault.swap_norm else layers.hidden
-    early = {j: log_softmax(layers.head @ stream[j - fault.layer_shift, row]) for j in DOLA_LAYERS[half]}
+    early = {j: distribution(layers.head @ stream[j - fault.layer_shift, row]) for j in DOLA_LAYERS[half]}
     scores = {j: jensen_shannon(np.exp(final), np.exp(logprobs)) for j, logprobs in early.items()}
     if fault.pick_other:
         scores = {j: -score for j, score in scores.items()}
     best = max(scores.values())
-    floor = final.max() + (math.log(relative_top) if relative_top else -math.inf)
-    return {
-        j: [np.where(final >= floor + shift, final - early[j], -np.inf) for shift in (-TIE, TIE)]
-        for j in early
-        if scores[j] >= best - TIE
-    }
+    floor = limited.max() + (math.log(relative_top) if relative_top else -math.inf)
+
+    def contrast(j: int, limit: float) -> Array:
+        scored = edit(np.subtract(final, early[j], out=np.zeros_like(final), where=~is_forbidden))
+        return np.where((limited >= limit) & ~is_forbidden, scored, -np.inf)
+
+    return {j: [contrast(j, floor + shift) for shift in (-TIE, TIE)] for j in early if scores[j] >= best - TIE}
 
 
-def confident_choices(layers: Layers, row: int, num_layers: int, fault: Fault) -> dict[int, list[Array]]:
-    """Layers back from the final one -> logits, for every one that may be the first entropy valley."""
+def confident_choices(layers: Layers, row: int, num_layers: int, fault: Fault, edit: Edit) -> dict[int, list[Array]]:
+    """Layers back from the final one -> logits, for every one that may be the first entropy valley.
+
+    Layers are compared without the edits, and the chosen one's logits are edited.
+    """
+    is_forbidden = edit(layers.final_logits[row]) == -np.inf
     stream = layers.hidden if fault.swap_norm else layers.normed
     ids = [layers.num_layers - j - fault.layer_shift for j in range(1, min(num_layers, layers.num_layers))]
     logits = [layers.final_logits[row], *(layers.head @ stream[i, row] for i in ids)]
+    logits = [np.where(is_forbidden, -np.inf, values) for values in logits]
     entropies = [entropy(softmax(values)) for values in logits]
+    edited = [values if fault.no_edits and j else edit(values) for j, values in enumerate(logits)]
     choices: dict[int, list[Array]] = {}
     for j in range(len(logits) - 1):
         rise = entropies[j + 1] - entropies[j]
         if rise > -TIE:
-            choices[j] = [logits[j]]
+            choices[j] = [edited[j]]
         if rise > TIE:
             return choices
-    return choices | {0: [logits[0]]}
+    return choices | {0: [edited[0]]}
 
 
 @dataclass
@@ -125,7 +146,7 @@ class Soft:
     early_stop_entropy: float = 0.01
     early_stop_length: int = 256
     gumbel_temperature: float = 0.0  # 0: no noise
-    logit_bias: dict[int, float] = field(default_factory=dict)
+    edits: Asked = field(default_factory=Asked)  # its penalties and bias
 
     @property
     def tau(self) -> float:
@@ -188,9 +209,7 @@ class SoftCase:
 
     def add_step(self, run: SoftRun, logits: Array, served: int | None) -> int:
         """The token that should be reported. served: taken where the engine samples, and to settle near-ties."""
-        logits = logits.copy()
-        for token, bias in self.asked.logit_bias.items():
-            logits[token] += bias
+        logits = adjusted(logits, self.prompt_ids, run.output_ids, self.asked.edits)
         logprobs = log_softmax(logits / self.asked.tau)
         thinking = self.thinks(run.output_ids)
         ids, weights, posterior_entropy = mixture(logprobs, self.asked, self.noise(len(run.output_ids)))

@@ -4,12 +4,16 @@ One forward pass over prompt and output gives every layer at every position; fro
 values are worked out again with the paper's equations (arXiv 2602.01698) and compared with what the server told.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from tests.server.checkpoints import END_ID
 
 Array = NDArray[np.float64]
 
@@ -34,6 +38,8 @@ class Asked:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    min_new_tokens: int = 0
+    stop_ids: tuple[int, ...] = (END_ID,)  # what `min_new_tokens` forbids
 
     @property
     def tau(self) -> float:
@@ -48,6 +54,8 @@ class Mutation:
     layer_shift: int = 0
     apply_norm: bool = False
     temperature_factor: float = 1.0
+    edit_final_only: bool = False  # penalties and bias do not reach the latent layers
+    renormalise: bool = False  # a latent layer's tokens gain what others lose to a penalty
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ def is_thinking(ids: list[int], open_id: int, close_id: int) -> bool:
 
 
 def adjusted(logits: Array, prompt_ids: list[int], output_ids: list[int], asked: Asked) -> Array:
-    """The engine's penalties and bias, which LED's candidates must see: `output_ids` are those before this token.
+    """The engine's penalties and bias, which every layer (V,) must see: `output_ids` are those before this token.
 
     Its penalties lag one token behind: with the overlap scheduler the newest token is still on the device when they are
     counted, and the prompt's last one stands in at the first decode step.
@@ -106,6 +114,8 @@ def adjusted(logits: Array, prompt_ids: list[int], output_ids: list[int], asked:
     penalised = [prompt_ids[-1], *output_ids][: len(output_ids)]
     ids, counts = np.unique(np.array(penalised, dtype=np.int64), return_counts=True)
     logits[ids] -= asked.frequency_penalty * counts + asked.presence_penalty
+    if len(output_ids) < asked.min_new_tokens:
+        logits[list(asked.stop_ids)] = -np.inf
     if asked.repetition_penalty != 1.0:
         logits[ids] *= np.where(logits[ids] > 0, 1 / asked.repetition_penalty, asked.repetition_penalty)
     for token, bias in asked.logit_bias.items():
@@ -129,7 +139,8 @@ class Step:
         return np.asarray(sums / sums.sum(-1, keepdims=True))
 
 
-def step_at(layers: Layers, row: int, logits: Array, asked: Asked, mutation: Mutation) -> Step:
+def step_at(layers: Layers, row: int, edit: Callable[[Array], Array], asked: Asked, mutation: Mutation) -> Step:
+    """`edit`: the request's penalties and bias, on any layer's logits (V,)."""
     tau = asked.tau * mutation.temperature_factor
     first = layers.num_layers - 1 - asked.latent_offset - mutation.layer_shift
     wanted = [first - j for j in range(asked.depth - 1)]
@@ -137,7 +148,25 @@ def step_at(layers: Layers, row: int, logits: Array, asked: Asked, mutation: Mut
         wanted = wanted[::-1]
     stream = layers.normed if asked.latent_norm or mutation.apply_norm else layers.hidden
     latent_logits = stream[wanted, row] @ layers.head.T  # (J, V)
-    return Step(softmax(logits / tau), softmax(latent_logits / tau))
+    latents = [latent_posterior(logits, edit, tau, mutation) for logits in latent_logits]
+    return Step(softmax(edit(layers.final_logits[row]) / tau), np.array(latents).reshape(latent_logits.shape))
+
+
+def led_distribution(step: Step, asked: Asked) -> tuple[NDArray[np.int64], Array, Array]:
+    """Candidates (K,), and the exploit branch and p_LED over them, from nothing that the server told (no min_p)."""
+    candidates = np.argsort(-step.final, kind="stable")[: asked.top_k]
+    aggregates = step.aggregates(candidates.tolist(), asked.normalize_layers)
+    explore = aggregates[int(np.argmax([entropy(row) for row in aggregates]))]
+    share = float(step.final.max()) if asked.exploit else 0.0
+    return candidates, aggregates[0], share * aggregates[0] + (1 - share) * explore
+
+
+def latent_posterior(logits: Array, edit: Callable[[Array], Array], tau: float, mutation: Mutation) -> Array:
+    """(V,): edited, and normalised by the larger of the sums with and without the edits."""
+    edited = logits if mutation.edit_final_only else edit(logits)
+    peak = max(logits.max(), edited.max())
+    plain, weights = np.exp((logits - peak) / tau).sum(), np.exp((edited - peak) / tau)
+    return np.asarray(weights / (weights.sum() if mutation.renormalise else max(plain, weights.sum())))
 
 
 @dataclass
@@ -203,8 +232,8 @@ def compare(
                 result.same(f"token {i} {column} outside the phase", told[column], None)
             continue
         row = len(prompt_ids) + i - 1
-        logits = adjusted(layers.final_logits[row], prompt_ids, before, asked)
-        step = step_at(layers, row, logits, asked, mutation or Mutation())
+        edit = partial(adjusted, prompt_ids=prompt_ids, output_ids=before, asked=asked)
+        step = step_at(layers, row, edit, asked, mutation or Mutation())
         compare_step(result, f"token {i}", step, told, token, asked)
     return result
 

@@ -5,7 +5,8 @@ The engine's log-probabilities of the whole vocabulary show the distribution tha
 
 import os
 from collections.abc import Iterator
-from itertools import pairwise
+from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,19 @@ import torch
 
 from led_sglang.ops import noise
 from tests.server import masks_recompute
-from tests.server.asking import MARKERS, Client, Oracle, Reply, Request, check, sharp_server, thinking_prompt, words
-from tests.server.checkpoints import CLOSE_ID, OPEN_ID, VOCAB_SIZE
+from tests.server.asking import (
+    MARKERS,
+    SAMPLING_KEYS,
+    Client,
+    Oracle,
+    Reply,
+    Request,
+    check,
+    sharp_server,
+    thinking_prompt,
+    words,
+)
+from tests.server.checkpoints import CLOSE_ID, END_ID, OPEN_ID, VOCAB_SIZE
 from tests.server.launching import Server
 from tests.server.methods_recompute import (
     DOLA_LAYERS,
@@ -37,7 +49,7 @@ from tests.server.methods_recompute import (
     log_softmax,
     soft_run,
 )
-from tests.server.recompute import TOLERANCE, Array, Asked, forward
+from tests.server.recompute import TOLERANCE, Array, Asked, adjusted, forward
 
 pytestmark = pytest.mark.server
 
@@ -101,7 +113,7 @@ def asker(methods_server: Server) -> Asker:
 def request_for(
     led: Any, prompt_ids: list[int], temperature: float = 0.0, seed: int | None = 1, **more: Any
 ) -> Request:
-    asked = Asked(temperature, logit_bias=more.pop("logit_bias", {}))
+    asked = Asked(temperature, **{key: more.pop(key) for key in SAMPLING_KEYS if key in more})
     return Request(prompt_ids, asked, more.pop("num_tokens", NUM_TOKENS), seed, True, led=led, **more)
 
 
@@ -132,9 +144,11 @@ def against_layers(oracle: Oracle, reply: Reply, fault: Fault = NO_FAULT) -> Out
     layers = forward(oracle.model, request.prompt_ids + reply.output_ids)
 
     def choices(row: int) -> dict[int, list[Array]]:
+        before = reply.output_ids[: row + 1 - len(request.prompt_ids)]
+        edit = partial(adjusted, prompt_ids=request.prompt_ids, output_ids=before, asked=request.asked)
         if led["method"] == "dola":
-            return dola_choices(layers, row, led.get("layers", "low"), led.get("relative_top", 0.1), fault)
-        return confident_choices(layers, row, led.get("num_layers", 10), fault)
+            return dola_choices(layers, row, led.get("layers", "low"), led.get("relative_top", 0.1), fault, edit)
+        return confident_choices(layers, row, led.get("num_layers", 10), fault, edit)
 
     told = distributions(reply)
     return compare_logits(choices, told, request.prompt_ids, reply.output_ids, request.asked.temperature)
@@ -191,6 +205,71 @@ def test_rewritten_logits_act_outside_the_thinking_phase_too(asker: Asker, oracl
         agreed(against_layers(oracle, asker.generate(request_for({"method": method}, prompt_ids))))
 
 
+EDITS: dict[str, dict[str, Any]] = {
+    "bias": {"logit_bias": {5: 6.0, 6: -6.0, **dict.fromkeys(range(100, 1003, 3), -3.0)}},
+    "frequency": {"frequency_penalty": 1.5},
+    "presence": {"presence_penalty": 1.9},
+    "repetition": {"repetition_penalty": 1.7},
+    "rewarded repetition": {"repetition_penalty": 0.8},
+    "at least so many tokens": {"min_new_tokens": 12, "logit_bias": {END_ID: 25.0}},
+    "all": {
+        "frequency_penalty": 0.5,
+        "presence_penalty": 0.5,
+        "repetition_penalty": 1.3,
+        "min_new_tokens": 12,
+        "logit_bias": {END_ID: 12.0, 8: 9.0, 300: -100.0},
+    },
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("led", [{"method": "dola"}, {"method": "dola", "relative_top": 0.0}, {"method": "confident"}])
+def test_penalties_and_bias_act_on_what_is_decoded(
+    led: dict[str, Any], name: str, asker: Asker, oracle: Oracle
+) -> None:
+    """On the contrast, and on the chosen layer; neither decides which layer that is."""
+    replies = [
+        asker.generate(request_for(led, thinking_prompt(70), temperature, seed=4, **EDITS[name]))
+        for temperature in (0.0, 0.8)
+    ]
+    outcomes = [agreed(against_layers(oracle, reply)) for reply in replies]
+    if led["method"] == "confident":
+        assert any(any(outcome.chosen) for outcome in outcomes), "the valley was never behind the final layer"
+        faults = [against_layers(oracle, reply, Fault(no_edits=True)).faults for reply in replies]
+        assert any(faults) or name == "at least so many tokens", "no chosen layer was edited"
+
+
+def test_penalties_and_bias_of_all_methods_in_one_batch(asker: Asker, oracle: Oracle) -> None:
+    """Beside requests without any."""
+    requests = []
+    for i, (method, edits) in enumerate(product(METHODS, [*EDITS.values(), {}])):
+        led = {"trace": True} if method == "led" else {"method": method}
+        requests.append(request_for(led, thinking_prompt(700 + i, 8 + i), 0.8, seed=i, num_tokens=14, **edits))
+    for reply in asker.together(requests):
+        method = reply.meta["led_params"]["method"]
+        if method == "led":
+            check(oracle, reply)
+        elif method in ("dola", "confident"):
+            agreed(against_layers(oracle, reply), 14)
+        else:
+            agreed(against_mixtures(oracle, reply)[0], 14)
+
+
+BANNED = {"logit_bias": {**{i: -1e4 for i in range(VOCAB_SIZE) if i not in (8, 11, 222)}, 11: -100.0}}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_banned_token_is_never_drawn(method: str, temperature: float, asker: Asker) -> None:
+    """Of three tokens that are left, and with every other one weighed down a hundred times as much."""
+    led: dict[str, Any] = {"method": method}
+    if method == "led":
+        led |= {"exploit": False, "phase": "all"}
+    request = request_for(led, thinking_prompt(71), temperature, num_tokens=60, **BANNED)
+    drawn = asker.generate(request).output_ids
+    assert set(drawn) <= {8, 222}
+
+
 @pytest.mark.parametrize("method", ["dola", "confident"])
 def test_sampled_tokens_come_from_the_seed(method: str, asker: Asker) -> None:
     def draw(seed: int) -> list[int]:
@@ -218,7 +297,7 @@ def soft_asked(request: Request) -> Soft:
     led = {key: value for key, value in request.led.items() if key != "method"}
     if request.led["method"] == "soft_thinking_gumbel":
         led.setdefault("gumbel_temperature", 0.5)
-    return Soft(request.asked.temperature, logit_bias=request.asked.logit_bias, **led)
+    return Soft(request.asked.temperature, edits=request.asked, **led)
 
 
 def case_of(request: Request, fault: Fault = NO_FAULT) -> SoftCase:

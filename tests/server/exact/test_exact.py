@@ -62,12 +62,28 @@ ENGINE: dict[str, Asked] = {
     "frequency": Asked(frequency_penalty=1.9, logit_bias={8: 14.0, 9: 13.0}),
     "presence": Asked(presence_penalty=-1.5),
     "repetition": Asked(repetition_penalty=1.8, logit_bias={8: 6.0}),
+    "rewarded repetition": Asked(repetition_penalty=0.8),
+    "half of the vocabulary discouraged": Asked(logit_bias=dict.fromkeys(range(0, 1003, 2), -4.0)),
+    "at least so many tokens": Asked(min_new_tokens=16, logit_bias={END_ID: 22.0}),
     "all of them": Asked(
         frequency_penalty=0.7,
         presence_penalty=0.9,
         repetition_penalty=1.3,
-        logit_bias={8: 9.0, 9: 9.0},
+        min_new_tokens=10,
+        logit_bias={8: 9.0, 9: 9.0, END_ID: 8.0, 10: -100.0, 200: -3.0},
         temperature=1.0,
+    ),
+    "all of them, every ablation": Asked(
+        frequency_penalty=0.7,
+        presence_penalty=-0.3,
+        repetition_penalty=1.2,
+        logit_bias={8: 7.0, 9: -7.0},
+        latent_norm=True,
+        normalize_layers=True,
+        exploit=False,
+        latent_offset=1,
+        top_k=16,
+        depth=11,
     ),
 }
 
@@ -96,12 +112,37 @@ def test_thinking_state(name: str, client: Client, oracle: Oracle) -> None:
 
 
 @pytest.mark.parametrize("name", ENGINE)
-def test_penalties_and_bias_reach_the_candidates(name: str, client: Client, oracle: Oracle) -> None:
-    """The final distribution is the engine's, penalised and biased; the latents are not."""
+def test_penalties_and_bias_act_on_every_layer(name: str, client: Client, oracle: Oracle) -> None:
+    """The final distribution is the engine's, penalised and biased, and so is each latent layer's."""
     reply = client.generate(Request(thinking_prompt(60), ENGINE[name], num_tokens=24, seed=6))
-    check(oracle, reply)
+    assert check(oracle, reply).num_active == 24
     plain = Reply(Request(reply.request.prompt_ids, Asked(ENGINE[name].temperature), 24), reply.document)
     assert oracle.compare(plain).faults, "the penalty changed nothing"
+    if name != "forbidden but for three":  # whose candidates come from the final layer all the same
+        assert oracle.compare(reply, Mutation(edit_final_only=True)).faults, "no latent layer was edited"
+
+
+def test_penalties_and_bias_in_a_mixed_batch(client: Client, oracle: Oracle) -> None:
+    """Beside requests without any, prompts of several chunks, and a request that has left by then."""
+    kinds = [*ENGINE.values(), *[Asked()] * 4, Asked(temperature=0.0, depth=4)]
+    requests = [Request(thinking_prompt(420 + i, 12 + 9 * i), asked, 12 + i, seed=i) for i, asked in enumerate(kinds)]
+    replies = client.together(requests)
+    check(oracle, *replies)
+    plain = client.generate(requests[-2])  # the tables of its neighbours are gone
+    check(oracle, plain)
+    assert plain.output_ids == replies[-2].output_ids
+
+
+EDIT_MUTATIONS = {"in the final layer only": Mutation(edit_final_only=True), "renormalised": Mutation(renormalise=True)}
+
+
+@pytest.mark.parametrize("name", EDIT_MUTATIONS)
+def test_other_meanings_of_a_penalty_are_noticed(name: str, client: Client, oracle: Oracle) -> None:
+    asked = ENGINE["half of the vocabulary discouraged"]
+    reply = client.generate(Request(thinking_prompt(421), asked, num_tokens=24, seed=9))
+    check(oracle, reply)
+    numbers = [fault for fault in oracle.compare(reply, EDIT_MUTATIONS[name]).faults if "explore[" in fault]
+    assert len(numbers) > 24, f"hardly noticed: {numbers}"
 
 
 def test_a_stream_is_exact_chunk_by_chunk(client: Client, oracle: Oracle) -> None:
@@ -209,7 +250,7 @@ def test_retracted_requests_without_prefix_cache(crowded_client: Client, oracle:
         Asked(logit_bias=never_ends),
         Asked(logit_bias=changing, temperature=1.0),
         Asked(depth=3, top_k=5, logit_bias=never_ends),
-        Asked(temperature=0.0, logit_bias=never_ends),
+        Asked(temperature=0.0),  # the only ones that ride: a bias keeps a row out. None of them draws the end token
     ]
     prompts = [thinking_prompt(500 + i, 12) for i in range(12)]
     requests = [Request(p, asked[i % 4], num_tokens=64, seed=i, ignore_eos=False) for i, p in enumerate(prompts)]

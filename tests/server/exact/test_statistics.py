@@ -6,16 +6,16 @@ a red test stays red; the mutants show that wrong draws would be red.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from tests.server.asking import Client, Request, thinking_prompt
+from tests.server.asking import Client, Oracle, Reply, Request, check, thinking_prompt
 from tests.server.checkpoints import CLOSE_ID
-from tests.server.recompute import Asked
+from tests.server.recompute import Asked, Mutation, adjusted, forward, led_distribution, step_at
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 
@@ -170,3 +170,49 @@ def test_wrong_draws_would_be_noticed(draws: Draws) -> None:
     assert min(uniform_p_values(draws.token_uniforms(draws.exploit)[draws.explored])) < LEVEL  # branches swapped
     told = np.log(draws.chosen(draws.exploit))  # the exploit branch's probability told as p_LED
     assert abs(importance_z(draws, told, bounded(draws, draws.explore))) > stats.norm.isf(LEVEL / 2)
+
+
+# -- penalties and bias ----------------------------------------------------------------------------------------------
+
+EDITED: dict[str, Asked] = {
+    "bias": Asked(temperature=1.0, logit_bias={**NEVER, **{i: 3.0 * (-1) ** i for i in range(0, 700, 3)}}),
+    "frequency": Asked(temperature=1.0, frequency_penalty=1.9, logit_bias=NEVER),
+    "presence": Asked(temperature=1.0, presence_penalty=1.9, logit_bias=NEVER),
+    "repetition": Asked(temperature=1.0, repetition_penalty=1.5, logit_bias=NEVER),
+    "all": Asked(
+        temperature=0.8,
+        frequency_penalty=0.6,
+        presence_penalty=0.6,
+        repetition_penalty=1.2,
+        logit_bias={**NEVER, 8: 8.0, 9: 7.0},
+    ),
+}
+
+
+def recomputed_uniforms(oracle: Oracle, replies: list[Reply], mutation: Mutation) -> Array:
+    """Of each token under the recomputed p_LED: uniform and independent if it was drawn from it."""
+    blur, values = np.random.default_rng(3), []
+    for reply in replies:
+        prompt_ids, output_ids, asked = reply.request.prompt_ids, reply.output_ids, reply.request.asked
+        layers = forward(oracle.model, prompt_ids + output_ids)
+        for i, token in enumerate(output_ids):
+            edit = partial(adjusted, prompt_ids=prompt_ids, output_ids=output_ids[:i], asked=asked)
+            step = step_at(layers, len(prompt_ids) + i - 1, edit, asked, mutation)
+            candidates, _, led = led_distribution(step, asked)
+            # In the order of the ids: by probability, only the unlikely tail would tell of a lowered token.
+            order = np.argsort(candidates)
+            place = int(np.flatnonzero(candidates[order] == token)[0])
+            values.append(led[order].cumsum()[place] - blur.random() * led[order][place])
+    return np.clip(np.array(values), 0, 1 - 1e-12)
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_tokens_follow_the_recomputed_probabilities(name: str, client: Client, oracle: Oracle) -> None:
+    """Penalties and bias in every layer: nothing told by the server goes into the expected distribution."""
+    asked, first = EDITED[name], 5000 + 1000 * list(EDITED).index(name)
+    seeds = range(first, first + 24)
+    replies = client.together([Request(thinking_prompt(s, 12), asked, num_tokens=64, seed=s) for s in seeds])
+    check(oracle, *replies)
+    assert min(uniform_p_values(recomputed_uniforms(oracle, replies, Mutation()))) > LEVEL
+    if name == "bias":  # the power of it: a bias that would stop at the final layer
+        assert min(uniform_p_values(recomputed_uniforms(oracle, replies, Mutation(edit_final_only=True)))) < LEVEL

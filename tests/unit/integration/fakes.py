@@ -11,6 +11,12 @@ from led_sglang.params import LedParams, StampedParams
 CLOSE_ID = 7
 
 
+def sampling_params(**changes: Any) -> Any:
+    """As much of a SamplingParams: nothing touches the logits."""
+    penalties = {"frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
+    return SimpleNamespace(**penalties | {"min_new_tokens": 0, "logit_bias": None} | changes)
+
+
 def seat(method: str | None, seed: int = 1, is_seeded: bool = True, **params: Any) -> RowSeat:
     """A row; None: a request that is not ours at all."""
     if method is None:

@@ -9,7 +9,7 @@ import torch
 from led_sglang.integration.batch import LedBatch, seat_request
 from led_sglang.ops.thinking import ThinkingMachine
 from led_sglang.params import STAMP_KEY, LedParams, StampedParams
-from tests.unit.integration.fakes import CLOSE_ID, batch_of, sampling_info, seat
+from tests.unit.integration.fakes import CLOSE_ID, batch_of, sampling_info, sampling_params, seat
 
 MIXED = ("led", None, "dola", "none", "soft_thinking", "dola", "led", "confident")
 
@@ -96,7 +96,7 @@ def test_filter_and_merge_keep_every_row_with_its_request() -> None:
 def request(method: str | None, prompt: list[int], output: list[int]) -> Any:
     stamp = None if method is None else {STAMP_KEY: StampedParams(LedParams(method), 3, True, 0).to_wire()}
     return SimpleNamespace(
-        sampling_params=SimpleNamespace(custom_params=stamp),
+        sampling_params=sampling_params(custom_params=stamp),
         origin_input_ids=prompt,
         output_ids=output,
         skip_radix_cache_insert=False,

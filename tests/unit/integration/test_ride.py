@@ -33,7 +33,7 @@ def test_a_padded_graph_serves_the_real_rows_alone(is_gpu_path: bool, monkeypatc
     ride, head, buffer = ride_of(), head_of(), torch.randn(J + 1, 12, H)
     buffer[:, 5:] = torch.nan  # padding holds what an earlier batch left
     index = torch.tensor([0, 1, 3, 4])
-    rows = SimpleNamespace(index=index)
+    rows = SimpleNamespace(index=index, edited=None)
     monkeypatch.setattr(one_pass, "wanted_rows", lambda *_: torch.tensor([True, True, False, True]))
     params = SimpleNamespace(any_greedy=False, temperature=torch.tensor([0.5, 1.0, 2.0, 0.7]))
     ride.see_dummy(8, is_captured=True)

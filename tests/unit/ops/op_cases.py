@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from led_sglang.ops import BACKENDS, Head, LedRows, LedStep, Noise, led_step
+from led_sglang.ops import BACKENDS, Head, LedRows, LedStep, LogitEdits, Noise, led_step
 
 # "triton" needs a GPU or the interpreter: test_triton.py
 CPU_BACKENDS = [name for name in BACKENDS if name != "triton"]
@@ -67,9 +67,11 @@ class Case:
     head: Head
     rows: LedRows
     noise: Noise
+    edits: LogitEdits | None = None
 
     def run(self, backend: str = "auto") -> LedStep:
-        return led_step(self.final_logits, self.latents, self.head, self.rows, self.noise, backend=backend)
+        arguments = (self.final_logits, self.latents, self.head, self.rows, self.noise)
+        return led_step(*arguments, backend=backend, edits=self.edits)
 
     def with_head(self, **changes: Any) -> "Case":
         return replace(self, head=replace(self.head, **changes))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from led_sglang.ops import Head, LedRows, LedStep, Noise, fused, host, led_step, one_pass, uniforms
+from led_sglang.ops import Head, LedRows, LedStep, LogitEdits, Noise, fused, host, led_step, one_pass, uniforms
 
 V, H, DEPTH, TOP_K = 151936, 2560, 8, 8
 MIB = 1 << 20
@@ -65,8 +65,8 @@ def on_gpu(rows: LedRows) -> LedRows:
     )
 
 
-def step_of(form: str, rows: LedRows) -> tuple[LedStep, Watch]:
-    """What the server runs for one step after the model's last layer."""
+def step_of(form: str, rows: LedRows, num_edited: int = 0) -> tuple[LedStep, Watch]:
+    """What the server runs for one step after the model's last layer; some rows have penalties and bias."""
     with FakeTensorMode():
         num_rows, rows = len(rows.active), on_gpu(rows)
         final_logits = torch.empty(num_rows, V, device="cuda")
@@ -75,6 +75,10 @@ def step_of(form: str, rows: LedRows) -> tuple[LedStep, Watch]:
         head = Head(weight, V, final_norm=lambda hidden: hidden * 2)
         hidden, normalizers = torch.empty_like(latents[0]), torch.empty(DEPTH - 1, num_rows, device="cuda")
         column = torch.empty(num_rows, dtype=torch.int64, device="cuda")
+        edits = None
+        if num_edited:
+            penalties, scaling, bias = (torch.empty(2 * num_rows, V, device="cuda") for _ in range(3))
+            edits = LogitEdits(penalties, scaling, bias, column, column[:num_edited])
         with Watch() as watch:
             noise = Noise(*uniforms(column, column, column))
             ridden = None
@@ -84,7 +88,7 @@ def step_of(form: str, rows: LedRows) -> tuple[LedStep, Watch]:
                 tau = one_pass.row_tau(rows)
                 one_pass.head_pass(hidden, latents[: DEPTH - 1], head, tau, wanted, normalizers, "fused")
                 ridden = one_pass.ridden_of(rows, normalizers, wanted, cut)
-            step = led_step(final_logits, latents, head, rows, noise, backend="fused", ridden=ridden)
+            step = led_step(final_logits, latents, head, rows, noise, backend="fused", ridden=ridden, edits=edits)
         assert step.token_ids.device.type == "cuda"
         return step, watch
 
@@ -96,6 +100,17 @@ def test_no_host_sync(form, name):
     step, watch = step_of(form, make_rows(num_rows, **{"depth": DEPTH, "top_k": TOP_K} | changes))
     assert step.token_ids.shape == (num_rows,) and step.candidate_ids.shape == (num_rows, TOP_K)
     assert not watch.copies
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_host_sync_with_penalties_and_bias(form):
+    """The tables are read where they lie: what is alive does not grow with rows times vocabulary."""
+    step, watch = step_of(form, make_rows(8, **{"depth": DEPTH, "top_k": TOP_K} | EVERY_SWITCH), num_edited=3)
+    assert step.token_ids.shape == (8,) and not watch.copies
+    num_rows = 256 if form == "coin_first" else one_pass.MAX_ROWS
+    _, watch = step_of(form, make_rows(num_rows, DEPTH, TOP_K), num_edited=num_rows)
+    logits_bytes = num_rows * V * 2 if form == "one_pass" else 0
+    assert watch.peak_bytes - logits_bytes <= 128 * MIB, watch.peak_bytes / MIB
 
 
 def test_a_sync_would_be_seen(monkeypatch):

@@ -10,6 +10,7 @@ from unittest.mock import patch
 import standing_cases
 import tally_cases
 import torch
+from edit_cases import edited_case, with_edits
 from op_cases import Case, make_case, make_rows
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -97,6 +98,28 @@ def check_one_pass(**head: object) -> None:
     ridden = one_pass.ridden_of(case.rows, normalizers, wanted, one_pass.CUT)
     step = led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, backend="triton", ridden=ridden)
     torch.testing.assert_close(step.explore_probs, case.run("fused").explore_probs, rtol=1e-4, atol=1e-5)
+
+
+def check_edits() -> None:
+    """Rows with penalties or bias take torch's way, in either form; the kernels' rows beside them keep their bits."""
+    is_edited = torch.arange(5) % 2 == 0
+    plain = make_case(5, 300, hidden=40, depth=3, full=True)
+    weight = plain.head.weight
+    for kind in ("ban", "all"):
+        check_step(edited_case(kind, 5, 300, hidden=40, depth=3, full=True))
+        mixed = with_edits(plain, kind, is_edited)
+        for case in (mixed, mixed.with_head(softcap=6.0, scale=1.5), mixed.with_head(project=lambda h: h @ weight.T)):
+            check_step(case)
+        step, alone = mixed.run("triton"), plain.run("triton")
+        for field in fields(LedStep):
+            assert torch.equal(getattr(step, field.name)[~is_edited], getattr(alone, field.name)[~is_edited])
+        normalizers, wanted = torch.empty(2, 5), torch.arange(5) != 1
+        tau, hidden = one_pass.row_tau(mixed.rows), torch.randn(5, 40)
+        one_pass.head_pass(hidden, mixed.latents, mixed.head, tau, wanted, normalizers, "triton")
+        ridden = one_pass.ridden_of(mixed.rows, normalizers, wanted, one_pass.CUT)
+        arguments = (mixed.final_logits, mixed.latents, mixed.head, mixed.rows, mixed.noise)
+        rode = led_step(*arguments, backend="triton", ridden=ridden, edits=mixed.edits)
+        torch.testing.assert_close(rode.explore_probs, mixed.run("fused").explore_probs, rtol=1e-4, atol=1e-5)
 
 
 def check_fixed_shapes() -> None:
@@ -374,6 +397,7 @@ def main() -> None:
     check_row_list()
     check_one_pass()
     check_one_pass(softcap=6.0, scale=1.5, bias=torch.linspace(-1, 1, 300), num_rows=290)
+    check_edits()
     check_fixed_shapes()
     check_step(make_case(3, 97, hidden=20, explore=True))
     check_step(make_case(5, 1300, hidden=70, depth=3, full=True))

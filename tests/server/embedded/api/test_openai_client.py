@@ -212,6 +212,34 @@ def test_a_logit_bias_reaches_the_candidates(openai: OpenAI) -> None:
     assert min(forced["led_confidence"]) > 0.999
 
 
+def holding(letter: str) -> dict[str, int]:
+    return {str(token): -100 for token, text in TEXTS.items() if letter in text}
+
+
+@pytest.mark.parametrize("exploit", [True, False])
+@pytest.mark.parametrize("letter", ["a", "b"])
+def test_a_banned_token_is_never_drawn_under_a_grammar(openai: OpenAI, letter: str, exploit: bool) -> None:
+    """The grammar leaves few tokens, so that the banned ones are candidates; latent layers would like them."""
+    value = {"phase": "all", "exploit": exploit, "trace": True}
+    settings: dict[str, Any] = {"extra_body": {"regex": "[ab]{3}"}, "temperature": 1.0, "n": 30, "seed": 5}
+    choices = ask(openai, value, logit_bias=holding(letter), **settings).choices
+    other = "b" if letter == "a" else "a"
+    assert {choice.message.content for choice in choices} == {3 * other}
+    banned = {int(token) for token in holding(letter)}
+    metas = [choice.meta_info for choice in choices]
+    traced = [(meta["led_candidates"], meta[f"led_{branch}"]) for meta in metas for branch in ("exploit", "explore")]
+    shown = [
+        (token, probability)
+        for rows in traced
+        for step in zip(*rows, strict=True)
+        if None not in step
+        for token, probability in zip(*step, strict=True)
+    ]
+    assert any(token in banned for token, _ in shown), "no banned token was a candidate"
+    assert max(probability for token, probability in shown if token in banned) < 1e-20
+    assert sum(meta["led_stats"]["explored_tokens"] for meta in metas) > (0 if exploit else 29)
+
+
 def test_penalties_reach_the_candidates(openai: OpenAI) -> None:
     """Twelve letters of two, greedily: at depth 1 LED picks what the engine picks, and a penalty changes both alike.
 

@@ -1,0 +1,137 @@
+"""Which requests have penalties or a bias, whose tables a step reads, and what the other methods compare layers by."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from led_sglang.integration.batch import LedBatch, RowSeat, seat_request
+from led_sglang.integration.edits import edits_of, is_edited, plain_logits, unedited
+from led_sglang.integration.ride import Ride
+from led_sglang.integration.transforms import confident, dola
+from led_sglang.ops.confident import confident_logits
+from led_sglang.ops.dola import dola_logits
+from led_sglang.ops.edits import LogitEdits
+from led_sglang.params import STAMP_KEY, LedParams, StampedParams
+from tests.unit.integration.fakes import batch_of, sampling_info, sampling_params, seat
+from tests.unit.integration.test_transforms import LAYERS, V, context_of, group_of, head, logits_for
+
+ASKED: dict[str, Any] = {
+    "frequency_penalty": -0.1,
+    "presence_penalty": 0.1,
+    "repetition_penalty": 1.1,
+    "min_new_tokens": 3,
+    "logit_bias": {"5": -1.0},
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_request_with_any_of_them_is_edited(name: str) -> None:
+    stamp = StampedParams(LedParams("led"), 1, True, 0).to_wire()
+    for changes, expected in (({}, False), ({name: ASKED[name]}, True)):
+        params = sampling_params(**changes, custom_params={STAMP_KEY: stamp})
+        req: Any = SimpleNamespace(sampling_params=params, origin_input_ids=[1], output_ids=[])
+        assert is_edited(params) is expected
+        assert seat_request(req, None).is_edited is expected
+
+
+def edited(method: str | None, **params: Any) -> RowSeat:
+    return replace(seat(method, **params), is_edited=True)
+
+
+def test_rows_with_edits_are_known_through_filter_and_merge() -> None:
+    led = batch_of(seat("led"), edited("led"), edited(None), edited("dola"), seat("led"), edited("led"))
+    rows = led.device_rows(sampling_info(led))
+    assert rows.edited is not None and rows.edited.tolist() == [1, 4]  # LED's, among ours
+    plain = led.filter([0, 2, 4])
+    assert plain is not None and plain.device_rows(sampling_info(plain)).edited is None
+    both = LedBatch.merge(plain, 3, led, 6)
+    assert both is not None
+    merged = both.device_rows(sampling_info(both))
+    assert merged.edited is not None and merged.edited.tolist() == [3, 6]
+    assert [b.compares_edited for b in (led, plain, both)] == [True, False, True]
+
+
+def tables(num_rows: int) -> dict[str, Any]:
+    rng = torch.Generator().manual_seed(4)
+    additive, bias = torch.randn(2, num_rows, V, generator=rng)
+    scaling = 1 + torch.rand(num_rows, V, generator=rng)
+    return {"acc_additive_penalties": additive, "acc_scaling_penalties": scaling, "logit_bias": bias}
+
+
+def test_a_step_reads_the_batchs_own_tables() -> None:
+    given, rows = tables(4), torch.tensor([2, 0])
+    edits = edits_of(SimpleNamespace(**given), rows, rows)
+    assert edits is not None and edits.rows is rows
+    assert [edits.additive, edits.scaling, edits.bias] == list(given.values())
+    assert edits_of(SimpleNamespace(**dict.fromkeys(given)), rows, rows) is None
+
+
+def test_logits_are_copied_only_where_layers_are_compared_under_edits() -> None:
+    logits = logits_for(3)
+    for seats, copied in (
+        ((edited("led"), seat("dola"), seat("confident")), {}),
+        ((edited("soft_thinking"), edited(None), seat("dola")), {}),
+        ((seat("led"), edited("dola"), seat("confident")), {"dola": [1], "confident": [2]}),
+    ):
+        led = batch_of(*seats)
+        found = plain_logits(led, sampling_info(led), logits)
+        assert set(found) == set(copied)
+        assert all(torch.equal(found[method], logits[rows]) for method, rows in copied.items())
+    assert plain_logits(None, None, logits) == {}
+
+
+@pytest.mark.parametrize("method", ["dola", "confident"])
+@pytest.mark.parametrize("has_processor", [False, True])
+def test_layers_are_compared_without_edits(method: str, has_processor: bool) -> None:
+    """A custom logit processor's change stays with the final layer."""
+    led = batch_of(seat("led"), edited(method))
+    context, plain = context_of(led), logits_for(2)
+    context.info = SimpleNamespace(**tables(2), has_custom_logit_processor=has_processor)
+    edits = LogitEdits(*tables(2).values())
+    final = edits.apply(plain.clone())
+    final[1, 4] = -torch.inf  # a grammar's
+    change = torch.zeros(V)
+    if has_processor:
+        change[2] = 1.5
+        final[1] += change
+    before = final.clone()
+    context.runtime.plain_logits = {method: plain[[1]]}
+    handler = {"dola": dola, "confident": confident}[method]
+    handler(context, group_of(context, method), final)
+    assert torch.equal(final[0], before[0])
+
+    own = plain[[1]] + change, LogitEdits(*(table[[1]] for table in tables(2).values()))
+    states = context.runtime.capture.states
+    if method == "dola":
+        early = torch.stack([states[LAYERS.index(layer), 1] for layer in (2, 4, 6)])[:, None]
+        is_candidate = torch.ones(1, 3, dtype=torch.bool)
+        expected, _ = dola_logits(before[[1]], early, is_candidate, torch.tensor([0.1]), head(), *own)
+    else:
+        latents = states[[LAYERS.index(layer) for layer in range(11, 2, -1)], 1][:, None]
+        expected, _ = confident_logits(before[[1]], latents, torch.tensor([10]), head(), *own)
+    torch.testing.assert_close(final[[1]], expected)
+
+
+def test_what_a_processor_forces_is_no_number_to_take_off() -> None:
+    """SGLang's thinking budgets leave one token: its logit says nothing of the others'."""
+    led = batch_of(edited("dola"))
+    context = context_of(led)
+    info: Any = SimpleNamespace(**tables(1), has_custom_logit_processor=True)
+    plain, final = logits_for(1), torch.full((1, V), -torch.inf)
+    final[0, 3] = 0.0
+    found, edits = unedited(info, group_of(context, "dola"), final, plain)
+    assert found.isfinite().all() and edits is not None
+
+
+def test_rows_with_edits_do_not_ride() -> None:
+    led = batch_of(seat("none"), seat("led"), edited("led"), seat("led"), edited("led"))
+    rows = led.device_rows(sampling_info(led))
+    ride = Ride("one_pass", "fused", 7, 12, torch.device("cpu"))
+    active: Tensor = torch.ones(4, dtype=torch.bool)
+    coin = torch.zeros(4, dtype=torch.float64)
+    ride.board(rows, replace(rows.params, active=active), coin, 5)
+    assert ride.wanted[:5].tolist() == [False, True, False, True, False]

@@ -1,7 +1,10 @@
 """What ends a run with a message instead of a traceback."""
 
 
-class EvalError(Exception):
+from led_sglang.command import CommandError
+
+
+class EvalError(CommandError):
     """Something the user has to put right; what was scored before stays on disk."""
 
 

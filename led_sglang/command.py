@@ -1,6 +1,6 @@
-"""How a command ends: with what was asked for, or with one message of what kept it from that and a status that is not 0.
+"""How a command ends: with what was asked for, or with one message of what kept it from that and another status than 0.
 
-0: done; 1: not done, the reason is on stderr; 2: bad arguments; 130: interrupted; 141: nobody reads the output any more.
+0: done; 1: not done, the reason is on stderr; 2: bad arguments; 130: interrupted; 141: nobody reads the output.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ class CommandError(Exception):
 def guarded(
     name: str,
     work: Callable[[], int | None],
-    kept: Callable[[], str] = lambda: "",
+    kept: Callable[[str], str] = lambda message: "",
     install: str = "pip install 'led_sglang[evals]'",
 ) -> int:
     """The exit status of the command `name`, whose arguments are read and whose work is done by `work`.
 
-    CommandError, OSError and a missing package become one message; `kept` tells what an unfinished work leaves behind.
+    CommandError, OSError and a missing package become one message; `kept` tells, by the message, what
+    the work leaves behind.
     SystemExit (argparse's) passes through.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -41,11 +42,11 @@ def guarded(
         _drop_output()
         return UNREAD
     except (CommandError, OSError) as error:
-        tell(f"{name}: {words(error)}", kept())
+        tell(f"{name}: {words(error)}", kept(words(error)))
     except ModuleNotFoundError as error:
         tell(f"{name}: {error}: {install}")
     except KeyboardInterrupt:
-        tell(f"{name}: stopped", kept())
+        tell(f"{name}: stopped", kept("stopped"))
         return INTERRUPTED
     _drop_output()
     return FAILED
@@ -77,11 +78,12 @@ def _flush() -> None:
 
 def _drop_output() -> None:
     """What could not be written is not tried again when the interpreter ends."""
-    if sys.stdout is None or sys.stdout is not sys.__stdout__:
+    output = sys.__stdout__
+    if output is None or output is not sys.stdout:
         return
     try:
-        sys.stdout.flush()
+        output.flush()
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, output.fileno())
         os.close(nowhere)

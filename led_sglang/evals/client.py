@@ -52,7 +52,9 @@ class Refused(EvalError):
 class Client:
     """Of one server of OpenAI's API; `base_url` ends in its /v1. The key goes with every request."""
 
-    def __init__(self, base_url: str, api_key: str | None, model: str | None, timeout_s: float, concurrency: int) -> None:
+    def __init__(
+        self, base_url: str, api_key: str | None, model: str | None, timeout_s: float, concurrency: int
+    ) -> None:
         self.base_url = base_url.rstrip("/")
         self.model = model or ""
         limits = httpx.Limits(max_connections=None)  # the runner's workers are the bound

@@ -1,6 +1,5 @@
 """What ends a run with a message instead of a traceback."""
 
-
 from led_sglang.command import CommandError
 
 

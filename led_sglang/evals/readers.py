@@ -77,7 +77,7 @@ def question_id(row: dict[str, Any]) -> str | None:
     """None where the row has none. Raises UnusableRow."""
     if not any(row.get(key) not in (None, "") for key in ID_KEYS):
         return None
-    return _first(row, *ID_KEYS, what="id", kinds=(str, int))
+    return _first(row, *ID_KEYS, what="id", kinds=(str, int, float))
 
 
 def _problem(row: dict[str, Any]) -> str:
@@ -115,7 +115,9 @@ def math_row(row: dict[str, Any]) -> Shaped:
 
     gold = _answer(row).strip()
     if not plain_latex(gold) or last_boxed(f"\\boxed{{{gold}}}") is None:
-        raise UnusableRow(f"the answer {gold[:80]!r} is nothing or has braces that do not close: no answer could be right")
+        raise UnusableRow(
+            f"the answer {gold[:80]!r} is nothing or has braces that do not close: no answer could be right"
+        )
     return {"problem": _problem(row)}, gold
 
 
@@ -171,7 +173,9 @@ def _function(row: dict[str, Any]) -> Any:
 
 def _test_fault(test: Any) -> str | None:
     """Why no program could pass it."""
-    if not isinstance(test, dict) or not all(isinstance(test.get(key), str | int | float) for key in ("input", "output")):
+    if not isinstance(test, dict) or not all(
+        isinstance(test.get(key), str | int | float) for key in ("input", "output")
+    ):
         return "is without input and output as texts"
     function = test.get("function") or ""
     if not function:
@@ -181,8 +185,10 @@ def _test_fault(test: Any) -> str | None:
     lines = [line for line in str(test["input"]).split("\n") if line.strip()]
     for text in (*lines, str(test["output"])):
         try:
-            json.loads(text)
+            is_json = bool(json.loads(text) == json.loads(text))  # what holds a NaN equals nothing
         except (ValueError, RecursionError):
+            is_json = False
+        if not is_json:
             return f"calls a function, and {text[:80]!r} is not JSON: one argument a line, and the result"
     return None
 

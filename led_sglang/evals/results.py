@@ -99,8 +99,11 @@ class Cell:
     def num_samples(self) -> int:
         return sum(self.outcomes.values())
 
+    def count(self, *outcomes: str) -> int:
+        return sum(self.outcomes.get(outcome, 0) for outcome in outcomes)
+
     def share(self, *outcomes: str) -> float:
-        return sum(self.outcomes.get(outcome, 0) for outcome in outcomes) / self.num_samples
+        return self.count(*outcomes) / self.num_samples
 
     @property
     def no_answer(self) -> float:
@@ -108,7 +111,7 @@ class Cell:
 
     @property
     def faults(self) -> int:
-        return sum(self.outcomes.get(outcome, 0) for outcome in FAULTS)
+        return self.count(*FAULTS)
 
     @property
     def mean_tokens(self) -> float:

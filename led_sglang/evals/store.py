@@ -57,7 +57,13 @@ class Sample:
 
 SAMPLE_KINDS = [(each.name, str(each.type)) for each in fields(Sample)]
 
-KINDS = {"str": (str,), "int": (int,), "float": (int, float), "str | None": (str, type(None)), "dict[str, Any]": (dict,)}
+KINDS = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "str | None": (str, type(None)),
+    "dict[str, Any]": (dict,),
+}
 MAX_SAMPLES = 1 << 20  # of a question: its bits are one number
 # What `read_settings` answers for: whoever reads run.json takes these as they are.
 SETTINGS_KINDS: dict[str, type] = {
@@ -74,7 +80,7 @@ def read_lines(path: Path) -> Iterator[Sample]:
         try:
             yield _sample(files.json_object(line, where))
         except (TypeError, ValueError) as error:
-            raise EvalError(f"{where}: not a sample: {error}") from error
+            raise EvalError(f"{where}: not a sample: {error}; without the line --resume asks it again") from error
 
 
 def _sample(row: dict[str, Any]) -> Sample:

@@ -1,4 +1,4 @@
-"""The user's files, read and written at one place: UTF-8 text, and errors that name the file, the line and the remedy."""
+"""The user's files, read and written at one place: UTF-8 text, and errors that name file, line and remedy."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def check_folder(path: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Make the file's folder and see that the file can be written; one that is there stays as it is. Raises FileError."""
+    """Make the file's folder and see that it can be written; a file that is there stays as it is. Raises FileError."""
     if path.is_dir():
         raise FileError(f"{path} is a directory, not a file")
     if not path.exists():

@@ -1,4 +1,4 @@
-"""How the commands talk to a server: the key goes with every request, and what the server says is told as it said it."""
+"""How the commands talk to a server: the key goes with every request, and what the server says is told as it is."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ def get(url: str, api_key: str | None = None, timeout_s: float = 60) -> httpx.Re
         raise no_answer(url, error) from error
 
 
+def post(url: str, body: dict[str, Any], api_key: str | None = None, timeout_s: float = 60) -> httpx.Response:
+    """Raises ServerError."""
+    try:
+        return checked(httpx.post(url, json=body, headers=headers(api_key), timeout=timeout_s))
+    except httpx.HTTPError as error:
+        raise no_answer(url, error) from error
+
+
 def get_object(url: str, api_key: str | None = None, timeout_s: float = 60) -> dict[str, Any]:
     """Raises ServerError."""
     return json_object(get(url, api_key, timeout_s))
@@ -44,6 +52,13 @@ def checked(response: httpx.Response) -> httpx.Response:
     if not response.is_success:
         raise refusal(response)
     return response
+
+
+async def checked_stream(response: httpx.Response) -> None:
+    """Raises ServerError where its status is not 2xx; only then the body is read."""
+    if not response.is_success:
+        await response.aread()
+        raise refusal(response)
 
 
 def json_object(response: httpx.Response) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Client:
             await pool.aclose()
 
     async def find_model(self) -> str:
-        """The served model's name; one that was given must be listed, or be an adapter (`model:adapter`) of one that is.
+        """The served model's name; a given one must be listed, or be an adapter (`model:adapter`) of a listed one.
 
         Raises CommandError.
         """

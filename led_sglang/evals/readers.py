@@ -115,9 +115,7 @@ def math_row(row: dict[str, Any]) -> Shaped:
 
     gold = _answer(row).strip()
     if not plain_latex(gold) or last_boxed(f"\\boxed{{{gold}}}") is None:
-        raise UnusableRow(
-            f"the answer {gold[:80]!r} is nothing or has braces that do not close: no answer could be right"
-        )
+        raise UnusableRow(f"the answer {gold[:80]!r} is empty or its braces do not close: no answer could be right")
     return {"problem": _problem(row)}, gold
 
 
@@ -173,9 +171,7 @@ def _function(row: dict[str, Any]) -> Any:
 
 def _test_fault(test: Any) -> str | None:
     """Why no program could pass it."""
-    if not isinstance(test, dict) or not all(
-        isinstance(test.get(key), str | int | float) for key in ("input", "output")
-    ):
+    if not isinstance(test, dict) or not (_is_said(test.get("input")) and _is_said(test.get("output"))):
         return "is without input and output as texts"
     function = test.get("function") or ""
     if not function:
@@ -191,6 +187,10 @@ def _test_fault(test: Any) -> str | None:
         if not is_json:
             return f"calls a function, and {text[:80]!r} is not JSON: one argument a line, and the result"
     return None
+
+
+def _is_said(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import torch
 
 from benchmarks.load import Window, cpu_seconds, run_window
@@ -48,7 +49,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pid", type=integer(1), default=None, help="of the process that --url belongs to")
     parser.add_argument("--json", action="store_true", help="last line: one JSON document")
     parser.add_argument("--append", action="store_true", help=f"append the line to {RESULTS.name} under results/")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.url and not (options.pid and psutil.pid_exists(options.pid)):
+        parser.error("--url needs --pid, of a process that is there")
+    return options
 
 
 def measure_step(num_rows: int, rounds: int = 400) -> dict[str, Any]:

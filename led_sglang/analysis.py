@@ -158,7 +158,7 @@ def _prompt(line: str, where: str) -> str:
     row = files.json_object(line, where)
     found = next((row[key] for key in PROMPT_KEYS if isinstance(row.get(key), str) and row[key].strip()), None)
     if found is None:
-        raise AnalysisError(f"{where}: no text under {', '.join(PROMPT_KEYS)}")
+        raise AnalysisError(f"{where}: no prompt: a text under one of {', '.join(PROMPT_KEYS)}")
     return files.whole_text(found, where)
 
 

@@ -29,7 +29,7 @@ def headers(api_key: str | None) -> dict[str, str]:
 def get(url: str, api_key: str | None = None, timeout_s: float = 60) -> httpx.Response:
     """Raises ServerError."""
     try:
-        return checked(httpx.get(url, headers=headers(api_key), timeout=timeout_s))
+        return checked(httpx.get(url, headers=headers(api_key), timeout=timeout_s, follow_redirects=True))
     except httpx.HTTPError as error:
         raise no_answer(url, error) from error
 

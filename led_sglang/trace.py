@@ -23,6 +23,7 @@ from led_sglang.command import CommandError, guarded
 DEFAULT_URL = "http://127.0.0.1:30000"
 MAX_SEED, MAX_SAMPLES = (1 << 62) - 1, 8  # of POST /led/stream
 TIMEOUT_S = 300.0
+TOKEN_KEYS = {"id", "text", "explored", "depth", "confidence", "candidates", "exploit", "explore"}
 
 
 class TraceError(CommandError):
@@ -94,9 +95,14 @@ def _event(text: str) -> dict[str, Any]:
     """Raises TraceError for what an LED server does not send."""
     with contextlib.suppress(ValueError, RecursionError):
         event = json.loads(text)
-        if isinstance(event, dict) and ("error" in event or isinstance(event.get("i"), int)):
+        if isinstance(event, dict) and ("error" in event or _is_traced(event)):
             return event
     raise TraceError(f"not an event of a trace: {text:.80}: is it an LED server?")
+
+
+def _is_traced(event: dict[str, Any]) -> bool:
+    """A token with its trace, or the end of a sample."""
+    return isinstance(event.get("i"), int) and ("id" not in event or event.keys() >= TOKEN_KEYS)
 
 
 def is_turn(token: dict[str, Any]) -> bool:
@@ -122,11 +128,11 @@ class Terminal:
     def __init__(self, no_color: bool) -> None:
         from rich.console import Console
 
-        class Terminated(Console):
+        class Piped(Console):
             def on_broken_pipe(self) -> None:
                 raise BrokenPipeError
 
-        self.console = Terminated(no_color=no_color, highlight=False, soft_wrap=True)
+        self.console = Piped(no_color=no_color, highlight=False, soft_wrap=True)
 
     def legend(self) -> None:
         from rich.text import Text

@@ -110,11 +110,11 @@ def countdown_row(row: dict[str, Any]) -> Shaped:
 
 def math_row(row: dict[str, Any]) -> Shaped:
     """A gold answer is compared as it is written or as mathematics; it must be something, and its braces must close."""
-    from led_sglang.evals.answers import last_boxed
+    from led_sglang.evals.answers import braces_close
     from led_sglang.evals.graders import plain_latex
 
     gold = _answer(row).strip()
-    if not plain_latex(gold) or last_boxed(f"\\boxed{{{gold}}}") is None:
+    if not plain_latex(gold) or not braces_close(gold):
         raise UnusableRow(f"the answer {gold[:80]!r} is empty or its braces do not close: no answer could be right")
     return {"problem": _problem(row)}, gold
 

@@ -160,7 +160,7 @@ def read_cells(folders: Sequence[Path]) -> Cells:
             raise EvalError(f"{folder} holds no run: {SAMPLES} is missing")
     cells = read_runs(folders)
     if not cells:
-        raise EvalError("there is no finished sample to report on")
+        raise EvalError(f"there is no finished sample to report on in {', '.join(map(str, folders))}")
     return cells
 
 

@@ -24,7 +24,7 @@ from led_sglang.evals.judge import Judges
 from led_sglang.evals.methods import Method
 from led_sglang.evals.progress import LiveTable
 from led_sglang.evals.results import Cell, Cells, read_runs
-from led_sglang.evals.store import SETTINGS, CellKey, Sample, Store, read_settings
+from led_sglang.evals.store import CellKey, Sample, Store, holds_run, read_settings
 from led_sglang.evals.tasks import Question, Task, fingerprint
 
 INLINE_GRADERS = ("number", "countdown", "choice")  # microseconds; the others get processes
@@ -133,7 +133,7 @@ class Runner:
         if any(task.grader == "math" for task in settings.tasks) and importlib.util.find_spec("math_verify") is None:
             raise EvalError("mathematics is judged by math-verify, which is missing: pip install 'led_sglang[evals]'")
         files.check_folder(settings.out)
-        if settings.resume and (settings.out / SETTINGS).exists():
+        if settings.resume and holds_run(settings.out):
             read_settings(settings.out)
             read_runs([settings.out])
 

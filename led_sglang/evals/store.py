@@ -72,6 +72,12 @@ SETTINGS_KINDS: dict[str, type] = {
 }
 
 
+def holds_run(folder: Path) -> bool:
+    """An empty file of samples alone is what a run leaves that met no server."""
+    samples = folder / SAMPLES
+    return (folder / SETTINGS).exists() or (samples.exists() and samples.stat().st_size > 0)
+
+
 def read_lines(path: Path) -> Iterator[Sample]:
     """Every whole line; a last one that a kill cut short is left out. Raises CommandError for any other broken line."""
     if not path.exists():
@@ -111,7 +117,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise EvalError(f"{path} is damaged: sessions and applied must hold objects")
     numbers = [*settings.get("temperatures", []), *(part.get("wall_s", 0) for part in settings.get("sessions", []))]
     if not all(isinstance(number, int | float) for number in numbers):
-        raise EvalError(f"{path} is damaged: temperatures and wall_s must be numbers")
+        raise EvalError(f"{path} is damaged: temperatures, and wall_s of sessions, must be numbers")
     return settings
 
 
@@ -124,8 +130,13 @@ def replace_text(path: Path, text: str) -> None:
 
 @contextmanager
 def lines_locked(folder: Path) -> Iterator[IO[bytes]]:
-    """The run's lines, to append to. Raises EvalError where another process does."""
-    with (folder / SAMPLES).open("ab") as file:
+    """The run's lines, to append to. Raises EvalError where that cannot be, or another process does."""
+    path = folder / SAMPLES
+    try:
+        opened = path.open("ab")
+    except OSError as error:
+        raise EvalError(f"{path} cannot be written to: {error.strerror}") from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -155,7 +166,7 @@ class Store:
     def _check(self, path: Path) -> None:
         assert self._file is not None
         size = path.stat().st_size
-        has_run = size > 0 or (self.folder / SETTINGS).exists()
+        has_run = holds_run(self.folder)
         if has_run and not self._resume:
             raise EvalError(f"{self.folder} already holds a run: continue it with --resume, or choose another --out")
         if not has_run:

@@ -88,6 +88,8 @@ def of_run(name: str, *command: str) -> Callable[[Path, str], tuple[Path, Callab
         run = finished_run(folder, url)
         if name == "counts.jsonl":
             assert evals.main(["compact", str(run)]) == 0
+            lines = map(json.loads, (run / name).read_text().splitlines())
+            (run / name).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         more = {"report": [str(run), "--out", str(folder / "docs")], "compact": [str(run)]}
         asked = ask(folder, url, "--resume") if command == ("run",) else [*command, *more[command[0]]]
         return run / name, partial(evals.main, asked)
@@ -110,8 +112,8 @@ def prompts(folder: Path, url: str) -> tuple[Path, Callable[[], int]]:
 
 def manifest(folder: Path, url: str) -> tuple[Path, Callable[[], int]]:
     release = installed_release()
-    file = patches.record(release, folder)
-    file.write_text(document(json.loads(file.read_text())))
+    file = folder / f"sglang-{release.version}.json"
+    file.write_text(document(json.loads((patches.manifests_dir() / file.name).read_text())))
     return file, partial(patches.main, ["check", "--patches", str(folder)])
 
 

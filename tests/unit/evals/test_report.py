@@ -306,8 +306,8 @@ def test_settings_of_wrong_kinds(
 
 
 WRONG_COUNTS: list[dict[str, object]] = [
-    {"done": "x"}, {"done": -1}, {"right": [99] * 12}, {"right": ["1"] * 12}, {"right": [1]}, {"outcomes": {"right": "x"}},
-    {"task": "other"}, {"temperature": "hot"}, {"colour": 1}, {"tokens": None},
+    {"done": "x"}, {"done": -1}, {"right": [99] * 12}, {"right": ["1"] * 12}, {"right": [1]},
+    {"outcomes": {"right": "x"}}, {"task": "other"}, {"temperature": "hot"}, {"colour": 1}, {"tokens": None},
 ]  # fmt: skip
 
 

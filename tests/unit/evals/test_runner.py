@@ -24,6 +24,8 @@ from starlette.responses import JSONResponse
 
 from led_sglang.evals import client, outcome
 from led_sglang.evals.__main__ import main
+from led_sglang.evals.graders import Verdict
+from led_sglang.evals.judge import Judges
 from led_sglang.evals.results import read_cells
 from led_sglang.evals.store import CellKey, Sample, Store, read_lines
 from led_sglang.ports import HeldPort
@@ -160,15 +162,16 @@ def test_a_judge_that_hangs_is_counted(data: Path, start: Start, capsys: pytest.
 
 
 def test_one_answer_that_no_judge_understands_is_told_and_counted(
-    data: Path, start: Start, capsys: pytest.CaptureFixture[str]
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def answer(body: dict[str, Any]) -> str:
-        hangs = "Say 2" in body["messages"][0]["content"]
-        return "t</think>\\boxed{" + ("9^{9^{9^{9}}}-9^{9^{9^{9}}}+(1+x)^{99999999}" if hangs else "5") + "}"
+    async def grade(self: Judges, grader: str, text: str, gold: str) -> Verdict:
+        return Verdict("judge_timeout", detail="no verdict in 20 s") if gold == "2" else Verdict("right")
 
-    with FakeServer(answer) as server:
-        assert start(server.url, "--judge-timeout-s", "8", task="aime2024", methods="cot", samples=1) == 0
-    assert "1 of 4 answers got no verdict; they count as not right:" in capsys.readouterr().err
+    monkeypatch.setattr(Judges, "grade", grade)
+    with FakeServer(echo) as server:
+        assert start(server.url, task="aime2024", methods="cot", samples=1) == 0
+    message = "1 of 4 answers got no verdict; they count as not right:\n  1 x judge_timeout: no verdict in 20 s\n"
+    assert message in capsys.readouterr().err
 
 
 def test_a_missing_judge_is_told_before_the_first_request(
@@ -385,7 +388,8 @@ def test_all_refused_says_why_by_what_was_said_most(
 
     with FakeServer(echo, status=lambda body: 422 if body["max_tokens"] > 1 else 200, says=said) as server:
         assert start(server.url, "--concurrency", "1", "--judges", "1") == 1
-    assert "24 of 24 requests got no answer" in (message := capsys.readouterr().err)
+    message = capsys.readouterr().err
+    assert "24 of 24 requests got no answer" in message
     lines = [line.strip() for line in message.splitlines() if " x refused: " in line]
     assert lines == [
         "18 x refused: HTTP 422: 1001 tokens are more than the context's 512",

@@ -290,7 +290,6 @@ def test_a_place_that_cannot_be_written_to_is_told_before_the_work(
     assert not server.seen and "the work began" not in shown.err
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_folder_of_somebody_else(
     name: str, tmp_path: Path, server: FakeServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -298,6 +297,8 @@ def test_a_folder_of_somebody_else(
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
+    if os.access(closed, os.W_OK):
+        pytest.skip("this user may write everywhere")
     arguments = WRITERS[name].arguments(tmp_path, closed / "out", server.url)
     server.seen.clear()
     assert WRITERS[name].main(arguments) == 1 and not server.seen

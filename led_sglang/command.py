@@ -26,9 +26,8 @@ def guarded(
 ) -> int:
     """The exit status of the command `name`, whose arguments are read and whose work is done by `work`.
 
-    CommandError, OSError and a missing package become one message; `kept` tells, by the message, what
-    the work leaves behind.
-    SystemExit (argparse's) passes through.
+    CommandError, OSError and a missing package become one message, and `kept(message)` adds what an unfinished work
+    leaves behind. SystemExit (argparse's) passes through, and so does any other exception: a fault of ours.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding is told \xe9 for what it cannot show

@@ -84,7 +84,7 @@ def stream(url: str, request: dict[str, Any], api_key: str | None = None) -> Ite
                 if line.startswith("data: "):
                     event = _event(line.removeprefix("data: "))
                     if "error" in event:
-                        raise TraceError(str(event["error"]))
+                        raise TraceError(_printable(str(event["error"])))
                     yield event
     except httpx.HTTPError as error:
         raise TraceError(f"{http_client.no_answer(url, error)}: start it with make serve") from error
@@ -97,7 +97,7 @@ def _event(text: str) -> dict[str, Any]:
         event = json.loads(text)
         if isinstance(event, dict) and ("error" in event or _is_traced(event)):
             return event
-    raise TraceError(f"not an event of a trace: {text:.80}: is it an LED server?")
+    raise TraceError(f"not an event of a trace: {text[:80]!r}: is it an LED server?")
 
 
 def _is_traced(event: dict[str, Any]) -> bool:

@@ -107,7 +107,7 @@ class Client:
         try:
             return http_client.json_object(http_client.checked(await self._pools[0].get(url)))
         except httpx.HTTPError as error:
-            raise ServerGone(f"no server: {http_client.no_answer(url, error)}") from error
+            raise ServerGone(str(http_client.no_answer(url, error))) from error
 
     async def chat(self, body: dict[str, Any]) -> tuple[dict[str, Any], float]:
         """The server's chat completion and the seconds it took. Raises Refused, TimeoutError, ServerGone, EvalError."""

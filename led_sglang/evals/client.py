@@ -56,7 +56,7 @@ class Client:
         self, base_url: str, api_key: str | None, model: str | None, timeout_s: float, concurrency: int
     ) -> None:
         self.base_url = base_url.rstrip("/")
-        self.model = model or ""
+        self.model, self.timeout_s = model or "", timeout_s
         limits = httpx.Limits(max_connections=None)  # the runner's workers are the bound
         certificates = httpx.create_ssl_context()
         self._pools = [
@@ -119,7 +119,7 @@ class Client:
                 reply = await self._post(f"{self.base_url}/chat/completions", body)
                 return reply, time.monotonic() - started
             except httpx.TimeoutException as error:
-                raise TimeoutError(str(error)) from error
+                raise TimeoutError(f"no answer from {self.base_url} in {self.timeout_s:g} s") from error
             except httpx.HTTPError as error:
                 status, said = None, str(error) or type(error).__name__
             except http_client.ServerError as error:

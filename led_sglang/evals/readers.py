@@ -113,7 +113,7 @@ def math_row(row: dict[str, Any]) -> Shaped:
     from led_sglang.evals.answers import braces_close
     from led_sglang.evals.graders import plain_latex
 
-    gold = _answer(row).strip()
+    gold = _answer(row)
     if not plain_latex(gold) or not braces_close(gold):
         raise UnusableRow(f"the answer {gold[:80]!r} is empty or its braces do not close: no answer could be right")
     return {"problem": _problem(row)}, gold

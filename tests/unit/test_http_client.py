@@ -116,6 +116,13 @@ def test_a_key_that_no_header_can_carry(
 
 
 @pytest.mark.parametrize("command", ["run", "evaluate"])
+def test_a_server_that_takes_too_long(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer(delay_s=1) as server:
+        assert COMMANDS[command](server.url, tmp_path, "--timeout-s", "0.5") == 1
+    assert f"no answer from {server.url} in 0.5 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "evaluate"])
 def test_an_unknown_model_is_told_with_those_there_are(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

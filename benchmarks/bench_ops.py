@@ -12,6 +12,7 @@ is one JSON object.
 import argparse
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from measure import interleaved_median_ms, peak_bandwidth, peak_extra_mib, peak_
 from provenance import provenance
 from rows import paper_rows
 
+from led_sglang import files
+from led_sglang.arguments import integer, number
+from led_sglang.command import guarded
 from led_sglang.ops import Head, LedRows, LedStep, Noise, chosen_backend, host, led_step, one_pass
 from led_sglang.params import FORMS
 
@@ -60,17 +64,19 @@ class Inputs:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--depth", type=int, default=8)
-    parser.add_argument("--top-k", type=int, default=8)
-    parser.add_argument("--vocab", type=int, default=151936)
-    parser.add_argument("--hidden", type=int, default=2560)
-    parser.add_argument("--explore-rate", type=float, default=0.1, help="share of the rows whose coin says explore")
+    parser.add_argument("--rows", type=integer(1), default=64)
+    parser.add_argument("--depth", type=integer(1), default=8)
+    parser.add_argument("--top-k", type=integer(1), default=8)
+    parser.add_argument("--vocab", type=integer(1), default=151936)
+    parser.add_argument("--hidden", type=integer(1), default=2560)
+    parser.add_argument(
+        "--explore-rate", type=number(0, 1), default=0.1, help="share of the rows whose coin says explore"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=TOLERANCE, help="of the head; default float32 on cpu, bfloat16 on cuda")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--form", choices=FORMS, default="auto")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=integer(1), default=3)
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     parser.add_argument("--append", action="store_true", help=f"also append it, with versions, to {RESULTS.name}")
     return parser.parse_args()
@@ -123,8 +129,10 @@ def ideal_ms(inputs: Inputs, args: argparse.Namespace) -> float:
     return 1e3 * max(2 * num_latents * weight.numel() / flops, num_bytes / bandwidth)
 
 
-def main() -> None:
+def command() -> None:
     args = parse_args()
+    if args.append:
+        files.check_file(RESULTS)
     device = torch.device(args.device)
     args.dtype = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
     args.form = one_pass.form_of(args.rows, args.form, device)
@@ -153,10 +161,9 @@ def main() -> None:
             name: getattr(args, name) for name in ("depth", "top_k", "vocab", "hidden", "explore_rate", "repeats")
         }
         setting |= {"threads": torch.get_num_threads(), "load_average": os.getloadavg()[0]}
-        with RESULTS.open("a") as results:
-            results.write(json.dumps(result | setting | source) + "\n")
+        files.append_line(RESULTS, json.dumps(result | setting | source))
     print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded("bench_ops", command))

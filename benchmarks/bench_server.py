@@ -21,13 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.load import Window, cpu_seconds, run_window
 from benchmarks.provenance import provenance
+from led_sglang import files, http_client
+from led_sglang.arguments import integer, number
 from led_sglang.child_server import Server
+from led_sglang.command import guarded
 from led_sglang.embedded.problems import generate
 from led_sglang.params import METHODS
 
@@ -50,18 +51,18 @@ class Pair:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--starts", type=int, default=1, help="fresh pairs of servers (default: 1)")
-    parser.add_argument("--rounds", type=int, default=5, help="pairs of windows for each concurrency and start")
-    parser.add_argument("--seconds", type=float, default=8.0, help="length of a window")
-    parser.add_argument("--warm-seconds", type=float, default=2.0, help="load before a window that does not count")
-    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--concurrency", type=integer(1), nargs="+", default=[1, 8, 64])
+    parser.add_argument("--starts", type=integer(1), default=1, help="fresh pairs of servers (default: 1)")
+    parser.add_argument("--rounds", type=integer(1), default=5, help="pairs of windows for each concurrency and start")
+    parser.add_argument("--seconds", type=number(0, includes_low=False), default=8.0, help="length of a window")
+    parser.add_argument("--warm-seconds", type=number(0), default=2.0, help="load before a window that does not count")
+    parser.add_argument("--max-tokens", type=integer(1), default=256)
     parser.add_argument(
         "--ignore-eos",
         action="store_true",
         help="every answer has --max-tokens: a method whose answers are shorter is not charged for more prompts",
     )
-    parser.add_argument("--temperature", type=float, default=0.6)
+    parser.add_argument("--temperature", type=number(0), default=0.6)
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -78,7 +79,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def counters(url: str) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{url}/led/info", timeout=30).json()["counters"]
+    found: dict[str, Any] = http_client.get_object(f"{url}/led/info")["counters"]
     return found
 
 
@@ -162,8 +163,10 @@ def line(options: argparse.Namespace, method: str, concurrency: int, cell: Cell)
     }
 
 
-def main() -> None:
+def command() -> None:
     options = parse_arguments()
+    if options.append:
+        files.check_file(RESULTS)
     model = ["--model-path", options.model_path] if options.model_path else []
     more = model + options.server_args.split()
     enabled = ["--led-methods", ",".join(options.methods)]
@@ -179,11 +182,10 @@ def main() -> None:
     for found in lines:
         print(", ".join(f"{key} {value}" for key, value in found.items()), flush=True)
         if options.append:
-            with RESULTS.open("a") as file:
-                file.write(json.dumps({**provenance(), **found}) + "\n")
+            files.append_line(RESULTS, json.dumps({**provenance(), **found}))
     if options.json:
         print(json.dumps(lines))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded("bench_server", command))

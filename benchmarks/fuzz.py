@@ -23,7 +23,10 @@ import httpx
 import jsonschema
 
 from benchmarks.provenance import provenance
+from led_sglang import files, http_client
+from led_sglang.arguments import integer
 from led_sglang.child_server import Server
+from led_sglang.command import guarded
 from led_sglang.params import ALL_METHODS
 
 RESULTS = Path(__file__).parent / "results" / "fuzz.jsonl"
@@ -124,7 +127,7 @@ async def fuzz(url: str, num_requests: int, seed: int) -> dict[str, Any]:
     faults: list[str] = []
     started = time.monotonic()
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
-        document = (await client.get("/openapi.json")).json()
+        document = http_client.json_object(http_client.checked(await client.get("/openapi.json")))
         values = bad_values(document["components"]["schemas"]["LedParams"], rng)
         requests = (bad_request(rng, next(values)) for _ in range(num_requests))
 
@@ -138,7 +141,7 @@ async def fuzz(url: str, num_requests: int, seed: int) -> dict[str, Any]:
 
         await asyncio.gather(*(worker() for _ in range(CLIENTS)))
         alive = await client.post(GENERATE, json={"input_ids": [5, 6], "sampling_params": {"max_new_tokens": 2}})
-        counters = (await client.get("/led/info")).json()["counters"]
+        counters = http_client.json_object(http_client.checked(await client.get("/led/info")))["counters"]
     if alive.status_code != 200 or counters["step_failures"] or counters["report_failures"]:
         faults.append(f"afterwards: {alive.status_code} {alive.text:.200}, {counters}")
     return {
@@ -151,12 +154,14 @@ async def fuzz(url: str, num_requests: int, seed: int) -> dict[str, Any]:
     }
 
 
-def main() -> int:
+def command() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--requests", type=integer(1), default=5000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--append", action="store_true", help=f"append the result to {RESULTS.name} under results/")
     options = parser.parse_args()
+    if options.append:
+        files.check_file(RESULTS)
     with (
         tempfile.TemporaryDirectory() as folder,
         Server("--led-methods", ALL_METHODS, log=Path(folder) / "server.log") as server,
@@ -165,10 +170,9 @@ def main() -> int:
     line = json.dumps({**provenance(), **found})
     print(line)
     if options.append and not found["num_faults"]:
-        with RESULTS.open("a") as file:
-            file.write(line + "\n")
+        files.append_line(RESULTS, line)
     return 1 if found["num_faults"] else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded("fuzz", command))

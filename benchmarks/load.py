@@ -10,6 +10,8 @@ from typing import Any
 import openai
 import psutil
 
+from led_sglang import http_client
+
 
 @dataclass
 class Window:
@@ -80,7 +82,7 @@ async def run_window(
     body: dict[str, Any],
     offset: int = 0,
 ) -> Window:
-    """Load `url` with `concurrency` clients for `warm_s + seconds`; only the last `seconds` count.
+    """Load `url` with `concurrency` clients for `warm_s + seconds`; only the last `seconds` count. Raises ServerError.
 
     One streamed chunk is one token: the servers stream every token.
     """
@@ -88,6 +90,11 @@ async def run_window(
     start = time.monotonic() + warm_s
     window = Window(start, start + seconds)
     prompts = itertools.count(offset)
-    async with api:
-        await asyncio.gather(*(_client(api, prompts, texts, window, body) for _ in range(concurrency)))
+    try:
+        async with api:
+            await asyncio.gather(*(_client(api, prompts, texts, window, body) for _ in range(concurrency)))
+    except openai.APIStatusError as error:
+        raise http_client.refusal(error.response) from error
+    except openai.APIError as error:
+        raise http_client.ServerError(f"no answer from {url}: {error}") from error
     return window

@@ -5,11 +5,14 @@ no plotting library is among our dependencies.
 """
 
 import argparse
-import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from led_sglang import files
+from led_sglang.command import CommandError, guarded
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 420, 70, 20, 190, 50
@@ -18,7 +21,8 @@ Points = Sequence[tuple[float, float]]
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    """Raises CommandError."""
+    return [line for _, line in files.json_lines(file)] if file.exists() else []
 
 
 def ops_series(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
@@ -72,22 +76,29 @@ def draw(series: Mapping[str, Points], label: str, is_log: bool) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def command(argv: list[str] | None) -> None:
+    """Raises CommandError."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=Path("out"))
     args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
+    files.check_folder(args.out)
     ops = ops_series(read(args.results / "gpu_ops.jsonl"))
     server = server_series(read(args.results / "gpu_server.jsonl"))
     if not ops and not server:
-        raise SystemExit(f"no gpu_ops.jsonl or gpu_server.jsonl with lines in {args.results}: run benchmarks/gpu first")
+        raise CommandError(
+            f"no gpu_ops.jsonl or gpu_server.jsonl with lines in {args.results}: run benchmarks/gpu first"
+        )
     pictures = {"ops": (ops, "ms", True), "server": (server, "LED / stock, mean inter-token latency", False)}
     for name, (series, label, is_log) in pictures.items():
         if series:
-            (args.out / f"{name}.svg").write_text(draw(series, label, is_log))
+            files.write_text(args.out / f"{name}.svg", draw(series, label, is_log))
             print(args.out / f"{name}.svg")
 
 
+def main(argv: list[str] | None = None) -> int:
+    return guarded("plot", lambda: command(argv))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

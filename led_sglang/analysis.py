@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from led_sglang import files
 from led_sglang.arguments import integer, number
+from led_sglang.command import CommandError, guarded
 
 KS = (1, 2, 4, 8, 16)
 ROWS_AT_A_TIME = 256  # positions whose full-vocabulary logits exist at once
+PROMPT_KEYS = ("prompt", "problem", "question")
 NORM_NAMES = ("norm", "final_layernorm", "ln_f", "final_layer_norm", "norm_f")
 
 
-class AnalysisError(Exception):
+class AnalysisError(CommandError):
     """A prompt file or a checkpoint that cannot be analysed."""
 
 
@@ -142,24 +144,22 @@ class Analyser:
         }
 
 
-def read_prompts(path: Path) -> Iterator[str]:
-    """Raises AnalysisError naming the line."""
-    if not path.is_file():
-        raise AnalysisError(f"{path} is missing")
-    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        if not line.lstrip().startswith("{"):
-            yield line
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise AnalysisError(f"{path}:{line_number}: not JSON: {error}") from error
-        found = next((row[key] for key in ("prompt", "problem", "question") if isinstance(row.get(key), str)), None)
-        if found is None:
-            raise AnalysisError(f"{path}:{line_number}: no prompt, problem or question")
-        yield found
+def read_prompts(path: Path) -> list[str]:
+    """Raises CommandError naming the line."""
+    prompts = [_prompt(line, where) for where, line in files.text_lines(path) if line.strip()]
+    if not prompts:
+        raise AnalysisError(f"{path} holds no prompt: one a line, as text or as JSON with {', '.join(PROMPT_KEYS)}")
+    return prompts
+
+
+def _prompt(line: str, where: str) -> str:
+    if not line.lstrip().startswith("{"):
+        return line
+    row = files.json_object(line, where)
+    found = next((row[key] for key in PROMPT_KEYS if isinstance(row.get(key), str) and row[key].strip()), None)
+    if found is None:
+        raise AnalysisError(f"{where}: no prompt: a text under one of {', '.join(PROMPT_KEYS)}")
+    return files.whole_text(found, where)
 
 
 def encode(tokenizer: Any, prompt: str, is_raw: bool) -> Tensor:
@@ -170,12 +170,21 @@ def encode(tokenizer: Any, prompt: str, is_raw: bool) -> Tensor:
     return tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]  # type: ignore[no-any-return]
 
 
-def analyse(args: argparse.Namespace) -> dict[str, Any]:
+def load(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Raises AnalysisError for what transformers cannot load."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    prompts = list(read_prompts(args.prompts))[: args.limit]
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).to(args.device).eval()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise AnalysisError(f"the model {args.model} cannot be loaded: {' '.join(str(error).split())}") from error
+    return model.to(args.device).eval(), tokenizer
+
+
+def analyse(args: argparse.Namespace) -> dict[str, Any]:
+    prompts = read_prompts(args.prompts)[: args.limit]
+    model, tokenizer = load(args)
     ks = tuple(k for k in KS if k <= model.config.vocab_size)
     analyser = Analyser(model, args.temperature, args.latent_norm, ks)
     torch.manual_seed(args.seed)
@@ -227,19 +236,19 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+def command(argv: list[str] | None) -> None:
+    """Raises CommandError."""
     args = make_parser().parse_args(argv)
-    try:
-        if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-        document = analyse(args)
-        print(show(document))
-        if args.out:
-            args.out.write_text(json.dumps(document, indent=1) + "\n")
-    except (AnalysisError, OSError) as error:
-        print(f"analysis: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if args.out:
+        files.check_file(args.out)
+    document = analyse(args)
+    print(show(document))
+    if args.out:
+        files.write_text(args.out, json.dumps(document, indent=1) + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    return guarded("analysis", lambda: command(argv))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,14 @@ from types import TracebackType
 import httpx
 import psutil
 
+from led_sglang.command import CommandError
 from led_sglang.ports import HeldPort
 
 START_LIMIT_S = 420.0  # a cold, busy 2-core machine has needed two minutes
+
+
+class StartError(CommandError, RuntimeError):
+    """A server that exited or was not ready in time; the message holds the end of its log."""
 
 
 class Server:
@@ -41,7 +46,7 @@ class Server:
             )
 
     def wait_ready(self) -> "Server":
-        """Raises RuntimeError with the end of the log if the server exits or is not healthy in time.
+        """Raises StartError with the end of the log if the server exits or is not healthy in time.
 
         A server that is waited for no longer, by an interrupt too, is stopped.
         """
@@ -56,12 +61,12 @@ class Server:
         deadline = time.monotonic() + START_LIMIT_S
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise RuntimeError(f"server exited with {self.process.returncode}:\n{self.tail()}")
+                raise StartError(f"server exited with {self.process.returncode}:\n{self.tail()}")
             with contextlib.suppress(httpx.HTTPError, psutil.NoSuchProcess):
                 if self._is_listening() and httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
                     return
             time.sleep(0.5)
-        raise RuntimeError(f"server not ready after {START_LIMIT_S} s:\n{self.tail()}")
+        raise StartError(f"server not ready after {START_LIMIT_S} s:\n{self.tail()}")
 
     def _is_listening(self) -> bool:
         """Itself: somebody else who listens there would be healthy too, and answer for another model."""

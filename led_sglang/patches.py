@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from led_sglang import files
+from led_sglang.command import CommandError, guarded
 from led_sglang.integration.targets import HOOK_TARGETS, RELIED_ON, RELIED_ON_SINCE
 from led_sglang.releases import Release, find, installed_release, parameters, wheel_release
 
@@ -69,14 +71,21 @@ def manifests_dir() -> Path:
 
 
 def load_manifest(version: str, folder: Path | None = None) -> tuple[str, dict[str, Function]]:
-    """The manifest of `version`, else of the newest release before it, else of the oldest: (its version, functions)."""
+    """The manifest of `version`, else of the newest release before it, else of the oldest: (its version, functions).
+
+    Raises CommandError.
+    """
     known = {_version_key(file.stem.removeprefix("sglang-")): file for file in _manifest_files(folder)}
     if not known:
-        raise SystemExit("no manifest found; write one with: python -m led_sglang.patches record")
+        where = folder or manifests_dir()
+        raise CommandError(f"no manifest in {where}; write one with: python -m led_sglang.patches record")
     wanted = _version_key(version)
     nearest = max((key for key in known if key <= wanted), default=min(known))
-    data = json.loads(known[nearest].read_text(encoding="utf-8"))
-    return data["sglang"], {target: Function(**fields) for target, fields in data["functions"].items()}
+    data = files.json_document(known[nearest])
+    try:
+        return str(data["sglang"]), {target: Function(**fields) for target, fields in data["functions"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CommandError(f"{known[nearest]} is no manifest of ours ({error!r}): record it again") from error
 
 
 def _manifest_files(folder: Path | None) -> Iterable[Path]:
@@ -128,17 +137,20 @@ def record(release: Release, folder: Path) -> Path:
     functions = {target: asdict(function) for target, function in manifest_of(release).items()}
     file = folder / f"sglang-{release.version}.json"
     data = {"format": FORMAT, "sglang": release.version, "functions": functions}
-    file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    files.write_text(file, json.dumps(data, indent=1) + "\n")
     return file
 
 
-def main(argv: list[str] | None = None) -> int:
+def command(argv: list[str] | None) -> int:
+    """Raises CommandError."""
     parser = argparse.ArgumentParser(prog="python -m led_sglang.patches", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("command", choices=["record", "check"])
     parser.add_argument("--wheel", type=Path, help="a wheel of sglang instead of the installed release")
     parser.add_argument("--strict", action="store_true", help="check: a changed body is a failure too")
     parser.add_argument("--patches", type=Path, help="folder of the manifests")
     arguments = parser.parse_args(argv)
+    if arguments.command == "record":
+        files.check_folder(arguments.patches or manifests_dir())
     release = wheel_release(arguments.wheel) if arguments.wheel else installed_release()
     if arguments.command == "record":
         print(record(release, arguments.patches or manifests_dir()))
@@ -152,6 +164,10 @@ def main(argv: list[str] | None = None) -> int:
         f"{len(changes)} differences, {fatal} of them fatal"
     )
     return 1 if fatal else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return guarded("patches", lambda: command(argv))
 
 
 if __name__ == "__main__":

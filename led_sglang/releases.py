@@ -10,9 +10,12 @@ import importlib.util
 import re
 import textwrap
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from led_sglang.command import CommandError
 
 __all__ = ["Found", "Release", "find", "installed_release", "parameters", "source_sha256", "wheel_release"]
 
@@ -28,9 +31,10 @@ class Release:
 
 
 def installed_release() -> Release:
+    """Raises CommandError where there is none."""
     spec = importlib.util.find_spec("sglang")  # finds the folder without running it
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("sglang is not installed; give --wheel FILE")
+        raise CommandError("sglang is not installed; give --wheel FILE")
     root = Path(spec.submodule_search_locations[0]).parent
 
     def read(path: str) -> str | None:
@@ -41,17 +45,24 @@ def installed_release() -> Release:
 
 
 def wheel_release(wheel: Path) -> Release:
+    """Raises CommandError or OSError for a file that is no wheel of SGLang."""
     match = re.match(r"sglang-([^-]+)-", wheel.name)
     if match is None:
-        raise SystemExit(f"{wheel.name} is not a wheel of sglang")
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
+        raise CommandError(f"{wheel.name} is not named like a wheel of sglang (sglang-<version>-...)")
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = set(archive.namelist())
+    except zipfile.BadZipFile as error:
+        raise CommandError(f"{wheel} is not a wheel: {error}") from error
 
     def read(path: str) -> str | None:
         if path not in names:
             return None
-        with zipfile.ZipFile(wheel) as archive:
-            return archive.read(path).decode("utf-8")
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                return archive.read(path).decode("utf-8")
+        except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError) as error:
+            raise CommandError(f"{wheel}: {path} is damaged: {error}") from error
 
     return Release(match.group(1), read)
 

@@ -3,10 +3,11 @@
     python -m led_sglang.trace "What is 17 + 5 * 3?"
     python -m led_sglang.trace "What is 17 + 5 * 3?" --candidates --html out.html
 
-A client: it talks HTTP to `--url` and needs neither torch nor SGLang.
+A client: it talks HTTP to `--url` and needs neither torch nor SGLang. Exit status: `led_sglang.command`.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -16,12 +17,16 @@ from typing import Any
 
 import httpx
 
-from led_sglang import inspector
+from led_sglang import arguments, files, http_client, inspector
+from led_sglang.command import CommandError, guarded
 
 DEFAULT_URL = "http://127.0.0.1:30000"
+MAX_SEED, MAX_SAMPLES = (1 << 62) - 1, 8  # of POST /led/stream
+TIMEOUT_S = 300.0
+TOKEN_KEYS = {"id", "text", "explored", "depth", "confidence", "candidates", "exploit", "explore"}
 
 
-class TraceError(RuntimeError):
+class TraceError(CommandError):
     """The server could not be reached or refused; the message says what to do."""
 
 
@@ -29,16 +34,23 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m led_sglang.trace", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("question")
-    parser.add_argument("--url", default=DEFAULT_URL, help=f"of the server (default: {DEFAULT_URL})")
-    parser.add_argument("--api-key", default=None, help="where the server was started with one")
-    parser.add_argument("--temperature", type=float, default=0.6)
-    parser.add_argument("--depth", type=int, default=None, help="exploration depth (default: the server's)")
-    parser.add_argument("--top-k", type=int, default=None, help="candidates (default: the server's)")
+    parser.add_argument("question", type=arguments.text)
+    parser.add_argument(
+        "--url", type=arguments.url, default=DEFAULT_URL, help=f"of the server (default: {DEFAULT_URL})"
+    )
+    parser.add_argument("--api-key", type=arguments.api_key, help="where the server was started with one")
+    parser.add_argument("--temperature", type=arguments.number(0), default=0.6)
+    parser.add_argument("--depth", type=arguments.integer(1), help="exploration depth (default: the server's)")
+    parser.add_argument("--top-k", type=arguments.integer(1), help="candidates (default: the server's)")
     parser.add_argument("--phase", choices=("think", "all"), default=None)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--max-tokens", type=int, default=1024)
-    parser.add_argument("--samples", type=int, default=1, help="in the file of --html; the terminal shows the first")
+    parser.add_argument("--seed", type=arguments.integer(0, MAX_SEED), default=1)
+    parser.add_argument("--max-tokens", type=arguments.integer(1), default=1024)
+    parser.add_argument(
+        "--samples",
+        type=arguments.integer(1, MAX_SAMPLES),
+        default=1,
+        help="in the file of --html; the terminal shows the first",
+    )
     parser.add_argument("--candidates", action="store_true", help="one line of candidates for every explored token")
     parser.add_argument("--no-color", action="store_true")
     parser.add_argument("--html", type=Path, default=None, help="also write a self-contained page to this file")
@@ -60,34 +72,37 @@ def body(options: argparse.Namespace, side: str) -> dict[str, Any]:
 
 def stream(url: str, request: dict[str, Any], api_key: str | None = None) -> Iterator[dict[str, Any]]:
     """The events of one side as they arrive. Raises TraceError."""
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    headers = http_client.headers(api_key)
     try:
-        with httpx.stream("POST", f"{url}/led/stream", json=request, headers=headers, timeout=300) as response:
-            if response.status_code != 200:
-                raise TraceError(_refusal(response))
+        with httpx.stream("POST", f"{url}/led/stream", json=request, headers=headers, timeout=TIMEOUT_S) as response:
+            if not response.is_success:
+                response.read()
+                raise TraceError(str(http_client.refusal(response)))
             for line in response.iter_lines():
                 if line == "data: [DONE]":
                     return
                 if line.startswith("data: "):
-                    event = json.loads(line.removeprefix("data: "))
+                    event = _event(line.removeprefix("data: "))
                     if "error" in event:
-                        raise TraceError(event["error"])
+                        raise TraceError(_printable(str(event["error"])))
                     yield event
     except httpx.HTTPError as error:
-        raise TraceError(f"no answer from {url} ({error or type(error).__name__}): start it with make serve") from error
-    raise TraceError("the connection ended before the answer did")
+        raise TraceError(f"{http_client.no_answer(url, error)}: start it with make serve") from error
+    raise TraceError(f"the answer of {url} ended too early: is it an LED server?")
 
 
-def _refusal(response: httpx.Response) -> str:
-    response.read()
-    if response.status_code == 401:
-        return "the server wants an API key: --api-key"
-    if response.status_code == 404:
-        return f"{response.url} is not there: is it an LED server?"
-    try:
-        return str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"HTTP {response.status_code}: {response.text:.200}"
+def _event(text: str) -> dict[str, Any]:
+    """Raises TraceError for what an LED server does not send."""
+    with contextlib.suppress(ValueError, RecursionError):
+        event = json.loads(text)
+        if isinstance(event, dict) and ("error" in event or _is_traced(event)):
+            return event
+    raise TraceError(f"not an event of a trace: {text[:80]!r}: is it an LED server?")
+
+
+def _is_traced(event: dict[str, Any]) -> bool:
+    """A token with its trace, or the end of a sample."""
+    return isinstance(event.get("i"), int) and ("id" not in event or event.keys() >= TOKEN_KEYS)
 
 
 def is_turn(token: dict[str, Any]) -> bool:
@@ -113,7 +128,11 @@ class Terminal:
     def __init__(self, no_color: bool) -> None:
         from rich.console import Console
 
-        self.console = Console(no_color=no_color, highlight=False, soft_wrap=True)
+        class Piped(Console):
+            def on_broken_pipe(self) -> None:
+                raise BrokenPipeError
+
+        self.console = Piped(no_color=no_color, highlight=False, soft_wrap=True)
 
     def legend(self) -> None:
         from rich.text import Text
@@ -209,30 +228,25 @@ def recording(options: argparse.Namespace, sides: dict[str, list[dict[str, Any]]
 
 
 def _model(options: argparse.Namespace) -> str:
-    headers = {"authorization": f"Bearer {options.api_key}"} if options.api_key else {}
     try:
-        return str(httpx.get(f"{options.url}/led/setup", headers=headers, timeout=30).json()["model"])
-    except (httpx.HTTPError, ValueError, KeyError):
+        return str(http_client.get_object(f"{options.url}/led/setup", options.api_key)["model"])
+    except (http_client.ServerError, KeyError):
         return "a model"
 
 
-def main(argv: list[str] | None = None) -> int:
+def command(argv: list[str] | None) -> None:
+    """Raises CommandError."""
     options = parse_arguments(argv)
-    options.url = options.url.rstrip("/")
-    try:
-        sides = run(options)
-        if options.html is not None:
-            options.html.write_text(inspector.single_file(recording(options, sides)), encoding="utf-8")
-            print(f"written: {options.html}")
-    except TraceError as error:
-        print(f"led_sglang.trace: {error}", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        print(f"led_sglang.trace: {error}: pip install rich", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    if options.html is not None:
+        files.check_file(options.html)
+    sides = run(options)
+    if options.html is not None:
+        files.write_text(options.html, inspector.single_file(recording(options, sides)))
+        print(f"written: {options.html}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    return guarded("led_sglang.trace", lambda: command(argv), install="pip install rich")
 
 
 if __name__ == "__main__":

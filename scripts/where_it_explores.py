@@ -8,13 +8,15 @@ words, numbers or operations will do. Prints a Markdown table, in per cent of th
 """
 
 import argparse
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
-
+from led_sglang import http_client
+from led_sglang.arguments import integer, number, url
+from led_sglang.command import guarded
 from led_sglang.embedded import countdown
 
 RARE = 0.01  # a token that the final layer gives less is one that plain sampling hardly ever takes
@@ -34,9 +36,8 @@ def traces(url: str, num_problems: int, temperature: float) -> Iterator[dict[str
             "return_meta_info": True,
             "logprobs": True,
         }
-        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=600)
-        answer.raise_for_status()
-        choice: dict[str, Any] = answer.json()["choices"][0]
+        answer = http_client.post(f"{url}/v1/chat/completions", body, timeout_s=600)
+        choice: dict[str, Any] = http_client.json_object(answer)["choices"][0]
         return choice
 
     with ThreadPoolExecutor(32) as pool:
@@ -67,9 +68,9 @@ def steps(choice: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:30000")
-    parser.add_argument("--problems", type=int, default=200)
-    parser.add_argument("--temperature", type=float, default=0.6)
+    parser.add_argument("--url", type=url, default="http://127.0.0.1:30000")
+    parser.add_argument("--problems", type=integer(1), default=200)
+    parser.add_argument("--temperature", type=number(0), default=0.6)
     args = parser.parse_args()
     places: dict[str, list[dict[str, float]]] = defaultdict(list)
     for choice in traces(args.url, args.problems, args.temperature):
@@ -83,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded("where_it_explores", main))

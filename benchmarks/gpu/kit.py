@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.gpu import correct, ops, server, tiles
 from benchmarks.provenance import provenance
+from led_sglang import files
 
 RESULTS = Path(__file__).parents[1] / "results"
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
@@ -60,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
             for line in PARTS[part](args):
                 print(json.dumps({"part": part, **line}), flush=True)
                 if args.append:
-                    with (RESULTS / f"gpu_{part}.jsonl").open("a") as results:
-                        results.write(json.dumps(line | source) + "\n")
+                    files.append_line(RESULTS / f"gpu_{part}.jsonl", json.dumps(line | source))
         except Exception as error:  # the other parts still tell what they can: a lease is short
             failed.append(f"{part}: {type(error).__name__}: {error}")
     for fault in failed:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import torch
 
+from led_sglang import http_client
 from led_sglang.child_server import Server
 
 MODEL = Path(__file__).parent / "qwen3_4b_shape"
@@ -72,6 +73,7 @@ async def stream(client: httpx.AsyncClient, url: str, index: int, seconds: float
     body = {"input_ids": prompt, "sampling_params": sampling, "stream": True}
     num_tokens, last, begun = 0, None, time.perf_counter()
     async with client.stream("POST", f"{url}/generate", json=body) as answer:
+        await http_client.checked_stream(answer)
         async for line in answer.aiter_lines():
             if not line.startswith("data: {"):
                 continue
@@ -95,7 +97,7 @@ def facts(url: str, mode: str) -> dict[str, Any]:
     """Refuses a number for LED if the counter did not move."""
     if mode == "off":
         return {}
-    info = httpx.get(f"{url}/led/info", timeout=60).json()
+    info = http_client.get_object(f"{url}/led/info")
     if not info["counters"]["led_tokens"]:
         raise AssertionError("the server decoded nothing with LED: no number")
     return {"form": info["form"], "counters": info["counters"]}

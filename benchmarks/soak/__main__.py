@@ -14,7 +14,10 @@ from pathlib import Path
 
 from benchmarks.provenance import provenance
 from benchmarks.soak.run import ARGUMENTS, ENVIRONMENT, Bounds, soak
+from led_sglang import files
+from led_sglang.arguments import integer, number
 from led_sglang.child_server import Server
+from led_sglang.command import guarded
 
 RESULTS = Path(__file__).parent.parent / "results" / "soak.jsonl"
 
@@ -23,16 +26,26 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="the longest it may load the server (default: 10)")
-    parser.add_argument("--requests", type=int, default=None, help="end after so many; fewer in time is a failure")
+    parser.add_argument(
+        "--minutes",
+        type=number(0, includes_low=False),
+        default=10.0,
+        help="the longest it may load the server (default: 10)",
+    )
+    parser.add_argument(
+        "--requests", type=integer(1), default=None, help="end after so many; fewer in time is a failure"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the requests (default: 1)")
     parser.add_argument("--log", type=Path, default=None, help="keep the server's log in this file")
     parser.add_argument("--append", action="store_true", help=f"append the summary to {RESULTS.name} under results/")
     return parser.parse_args()
 
 
-def main() -> int:
+def command() -> int:
     options = parse_arguments()
+    for path in (RESULTS if options.append else None, options.log):
+        if path is not None:
+            files.check_file(path)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server goes with it
     bounds = Bounds(options.minutes, options.requests, seed=options.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -43,11 +56,10 @@ def main() -> int:
         print(f"soak: {fault:.600}", file=sys.stderr)
     line = json.dumps({**provenance(), **asdict(bounds), **found})
     if options.append:
-        with RESULTS.open("a") as file:
-            file.write(line + "\n")
+        files.append_line(RESULTS, line)
     print(line)
     return 1 if found["num_faults"] else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded("soak", command))

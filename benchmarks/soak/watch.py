@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import psutil
 
+from led_sglang import http_client
+
 TROUBLE = re.compile(
     r"Traceback|\bERROR\b|[A-Z]\w*(Error|Exception)\b|\bleak|LED (step failed|could not)", re.IGNORECASE
 )
@@ -45,14 +47,14 @@ def wait_idle(url: str) -> None:
 
 
 def counters(url: str) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{url}/led/info", timeout=60).json()["counters"]
+    found: dict[str, Any] = http_client.get_object(f"{url}/led/info")["counters"]
     return found
 
 
 def metrics(url: str) -> dict[str, float]:
     """Every sample of /metrics by its name, labels included for our own, summed over labels for SGLang's."""
     values: dict[str, float] = {}
-    for line in httpx.get(f"{url}/metrics", timeout=60).text.splitlines():
+    for line in http_client.get(f"{url}/metrics").text.splitlines():
         if not line or line.startswith("#"):
             continue
         name, value = line.rsplit(" ", 1)

@@ -11,12 +11,14 @@ import argparse
 import ast
 import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import get_args
 
 from led_sglang.arguments import integer
+from led_sglang.command import guarded
 from led_sglang.embedded import expressions, search
 from led_sglang.embedded.problems import Split, split_of
 
@@ -134,17 +136,21 @@ def _constants(tree: ast.expr) -> list[int]:
     return [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, int)]
 
 
-def main() -> None:
+def command(argv: list[str] | None) -> None:
     parser = argparse.ArgumentParser(description="print example problems")
     parser.add_argument("--count", type=integer(0), default=5)
     parser.add_argument("--split", choices=get_args(Split), default="held_out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--questions", action="store_true", help="print the questions alone, one a line")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     for problem in generate(args.split, args.count, args.seed):
         worked = f"\n<think>\n{problem.thinking}\n</think>\n\n{problem.answer_text}\n"
         print(problem.question + ("" if args.questions else worked))
 
 
+def main(argv: list[str] | None = None) -> int:
+    return guarded("countdown", lambda: command(argv))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,10 +15,12 @@ import json
 import sys
 from typing import Any
 
-from led_sglang.arguments import integer, number
+from led_sglang.arguments import api_key, integer, number, text, url
+from led_sglang.command import CommandError, guarded
 from led_sglang.embedded import model_path
 from led_sglang.embedded.scoring import final_answer, sample_scores, score
 from led_sglang.embedded.tasks import TASK_NAMES, Problem, generate, grade
+from led_sglang.params import METHODS
 
 MAX_NEW_TOKENS = 256  # the longest thinking of the training data has about 190
 
@@ -28,41 +30,37 @@ def led_params(method: str) -> dict[str, Any]:
     return {"led": False if method == "none" else {"method": method}}
 
 
-def answer_in(message: Any) -> str:
+def answer_in(message: dict[str, Any]) -> str:
     """The answer of a chat message, whether or not the server's reasoning parser took the thinking out of it."""
-    content = message.content or ""
-    is_parsed = bool(getattr(message, "reasoning_content", None)) and "</think>" not in content
+    content = message.get("content") or ""
+    is_parsed = bool(message.get("reasoning_content")) and "</think>" not in content
     return content if is_parsed else final_answer(content)
 
 
-def ask_server(args: argparse.Namespace, batch: list[Problem]) -> list[str]:
-    """Raises OSError where the server does not answer, or refuses."""
-    from openai import APIError
-
-    try:
-        return asyncio.run(_ask_server(args, batch))
-    except APIError as error:
-        raise OSError(f"{args.base_url}: {error}") from error
-
-
-async def _ask_server(args: argparse.Namespace, batch: list[Problem]) -> list[str]:
-    from openai import AsyncOpenAI
+async def ask_server(args: argparse.Namespace, batch: list[Problem]) -> list[str]:
+    """Raises CommandError where the server does not answer, or refuses."""
+    from led_sglang.evals.client import Client
 
     free_slots = asyncio.Semaphore(args.concurrency)
-    async with AsyncOpenAI(base_url=args.base_url, api_key=args.api_key, timeout=args.timeout_s) as client:
-        model = args.model or (await client.models.list()).data[0].id
+    async with Client(args.base_url, args.api_key, args.model, args.timeout_s, args.concurrency) as client:
+        model = await client.find_model()
 
         async def ask(problem: Problem) -> str:
+            body = {
+                "model": model,
+                "messages": [{"role": "user", "content": problem.question}],
+                "temperature": args.temperature,
+                "top_p": 1.0,
+                "top_k": -1,
+                "max_tokens": MAX_NEW_TOKENS,
+                "custom_params": led_params(args.method),
+            }
             async with free_slots:
-                reply = await client.chat.completions.create(
-                    model=model,
-                    messages=[{"role": "user", "content": problem.question}],
-                    temperature=args.temperature,
-                    top_p=1.0,
-                    max_tokens=MAX_NEW_TOKENS,
-                    extra_body={"top_k": -1, "custom_params": led_params(args.method)},
-                )
-            return answer_in(reply.choices[0].message)
+                reply, _ = await client.chat(body)
+            try:
+                return answer_in(reply["choices"][0]["message"])
+            except (KeyError, IndexError, TypeError, AttributeError) as error:
+                raise CommandError(f"{args.base_url} answered with no chat completion: {error!r}") from error
 
         return list(await asyncio.gather(*map(ask, batch)))
 
@@ -71,7 +69,7 @@ def evaluate(args: argparse.Namespace) -> list[list[bool]]:
     """By problem, whether each of its samples is right."""
     chosen = generate(args.task, "held_out", args.problems, args.seed)
     batch = [problem for problem in chosen for _ in range(args.samples)]
-    answers = _sample_offline(args, batch) if args.offline else ask_server(args, batch)
+    answers = _sample_offline(args, batch) if args.offline else asyncio.run(ask_server(args, batch))
     is_right = [grade(answer, problem) for answer, problem in zip(answers, batch, strict=True)]
     return [is_right[start : start + args.samples] for start in range(0, len(is_right), args.samples)]
 
@@ -80,7 +78,10 @@ def _sample_offline(args: argparse.Namespace, batch: list[Problem]) -> list[str]
     from led_sglang.embedded.offline import sample
 
     questions = [problem.question for problem in batch]
-    texts = sample(args.model or model_path(), questions, args.temperature, args.seed, MAX_NEW_TOKENS)
+    try:
+        texts = sample(args.model or model_path(), questions, args.temperature, args.seed, MAX_NEW_TOKENS)
+    except (OSError, ValueError) as error:  # what transformers cannot load
+        raise CommandError(f"--model {args.model}: {' '.join(str(error).split())}") from error
     return [final_answer(text) for text in texts]
 
 
@@ -94,10 +95,12 @@ def report(is_right: list[list[bool]], **settings: object) -> dict[str, object]:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--offline", action="store_true", help="sample in this process; needs no server")
-    parser.add_argument("--base-url", default="http://127.0.0.1:30000/v1")
-    parser.add_argument("--api-key", default="EMPTY")
-    parser.add_argument("--model", help="served model's name, or with --offline a directory")
-    parser.add_argument("--method", default="none", help="LED method asked of the server, none for plain sampling")
+    parser.add_argument("--base-url", type=url, default="http://127.0.0.1:30000/v1")
+    parser.add_argument("--api-key", type=api_key, help="where the server was started with one")
+    parser.add_argument("--model", type=text, help="served model's name, or with --offline a directory")
+    parser.add_argument(
+        "--method", choices=METHODS, default="none", help="asked of the server, none for plain sampling (default: none)"
+    )
     parser.add_argument("--task", choices=TASK_NAMES, default="arithmetic")
     parser.add_argument("--problems", type=integer(1), default=500)
     parser.add_argument(
@@ -110,19 +113,21 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+def command(argv: list[str] | None) -> None:
+    """Raises CommandError."""
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.offline and args.method != "none":
         parser.error("--offline samples plainly; LED needs a server")
+    if args.offline and args.temperature == 0:
+        parser.error("--offline samples: --temperature must be in (0, inf)")
     settings = {"mode": "offline" if args.offline else "server", "method": args.method, "seed": args.seed}
-    try:
-        is_right = evaluate(args)
-    except OSError as error:  # of --model, too
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 1
+    is_right = evaluate(args)
     print(json.dumps(report(is_right, task=args.task, temperature=args.temperature, **settings)))
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return guarded("evaluate", lambda: command(argv))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ import argparse
 import hashlib
 import random
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from led_sglang.arguments import integer
+from led_sglang.command import guarded
 from led_sglang.embedded import expressions
 from led_sglang.embedded.solutions import write_answer, write_thinking
 
@@ -90,15 +92,19 @@ def grade(answer_text: str, problem: Problem) -> bool:
     return bool(numbers) and int(numbers[-1]) == problem.answer
 
 
-def main() -> None:
+def command(argv: list[str] | None) -> None:
     parser = argparse.ArgumentParser(description="print example problems")
     parser.add_argument("--count", type=integer(0), default=5)
     parser.add_argument("--split", choices=get_args(Split), default="held_out")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     for problem in generate(args.split, args.count, args.seed):
         print(f"{problem.question}\n<think>\n{problem.thinking}\n</think>\n\n{problem.answer_text}\n")
 
 
+def main(argv: list[str] | None = None) -> int:
+    return guarded("problems", lambda: command(argv))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

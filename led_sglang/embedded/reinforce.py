@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from datasets import Dataset  # type: ignore[import-untyped]
 from transformers import AutoTokenizer, Qwen3ForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from led_sglang import files
 from led_sglang.arguments import integer, number
+from led_sglang.command import guarded
 from led_sglang.embedded import tasks
 from led_sglang.embedded.batches import render
 from led_sglang.embedded.offline import chat_prompts, complete
@@ -180,9 +183,16 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    reinforce(make_parser().parse_args())
+def command(argv: list[str] | None) -> None:
+    """Raises CommandError."""
+    args = make_parser().parse_args(argv)
+    files.check_folder(args.out)
+    reinforce(args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return guarded("reinforce", lambda: command(argv), install="pip install 'led_sglang[train]'")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

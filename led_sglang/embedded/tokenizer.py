@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from led_sglang import files
+from led_sglang.command import guarded
 from led_sglang.embedded import countdown, problems, search, solutions
 from led_sglang.embedded.chat_template import CHAT_TEMPLATE
 
@@ -89,11 +92,18 @@ def save(out: Path) -> None:
     build().save_pretrained(out, save_jinja_files=False)
 
 
-def main() -> None:
+def command(argv: list[str] | None) -> None:
+    """Raises CommandError."""
     parser = argparse.ArgumentParser(description="write the tokenizer's files")
     parser.add_argument("--out", type=Path, required=True)
-    save(parser.parse_args().out)
+    out = parser.parse_args(argv).out
+    files.check_folder(out)
+    save(out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return guarded("tokenizer", lambda: command(argv))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

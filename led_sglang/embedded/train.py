@@ -10,13 +10,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import sys
 import time
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from led_sglang import files
 from led_sglang.arguments import integer, number
+from led_sglang.command import guarded
 from led_sglang.embedded import tokenizer as tokenizer_module
 from led_sglang.embedded.batches import Batch, batches
 
@@ -148,7 +151,8 @@ def train(args: argparse.Namespace) -> None:
     save(model, tokenizer, args.out)
 
 
-def main() -> None:
+def command(argv: list[str] | None) -> None:
+    """Raises CommandError."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=integer(1), default=2500)
     parser.add_argument("--seed", type=int, default=0)
@@ -158,8 +162,14 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=integer(1), default=2048)
     parser.add_argument("--peak-learning-rate", type=number(0), default=2e-3)
     parser.add_argument("--save-every-minutes", type=number(0), default=5)
-    train(parser.parse_args())
+    args = parser.parse_args(argv)
+    files.check_folder(args.out)
+    train(args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return guarded("train", lambda: command(argv))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,6 +3,9 @@
 python -m led_sglang.evals run --task embedded --methods cot,led,led:depth=4 --samples 16 --out out/run
 python -m led_sglang.evals report out/run --out docs/results/embedded
 python -m led_sglang.evals reproduce --task countdown '--serve=--page-size 32' --runs out/all --out docs/results/all
+
+Exit status: 0 if everything asked for was done (`run`: every request answered), else 1 with the reason; 2 for bad
+arguments, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -13,10 +16,10 @@ import signal
 import sys
 from pathlib import Path
 
-from led_sglang.arguments import integer, number
-from led_sglang.evals.errors import EvalError
+from led_sglang.arguments import api_key, integer, number, text, url
+from led_sglang.command import guarded, tell
 from led_sglang.evals.methods import parse_methods
-from led_sglang.evals.reproduce import add_reproduce_parser, report_arguments, served, stage_arguments
+from led_sglang.evals.reproduce import add_reproduce_parser, prepare, report_arguments, served, stage_arguments
 from led_sglang.evals.tasks import TASKS, find_tasks, load
 
 POSITIVE = number(0, includes_low=False)
@@ -28,13 +31,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="ask, grade and store")
-    run.add_argument("--task", required=True, help=f"comma-separated: {', '.join(TASKS)}")
-    run.add_argument("--methods", default="cot,led", help="comma-separated: cot, led, led:depth=4,top_k=3, dola, ...")
+    run.add_argument("--task", type=text, required=True, help=f"comma-separated: {', '.join(TASKS)}")
+    run.add_argument(
+        "--methods", type=text, default="cot,led", help="comma-separated: cot, led, led:depth=4,top_k=3, dola, ..."
+    )
     run.add_argument("--samples", type=integer(1), default=16, help="of each question")
     run.add_argument("--temperature", type=_temperatures, default="0.6", help="one or several, comma-separated")
-    run.add_argument("--base-url", default="http://127.0.0.1:30000/v1")
-    run.add_argument("--api-key", default="EMPTY")
-    run.add_argument("--model", help="served model's name; default: the first the server lists")
+    run.add_argument("--base-url", type=url, default="http://127.0.0.1:30000/v1")
+    run.add_argument("--api-key", type=api_key, help="where the server was started with one")
+    run.add_argument("--model", type=text, help="served model's name; default: the first the server lists")
     run.add_argument("--out", type=Path, required=True, help="folder of the run")
     run.add_argument("--data", type=Path, help="folder with <task>.jsonl; default: the hub")
     run.add_argument("--limit", type=integer(1), help="questions of each task; default: all (embedded: 500)")
@@ -57,8 +62,8 @@ def make_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="tables, figures and a page from finished runs")
     report.add_argument("runs", type=Path, nargs="+", help="folders that `run` wrote; several are put together")
     report.add_argument("--out", type=Path, required=True, help="folder for report.md, report.html and figures/")
-    report.add_argument("--baseline", default="cot", help="the method that all others are compared with")
-    report.add_argument("--reference", default="led", help="the method that its ablations are compared with")
+    report.add_argument("--baseline", type=text, help="the method that all others are compared with (default: cot)")
+    report.add_argument("--reference", type=text, help="the method that its ablations are compared with (default: led)")
     report.add_argument("--analysis", type=Path, action="append", default=[], help="JSON from led_sglang.analysis")
     report.add_argument("--seed", type=integer(0), default=0, help="of the bootstrap")
     report.add_argument("--resamples", type=integer(1), default=10_000)
@@ -70,7 +75,7 @@ def _temperatures(text: str) -> tuple[float, ...]:
     return tuple(dict.fromkeys(map(number(0, 100), text.split(","))))
 
 
-def run_command(args: argparse.Namespace) -> None:
+def run_command(args: argparse.Namespace) -> int:
     from led_sglang.evals.runner import Runner, Settings
 
     settings = Settings(
@@ -95,55 +100,59 @@ def run_command(args: argparse.Namespace) -> None:
         is_quiet=args.quiet,
     )
     questions = {task.name: load(task, args.data, args.limit, args.seed) for task in settings.tasks}
-    asyncio.run(Runner(settings, questions).run())
+    message, is_done = asyncio.run(Runner(settings, questions).run())
+    if message:
+        tell(f"evals: {message}")
+    return 0 if is_done else 1
 
 
-def report_command(args: argparse.Namespace) -> None:
+def report_command(args: argparse.Namespace) -> int:
     from led_sglang.evals.report import write_report
 
     for path in write_report(args):
         print(path)
+    return 0
 
 
-def reproduce_command(args: argparse.Namespace) -> None:
-    """Every stage as one `run`, then one `report`."""
-    parser = make_parser()
+def reproduce_command(args: argparse.Namespace) -> int:
+    """Every stage as one `run`, then one `report`, which requests without an answer do not prevent."""
+    parser, status = make_parser(), 0
+    prepare(args)
     with served(args.serve, args.runs, args.base_url) as base_url:
         for name in args.stages:
-            print(f"evals: stage {name}", file=sys.stderr)
-            run_command(parser.parse_args(stage_arguments(name, args, base_url)))
-    report_command(parser.parse_args(report_arguments(args)))
+            tell(f"evals: stage {name}")
+            status |= run_command(parser.parse_args(stage_arguments(name, args, base_url)))
+    return status | report_command(parser.parse_args(report_arguments(args)))
 
 
-def compact_command(args: argparse.Namespace) -> None:
+def compact_command(args: argparse.Namespace) -> int:
     from led_sglang.evals.results import compact
 
     for folder in args.runs:
         compact(folder)
         print(folder)
+    return 0
 
 
 COMMANDS = {"compact": compact_command, "run": run_command, "report": report_command, "reproduce": reproduce_command}
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = make_parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a scheduler is stopped like by Ctrl-C
-    try:
-        COMMANDS[args.command](args)
-    except (EvalError, OSError) as error:  # OSError: a full disk, a folder that is a file
-        hint = f"\n{_kept(args)}" if _has_samples(args) and "--resume" not in str(error) else ""
-        print(f"evals: {error}{hint}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"evals: stopped; {_kept(args)}", file=sys.stderr)
-        return 130
-    return 0
+    asked: list[argparse.Namespace] = []
+
+    def work() -> int:
+        asked.append(make_parser().parse_args(argv))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a scheduler is stopped like by Ctrl-C
+        return COMMANDS[asked[0].command](asked[0])
+
+    return guarded("evals", work, kept=lambda message: _kept(asked[0]) if _is_kept(asked, message) else "")
 
 
-def _has_samples(args: argparse.Namespace) -> bool:
-    if args.command in ("report", "compact"):
+def _is_kept(asked: list[argparse.Namespace], message: str) -> bool:
+    """Whether there are samples to go on from, and the message does not speak of that itself."""
+    if not asked or asked[0].command in ("report", "compact") or "--resume" in message:
         return False
+    args = asked[0]
     folders = [args.out] if args.command == "run" else [args.runs / name for name in args.stages]
     paths = [folder / "samples.jsonl" for folder in folders]
     return any(path.is_file() and path.stat().st_size > 0 for path in paths)

@@ -33,6 +33,16 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def braces_close(text: str) -> bool:
+    """Whether every unescaped brace has its other half, so that the text can stand in a box."""
+    depth = 0
+    for brace in re.findall(r"(?<!\\)[{}]", text):
+        depth += 1 if brace == "{" else -1
+        if depth < 0:
+            return False
+    return depth == 0
+
+
 def last_code_block(text: str) -> str | None:
     """The last fenced block; None where there is none or it never closes."""
     blocks = re.findall(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", text, flags=re.DOTALL | re.MULTILINE)

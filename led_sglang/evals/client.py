@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Any
 
 import httpx
-import openai
 
+from led_sglang import http_client
 from led_sglang.evals.errors import EvalError, NotApplied, ServerGone
 from led_sglang.evals.methods import Method
 
@@ -45,32 +45,27 @@ class Answer:
     applied: dict[str, Any]
 
 
-class Refused(Exception):
+class Refused(EvalError):
     """The server will not answer this question (HTTP 4xx): too long for its context, for example."""
 
 
 class Client:
-    def __init__(self, base_url: str, api_key: str, model: str | None, timeout_s: float, concurrency: int) -> None:
+    """Of one server of OpenAI's API; `base_url` ends in its /v1. The key goes with every request."""
+
+    def __init__(
+        self, base_url: str, api_key: str | None, model: str | None, timeout_s: float, concurrency: int
+    ) -> None:
         self.base_url = base_url.rstrip("/")
-        self.model = model or ""
+        self.model, self.timeout_s = model or "", timeout_s
         limits = httpx.Limits(max_connections=None)  # the runner's workers are the bound
         certificates = httpx.create_ssl_context()
-        pools = [
-            openai.DefaultAsyncHttpxClient(limits=limits, timeout=timeout_s, verify=certificates)
+        self._pools = [
+            httpx.AsyncClient(
+                headers=http_client.headers(api_key), limits=limits, timeout=timeout_s, verify=certificates
+            )
             for _ in range(-(-concurrency // CONNECTIONS_A_POOL))
         ]
-        self._http = pools[0]
-        self._apis = [
-            openai.AsyncOpenAI(
-                base_url=self.base_url,
-                api_key=api_key,
-                timeout=timeout_s,
-                max_retries=0,  # retried here, where a dead server can be told from a slow one
-                http_client=pool,
-            )
-            for pool in pools
-        ]
-        self._turns = itertools.cycle(self._apis)
+        self._turns = itertools.cycle(self._pools)
 
     async def __aenter__(self) -> Client:
         return self
@@ -78,78 +73,100 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for api in self._apis:
-            await api.close()
+        for pool in self._pools:
+            await pool.aclose()
 
     async def find_model(self) -> str:
-        """The served model's name. Raises ServerGone."""
+        """The served model's name; a given one must be listed, or be an adapter (`model:adapter`) of a listed one.
+
+        Raises CommandError.
+        """
+        url = f"{self.base_url}/models"
+        listed = await self._get(url)
         try:
-            if not self.model:
-                self.model = (await self._apis[0].models.list()).data[0].id
-        except (openai.APIError, IndexError) as error:
-            raise ServerGone(f"no server at {self.base_url}: {error}") from error
+            names = [str(model["id"]) for model in listed["data"]]
+        except (KeyError, TypeError) as error:
+            raise EvalError(f"{url} lists no models: is --base-url right? For SGLang it ends in /v1") from error
+        if self.model and not {self.model, self.model.partition(":")[0]} & set(names):
+            raise EvalError(f"--model: {self.base_url} does not serve {self.model!r}; it serves {', '.join(names)}")
+        if not names:
+            raise EvalError(f"{url} lists no models")
+        self.model = self.model or names[0]
         return self.model
 
     async def led_info(self) -> dict[str, Any]:
-        """Versions and defaults of the server, for the record; empty where it does not tell."""
+        """Versions and defaults of the server, for the record; empty where it has no such page. Raises CommandError."""
         try:
-            answer = await self._http.get(self.base_url.removesuffix("/v1") + "/led/info")
-            found = answer.json() if answer.status_code == 200 else {}
-            return found if isinstance(found, dict) else {}
-        except (httpx.HTTPError, ValueError):
-            return {}
+            return await self._get(self.base_url.removesuffix("/v1") + "/led/info")
+        except http_client.ServerError as error:
+            if error.status == 404:
+                return {}
+            raise
 
-    async def ask(self, asked: Asked) -> Answer:
-        """Raises Refused, TimeoutError, ServerGone, NotApplied."""
+    async def _get(self, url: str) -> dict[str, Any]:
+        try:
+            return http_client.json_object(http_client.checked(await self._pools[0].get(url)))
+        except httpx.HTTPError as error:
+            raise ServerGone(str(http_client.no_answer(url, error))) from error
+
+    async def chat(self, body: dict[str, Any]) -> tuple[dict[str, Any], float]:
+        """The server's chat completion and the seconds it took. Raises Refused, TimeoutError, ServerGone, EvalError."""
         pause_s = FIRST_PAUSE_S
         waited_s = {True: 0.0, False: 0.0}  # by whether it was busy: a long queue leaves a crash its own time
         while True:
+            started = time.monotonic()
             try:
-                return await self._ask_once(asked)
-            except openai.APITimeoutError as error:
-                raise TimeoutError(str(error)) from error
-            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-                raise EvalError(f"the server at {self.base_url} refuses: {error}") from error
-            except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) as error:
-                is_busy = getattr(error, "status_code", None) in BUSY
-                if waited_s[is_busy] >= (BUSY_LIMIT_S if is_busy else GONE_LIMIT_S):
-                    state = "still has no room for a request" if is_busy else "stopped answering"
-                    raise ServerGone(f"the server at {self.base_url} {state}: {error}") from error
-            except openai.APIStatusError as error:
-                raise Refused(f"HTTP {error.status_code}: {error.message}"[:500]) from error
+                reply = await self._post(f"{self.base_url}/chat/completions", body)
+                return reply, time.monotonic() - started
+            except httpx.TimeoutException as error:
+                raise TimeoutError(f"no answer from {self.base_url} in {self.timeout_s:g} s") from error
+            except httpx.HTTPError as error:
+                status, said = None, str(error) or type(error).__name__
+            except http_client.ServerError as error:
+                status, said = error.status, error.said
+                if status is None or status < 400 or status in (401, 403, 404):
+                    raise EvalError(str(error)) from error
+                if status < 500 and status not in BUSY:
+                    raise Refused(said) from error
+            is_busy = status in BUSY
+            if waited_s[is_busy] >= (BUSY_LIMIT_S if is_busy else GONE_LIMIT_S):
+                state = "still has no room for a request" if is_busy else "stopped answering"
+                raise ServerGone(f"the server at {self.base_url} {state}: {said}")
             await asyncio.sleep(pause_s)
             waited_s[is_busy] += pause_s
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    async def _ask_once(self, asked: Asked) -> Answer:
-        started = time.monotonic()
-        reply = await next(self._turns).chat.completions.create(
-            model=self.model,
-            messages=[{"role": "user", "content": asked.prompt}],
-            temperature=asked.temperature,
-            top_p=asked.sampling["top_p"],
-            max_tokens=asked.max_tokens,
-            seed=asked.seed,
-            extra_body={
-                "top_k": asked.sampling["top_k"],
-                "custom_params": asked.method.custom_params(),
-                "return_meta_info": True,
-            },
-        )
-        wall_s = time.monotonic() - started
-        if not reply.choices:
-            raise ServerGone(f"the server at {self.base_url} sent an answer without choices")
-        choice = reply.choices[0]
-        applied = (getattr(choice, "meta_info", None) or {}).get("led_params")
+    async def _post(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
+        return http_client.json_object(http_client.checked(await next(self._turns).post(url, json=body)))
+
+    async def ask(self, asked: Asked) -> Answer:
+        """Raises Refused, TimeoutError, ServerGone, NotApplied, EvalError."""
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": asked.prompt}],
+            "temperature": asked.temperature,
+            "max_tokens": asked.max_tokens,
+            "seed": asked.seed,
+            **asked.sampling,
+            "custom_params": asked.method.custom_params(),
+            "return_meta_info": True,
+        }
+        reply, wall_s = await self.chat(body)
+        try:
+            choice, usage = reply["choices"][0], reply.get("usage") or {}
+            applied = (choice.get("meta_info") or {}).get("led_params")
+            message = choice["message"]
+            answer = Answer(
+                message.get("content") or "",
+                message.get("reasoning_content") or "",
+                choice.get("finish_reason"),
+                usage.get("completion_tokens", 0),
+                usage.get("prompt_tokens", 0),
+                wall_s,
+                dict(applied) if isinstance(applied, dict) else {},
+            )
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise EvalError(f"{self.base_url} answered with something that is no chat completion: {error!r}") from error
         if reason := asked.method.mismatch(applied):
             raise NotApplied(f"{asked.method.name}: {reason}")
-        usage = reply.usage
-        return Answer(
-            choice.message.content or "",
-            getattr(choice.message, "reasoning_content", None) or "",
-            choice.finish_reason,
-            usage.completion_tokens if usage else 0,
-            usage.prompt_tokens if usage else 0,
-            wall_s,
-            dict(applied or {}),
-        )
+        return answer

@@ -1,7 +1,9 @@
 """What ends a run with a message instead of a traceback."""
 
+from led_sglang.command import CommandError
 
-class EvalError(Exception):
+
+class EvalError(CommandError):
     """Something the user has to put right; what was scored before stays on disk."""
 
 

@@ -63,7 +63,8 @@ def _parse(written: str) -> Method:
 
 
 def _value(text: str) -> Any:
+    """JSON where it is; what is none (words, and numbers that JSON has not, like NaN) is sent as text."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return json.loads(text, parse_constant=str)
+    except (ValueError, RecursionError):
         return text

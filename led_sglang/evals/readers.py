@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import pickle
 import random
 import zlib
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from led_sglang import files
+from led_sglang.command import CommandError
 from led_sglang.evals.errors import EvalError
 
 ID_KEYS = ("id", "unique_id", "ID", "Record ID", "question_id")
@@ -31,21 +34,10 @@ class UnusableRow(ValueError):
 
 
 def local_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) for each line. Raises EvalError for a missing file or a line that is no JSON object."""
-    if not path.is_file():
+    """(place, row) for each line. Raises CommandError for a missing file or a line that is no JSON object."""
+    if not path.exists():
         raise EvalError(f"{path} is missing: --data DIR needs one <task>.jsonl for every task")
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise EvalError(f"{where}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise EvalError(f"{where}: not a JSON object")
-            yield where, row
+    return files.json_lines(path)
 
 
 def hub_rows(name: str, split: str, subset: str | None, files: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -60,18 +52,32 @@ def hub_rows(name: str, split: str, subset: str | None, files: tuple[str, ...]) 
 
         for index, row in enumerate(load_dataset(name, subset, split=split)):
             yield f"{name}[{split}][{index}]", dict(row)
-    except EvalError:
+    except CommandError:
         raise
     except Exception as error:  # the hub's clients raise a dozen kinds for "not reachable" and "not allowed"
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
         raise EvalError(f"cannot load {name} from the hub ({reason}); give local files with --data DIR") from error
 
 
-def _first(row: dict[str, Any], *keys: str, what: str) -> str:
+def _first(row: dict[str, Any], *keys: str, what: str, kinds: tuple[type, ...] = (str,)) -> str:
+    """The first that says something. Raises UnusableRow."""
     for key in keys:
-        if row.get(key) is not None and str(row[key]).strip():
-            return str(row[key])
+        value = row.get(key)
+        if value is None or not str(value).strip():
+            continue
+        is_kind = isinstance(value, kinds) and not isinstance(value, bool)
+        if not is_kind or (isinstance(value, float) and not math.isfinite(value)):
+            legal = "a text" if kinds == (str,) else "a text or a number"
+            raise UnusableRow(f"{key} must be {legal}, not {str(value)[:80]!r} ({files.kind_of(value)})")
+        return str(value)
     raise UnusableRow(f"no {what} (looked for {', '.join(keys)})")
+
+
+def question_id(row: dict[str, Any]) -> str | None:
+    """None where the row has none. Raises UnusableRow."""
+    if not any(row.get(key) not in (None, "") for key in ID_KEYS):
+        return None
+    return _first(row, *ID_KEYS, what="id", kinds=(str, int, float))
 
 
 def _problem(row: dict[str, Any]) -> str:
@@ -79,7 +85,7 @@ def _problem(row: dict[str, Any]) -> str:
 
 
 def _answer(row: dict[str, Any]) -> str:
-    return _first(row, "expected_answer", "answer", "Answer", what="answer")
+    return _first(row, "expected_answer", "answer", "Answer", what="answer", kinds=(str, int, float))
 
 
 def number_row(row: dict[str, Any]) -> Shaped:
@@ -87,8 +93,9 @@ def number_row(row: dict[str, Any]) -> Shaped:
     from led_sglang.evals.graders import to_number
 
     gold = _answer(row).rpartition("####")[2].strip()
-    if to_number(gold) is None:
-        raise UnusableRow(f"the answer {gold[:80]!r} is not a number")
+    value = to_number(gold)
+    if value is None or not value.is_finite():
+        raise UnusableRow(f"the answer {gold[:80]!r} is not a number: no answer could be right")
     return {"problem": _problem(row)}, gold
 
 
@@ -102,24 +109,38 @@ def countdown_row(row: dict[str, Any]) -> Shaped:
 
 
 def math_row(row: dict[str, Any]) -> Shaped:
-    return {"problem": _problem(row)}, _answer(row)
+    """A gold answer is compared as it is written or as mathematics; it must be something, and its braces must close."""
+    from led_sglang.evals.answers import braces_close
+    from led_sglang.evals.graders import plain_latex
+
+    gold = _answer(row)
+    if not plain_latex(gold) or not braces_close(gold):
+        raise UnusableRow(f"the answer {gold[:80]!r} is empty or its braces do not close: no answer could be right")
+    return {"problem": _problem(row)}, gold
 
 
 def choice_row(row: dict[str, Any]) -> Shaped:
     """Local rows: `choices` in order and a letter; GPQA's own: four texts, shuffled by a seed made of the question."""
     problem = _problem(row)
-    if isinstance(row.get("choices"), list):
-        choices, gold = [str(choice) for choice in row["choices"]], _answer(row).strip("() ")
+    if row.get("choices") is not None:
+        choices, gold = _choices(row["choices"]), _answer(row).strip("() ")
     else:
         right = _first(row, "Correct Answer", what="answer")
         wrong = [_first(row, f"Incorrect Answer {i}", what="choice") for i in (1, 2, 3)]
         choices = [right, *wrong]
         random.Random(problem).shuffle(choices)
         gold = LETTERS[choices.index(right)]
-    if gold not in LETTERS[: len(choices)]:
-        raise UnusableRow(f"the answer {gold[:80]!r} is none of {LETTERS[: len(choices)]}")
+    if gold not in list(LETTERS[: len(choices)]):
+        raise UnusableRow(f"the answer {gold[:80]!r} is none of {LETTERS[: len(choices)]}: no answer could be right")
     shown = "\n".join(f"({letter}) {choice.strip()}" for letter, choice in zip(LETTERS, choices, strict=False))
     return {"problem": problem, "choices": shown}, gold
+
+
+def _choices(value: Any) -> list[str]:
+    """Raises UnusableRow."""
+    if not isinstance(value, list) or not 2 <= len(value) <= len(LETTERS):
+        raise UnusableRow(f"choices must be a list of 2 to {len(LETTERS)} texts, not {str(value)[:80]!r}")
+    return [_first({"a choice": choice}, "a choice", what="choice", kinds=(str, int, float)) for choice in value]
 
 
 def code_row(row: dict[str, Any]) -> Shaped:
@@ -128,13 +149,48 @@ def code_row(row: dict[str, Any]) -> Shaped:
     form = STARTER_FORM.format(starter=starter) if starter.strip() else STDIN_FORM
     tests = row.get("tests")
     if tests is None:
-        metadata = json.loads(row.get("metadata") or "{}")
-        written = [*_tests(row.get("public_test_cases")), *_tests(row.get("private_test_cases"))]
-        function = str(metadata.get("func_name") or "")
+        written = [*_tests(row, "public_test_cases"), *_tests(row, "private_test_cases")]
+        function = str(_function(row) or "")
         tests = [{**test, "function": function if test.get("testtype", "") == "functional" else ""} for test in written]
-    if not tests or any("input" not in test or "output" not in test for test in tests):
-        raise UnusableRow("no answer: there are no tests, or one without input and output")
+    if not isinstance(tests, list) or not tests:
+        raise UnusableRow("no answer: there are no tests")
+    for number, test in enumerate(tests, 1):
+        if fault := _test_fault(test):
+            raise UnusableRow(f"no answer: test {number} {fault}")
     return {"problem": _problem(row), "form": form}, json.dumps(tests)
+
+
+def _function(row: dict[str, Any]) -> Any:
+    """Raises UnusableRow."""
+    metadata = row.get("metadata") or "{}"
+    try:
+        return (json.loads(metadata) if isinstance(metadata, str) else metadata).get("func_name")
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise UnusableRow(f"metadata must be a JSON object, not {str(metadata)[:80]!r}") from error
+
+
+def _test_fault(test: Any) -> str | None:
+    """Why no program could pass it."""
+    if not isinstance(test, dict) or not (_is_said(test.get("input")) and _is_said(test.get("output"))):
+        return "is without input and output as texts"
+    function = test.get("function") or ""
+    if not function:
+        return None
+    if not isinstance(function, str) or not function.isidentifier():
+        return f"calls {str(function)[:80]!r}, which is no name of a function"
+    lines = [line for line in str(test["input"]).split("\n") if line.strip()]
+    for text in (*lines, str(test["output"])):
+        try:
+            is_json = bool(json.loads(text) == json.loads(text))  # what holds a NaN equals nothing
+        except (ValueError, RecursionError):
+            is_json = False
+        if not is_json:
+            return f"calls a function, and {text[:80]!r} is not JSON: one argument a line, and the result"
+    return None
+
+
+def _is_said(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -144,15 +200,28 @@ class _PlainUnpickler(pickle.Unpickler):
         raise UnusableRow(f"private tests want to import {module}.{name}")
 
 
-def _tests(packed: Any) -> list[dict[str, Any]]:
+def _tests(row: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """Raises UnusableRow."""
+    packed = row.get(key)
     if not packed:
         return []
     try:
         value = json.loads(packed) if isinstance(packed, str) else packed
-    except json.JSONDecodeError:
-        text = _PlainUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(packed)))).load()
-        value = json.loads(text)
-    return [dict(test) for test in value]
+    except (ValueError, RecursionError):
+        value = _unpacked(packed, key)
+    if not isinstance(value, list) or not all(isinstance(test, dict) for test in value):
+        raise UnusableRow(f"{key} must be a list of tests, not {str(value)[:80]!r}")
+    return value
+
+
+def _unpacked(packed: str, key: str) -> Any:
+    """LiveCodeBench's private tests. Raises UnusableRow."""
+    try:
+        return json.loads(_PlainUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(packed)))).load())
+    except UnusableRow:
+        raise
+    except Exception as error:  # whatever a damaged pickle raises
+        raise UnusableRow(f"{key} is neither JSON nor packed JSON: {type(error).__name__}: {error}") from error
 
 
 def is_in_window(row: dict[str, Any]) -> bool:

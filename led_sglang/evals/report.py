@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from led_sglang import files
 from led_sglang.evals import provenance, results, statistics
 from led_sglang.evals.errors import EvalError
 from led_sglang.evals.figures import all_figures
 from led_sglang.evals.store import read_settings
-from led_sglang.evals.tables import Experiment, Table, all_tables
+from led_sglang.evals.tables import BASELINE, REFERENCE, Experiment, Table, all_tables, method_order
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><meta name="viewport" content="width=device-width">
@@ -130,14 +131,27 @@ def _inline(text: str) -> str:
 
 
 def read_analyses(paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """By the model's name. Raises CommandError."""
     analyses: dict[str, dict[str, Any]] = {}
     for path in paths:
+        analysis = files.json_document(path)
         try:
-            analysis = json.loads(path.read_text())
-            analyses[str(analysis["name"])] = analysis
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise EvalError(f"--analysis {path}: not a file of led_sglang.analysis: {error}") from error
+            check_analysis(analysis)
+        except (KeyError, TypeError, ValueError) as error:
+            raise EvalError(f"--analysis {path}: not a file of led_sglang.analysis: {error!r}") from error
+        analyses[analysis["name"]] = analysis
     return analyses
+
+
+def check_analysis(analysis: dict[str, Any]) -> None:
+    """What the lines and figures of a report read. Raises KeyError, TypeError, ValueError."""
+    numbers = [analysis[key] for key in ("exploration_rate", "positions", "temperature")]
+    for row in analysis["layers"]:
+        numbers += [row["layer"], row["entropy"], *(row["coverage"][str(k)] for k in analysis["ks"])]
+    if not isinstance(analysis["name"], str) or not analysis["layers"]:
+        raise ValueError("name must be a text and layers must not be empty")
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise TypeError("exploration_rate, positions, temperature, layer, entropy and coverage must be numbers")
 
 
 def analysis_lines(analyses: dict[str, dict[str, Any]]) -> list[str]:
@@ -152,14 +166,27 @@ def command_line(args: argparse.Namespace) -> str:
     """That makes the same report again."""
     words = ["python", "-m", "led_sglang.evals", "report", *map(str, args.runs), "--out", str(args.out)]
     for name in ("title", "baseline", "reference", "seed", "resamples"):
-        words += [f"--{name}", str(getattr(args, name))]
+        words += [] if getattr(args, name) is None else [f"--{name}", str(getattr(args, name))]
     return shlex.join([*words, *(word for path in args.analysis for word in ("--analysis", str(path)))])
 
 
+def check_method(methods: list[str], option: str, given: str | None) -> None:
+    """Raises EvalError for a method that none of the runs has."""
+    if given is not None and given not in methods:
+        raise EvalError(f"{option}: the runs have no method {given!r}; they have {', '.join(methods)}")
+
+
 def write_report(args: argparse.Namespace) -> list[Path]:
-    """Returns the files written. Raises EvalError."""
+    """Returns the files written. Raises CommandError."""
+    files.check_folder(args.out / "figures")
     cells = results.read_cells(args.runs)
-    experiment = Experiment(cells, args.baseline, args.reference, args.seed, args.resamples)
+    methods = sorted({key.method for key in cells}, key=method_order)
+    check_method(methods, "--baseline", args.baseline)
+    check_method(methods, "--reference", args.reference)
+    baseline, reference = args.baseline or BASELINE, args.reference or REFERENCE
+    named = {"baseline": baseline, "reference": reference}
+    given = argparse.Namespace(**vars(args) | {k: name if name in methods else None for k, name in named.items()})
+    experiment = Experiment(cells, baseline, reference, args.seed, args.resamples)
     analyses = read_analyses(args.analysis)
     runs = [read_settings(folder) for folder in args.runs]
     notes = [f"Note: {line}" for line in warnings(experiment)]
@@ -170,7 +197,7 @@ def write_report(args: argparse.Namespace) -> list[Path]:
         figures=all_figures(experiment, analyses),
         runs=provenance.runs_table(args.runs, runs),
         applied=provenance.applied_lines(runs),
-        command=command_line(args),
+        command=command_line(given),
     )
     written = {
         args.out / "report.md": markdown(report),
@@ -178,7 +205,6 @@ def write_report(args: argparse.Namespace) -> list[Path]:
         args.out / "summary.json": json.dumps(summary(experiment), indent=1) + "\n",
         **{args.out / "figures" / f"{name}.svg": svg for name, svg in report.figures.items()},
     }
-    (args.out / "figures").mkdir(parents=True, exist_ok=True)
     for path, text in written.items():
-        path.write_text(text, encoding="utf-8")
+        files.write_text(path, text)
     return list(written)

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from led_sglang.arguments import integer
+from led_sglang import files
+from led_sglang.arguments import api_key, integer, text, url
 from led_sglang.child_server import Server
 from led_sglang.evals.errors import EvalError
+from led_sglang.evals.tasks import find_tasks, load
 from led_sglang.params import ALL_METHODS
 
 NUM_LAYERS = 12  # of the embedded models: depth 12 is theirs, and the whole of the paper's sweep lies below
@@ -39,7 +41,7 @@ STAGES = {
 
 def add_reproduce_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("reproduce", help="the paper's tables and figures: every run, then the report")
-    parser.add_argument("--task", default="countdown", help="comma-separated, as in run")
+    parser.add_argument("--task", type=text, default="countdown", help="comma-separated, as in run")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--samples", type=integer(1), default=16, help="of each question in the main stage")
     parser.add_argument("--few", type=integer(1), default=16, help="of each question in the other stages")
@@ -50,14 +52,26 @@ def add_reproduce_parser(commands: argparse._SubParsersAction[argparse.ArgumentP
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs; one that is there goes on")
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
     parser.add_argument("--analysis", type=Path, action="append", default=[], help="JSON from led_sglang.analysis")
+    parser.add_argument("--api-key", type=api_key, help="of --base-url, where that was started with one")
     parser.add_argument("--title", default="Latent Exploration Decoding: results")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--base-url", default="http://127.0.0.1:30000/v1", help=f"a server with --led-methods {ALL_METHODS}"
+        "--base-url", type=url, default="http://127.0.0.1:30000/v1", help=f"a server with --led-methods {ALL_METHODS}"
     )
     where.add_argument(
         "--serve", metavar="ARGUMENTS", help="start one of its own: '' or, with =, more of its arguments"
     )
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """What would end it after hours is found before it begins. Raises CommandError."""
+    from led_sglang.evals.report import read_analyses
+
+    files.check_folder(args.runs)
+    files.check_folder(args.out)
+    read_analyses(args.analysis)
+    for task in find_tasks(args.task):
+        load(task, args.data, args.limit, args.seed)
 
 
 @contextmanager
@@ -69,7 +83,11 @@ def served(arguments: str | None, runs: Path, base_url: str) -> Iterator[str]:
     runs.mkdir(parents=True, exist_ok=True)
     # The depths stage asks for all but one of the layers; another model's server would capture eight.
     able = ("--led-methods", ALL_METHODS, "--led-max-depth", str(NUM_LAYERS))
-    server = Server(*able, *shlex.split(arguments), log=runs / "server.log")
+    try:
+        more = shlex.split(arguments)
+    except ValueError as error:
+        raise EvalError(f"--serve {arguments!r}: {error}") from error
+    server = Server(*able, *more, log=runs / "server.log")
     try:
         server.wait_ready()
     except RuntimeError as error:
@@ -88,6 +106,7 @@ def stage_arguments(name: str, args: argparse.Namespace, base_url: str) -> list[
     words += ["--samples", str(samples), "--limit", str(args.limit), "--seed", str(args.seed)]
     words += ["--concurrency", str(args.concurrency), "--base-url", base_url, "--out", str(out), "--no-text", "--quiet"]
     words += ["--data", str(args.data)] if args.data else []
+    words += ["--api-key", args.api_key] if args.api_key else []
     return [*words, "--resume"] if (out / "run.json").is_file() else words
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from led_sglang import files
 from led_sglang.evals import statistics
 from led_sglang.evals.errors import EvalError
 from led_sglang.evals.graders import FAULTS, NO_ANSWER, RIGHT, WRONG
@@ -98,8 +99,11 @@ class Cell:
     def num_samples(self) -> int:
         return sum(self.outcomes.values())
 
+    def count(self, *outcomes: str) -> int:
+        return sum(self.outcomes.get(outcome, 0) for outcome in outcomes)
+
     def share(self, *outcomes: str) -> float:
-        return sum(self.outcomes.get(outcome, 0) for outcome in outcomes) / self.num_samples
+        return self.count(*outcomes) / self.num_samples
 
     @property
     def no_answer(self) -> float:
@@ -107,7 +111,7 @@ class Cell:
 
     @property
     def faults(self) -> int:
-        return sum(self.outcomes.get(outcome, 0) for outcome in FAULTS)
+        return self.count(*FAULTS)
 
     @property
     def mean_tokens(self) -> float:
@@ -138,7 +142,7 @@ Cells = dict[CellKey, Cell]
 
 
 def read_runs(folders: Sequence[Path]) -> Cells:
-    """Finished samples of runs, compacted or not, each once; none where there is no run. Raises EvalError."""
+    """Finished samples of runs, compacted or not, each once; none where there is no run. Raises CommandError."""
     cells: Cells = {}
     for folder in folders:
         for key, cell in read_counts(folder / COUNTS).items():
@@ -150,20 +154,20 @@ def read_runs(folders: Sequence[Path]) -> Cells:
 
 
 def read_cells(folders: Sequence[Path]) -> Cells:
-    """Of runs that are there. Raises EvalError where a folder holds no samples."""
+    """Of runs that are there. Raises CommandError where a folder holds no samples."""
     for folder in folders:
-        if not (folder / SAMPLES).is_file() and not (folder / COUNTS).is_file():
+        if not (folder / SAMPLES).exists() and not (folder / COUNTS).exists():
             raise EvalError(f"{folder} holds no run: {SAMPLES} is missing")
     cells = read_runs(folders)
     if not cells:
-        raise EvalError("there is no finished sample to report on")
+        raise EvalError(f"there is no finished sample to report on in {', '.join(map(str, folders))}")
     return cells
 
 
 def compact(folder: Path) -> None:
     """Write what the run's samples add up to and remove their lines: small enough for a repository.
 
-    The run can be reported on and continued as before. Raises EvalError where it is being written to.
+    The run can be reported on and continued as before. Raises CommandError, also where it is being written to.
     """
     read_settings(folder)  # or it is no run
     with lines_locked(folder):
@@ -191,22 +195,41 @@ def _to_json(cell: Cell, ids: list[str]) -> dict[str, Any]:
 
 
 def read_counts(path: Path) -> Cells:
-    """What `compact` wrote; no cells where it did not. Raises EvalError for a broken file."""
-    if not path.is_file():
+    """What `compact` wrote; no cells where it did not. Raises CommandError for a broken file."""
+    if not path.exists():
         return {}
     cells: Cells = {}
-    try:
-        head, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        ids_of = head["ids"]
-        for row in rows:
-            key = CellKey(row.pop("task"), row.pop("method"), row.pop("temperature"))
-            ids, done, right = ids_of[key.task], row.pop("done"), row.pop("right")
-            every = done if isinstance(done, list) else [done] * len(ids)
-            columns = zip(ids, every, right, strict=True)
-            cells[key] = Cell(key, {question: Counts(bits, n) for question, bits, n in columns if bits}, **row)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EvalError(f"{path} is damaged: {error!r}") from error
+    ids_of: dict[str, list[str]] | None = None
+    for where, row in files.json_lines(path):
+        try:
+            if ids_of is None:
+                ids_of = {task: list(ids) for task, ids in row["ids"].items()}
+                continue
+            cell = _from_json(row, ids_of)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EvalError(f"{where}: not what compact writes: {error!r}") from error
+        cells[cell.key] = cell
+    if ids_of is None:
+        raise EvalError(f"{path} is damaged: it is empty")
     return cells
+
+
+def _from_json(row: dict[str, Any], ids_of: dict[str, list[str]]) -> Cell:
+    """Raises ValueError, KeyError, TypeError, AttributeError."""
+    key = CellKey(str(row.pop("task")), str(row.pop("method")), float(row.pop("temperature")))
+    ids, done, right = ids_of[key.task], row.pop("done"), row.pop("right")
+    every = done if isinstance(done, list) else [done] * len(ids)
+    counts = {}
+    for question, bits, num_right in zip(ids, every, right, strict=True):
+        if type(bits) is not int or type(num_right) is not int or not 0 <= num_right <= bits.bit_count() or bits < 0:
+            raise ValueError(f"question {question}: done {bits!r}, right {num_right!r}")
+        if bits:
+            counts[question] = Counts(bits, num_right)
+    cell = Cell(key, counts, **row)
+    numbers = (cell.tokens, cell.wall_s, cell.cut_off, *cell.outcomes.values(), *cell.details.values())
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise TypeError(f"outcomes, details, tokens, wall_s and cut_off must hold numbers, not {numbers}")
+    return cell
 
 
 def _add(sums: dict[str, int], more: dict[str, int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.util
 import json
 import time
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from led_sglang.evals import code_grader, sandbox
+from led_sglang import files
+from led_sglang.command import CommandError, tell
+from led_sglang.evals import code_grader, outcome, sandbox
 from led_sglang.evals.answers import final_text
 from led_sglang.evals.client import Answer, Asked, Client, Refused
 from led_sglang.evals.errors import EvalError, NotApplied
@@ -21,7 +24,7 @@ from led_sglang.evals.judge import Judges
 from led_sglang.evals.methods import Method
 from led_sglang.evals.progress import LiveTable
 from led_sglang.evals.results import Cell, Cells, read_runs
-from led_sglang.evals.store import CellKey, Sample, Store
+from led_sglang.evals.store import CellKey, Sample, Store, holds_run, read_settings
 from led_sglang.evals.tasks import Question, Task, fingerprint
 
 INLINE_GRADERS = ("number", "countdown", "choice")  # microseconds; the others get processes
@@ -35,7 +38,7 @@ class Settings:
     samples: int
     out: Path
     base_url: str
-    api_key: str = "EMPTY"
+    api_key: str | None = None
     model: str | None = None
     seed: int = 0
     concurrency: int = 32
@@ -82,6 +85,7 @@ class Runner:
         self.questions = questions
         self.applied: dict[str, dict[str, Any]] = {}
         self.done: Cells = {}
+        self.reasons = outcome.Reasons()
         self.slots = asyncio.Semaphore(settings.concurrency)
         self.code_slots = asyncio.Semaphore(settings.judges)
 
@@ -123,15 +127,29 @@ class Runner:
             "sessions": [],
         }
 
-    async def run(self) -> None:
-        """Raises EvalError, or OSError where a sample cannot be written; whatever was graded by then is stored."""
+    def check(self) -> None:
+        """What can be known before the first request. Raises CommandError."""
         settings = self.settings
+        if any(task.grader == "math" for task in settings.tasks) and importlib.util.find_spec("math_verify") is None:
+            raise EvalError("mathematics is judged by math-verify, which is missing: pip install 'led_sglang[evals]'")
+        files.check_folder(settings.out)
+        if settings.resume and holds_run(settings.out):
+            read_settings(settings.out)
+            read_runs([settings.out])
+
+    async def run(self) -> tuple[str, bool]:
+        """What there is to tell at the end, and whether every request was answered (`outcome.message`).
+
+        Raises CommandError; whatever was graded by then is stored.
+        """
+        settings = self.settings
+        self.check()
         client = Client(settings.base_url, settings.api_key, settings.model, settings.timeout_s, settings.concurrency)
         async with client:
             record = self.record(await client.find_model())
             await self.check_methods(client)
             record["applied"] = self.applied
-            record["server"] = (await client.led_info()).get("versions", {})
+            record["server"] = await self.versions(client)
             if any(task.grader == "code" for task in settings.tasks):
                 record["sandbox"] = await asyncio.to_thread(sandbox.describe)
             with (
@@ -142,6 +160,16 @@ class Runner:
                 for cell in self.done.values():
                     live.show(cell)
                 await self.work(client, store, live)
+        return outcome.message((self.done[key] for key in self.wanted() if key in self.done), self.reasons)
+
+    async def versions(self, client: Client) -> dict[str, Any]:
+        """Of the server, for the record: a run is worth its hours without them too, but not in silence."""
+        try:
+            found = (await client.led_info()).get("versions")
+        except CommandError as error:
+            tell(f"evals: the run is without its server's versions: {error}")
+            return {}
+        return found if isinstance(found, dict) else {}
 
     async def check_methods(self, client: Client) -> None:
         """One token of each method, so that a server that cannot do what is asked says so before the run."""
@@ -167,7 +195,7 @@ class Runner:
             ):
                 for _ in range(count):
                     group.create_task(self.worker(jobs, client, judges, store, live))
-        except* (EvalError, OSError) as errors:
+        except* (CommandError, OSError) as errors:
             raise _first_of(errors) from None
         finally:
             session["wall_s"] = round(time.monotonic() - started, 3)
@@ -178,6 +206,7 @@ class Runner:
             store.append(sample)
             cell = self.done.setdefault(sample.cell, Cell(sample.cell))
             cell.add(sample)
+            self.reasons.add(sample)
             live.show(cell)
 
     async def one(self, job: Job, client: Client, judges: Judges) -> Sample:

@@ -9,12 +9,15 @@ import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from led_sglang import files
+from led_sglang.command import words
 from led_sglang.evals.errors import EvalError
+from led_sglang.evals.graders import OUTCOMES
 
 SETTINGS, SAMPLES, COUNTS = "run.json", "samples.jsonl", "counts.jsonl"
 
@@ -52,41 +55,88 @@ class Sample:
         return CellKey(self.task, self.method, self.temperature)
 
 
+SAMPLE_KINDS = [(each.name, str(each.type)) for each in fields(Sample)]
+
+KINDS = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "str | None": (str, type(None)),
+    "dict[str, Any]": (dict,),
+}
+MAX_SAMPLES = 1 << 20  # of a question: its bits are one number
+# What `read_settings` answers for: whoever reads run.json takes these as they are.
+SETTINGS_KINDS: dict[str, type] = {
+    **dict.fromkeys(("fixed", "questions", "num_questions", "applied", "server", "sandbox"), dict),
+    **dict.fromkeys(("temperatures", "sessions"), list),
+}
+
+
+def holds_run(folder: Path) -> bool:
+    """An empty file of samples alone is what a run leaves that met no server."""
+    samples = folder / SAMPLES
+    return (folder / SETTINGS).exists() or (samples.exists() and samples.stat().st_size > 0)
+
+
 def read_lines(path: Path) -> Iterator[Sample]:
-    """Every whole line; a last one that a kill cut short is left out. Raises EvalError for any other broken line."""
-    if not path.is_file():
+    """Every whole line; a last one that a kill cut short is left out. Raises CommandError for any other broken line."""
+    if not path.exists():
         return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield Sample(**json.loads(line))
-            except (json.JSONDecodeError, TypeError) as error:
-                raise EvalError(f"{path}:{number}: not a sample: {error}") from error
+    for where, line in files.text_lines(path, is_cut_short=True):
+        try:
+            yield _sample(files.json_object(line, where))
+        except (TypeError, ValueError) as error:
+            raise EvalError(f"{where}: not a sample: {error}; without the line --resume asks it again") from error
+
+
+def _sample(row: dict[str, Any]) -> Sample:
+    """Raises TypeError, ValueError."""
+    sample = Sample(**row)
+    for name, kind in SAMPLE_KINDS:
+        value = getattr(sample, name)
+        if not isinstance(value, KINDS[kind]) or isinstance(value, bool):
+            raise TypeError(f"{name} must be {kind}, not {files.kind_of(value)}")
+    if not 0 <= sample.sample < MAX_SAMPLES:
+        raise ValueError(f"sample must be in [0, {MAX_SAMPLES}), not {sample.sample}")
+    if sample.outcome not in OUTCOMES:
+        raise ValueError(f"outcome must be one of {', '.join(OUTCOMES)}, not {sample.outcome!r}")
+    return sample
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
+    """Raises CommandError."""
     path = folder / SETTINGS
-    try:
-        return dict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise EvalError(f"{folder} holds no run: {SETTINGS} is missing") from None
-    except ValueError as error:
-        raise EvalError(f"{path} is damaged: {error}") from error
+    if not path.exists():
+        raise EvalError(f"{folder} holds no run: {SETTINGS} is missing")
+    settings = files.json_document(path)
+    for key, kind in SETTINGS_KINDS.items():
+        if not isinstance(settings.get(key, kind()), kind):
+            raise EvalError(f"{path} is damaged: {key} must be {files.kind_of(kind())}")
+    parts = [*settings.get("sessions", []), *settings.get("applied", {}).values()]
+    if not all(isinstance(part, dict) for part in parts):
+        raise EvalError(f"{path} is damaged: sessions and applied must hold objects")
+    numbers = [*settings.get("temperatures", []), *(part.get("wall_s", 0) for part in settings.get("sessions", []))]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise EvalError(f"{path} is damaged: temperatures, and wall_s of sessions, must be numbers")
+    return settings
 
 
 def replace_text(path: Path, text: str) -> None:
     """A kill leaves the old file or the new one."""
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
+    files.write_text(temporary, text)
     temporary.replace(path)
 
 
 @contextmanager
 def lines_locked(folder: Path) -> Iterator[IO[bytes]]:
-    """The run's lines, to append to. Raises EvalError where another process does."""
-    with (folder / SAMPLES).open("ab") as file:
+    """The run's lines, to append to. Raises EvalError where that cannot be, or another process does."""
+    path = folder / SAMPLES
+    try:
+        opened = path.open("ab")
+    except OSError as error:
+        raise EvalError(f"{path} cannot be written to: {error.strerror}") from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -116,7 +166,7 @@ class Store:
     def _check(self, path: Path) -> None:
         assert self._file is not None
         size = path.stat().st_size
-        has_run = size > 0 or (self.folder / SETTINGS).exists()
+        has_run = holds_run(self.folder)
         if has_run and not self._resume:
             raise EvalError(f"{self.folder} already holds a run: continue it with --resume, or choose another --out")
         if not has_run:
@@ -150,8 +200,11 @@ class Store:
     def append(self, sample: Sample) -> None:
         assert self._file is not None
         line = {key: value for key, value in asdict(sample).items() if value is not None or key in ("answer", "finish")}
-        self._file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise EvalError(f"{self.folder / SAMPLES} cannot be written to: {words(error)}") from error
 
     def save_settings(self) -> None:
         replace_text(self.folder / SETTINGS, json.dumps(self.settings, indent=1, sort_keys=True) + "\n")

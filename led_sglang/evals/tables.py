@@ -12,6 +12,7 @@ from led_sglang.evals.statistics import Floats, Interval
 from led_sglang.evals.store import CellKey
 
 MISSING = "–"
+BASELINE, REFERENCE = "cot", "led"  # what others are compared with where nothing else is said
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Experiment:
     """All cells, and what is compared with what."""
 
     cells: Cells
-    baseline: str = "cot"
-    reference: str = "led"
+    baseline: str = BASELINE
+    reference: str = REFERENCE
     seed: int = 0
     num_resamples: int = statistics.NUM_RESAMPLES
 
@@ -48,9 +49,7 @@ class Experiment:
     def methods(self) -> list[str]:
         """Baseline and reference first, the rest in the order of the run."""
         found = sorted({key.method for key in self.cells}, key=method_order)
-        return [name for name in (self.baseline, self.reference) if name in found] + [
-            name for name in found if name not in (self.baseline, self.reference)
-        ]
+        return [name for name in dict.fromkeys((self.baseline, self.reference, *found)) if name in found]
 
     @property
     def temperatures(self) -> list[float]:

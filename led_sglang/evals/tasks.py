@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from led_sglang import files
 from led_sglang.evals import readers
 from led_sglang.evals.answers import Thinking
 from led_sglang.evals.errors import EvalError
@@ -87,7 +88,7 @@ def find_tasks(text: str) -> list[Task]:
 
 
 def load(task: Task, data: Path | None, limit: int | None, seed: int) -> list[Question]:
-    """The task's questions, in their source's order. Raises EvalError where it is missing or a question is unusable."""
+    """The task's questions, in their source's order. Raises CommandError where it is missing or one is unusable."""
     limit = limit if limit is not None else task.default_limit
     if task.hub is None:
         rows: Iterator[tuple[str, dict[str, Any]]] = _drawn(task.name, limit or 500, seed)
@@ -96,6 +97,7 @@ def load(task: Task, data: Path | None, limit: int | None, seed: int) -> list[Qu
     else:
         rows = readers.hub_rows(task.hub.name, task.hub.split, task.hub.subset, task.hub.files)
     questions: dict[str, Question] = {}
+    places: dict[str, str] = {}
     for where, row in rows:
         if limit is not None and len(questions) >= limit:
             break
@@ -103,10 +105,11 @@ def load(task: Task, data: Path | None, limit: int | None, seed: int) -> list[Qu
             continue
         question = _question(task, where, row, len(questions))
         if question.id in questions:
-            raise EvalError(f"{where}: the id {question.id!r} comes twice")
-        questions[question.id] = question
+            raise EvalError(f"{where}: the id {question.id!r} comes twice, first in {places[question.id]}")
+        questions[question.id], places[question.id] = question, where
     if not questions:
-        raise EvalError(f"{task.name}: no questions in {data or task.hub}")
+        source = data / f"{task.name}.jsonl" if data is not None else task.hub
+        raise EvalError(f"{task.name}: no questions in {source}")
     return list(questions.values())
 
 
@@ -131,10 +134,10 @@ def _drawn(name: str, count: int, seed: int) -> Iterator[tuple[str, dict[str, An
 def _question(task: Task, where: str, row: dict[str, Any], index: int) -> Question:
     try:
         slots, gold = readers.SHAPES[task.grader](row)
+        question_id = readers.question_id(row) or f"{task.name}-{index}"
     except readers.UnusableRow as error:
         raise EvalError(f"{where}: {error}") from error
-    question_id = next((str(row[key]) for key in readers.ID_KEYS if row.get(key) not in (None, "")), "")
-    return Question(question_id or f"{task.name}-{index}", task.prompt.format(**slots), gold)
+    return Question(*(files.whole_text(text, where) for text in (question_id, task.prompt.format(**slots), gold)))
 
 
 def fingerprint(questions: list[Question]) -> str:

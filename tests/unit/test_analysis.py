@@ -115,7 +115,6 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path, capsys: pytest.Captur
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("What is 3 + 4?")
     arguments = [model_path(), "--prompts", str(prompts), "--generate", "1", "--out"]
-    assert analysis.main([*arguments, str(prompts / "out.json")]) == 1, "said before the model is loaded"
-    assert "File exists" in (shown := capsys.readouterr()).err and not shown.out
-    assert analysis.main([*arguments, str(tmp_path)]) == 1
-    assert "Is a directory" in (shown := capsys.readouterr()).err and "E[1 - max p]" in shown.out
+    for place, message in ((prompts / "out.json", "is a file, not a folder"), (tmp_path, "is a directory, not a file")):
+        assert analysis.main([*arguments, str(place)]) == 1, "said before the model is loaded"
+        assert message in (shown := capsys.readouterr()).err and not shown.out

@@ -1,7 +1,5 @@
 """What the evaluation reports, against numbers worked out by hand."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from led_sglang.embedded import evaluate
@@ -52,7 +50,7 @@ def test_unfinished_thinking_has_no_answer() -> None:
     ],
 )
 def test_answer_in_message(content: str | None, reasoning: str | None, answer: str) -> None:
-    assert evaluate.answer_in(SimpleNamespace(content=content, reasoning_content=reasoning)) == answer
+    assert evaluate.answer_in({"content": content, "reasoning_content": reasoning}) == answer
 
 
 def test_method_none_says_so() -> None:

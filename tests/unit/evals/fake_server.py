@@ -1,7 +1,8 @@
-"""An OpenAI-compatible server in a thread: answers in an instant, echoes `led_params`, and can misbehave on command."""
+"""An OpenAI-compatible LED server in a thread: answers in an instant, echoes `led_params`, misbehaves on command."""
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from led_sglang.ports import HeldPort
 
@@ -24,6 +26,30 @@ def applied_to(led: Any) -> dict[str, Any]:
     return {"method": "led", **DEFAULTS, **(led if isinstance(led, dict) else {})}
 
 
+TOKEN: dict[str, Any] = {
+    "i": 0, "id": 7, "text": " naïve →", "think": True, "explored": True, "depth": 3, "confidence": 0.4,
+    "candidates": [[5, " five"], [7, " naïve →"]], "exploit": [0.7, 0.3], "explore": [0.5, 0.5],
+}  # fmt: skip
+
+
+class Door:
+    """Notes every request; lets in those with the key, or answers all of them with `refusal`."""
+
+    def __init__(self, app: ASGIApp, server: FakeServer) -> None:
+        self.app, self.server = app, server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request, server = Request(scope, receive), self.server
+        key = request.headers.get("authorization")
+        server.seen.append((request.url.path, key))
+        if server.refusal is not None:
+            await server.refusal(scope, receive, send)
+        elif server.api_key is not None and key != f"Bearer {server.api_key}":
+            await JSONResponse({"error": "Unauthorized"}, 401)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
 class FakeServer:
     """`answer(body) -> text` decides what is said; `apply(led) -> led_params` what is echoed."""
 
@@ -34,9 +60,17 @@ class FakeServer:
         die_after: int | None = None,
         status: Callable[[dict[str, Any]], int] = lambda body: 200,
         delay_s: float = 0.0,
+        says: Callable[[dict[str, Any]], str] | None = None,
+        reply: Any = None,
+        api_key: str | None = None,
+        refusal: Response | None = None,
+        events: tuple[dict[str, Any], ...] = (TOKEN, {"i": 0, "end": "stop", "params": None, "stats": None}),
     ) -> None:
         self.answer, self.apply, self.die_after, self.status = answer, apply, die_after, status
-        self.delay_s = delay_s
+        self.delay_s, self.api_key, self.refusal, self.events = delay_s, api_key, refusal, events
+        self.says, self.reply = says, reply  # words of a status that is not 200; a document instead of a completion
+        self.seen: list[tuple[str, str | None]] = []  # path and authorization of every request
+        self.asked: list[dict[str, Any]] = []  # bodies of /led/stream
         self.bodies: list[dict[str, Any]] = []
         self.port = HeldPort()
         self.url = f"http://127.0.0.1:{self.port.number}/v1"
@@ -44,8 +78,11 @@ class FakeServer:
             Route("/v1/models", self.models),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/led/info", self.info),
+            Route("/led/setup", self.setup),
+            Route("/led/stream", self.stream, methods=["POST"]),
         ]
-        config = uvicorn.Config(Starlette(routes=routes), port=self.port.number, log_level="critical", lifespan="off")
+        app = Door(Starlette(routes=routes), self)
+        config = uvicorn.Config(app, port=self.port.number, log_level="critical", lifespan="off")
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
 
@@ -54,6 +91,23 @@ class FakeServer:
 
     async def info(self, request: Request) -> JSONResponse:
         return JSONResponse({"versions": {"sglang": "0.0.1"}})
+
+    async def setup(self, request: Request) -> JSONResponse:
+        return JSONResponse({"model": "fake"})
+
+    async def stream(self, request: Request) -> StreamingResponse:
+        self.asked.append(await request.json())
+        lines = [f"data: {json.dumps(event)}\n\n" for event in self.events]
+
+        async def sent() -> Any:
+            import asyncio
+
+            for line in lines:
+                yield line
+                await asyncio.sleep(self.delay_s)
+            yield "data: [DONE]\n\n"
+
+        return StreamingResponse(sent(), media_type="text/event-stream")
 
     async def chat(self, request: Request) -> JSONResponse:
         body = await request.json()
@@ -65,7 +119,10 @@ class FakeServer:
 
             await asyncio.sleep(self.delay_s)
         if (status := self.status(body)) != 200:
-            return JSONResponse({"error": {"message": f"no: {status}"}}, status)
+            said = self.says(body) if self.says else f"no: {status}"
+            return JSONResponse({"error": {"message": said}}, status)
+        if self.reply is not None:
+            return JSONResponse(self.reply)
         choice = {
             "index": 0,
             "finish_reason": "stop",

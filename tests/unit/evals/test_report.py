@@ -212,7 +212,7 @@ def test_compact_refuses(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "another run is writing" in capsys.readouterr().err
     Path("run/counts.jsonl").write_text('[{"task": "embedded"}]')
     assert main(["report", "run", "--out", "docs"]) == 1
-    assert "run/counts.jsonl is damaged" in capsys.readouterr().err
+    assert "run/counts.jsonl:1: not a JSON object but a list" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_drawing")
@@ -247,6 +247,88 @@ def test_nothing_to_report(
         (tmp_path / "samples.jsonl").write_text(content)
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_drawing")
+@pytest.mark.parametrize("option", ["--baseline", "--reference"])
+def test_an_unknown_method_is_told_with_those_there_are(
+    option: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", "run", "--out", "docs", option, "nope"]) == 1
+    message = capsys.readouterr().err
+    assert f"{option}: the runs have no method 'nope'; they have " in message
+    assert all(name in message for name in CHANCE) and not list((folder / "docs").glob("*.md"))
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_runs_without_what_is_compared_by_default(folder: Path) -> None:
+    """Nobody named plain sampling: a report without it is no error, nor is the command in it."""
+    split(folder, "late", lambda s: s.method not in ("cot", "led"))
+    assert main(["report", "late", "--out", "docs", "--resamples", "10"]) == 0
+    words = shlex.split((folder / "docs" / "report.md").read_text().splitlines()[-1])
+    assert "--baseline" not in words and "--reference" not in words
+    assert main(words[3:]) == 0
+    assert main(["report", "run", "--out", "docs", "--baseline", "led", "--reference", "led", "--resamples", "10"]) == 0
+
+
+WRONG_SAMPLES: list[dict[str, object]] = [
+    {"sample": -1}, {"sample": 1 << 40}, {"sample": "0"}, {"sample": True}, {"outcome": "perfect"}, {"tokens": "7"},
+    {"temperature": None}, {"led": []}, {"answer": 5}, {"colour": 1}, {"wall_s": "1"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG_SAMPLES, ids=str)
+def test_a_sample_of_wrong_kinds(wrong: dict[str, object], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "run" / "samples.jsonl"
+    first, second, *others = path.read_text().splitlines(keepends=True)
+    path.write_text(first + json.dumps({**json.loads(second), **wrong}) + "\n" + "".join(others))
+    assert main(["report", "run", "--out", "docs"]) == 1
+    message = capsys.readouterr().err
+    assert "run/samples.jsonl:2: not a sample: " in message and next(iter(wrong)) in message
+
+
+WRONG_SETTINGS: list[dict[str, object]] = [
+    {"fixed": []}, {"questions": 1}, {"sessions": [5]}, {"sessions": {}}, {"applied": {"cot": "none"}},
+    {"temperatures": ["0.6"]}, {"sessions": [{"wall_s": "1"}]}, {"server": "0.5"}, {"num_questions": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG_SETTINGS, ids=str)
+@pytest.mark.parametrize("command", [["report", "run", "--out", "docs"], ["compact", "run"]])
+def test_settings_of_wrong_kinds(
+    command: list[str], wrong: dict[str, object], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "run" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
+    assert main(command) == 1
+    message = capsys.readouterr().err
+    assert "run/run.json is damaged: " in message and next(iter(wrong)) in message
+
+
+WRONG_COUNTS: list[dict[str, object]] = [
+    {"done": "x"}, {"done": -1}, {"right": [99] * 12}, {"right": ["1"] * 12}, {"right": [1]},
+    {"outcomes": {"right": "x"}}, {"task": "other"}, {"temperature": "hot"}, {"colour": 1}, {"tokens": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG_COUNTS, ids=lambda wrong: str(wrong)[:30])
+def test_counts_of_wrong_kinds(wrong: dict[str, object], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = split(folder, "some", lambda s: s.task == "embedded") / "counts.jsonl"
+    head, first, *others = path.read_text().splitlines(keepends=True)
+    path.write_text(head + json.dumps({**json.loads(first), **wrong}) + "\n" + "".join(others))
+    assert main(["report", "some", "--out", "docs"]) == 1
+    assert "some/counts.jsonl:2: not what compact writes: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"layers": []}, {"layers": [{}]}, {"ks": [3]}, {"name": 5}, {"exploration_rate": "low"}, {"positions": None}],
+    ids=str,
+)
+def test_an_analysis_of_wrong_kinds(wrong: dict[str, object], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "analysis.json").write_text(json.dumps({**ANALYSIS, **wrong}))
+    assert main(["report", "run", "--out", "docs", "--analysis", "analysis.json"]) == 1
+    assert "--analysis analysis.json: not a file of led_sglang.analysis" in capsys.readouterr().err
 
 
 def test_methods_sort_by_number() -> None:

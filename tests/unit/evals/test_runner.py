@@ -14,14 +14,18 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.responses import JSONResponse
 
-from led_sglang.evals import client
+from led_sglang.evals import client, outcome
 from led_sglang.evals.__main__ import main
+from led_sglang.evals.graders import Verdict
+from led_sglang.evals.judge import Judges
 from led_sglang.evals.results import read_cells
 from led_sglang.evals.store import CellKey, Sample, Store, read_lines
 from led_sglang.ports import HeldPort
@@ -45,6 +49,7 @@ def data(tmp_path: Path) -> Path:
 
 
 Start = Callable[..., int]
+BLANK = Sample("gsm8k", "cot", 0.6, "q0", 0, 1, "right", "1", "", 10, 5, "stop", 0.5)
 
 
 @pytest.fixture
@@ -146,12 +151,37 @@ def test_mathematics_goes_through_the_judges(data: Path, start: Start) -> None:
     assert {s.question: s.outcome for s in stored(data)} == {"q0": "wrong", "q1": "wrong", "q2": "right", "q3": "wrong"}
 
 
-def test_a_judge_that_hangs_is_counted(data: Path, start: Start) -> None:
+def test_a_judge_that_hangs_is_counted(data: Path, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     tower = "\\boxed{9^{9^{9^{9}}}-9^{9^{9^{9}}}+(1+x)^{99999999}}"
     with FakeServer(lambda body: f"t</think>{tower}") as server:
         arguments = ("--judge-timeout-s", "0.05", "--limit", "2")
-        assert start(server.url, *arguments, task="aime2024", methods="cot", samples=1) == 0
+        assert start(server.url, *arguments, task="aime2024", methods="cot", samples=1) == 1
     assert {s.outcome for s in stored(data)} <= {"judge_timeout", "judge_error"}
+    message = capsys.readouterr().err
+    assert "2 of 2 answers got no verdict" in message and "  2 x judge_timeout: no verdict in 0.05 s" in message
+
+
+def test_one_answer_that_no_judge_understands_is_told_and_counted(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def grade(self: Judges, grader: str, text: str, gold: str) -> Verdict:
+        return Verdict("judge_timeout", detail="no verdict in 20 s") if gold == "2" else Verdict("right")
+
+    monkeypatch.setattr(Judges, "grade", grade)
+    with FakeServer(echo) as server:
+        assert start(server.url, task="aime2024", methods="cot", samples=1) == 0
+    message = "1 of 4 answers got no verdict; they count as not right:\n  1 x judge_timeout: no verdict in 20 s\n"
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_judge_is_told_before_the_first_request(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with FakeServer(echo) as server:
+        assert start(server.url, task="aime2024") == 1
+        assert not server.seen
+    assert "math-verify, which is missing: pip install" in capsys.readouterr().err
 
 
 def test_death_half_way_keeps_what_is_done_and_resumes(
@@ -247,7 +277,8 @@ def test_a_folder_that_cannot_be_made(data: Path, start: Start, capsys: pytest.C
     (data / "run").write_text("a file")
     with FakeServer(echo) as server:
         assert start(server.url) == 1
-    assert f"File exists: '{data / 'run'}'" in capsys.readouterr().err
+        assert not server.seen, "said before the first request"
+    assert f"{data / 'run'} is a file, not a folder" in capsys.readouterr().err
 
 
 def test_a_line_cut_short_by_a_kill_is_asked_again(data: Path, start: Start) -> None:
@@ -320,7 +351,7 @@ def test_a_server_that_changes_its_defaults_in_the_run(start: Start, capsys: pyt
 def test_a_server_that_is_down(data: Path, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     with HeldPort() as port:
         assert start(f"http://127.0.0.1:{port.number}/v1") == 1
-    assert "no server at" in capsys.readouterr().err
+    assert f"no answer from http://127.0.0.1:{port.number}/v1/models" in capsys.readouterr().err
     assert not (data / "run" / "samples.jsonl").exists()
 
 
@@ -330,19 +361,88 @@ def test_a_method_the_server_refuses(start: Start, capsys: pytest.CaptureFixture
     assert "does not take method led:depth=4: HTTP 400" in capsys.readouterr().err
 
 
-def test_a_question_the_server_refuses_is_counted(data: Path, start: Start) -> None:
+def test_a_question_the_server_refuses_is_counted(data: Path, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     def status(body: dict[str, Any]) -> int:
         return 400 if "Say 2" in body["messages"][0]["content"] else 200
 
     with FakeServer(echo, status=status) as server:
-        assert start(server.url) == 0
+        assert start(server.url) == 1
+        message = capsys.readouterr().err
+        assert "6 of 24 requests got no answer; they count as not right:\n  6 x refused: HTTP 400: no: 400\n" in message
+        assert "--resume" not in message, "nothing is left to be asked"
+        assert start(server.url, "--resume") == 1, "they have no answer still"
+        assert "6 of 24 requests got no answer" in capsys.readouterr().err
     assert {s.question: s.outcome for s in stored(data)}["q2"] == "refused"
 
 
-def test_an_answer_that_comes_too_late_is_counted(data: Path, start: Start) -> None:
+def test_all_refused_says_why_by_what_was_said_most(
+    data: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two sentences of which one has another number in it every time."""
+    count = Counter[str]()
+
+    def said(body: dict[str, Any]) -> str:
+        name = "rare" if "Say 3" in body["messages"][0]["content"] else "often"
+        count[name] += 1
+        return "never here" if name == "rare" else f"{1000 + count[name]} tokens are more than the context's 512"
+
+    with FakeServer(echo, status=lambda body: 422 if body["max_tokens"] > 1 else 200, says=said) as server:
+        assert start(server.url, "--concurrency", "1", "--judges", "1") == 1
+    message = capsys.readouterr().err
+    assert "24 of 24 requests got no answer" in message
+    lines = [line.strip() for line in message.splitlines() if " x refused: " in line]
+    assert lines == [
+        "18 x refused: HTTP 422: 1001 tokens are more than the context's 512",
+        "6 x refused: HTTP 422: never here",
+    ]
+
+
+def test_more_reasons_than_anybody_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    reasons = outcome.Reasons()
+    for number, word in enumerate(("a", "b", "c", "d", "e", "f", "g")):
+        for _ in range(number + 1):
+            reasons.add(replace(BLANK, outcome="refused", detail=word))
+    reasons.add(BLANK)
+    assert reasons.lines()[0] == "  7 x refused: g" and reasons.lines()[-1] == "  and 2 other reasons"
+
+
+@pytest.mark.parametrize(("status", "said"), [(401, "wants an API key"), (403, "wants an API key"), (404, "not there")])
+def test_a_server_that_changes_its_mind_ends_the_run(
+    status: int, said: str, data: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FakeServer(echo, status=lambda body: status if body["max_tokens"] > 1 else 200) as server:
+        assert start(server.url) == 1
+    message = capsys.readouterr().err
+    assert said in message and f"HTTP {status}: no: {status}" in message and "no server" not in message
+    assert not stored(data)
+
+
+@pytest.mark.parametrize("reply", [[], {}, {"choices": []}, {"choices": [5]}, {"choices": [{"message": None}]}])
+def test_an_answer_that_is_no_completion(reply: Any, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer(echo, reply=reply) as server:
+        assert start(server.url) == 1
+    assert "answered with" in capsys.readouterr().err
+
+
+def test_a_server_without_versions_is_told(
+    data: Path, start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def info(self: FakeServer, request: Any) -> Any:
+        return JSONResponse({"message": "not now"}, 500)
+
+    monkeypatch.setattr(FakeServer, "info", info)
+    with FakeServer(echo) as server:
+        assert start(server.url) == 0
+    assert "without its server's versions: " in (message := capsys.readouterr().err) and "not now" in message
+    assert json.loads((data / "run" / "run.json").read_text())["server"] == {}
+
+
+def test_an_answer_that_comes_too_late_is_counted(data: Path, start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     with FakeServer(lambda body: "a</think>1" if body["max_tokens"] == 1 else time.sleep(0.6) or "a") as server:
-        assert start(server.url, "--timeout-s", "0.4", "--limit", "1", methods="cot", samples=1) == 0
+        assert start(server.url, "--timeout-s", "0.4", "--limit", "1", methods="cot", samples=1) == 1
     assert [s.outcome for s in stored(data)] == ["timed_out"]
+    assert "1 of 1 requests got no answer" in (message := capsys.readouterr().err)
+    assert "  1 x timed_out: no answer in 0.4 s" in message
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from led_sglang.command import CommandError
 from led_sglang.evals import readers
 from led_sglang.evals.errors import EvalError
 from led_sglang.evals.tasks import TASKS, Question, find_tasks, fingerprint, load
@@ -93,11 +94,58 @@ def test_a_pickle_that_wants_more_than_text_is_refused(tmp_path: Path) -> None:
         ("gsm8k", [{"question": "a", "answer": "#### many"}], "'many' is not a number"),
         ("livecodebench", [{"problem": "a", "tests": []}], "there are no tests"),
         ("livecodebench", [{"problem": "a", "tests": [{"input": "1"}]}], "without input and output"),
+        (
+            "math500",
+            [{"id": 1, "problem": "a", "answer": "1"}, {"id": "1", "problem": "b", "answer": "1"}],
+            r"jsonl:2: the id '1' comes twice, first in .*jsonl:1",
+        ),
+        ("math500", ["[" * 100_000], r"jsonl:1: not JSON that can be read"),
+        ("math500", ['{"problem": "a", "answer": 1' + "0" * 5000 + "}"], r"jsonl:1: not JSON that can be read"),
+        ("math500", ['{"problem": "a \\ud83d b", "answer": "1"}'], r"jsonl:1: \\ud83d is half a character"),
     ],
 )
 def test_unusable_data(tmp_path: Path, task: str, rows: list[Any], message: str) -> None:
-    with pytest.raises(EvalError, match=message):
+    with pytest.raises(CommandError, match=message):
         load(TASKS[task], write(tmp_path, task, *rows), None, 0)
+
+
+RIGHT: dict[str, dict[str, Any]] = {
+    "gsm8k": {"id": "q", "problem": "a", "answer": "1"},
+    "math500": {"id": "q", "problem": "a", "answer": "1"},
+    "gpqa_diamond": {"id": "q", "problem": "a", "choices": ["x", "y", "z"], "answer": "B"},
+    "livecodebench": {"id": "q", "problem": "a", "tests": [{"input": "1", "output": "2"}]},
+}
+# What no answer of a model could ever match, and values of another kind than text.
+NOT_TEXT: tuple[Any, ...] = (None, "", " \n", True, [], ["1"], {}, {"a": 1}, float("nan"), float("inf"))
+NEVER_RIGHT: dict[str, tuple[Any, ...]] = {
+    "gsm8k": ("NaN", "-Infinity", "sNaN", "many", "1/2", "#### ", "3 #### x"),
+    "math500": ("$$", "\\text{ }", ".", "\\frac{1}{2", "1}", "{"),
+    "gpqa_diamond": ("AB", "D", "b", "1", "()"),
+    "livecodebench": (),
+}
+CALL = {"function": "f", "input": "[1]", "output": "1"}
+WRONG_TESTS: tuple[Any, ...] = (
+    None, 5, {}, [], [5], ["x"], [{"input": "1", "output": None}], [{"input": ["1"], "output": "1"}],
+    [{"input": True, "output": "1"}], [{**CALL, "output": "x"}], [{**CALL, "output": "NaN"}], [{**CALL, "input": "{"}],
+    [{**CALL, "function": "f(); g"}], [{**CALL, "function": ["f"]}],
+)  # fmt: skip
+WRONG_ROWS = [
+    *((task, {"answer": value}) for task in ("gsm8k", "math500", "gpqa_diamond") for value in NOT_TEXT),
+    *((task, {"problem": value}) for task in RIGHT for value in (*NOT_TEXT, 5)),
+    *((task, {"id": value}) for task in RIGHT for value in (True, ["q"], {"q": 1}, float("nan"))),
+    *((task, {"answer": value}) for task, values in NEVER_RIGHT.items() for value in values),
+    *(("gpqa_diamond", {"choices": value}) for value in ("xyz", [], ["x"], ["x", None], ["x", ["y"]], ["x"] * 11, 5)),
+    *(("livecodebench", {"tests": value}) for value in WRONG_TESTS),
+    *(("livecodebench", {"tests": None, "metadata": value}) for value in ("{", "[]", [1], "5")),
+    *(("livecodebench", {"tests": None, "private_test_cases": value}) for value in ("!", "bm8=", "5", [5], {"a": 1})),
+]
+
+
+@pytest.mark.parametrize(("task", "wrong"), WRONG_ROWS, ids=lambda value: str(value)[:40])
+def test_rows_that_nothing_could_answer(task: str, wrong: dict[str, Any], tmp_path: Path) -> None:
+    folder = write(tmp_path, task, {**RIGHT[task], "id": "first"}, {**RIGHT[task], **wrong})
+    with pytest.raises(CommandError, match=rf"{task}\.jsonl:2: "):
+        load(TASKS[task], folder, None, 0)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

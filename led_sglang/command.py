@@ -1,0 +1,88 @@
+"""How a command ends: with what was asked for, or with one message of what kept it from that and another status than 0.
+
+0: done; 1: not done, the reason is on stderr; 2: bad arguments; 130: interrupted; 141: nobody reads the output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable
+
+FAILED, INTERRUPTED, UNREAD = 1, 130, 141
+
+
+class CommandError(Exception):
+    """Ends a command with a message instead of a traceback: what could not be done, why, and what is legal."""
+
+
+def guarded(
+    name: str,
+    work: Callable[[], int | None],
+    kept: Callable[[str], str] = lambda message: "",
+    install: str = "pip install 'led_sglang[evals]'",
+) -> int:
+    """The exit status of the command `name`, whose arguments are read and whose work is done by `work`.
+
+    CommandError, OSError and a missing package become one message, and `kept(message)` adds what an unfinished work
+    leaves behind. SystemExit (argparse's) passes through, and so does any other exception: a fault of ours.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding is told \xe9 for what it cannot show
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return work() or 0
+        finally:
+            _flush()
+    except BrokenPipeError:
+        _drop_output()
+        return UNREAD
+    except (CommandError, OSError) as error:
+        tell(f"{name}: {words(error)}", kept(words(error)))
+    except ModuleNotFoundError as error:
+        tell(f"{name}: {error}: {install}")
+    except KeyboardInterrupt:
+        tell(f"{name}: stopped", kept("stopped"))
+        return INTERRUPTED
+    _drop_output()
+    return FAILED
+
+
+def words(error: BaseException) -> str:
+    """What an error says, a system's without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    return str(error) or type(error).__name__
+
+
+def tell(*lines: str) -> None:
+    """On stderr, if anybody reads it."""
+    with contextlib.suppress(OSError):
+        print("\n".join(filter(None, lines)), file=sys.stderr, flush=True)
+
+
+def _flush() -> None:
+    """Here and not when the interpreter ends, where a full disk or a closed pipe is a traceback."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CommandError(f"standard output: {words(error)}") from error
+
+
+def _drop_output() -> None:
+    """What could not be written is not tried again when the interpreter ends."""
+    output = sys.__stdout__
+    if output is None or output is not sys.stdout:
+        return
+    try:
+        output.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, output.fileno())
+        os.close(nowhere)

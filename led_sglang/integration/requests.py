@@ -21,6 +21,7 @@ from led_sglang.integration.view import RequestView
 from led_sglang.params import (
     STAMP_KEY,
     LedParamError,
+    LedParams,
     ServerConfig,
     StampedParams,
     check_custom_params,

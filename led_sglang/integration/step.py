@@ -11,8 +11,8 @@ from torch import Tensor
 
 from led_sglang.integration import transforms
 from led_sglang.integration.batch import DeviceRows, LedBatch
-from led_sglang.integration.masks import Draw
 from led_sglang.integration.edits import edits_of
+from led_sglang.integration.masks import Draw
 from led_sglang.integration.runtime import Runtime
 from led_sglang.ops import host, led_step
 from led_sglang.ops.plain import sample_filtered

@@ -145,6 +145,7 @@ RELIED_ON_SINCE: dict[str, tuple[tuple[str, str], ...]] = {  # by the first rele
         (
             TOKENIZER + "_stream_one_response",
             "one answer without stream; chunks with it, whose completion_tokens and output_ids agree when it yields",
+        ),
         (S + "layers.logits_processor.SamplingMaskOutput", "written over for rows that LED decided"),
         (S + "layers.sampler.Sampler._build_greedy_sampling_mask_output", "makes it, one token wide"),
         (

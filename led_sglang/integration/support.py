@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +15,55 @@ from led_sglang.markers import find_markers, with_markers
 from led_sglang.params import LedParamError, ServerConfig
 
 INNER_CAPTURE = ("MiMoForCausalLM",)  # outer class without the setter, inner model with `layers_to_capture`
+# SGLang's classes that have the setter and keep something else than layer outputs: what is wrong with it.
+WRONG_CAPTURE = {
+    **dict.fromkeys(
+        ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+        "what SGLang keeps of a layer lacks the residual stream",
+    ),
+    "Qwen4ExpForConditionalGeneration": "SGLang's inner model drops the layer outputs that the outer one unpacks",
+    "Glm5NextForConditionalGeneration": "its residual stream has several branches, of which none is the layer's output",
+}
+
+
+HIDES_ROWS = "the rows of the forward are not those of the sampler"
+HIDES_REQUESTS = "requests do not pass the functions that read their LED parameters"
+KEEPS_LAYERS = "the forward keeps no layer outputs"
+# Fields of ServerArgs that cannot go with LED where they are set: the flag, and why.
+UNSUPPORTED: dict[str, tuple[str, str]] = {
+    "speculative_algorithm": (
+        "--speculative-algorithm",
+        "the verification of speculative decoding bypasses the sampler",
+    ),
+    "enable_watermark": ("--enable-watermark", "it forces the token before the sampler sees it"),
+    "watermark_config": ("--watermark-config", "it forces the token before the sampler sees it"),
+    "enable_return_aux_hidden_states": (
+        "--enable-return-aux-hidden-states",
+        "it asks the model for layer outputs of its own",
+    ),
+    "pp_size": ("--pp-size", "the sampler's stage does not have every layer"),
+    "attn_dp_size": ("--attn-dp-size", HIDES_ROWS),
+    "enable_dp_attention": ("--enable-dp-attention", HIDES_ROWS),
+    "enable_dp_lm_head": ("--enable-dp-lm-head", HIDES_ROWS),
+    "enable_layernorm_sp": ("--enable-layernorm-sp", HIDES_ROWS),
+    "enable_two_batch_overlap": ("--enable-two-batch-overlap", KEEPS_LAYERS),
+    "enable_pdmux": ("--enable-pdmux", KEEPS_LAYERS),
+    "enable_torch_compile": ("--enable-torch-compile", "nothing has shown that a compiled forward keeps layer outputs"),
+    "disaggregation_mode": (
+        "--disaggregation-mode",
+        "a decode server does not see the prompt that opens the thinking phase",
+    ),
+    "tokenizer_worker_num": ("--tokenizer-worker-num", HIDES_REQUESTS),
+    "skip_tokenizer_init": ("--skip-tokenizer-init", "no test has shown it"),
+    "smg_grpc_mode": ("--smg-grpc-mode", HIDES_REQUESTS),
+    "grpc_mode": ("--grpc-mode", HIDES_REQUESTS),
+    "use_ray": ("--use-ray", HIDES_REQUESTS),
+    "encoder_only": ("--encoder-only", "it serves no text"),
+}
+UNSET: dict[str, object] = {  # values beside None, False and 0 that ask for nothing
+    **dict.fromkeys(("pp_size", "attn_dp_size", "tokenizer_worker_num"), 1),
+    "disaggregation_mode": "null",
+}
 
 
 class EngineRefusal(RuntimeError):
@@ -75,42 +125,19 @@ def refuse_features(server_args: Any) -> None:
     """Raises CaptureError for what cannot go with LED, whether the user said it or SGLang decided it."""
     for args in (server_args, in_effect(server_args)):
         _refuse_features(args)
+    if os.environ.get("SGLANG_RUST_SERVER", "").lower() in ("1", "true", "yes", "y"):
+        raise CaptureError(
+            f"LED does not work with SGLANG_RUST_SERVER: {HIDES_REQUESTS}. Unset it or start with --led disabled"
+        )
 
 
 def _refuse_features(args: Any) -> None:
-    if getattr(args, "enable_watermark", False) or getattr(args, "watermark_config", None):
-        raise CaptureError(
-            "LED does not work with --enable-watermark, which forces the token before the sampler sees it: drop it and "
-            "--watermark-config, or start with --led disabled"
-        )
-    if getattr(args, "enable_return_aux_hidden_states", False):
-        raise CaptureError(
-            "LED does not work with --enable-return-aux-hidden-states, which asks the model for layer outputs of its "
-            "own: drop it or start with --led disabled"
-        )
-    if getattr(args, "speculative_algorithm", None):
-        raise CaptureError(
-            "LED does not work with speculative decoding, which bypasses the sampler: drop --speculative-algorithm or "
-            "start with --led disabled"
-        )
-    for name, flag in (
-        ("pp_size", "--pp-size"),
-        ("tokenizer_worker_num", "--tokenizer-worker-num"),
-        ("attn_dp_size", "--attn-dp-size"),
-    ):
-        if (getattr(args, name, 1) or 1) > 1:
-            raise CaptureError(f"LED does not work with {flag} {getattr(args, name)}: use 1 or --led disabled")
-    for name, flag in (
-        ("enable_dp_attention", "--enable-dp-attention"),
-        ("skip_tokenizer_init", "--skip-tokenizer-init"),
-        ("enable_dp_lm_head", "--enable-dp-lm-head"),
-        ("smg_grpc_mode", "--smg-grpc-mode"),
-        ("grpc_mode", "--grpc-mode"),
-        ("use_ray", "--use-ray"),
-        ("encoder_only", "--encoder-only"),
-    ):
-        if getattr(args, name, False):
-            raise CaptureError(f"LED does not work with {flag} yet: drop it or start with --led disabled")
+    for name, (flag, why) in UNSUPPORTED.items():
+        value = getattr(args, name, None)
+        if not value or value == UNSET.get(name):
+            continue
+        told = flag if value is True else f"{flag} {value}"
+        raise CaptureError(f"LED does not work with {told}: {why}. Drop it or start with --led disabled")
 
 
 def _refuse_lora_head(args: Any) -> None:
@@ -134,8 +161,15 @@ def _refuse_lora_head(args: Any) -> None:
 
 
 def _refuse_uncapturable(config: ServerConfig, model_config: Any) -> None:
+    if not captured_layers(config):
+        return
     model_class, name = _model_class(model_config.hf_config.architectures or [])
-    if not captured_layers(config) or hasattr(model_class, "set_eagle3_layers_to_capture") or name in INNER_CAPTURE:
+    if name in WRONG_CAPTURE:
+        raise CaptureError(
+            f"LED cannot use the layers of {name}: {WRONG_CAPTURE[name]}. Start with --led-max-depth 1 --led-depth 1 "
+            f"and no method that captures layers, or --led disabled"
+        )
+    if hasattr(model_class, "set_eagle3_layers_to_capture") or name in INNER_CAPTURE:
         return
     raise CaptureError(
         f"LED cannot capture the layers of {name}: SGLang's class has no set_eagle3_layers_to_capture. Supported "

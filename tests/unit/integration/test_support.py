@@ -1,38 +1,59 @@
 """What docs/compat.md says is refused at start is refused, by the name of its argument; real starts: test_refusals."""
 
+import argparse
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from sglang.srt.server_args import ServerArgs
 
 from led_sglang.integration.capture import CaptureError
 from led_sglang.integration.runtime import _refuse_another_model
-from led_sglang.integration.support import _refuse_backend, refuse_features
+from led_sglang.integration.support import (
+    UNSUPPORTED,
+    WRONG_CAPTURE,
+    _refuse_backend,
+    _refuse_uncapturable,
+    refuse_features,
+)
 from led_sglang.params import LedParamError, ServerConfig
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("speculative_algorithm", "EAGLE"),
-        ("pp_size", 2),
-        ("tokenizer_worker_num", 2),
-        ("enable_dp_attention", True),
-        ("enable_dp_lm_head", True),
-        ("skip_tokenizer_init", True),
-        ("smg_grpc_mode", True),
-        ("grpc_mode", True),
-        ("use_ray", True),
-        ("encoder_only", True),
-        ("attn_dp_size", 2),
-        ("enable_watermark", True),
-        ("watermark_config", "keys.json"),
-        ("enable_return_aux_hidden_states", True),
-    ],
-)
-def test_what_cannot_work_is_refused(name: str, value: object) -> None:
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_cannot_work_is_refused(name: str) -> None:
+    """Every field of the table, as SGLang's parser would set it."""
+    kinds = {"pp_size": 2, "attn_dp_size": 2, "tokenizer_worker_num": 2, "disaggregation_mode": "decode"}
+    value = kinds.get(name, "NGRAM" if name in ("speculative_algorithm", "watermark_config") else True)
     flag = "--" + name.replace("_", "-")
-    with pytest.raises(CaptureError, match=f"{flag}.*--led disabled"):
+    told = flag if value is True else f"{flag} {value}"
+    with pytest.raises(CaptureError, match=f"{told}: .*--led disabled"):
         refuse_features(SimpleNamespace(**{name: value}))
+    page = Path("docs/compat.md").read_text(encoding="utf-8")
+    assert f"`{flag}`" in page or name in ("smg_grpc_mode", "grpc_mode", "use_ray"), "told in the documentation"
+
+
+def test_the_table_names_arguments_of_the_installed_release() -> None:
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    flags = {option for action in parser._actions for option in action.option_strings}
+    assert {flag for flag, _ in UNSUPPORTED.values()} <= flags | {"--grpc-mode"}, "0.5.17 alone has --grpc-mode"
+
+
+@pytest.mark.parametrize("name", WRONG_CAPTURE)
+def test_a_model_whose_setter_keeps_something_else_is_refused(name: str) -> None:
+    model_config = SimpleNamespace(hf_config=SimpleNamespace(architectures=[name]))
+    with pytest.raises(CaptureError, match=f"layers of {name}: "):
+        _refuse_uncapturable(ServerConfig(depth=2, max_depth=2, num_layers=12), model_config)
+    _refuse_uncapturable(ServerConfig(depth=1, max_depth=1, num_layers=12), model_config)
+
+
+@pytest.mark.parametrize("value", ["1", "true", "True"])
+def test_the_rust_front_end_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_RUST_SERVER", value)
+    with pytest.raises(CaptureError, match=r"SGLANG_RUST_SERVER: .*--led disabled"):
+        refuse_features(SimpleNamespace())
+    monkeypatch.setenv("SGLANG_RUST_SERVER", "0")
+    refuse_features(SimpleNamespace())
 
 
 def test_what_sglang_decided_counts_too() -> None:
@@ -43,6 +64,7 @@ def test_what_sglang_decided_counts_too() -> None:
 
 def test_the_rest_starts() -> None:
     refuse_features(SimpleNamespace(pp_size=1, tokenizer_worker_num=1, enable_dp_attention=False))
+    refuse_features(SimpleNamespace(disaggregation_mode="null", attn_dp_size=1, speculative_algorithm=None))
 
 
 def test_an_engine_of_another_model_than_was_told_is_refused() -> None:

@@ -18,7 +18,10 @@ START_LIMIT_S = 420.0  # a cold, busy 2-core machine has needed two minutes
 
 
 class Server:
-    """`python -m led_sglang.launch ...` (or another module), in its own process group, logging to a file."""
+    """`python -m led_sglang.launch ...` (or another module), in its own process group, logging to a file.
+
+    It listens on a port of its own of 127.0.0.1, whatever the arguments say; OMP_NUM_THREADS is 1 unless set.
+    """
 
     def __init__(
         self,

@@ -90,8 +90,8 @@ def refuse_features(server_args: Any) -> None:
     rust_server = getattr(envs, "SGLANG_RUST_SERVER", None)  # not in 0.5.17
     if rust_server is not None and rust_server.get():
         raise CaptureError(
-            "LED does not work with SGLANG_RUST_SERVER, whose requests do not pass the hooked functions: unset it or start "
-            "with --led disabled"
+            "LED does not work with SGLANG_RUST_SERVER, whose requests do not pass the hooked functions: unset it or "
+            "start with --led disabled"
         )
 
 

@@ -23,7 +23,10 @@ class StartError(CommandError, RuntimeError):
 
 
 class Server:
-    """`python -m led_sglang.launch ...` (or another module), in its own process group, logging to a file."""
+    """`python -m led_sglang.launch ...` (or another module), in its own process group, logging to a file.
+
+    It listens on a port of its own of 127.0.0.1, whatever the arguments say; OMP_NUM_THREADS is 1 unless set.
+    """
 
     def __init__(
         self,

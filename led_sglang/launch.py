@@ -112,7 +112,7 @@ def _serve(options: Namespace, rest: list[str]) -> int:
     with collector_paused():
         if with_led:  # a check refuses what a start would, because it comes this far too
             resolved = prepare(server_config_of(options, EMBEDDED_DEPTH if is_embedded else None), server_args)
-        else:
+        elif options.check:
             from led_sglang.integration.support import accept
 
             accept(server_args)

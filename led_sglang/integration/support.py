@@ -2,11 +2,14 @@
 
 import copy
 import json
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from sglang.srt.environ import envs
 
 from led_sglang.integration.capture import CaptureError
 from led_sglang.integration.layers import captured_layers
@@ -77,16 +80,22 @@ def accept(server_args: Any) -> Any:
     """
     from sglang.srt.parser.template_detection import resolve_auto_parsers
 
-    try:
+    with _refusals_told():
         if hasattr(server_args, "resolve_once"):
             server_args.resolve_once()
         # A copy: where the launch checks the same object again it does not understand what a first check left.
         decided = copy.deepcopy(server_args)
         decided.check_server_args()
         resolve_auto_parsers(decided)
-    except (ValueError, AssertionError, NotImplementedError, OSError) as error:
-        raise EngineRefusal(f"SGLang refuses the arguments: {error or type(error).__name__}") from error
     return decided
+
+
+@contextmanager
+def _refusals_told() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, AssertionError, NotImplementedError, OSError) as error:
+        raise EngineRefusal(f"SGLang refuses the arguments: {str(error) or type(error).__name__}") from error
 
 
 def resolve(config: ServerConfig, server_args: Any) -> ServerConfig:
@@ -101,13 +110,15 @@ def resolve(config: ServerConfig, server_args: Any) -> ServerConfig:
     refuse_features(decided)
     view = in_effect(decided)
     _refuse_lora_head(view)
-    model_config = ModelConfig.from_server_args(decided)
+    with _refusals_told():
+        model_config = ModelConfig.from_server_args(decided)
+        tokenizer = _tokenizer(view)
     resolved = replace(config, num_layers=int(model_config.num_hidden_layers), vocab_size=int(model_config.vocab_size))
     resolved.check()
     _refuse_uncapturable(resolved, model_config)
     _refuse_backend(resolved, view)
     _refuse_one_pass(resolved, view, model_config.hf_text_config)
-    resolved = with_markers(resolved, find_markers(_tokenizer(view), resolved, _parser_markers(view)))
+    resolved = with_markers(resolved, find_markers(tokenizer, resolved, _parser_markers(view)))
     refuse_soft(resolved, view)
     return resolved
 
@@ -125,7 +136,8 @@ def refuse_features(server_args: Any) -> None:
     """Raises CaptureError for what cannot go with LED, whether the user said it or SGLang decided it."""
     for args in (server_args, in_effect(server_args)):
         _refuse_features(args)
-    if os.environ.get("SGLANG_RUST_SERVER", "").lower() in ("1", "true", "yes", "y"):
+    rust_server = getattr(envs, "SGLANG_RUST_SERVER", None)  # not in 0.5.17
+    if rust_server is not None and rust_server.get():
         raise CaptureError(
             f"LED does not work with SGLANG_RUST_SERVER: {HIDES_REQUESTS}. Unset it or start with --led disabled"
         )

@@ -3,11 +3,11 @@
 import json
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from led_sglang import launch
+from led_sglang.embedded import MODEL_DIR
 from led_sglang.params import ENV_CONFIG
 from led_sglang.platform import find_accelerator
 from led_sglang.ports import HeldPort
@@ -73,7 +73,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     config.architectures = ["GPT2LMHeadModel"]
     config.save_pretrained(gpt2)
     for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(launch_model() / file, gpt2 / file)
+        shutil.copy(MODEL_DIR / file, gpt2 / file)
     with HeldPort() as free, HeldPort() as taken:
         taken._socket.listen(1)
         yield {
@@ -82,12 +82,6 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
             "FREE": str(free.number),
             "TAKEN": str(taken.number),
         }
-
-
-def launch_model() -> Path:
-    from led_sglang.embedded import MODEL_DIR
-
-    return MODEL_DIR
 
 
 class Started(Exception):

@@ -176,8 +176,8 @@ def refuse_beams(beam_width: object, params: LedParams | None) -> None:
     """Raises LedParamError for a beam search of a request that another method than the engine's own decodes."""
     if beam_width not in (None, 1) and params is not None and params.method != "none":
         raise LedParamError(
-            f"LED samples, it cannot run a beam search: beam_width must be 1, got {show(beam_width)}; to search, switch "
-            f"LED off for the request: custom_params.led false"
+            f"LED samples, it cannot run a beam search: beam_width must be 1, got {show(beam_width)}; "
+            "a search needs LED off for the request: custom_params.led false"
         )
 
 

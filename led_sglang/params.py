@@ -181,6 +181,15 @@ def parse_request(value: object, config: ServerConfig) -> LedParams | None:
     return params
 
 
+def refuse_beams(beam_width: object, params: LedParams | None) -> None:
+    """Raises LedParamError for a beam search of a request that another method than the engine's own decodes."""
+    if beam_width not in (None, 1) and params is not None and params.method != "none":
+        raise LedParamError(
+            f"LED samples, it cannot run a beam search: beam_width must be 1, got {show(beam_width)}; "
+            "a search needs LED off for the request: custom_params.led false"
+        )
+
+
 def _require_method(method: object, config: ServerConfig) -> None:
     _require_choice(NAME + "method", method, METHODS)
     if method not in ALWAYS_ENABLED and method not in config.methods:

@@ -26,10 +26,11 @@ from led_sglang.integration.places import (
     refuse_misplaced,
 )
 from led_sglang.integration.requests import refuse_mask
-from led_sglang.params import LedParamError, check_custom_params, parse_request, server_config, show
+from led_sglang.params import LedParamError, check_custom_params, parse_request, refuse_beams, server_config, show
 from led_sglang.schema import describing
 
-EMPTY = re.compile(rb'""|\[\s*\]')  # prompts of /generate that may be empty
+NATIVE_PATHS = (GENERATE, VERTEX)
+NATIVE = re.compile(rb'""|\[\s*\]|"beam_width"')  # there: prompts that may be empty, and beam searches
 ROUTES_OF_VARIABLES = {"ollama_chat": "/api/chat", "ollama_generate": "/api/generate", "vertex_generate": VERTEX}
 
 
@@ -52,7 +53,7 @@ class LedRequests:
             await self.app(scope, receive, send)
             return
         messages, body = await _read(receive)
-        is_ours = OURS.search(body) or (path == GENERATE and EMPTY.search(body))
+        is_ours = OURS.search(body) or (path in NATIVE_PATHS and NATIVE.search(body))
         try:
             changed = lift(body, path) if is_ours else None
         except LedParamError as error:
@@ -88,8 +89,10 @@ def _read_request(body: bytes, path: str) -> Any:
 
 
 def _lift(request: dict[str, Any], path: str) -> bytes | None:
-    for custom in _custom_params(request, path):
-        check_custom_params(custom)
+    holders = _holders(request, path)
+    for holder in holders:
+        if holder.get("custom_params") is not None:
+            check_custom_params(holder["custom_params"])
     refuse_misplaced(request, path)
     metadata, is_lifted = request.get("metadata"), False
     if path in OPENAI_PATHS and isinstance(metadata, dict) and "led" in metadata:
@@ -99,8 +102,11 @@ def _lift(request: dict[str, Any], path: str) -> bytes | None:
         _refuse_empty(request)
     config = server_config()
     assert config is not None
-    for custom in _custom_params(request, path):
-        refuse_mask(parse_request(custom.get("led"), config), request.get("return_sampling_mask"))
+    for holder in holders:
+        params = parse_request((holder.get("custom_params") or {}).get("led"), config)
+        if path in NATIVE_PATHS:
+            refuse_beams(holder.get("beam_width"), params)
+        refuse_mask(params, request.get("return_sampling_mask"))
     if path == RESPONSES:
         is_lifted = _sink_into_metadata(request)
     return json.dumps(request).encode() if is_lifted else None
@@ -139,13 +145,14 @@ def _refuse_empty(request: dict[str, Any]) -> None:
             raise LedParamError(f"{key}: the prompt is empty, at least one token is needed")
 
 
-def _custom_params(request: dict[str, Any], path: str) -> list[Any]:
-    """What stands where `path` reads custom_params; /generate may have one for each prompt."""
-    found: list[Any] = [request] if ENDPOINTS[path] else []
-    for key in ENDPOINTS[path][0].split(".")[:-1] if found else ():
-        each = [item for value in found for item in (value if isinstance(value, list) else [value])]
-        found = [item.get(key) for item in each if isinstance(item, dict)]
-    return [custom for custom in found if custom is not None]
+def _holders(request: dict[str, Any], path: str) -> list[dict[str, Any]]:
+    """The objects in which `path` reads custom_params; /generate may have one for each prompt."""
+    found: list[dict[str, Any]] = [request] if ENDPOINTS[path] else []
+    for key in ENDPOINTS[path][0].split(".")[:-2] if found else ():
+        values = [holder.get(key) for holder in found]
+        each = [item for value in values for item in (value if isinstance(value, list) else [value])]
+        found = [item for item in each if isinstance(item, dict)]
+    return found
 
 
 def refusal(error: LedParamError) -> Response:

@@ -26,6 +26,7 @@ from led_sglang.params import (
     StampedParams,
     check_custom_params,
     parse_request,
+    refuse_beams,
     server_config,
 )
 
@@ -46,14 +47,7 @@ def verify(original: Any, self: Any, vocab_size: int) -> None:
     custom = self.custom_params
     if custom is not None:
         check_custom_params(custom)
-    params = parse_request(custom.get("led") if custom else None, _config())
-    if params is None or params.method == "none":
-        return
-    if getattr(self, "beam_width", None) not in (None, 1):
-        raise LedParamError(
-            f"LED samples, it cannot run a beam search: beam_width must be 1, got {self.beam_width}; for a beam search "
-            f"switch LED off for the request: custom_params.led false"
-        )
+    refuse_beams(getattr(self, "beam_width", None), parse_request(custom.get("led") if custom else None, _config()))
 
 
 def refuse_mask(params: LedParams | None, returns_mask: object) -> None:

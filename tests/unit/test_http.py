@@ -91,9 +91,11 @@ async def test_metadata_is_lifted(client: httpx.AsyncClient, echo: Echo, path: s
     ("path", "body"),
     [
         (CHAT, b'{"custom_params": {"led": true}, "n": 1.0}'),
-        (COMPLETIONS, b'{"custom_params": {"led": true}, "n": 1.0}'),
+        (COMPLETIONS, b'{"custom_params": {"led": true}, "n": 1.0, "beam_width": 2}'),
         (GENERATE, b'{"sampling_params": {"custom_params":{"led": true}}, "n": 1.0}'),
         (GENERATE, b'{"sampling_params": [{}, {"custom_params":{"led": true}}], "n": 1.0}'),
+        (GENERATE, b'{"sampling_params": {"beam_width":3,"custom_params":{"led":false}}, "n": 1.0}'),
+        (GENERATE, b'{"sampling_params": {"beam_width": 1}, "n": 1.0}'),
         (VERTEX, b'{"parameters": {"sampling_params": {"custom_params":{"led": true}}}, "n": 1.0}'),
     ],
 )
@@ -155,6 +157,13 @@ REFUSED = [
     (RESPONSES, {"custom_params": {"led": True}, "metadata": "x"}, ["metadata must be an object", "'x'"]),
     (RESPONSES, {"custom_params": {"led": True}, "metadata": [["led", "true"]]}, ["metadata must be an object"]),
     (VERTEX, {"parameters": {"sampling_params": {"custom_params": {"led": {"top_k": 0}}}}}, ["top_k"]),
+    (
+        GENERATE,
+        {"text": "a", "sampling_params": {"beam_width": 2}},
+        ["beam_width must be 1, got 2", "custom_params.led false"],
+    ),
+    (GENERATE, {"text": ["a"], "sampling_params": [{"beam_width": 2, "custom_params": {"led": {}}}]}, ["beam_width"]),
+    (VERTEX, {"parameters": {"sampling_params": {"beam_width": 2}}}, ["beam_width"]),
     (GENERATE, {"text": ""}, ["text", "empty"]),
     (GENERATE, {"text": ["a", ""]}, ["text", "empty"]),
     (GENERATE, {"input_ids": []}, ["input_ids", "empty"]),

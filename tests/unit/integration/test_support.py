@@ -62,12 +62,6 @@ def test_what_sglang_decided_counts_too() -> None:
         refuse_features(SimpleNamespace(attn_dp_size=1, _resolved_overrides=decided))
 
 
-def test_sglangs_rust_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SGLANG_RUST_SERVER", "1")
-    with pytest.raises(CaptureError, match=r"SGLANG_RUST_SERVER.*--led disabled"):
-        refuse_features(SimpleNamespace())
-
-
 def test_the_rest_starts() -> None:
     refuse_features(SimpleNamespace(pp_size=1, tokenizer_worker_num=1, enable_dp_attention=False))
     refuse_features(SimpleNamespace(disaggregation_mode="null", attn_dp_size=1, speculative_algorithm=None))

@@ -131,8 +131,9 @@ def test_a_beam_search_runs_with_led_off_beside_requests_that_explore(http: http
     with ThreadPoolExecutor(4) as pool:
         beams = [pool.submit(generate, http, led, sampling={**plain, "beam_width": 3, "n": 2}) for _ in range(2)]
         beside = [pool.submit(generate, http, {"trace": True}, sampling=seeded) for _ in range(2)]
-        found = [beam.result() for beam in beams]
-        assert found[0] == found[1]
+        first, second = ([one["text"] for one in beam.result()] for beam in beams)
+        assert first == second
+        assert len(set(first)) == 2, "the two best beams"
         for one in beside:
             assert one.result()["text"] == expected["text"]
             assert one.result()["meta_info"]["led_candidates"] == expected["meta_info"]["led_candidates"]

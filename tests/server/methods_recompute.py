@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.server.recompute import TIE, TOLERANCE, Array, Asked, Layers, adjusted, entropy, is_thinking, softmax
+from tests.server.recompute import (
+    TIE,
+    TOLERANCE,
+    Array,
+    Asked,
+    Layers,
+    adjusted,
+    entropy,
+    is_thinking,
+    lagging,
+    softmax,
+)
 
 DOLA_LAYERS = {"low": (2, 4, 6), "high": (7, 9, 11)}  # of 12 layers, 1-based
 LOWEST = -30.0  # log-probabilities below this are float32's noise
@@ -209,7 +220,7 @@ class SoftCase:
 
     def add_step(self, run: SoftRun, logits: Array, served: int | None) -> int:
         """The token that should be reported. served: taken where the engine samples, and to settle near-ties."""
-        logits = adjusted(logits, self.prompt_ids, run.output_ids, self.asked.edits)
+        logits = adjusted(logits, lagging(self.prompt_ids, run.output_ids), self.asked.edits)
         logprobs = log_softmax(logits / self.asked.tau)
         thinking = self.thinks(run.output_ids)
         ids, weights, posterior_entropy = mixture(logprobs, self.asked, self.noise(len(run.output_ids)))

@@ -189,30 +189,45 @@ EDITED: dict[str, Asked] = {
 }
 
 
-def recomputed_uniforms(oracle: Oracle, replies: list[Reply], mutation: Mutation) -> Array:
-    """Of each token under the recomputed p_LED: uniform and independent if it was drawn from it."""
-    blur, values = np.random.default_rng(3), []
+@dataclass(frozen=True)
+class Recomputed:
+    """Drawn tokens under the recomputed p_LED."""
+
+    uniforms: Array  # (N,): uniform and independent if each was drawn from it
+    lowered: Array  # (N,): the probability of all candidates with a negative bias
+    is_lowered: NDArray[np.bool_]  # (N,): one of them was drawn
+
+
+def recomputed(oracle: Oracle, replies: list[Reply], mutation: Mutation) -> Recomputed:
+    """Nothing told by the server goes in but which tokens its penalties had counted."""
+    blur, rows = np.random.default_rng(3), []
     for reply in replies:
         prompt_ids, output_ids, asked = reply.request.prompt_ids, reply.output_ids, reply.request.asked
+        counted = oracle.compare_all([reply], is_crowded=True).counted
         layers = forward(oracle.model, prompt_ids + output_ids)
         for i, token in enumerate(output_ids):
-            edit = partial(adjusted, prompt_ids=prompt_ids, output_ids=output_ids[:i], asked=asked)
+            edit = partial(adjusted, counted=counted[:i], asked=asked)
             step = step_at(layers, len(prompt_ids) + i - 1, edit, asked, mutation)
             candidates, _, led = led_distribution(step, asked)
-            # In the order of the ids: by probability, only the unlikely tail would tell of a lowered token.
-            order = np.argsort(candidates)
-            place = int(np.flatnonzero(candidates[order] == token)[0])
-            values.append(led[order].cumsum()[place] - blur.random() * led[order][place])
-    return np.clip(np.array(values), 0, 1 - 1e-12)
+            place = int(np.flatnonzero(candidates == token)[0])
+            uniform = led.cumsum()[place] - blur.random() * led[place]
+            is_lowered = np.array([asked.logit_bias.get(int(c), 0.0) < 0 for c in candidates])
+            rows.append((uniform, led[is_lowered].sum(), is_lowered[place]))
+    uniforms, lowered, drawn = zip(*rows, strict=True)
+    return Recomputed(np.clip(uniforms, 0, 1 - 1e-12), np.clip(lowered, 0, 1), np.array(drawn))
 
 
 @pytest.mark.parametrize("name", EDITED)
 def test_tokens_follow_the_recomputed_probabilities(name: str, client: Client, oracle: Oracle) -> None:
-    """Penalties and bias in every layer: nothing told by the server goes into the expected distribution."""
+    """Penalties and bias in every layer."""
     asked, first = EDITED[name], 5000 + 1000 * list(EDITED).index(name)
     seeds = range(first, first + 24)
     replies = client.together([Request(thinking_prompt(s, 12), asked, num_tokens=64, seed=s) for s in seeds])
     check(oracle, *replies)
-    assert min(uniform_p_values(recomputed_uniforms(oracle, replies, Mutation()))) > LEVEL
-    if name == "bias":  # the power of it: a bias that would stop at the final layer
-        assert min(uniform_p_values(recomputed_uniforms(oracle, replies, Mutation(edit_final_only=True)))) < LEVEL
+    found = recomputed(oracle, replies, Mutation())
+    assert min(uniform_p_values(found.uniforms)) > LEVEL
+    if name != "bias":
+        return
+    assert coin_p_value(found.is_lowered, found.lowered) > LEVEL
+    mutant = recomputed(oracle, replies, Mutation(edit_final_only=True))  # a bias that would stop at the final layer
+    assert coin_p_value(mutant.is_lowered, mutant.lowered) < LEVEL

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from led_sglang import trace
 from tests.server.asking import MARKERS, Client, Oracle, Reply, Request, check, sharp_server, thinking_prompt, words
 from tests.server.checkpoints import CLOSE_ID, END_ID, OPEN_ID
 from tests.server.launching import Server, kill_scheduler
@@ -151,6 +152,16 @@ def test_a_stream_is_exact_chunk_by_chunk(client: Client, oracle: Oracle) -> Non
     check(oracle, whole, stream)
     assert stream.output_ids == whole.output_ids
     assert stream.meta["led_stats"] == whole.meta["led_stats"]
+
+
+def test_the_inspectors_events_of_an_incremental_stream(client: Client) -> None:
+    sampling = {"temperature": 0.9, "max_new_tokens": 16, "ignore_eos": True}
+    ask = {"prompt": "What is 17 + 5 * 3?", "sampling": sampling, "led": {"phase": "all"}, "seed": 1}
+    *tokens, end = trace.stream(client.url, ask)
+    assert len(tokens) == 16 == end["stats"]["led_tokens"]
+    for token in tokens:
+        assert token["id"] in [candidate for candidate, _ in token["candidates"]]
+    assert sum(token["explored"] for token in tokens) == end["stats"]["explored_tokens"]
 
 
 def test_the_engines_logprobs_are_those_of_the_led_tokens(client: Client, oracle: Oracle) -> None:

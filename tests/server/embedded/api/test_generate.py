@@ -67,7 +67,7 @@ STREAMS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("prompts", [1, 2])
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_chunk_carries_the_trace_of_its_own_tokens(http: httpx.Client, name: str, prompts: int) -> None:
-    """So that they add up to the whole answer's, one entry a token, in as many bytes."""
+    """So that they add up to the whole answer's, one entry a token."""
     request = body(GENERATE, TRACE, 24)
     request["sampling_params"] |= {"sampling_seed": 4, **STREAMS[name]}
     if prompts > 1:

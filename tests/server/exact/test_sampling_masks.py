@@ -119,6 +119,7 @@ def test_n_samples_and_batches_of_led_alone(temperature: float, asker: Asker) ->
 def test_a_stream_tells_the_same(asker: Asker) -> None:
     request = wanting(Request(thinking_prompt(730), num_tokens=24, seed=5), "support")
     whole = asker.generate(request)
+    hold(whole)
     body = request.body() | {"stream": True}
     with httpx.stream("POST", f"{asker.url}/generate", json=body, timeout=60) as answer:
         assert answer.status_code == 200

@@ -37,7 +37,7 @@ def body(path: str, led: Any, mask: Any) -> bytes:
 
 def stamp(led: Any, mask: bool) -> Any:
     """On the way to the scheduler: where requests of the offline Engine are seen too."""
-    sampling = SimpleNamespace(custom_params={"led": led}, sampling_seed=None)
+    sampling = SimpleNamespace(custom_params={"led": led}, sampling_seed=None, top_k=-1)
     request = SimpleNamespace(sampling_params=sampling, input_ids=[1], rid="r", return_sampling_mask=mask)
     manager: Any = SimpleNamespace(server_args=SimpleNamespace())
     requests.stamp_one(manager, request)

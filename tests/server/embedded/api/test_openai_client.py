@@ -221,10 +221,10 @@ def holding(letter: str) -> dict[str, int]:
 def test_a_banned_token_is_never_drawn_under_a_grammar(openai: OpenAI, letter: str, exploit: bool) -> None:
     """The grammar leaves few tokens, so that the banned ones are candidates; latent layers would like them."""
     value = {"phase": "all", "exploit": exploit, "trace": True}
-    settings: dict[str, Any] = {"extra_body": {"regex": "[ab]{3}"}, "temperature": 1.0, "n": 30, "seed": 5}
+    settings: dict[str, Any] = {"extra_body": {"regex": "[abc]{3}"}, "temperature": 1.0, "n": 30, "seed": 5}
     choices = ask(openai, value, logit_bias=holding(letter), **settings).choices
-    other = "b" if letter == "a" else "a"
-    assert {choice.message.content for choice in choices} == {3 * other}
+    legal = re.compile("[abc]{3}".replace(letter, ""))
+    assert all(legal.fullmatch(choice.message.content) for choice in choices)
     banned = {int(token) for token in holding(letter)}
     metas = [choice.meta_info for choice in choices]
     traced = [(meta["led_candidates"], meta[f"led_{branch}"]) for meta in metas for branch in ("exploit", "explore")]

@@ -131,7 +131,7 @@ def test_a_beam_search_runs_with_led_off_beside_requests_that_explore(http: http
     with ThreadPoolExecutor(4) as pool:
         beams = [pool.submit(generate, http, led, sampling={**plain, "beam_width": 3, "n": 2}) for _ in range(2)]
         beside = [pool.submit(generate, http, {"trace": True}, sampling=seeded) for _ in range(2)]
-        first, second = ([one["text"] for one in beam.result()["beam_results"]] for beam in beams)
+        first, second = ([one["text"] for one in beam.result()["meta_info"]["beam_results"]] for beam in beams)
         assert first == second
         assert len(set(first)) == 2, "the two best beams"
         for one in beside:

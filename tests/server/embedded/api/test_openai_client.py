@@ -212,32 +212,39 @@ def test_a_logit_bias_reaches_the_candidates(openai: OpenAI) -> None:
     assert min(forced["led_confidence"]) > 0.999
 
 
-def holding(letter: str) -> dict[str, int]:
-    return {str(token): -100 for token, text in TEXTS.items() if letter in text}
+THOUGHT = (
+    "<|im_start|>user\nWhat is 17 + 5 * 3?<|im_end|>\n<|im_start|>assistant\n<think>\nI need 17 + 5"  # and then " *"
+)
 
 
 @pytest.mark.parametrize("exploit", [True, False])
-@pytest.mark.parametrize("letter", ["a", "b"])
-def test_a_banned_token_is_never_drawn_under_a_grammar(openai: OpenAI, letter: str, exploit: bool) -> None:
-    """The grammar leaves few tokens, so that the banned ones are candidates; latent layers would like them."""
-    value = {"phase": "all", "exploit": exploit, "trace": True}
-    settings: dict[str, Any] = {"extra_body": {"regex": "[abc]{3}"}, "temperature": 1.0, "n": 30, "seed": 5}
-    choices = ask(openai, value, logit_bias=holding(letter), **settings).choices
-    legal = re.compile("[abc]{3}".replace(letter, ""))
-    assert all(legal.fullmatch(choice.message.content) for choice in choices)
-    banned = {int(token) for token in holding(letter)}
-    metas = [choice.meta_info for choice in choices]
-    traced = [(meta["led_candidates"], meta[f"led_{branch}"]) for meta in metas for branch in ("exploit", "explore")]
-    shown = [
-        (token, probability)
-        for rows in traced
-        for step in zip(*rows, strict=True)
-        if None not in step
-        for token, probability in zip(*step, strict=True)
-    ]
-    assert any(token in banned for token, _ in shown), "no banned token was a candidate"
-    assert max(probability for token, probability in shown if token in banned) < 1e-20
-    assert sum(meta["led_stats"]["explored_tokens"] for meta in metas) > (0 if exploit else 29)
+def test_a_banned_token_is_never_drawn_under_a_grammar(http: httpx.Client, exploit: bool) -> None:
+    """The grammar leaves a few tokens, so that the banned one is a candidate; the latent layers are sure of it."""
+    led = {"exploit": exploit, "trace": True}
+    sampling: dict[str, Any] = {
+        "regex": r" [*+-]",
+        "temperature": 1.0,
+        "max_new_tokens": 1,
+        "n": 60,
+        "sampling_seed": 5,
+    }
+    banned = next(token for token, text in TEXTS.items() if text == " *")
+
+    def ask_for(**more: Any) -> list[dict[str, Any]]:
+        body = {"text": THOUGHT, "sampling_params": {**sampling, **more, "custom_params": {"led": led}}}
+        return list(http.post("/generate", json=body).raise_for_status().json())
+
+    liked = [answer["output_ids"][0] for answer in ask_for()]
+    assert liked.count(banned) > 20, "nobody wants this token"
+    answers = ask_for(logit_bias={str(banned): -100})
+    assert all(answer["output_ids"][0] != banned for answer in answers)
+    assert {answer["text"] for answer in answers} <= {" +", " -", " "}
+    metas = [answer["meta_info"] for answer in answers]
+    assert sum(meta["led_explored"][0] for meta in metas) > 5
+    for meta in metas:
+        for branch in ("exploit", "explore"):
+            told = dict(zip(meta["led_candidates"][0], meta[f"led_{branch}"][0], strict=True))
+            assert told[banned] < 1e-20
 
 
 def test_penalties_reach_the_candidates(openai: OpenAI) -> None:

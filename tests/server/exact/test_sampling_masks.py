@@ -4,7 +4,6 @@ A traced token's p_LED follows from its trace, which is held against transformer
 the engine's log-probabilities of the whole vocabulary.
 """
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from tests.server.launching import Server
 from tests.server.masks_recompute import policies
 from tests.server.methods_recompute import distance
 from tests.server.recompute import Asked
+from tests.server.talking import streamed
 from tests.server.test_methods import Asker, distributions
 
 pytestmark = pytest.mark.server
@@ -120,15 +120,15 @@ def test_a_stream_tells_the_same(asker: Asker) -> None:
     request = wanting(Request(thinking_prompt(730), num_tokens=24, seed=5), "support")
     whole = asker.generate(request)
     hold(whole)
-    body = request.body() | {"stream": True}
-    with httpx.stream("POST", f"{asker.url}/generate", json=body, timeout=60) as answer:
-        assert answer.status_code == 200
-        lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: {")]
-    chunks = [json.loads(line)["meta_info"] for line in lines]
+    with httpx.Client(base_url=asker.url, timeout=60) as http:
+        chunks = list(streamed(http, request.body()))
     assert len(chunks) > 5
-    for chunk in chunks:
-        assert len(chunk["output_token_sampling_mask"]) == chunk["completion_tokens"]
-    same_masks(chunks[-1], whole.meta)
+    told: dict[str, list[Any]] = {key: [] for key in ("output_token_sampling_mask", "output_token_sampling_logprobs")}
+    for chunk in chunks:  # the server's streams hold what is new only
+        for key, values in told.items():
+            assert len(chunk["meta_info"][key]) == len(chunk["output_ids"])
+            values += chunk["meta_info"][key]
+    same_masks(told, whole.meta)
 
 
 def test_the_engines_other_outputs_tell_the_final_layer(client: Client, asker: Asker) -> None:

@@ -140,23 +140,20 @@ class Oracle:
     def compare(self, reply: Reply, mutation: recompute.Mutation | None = None) -> recompute.Comparison:
         return self.compare_all([reply], mutation)
 
-    def compare_all(
-        self, replies: Sequence[Reply], mutation: recompute.Mutation | None = None, is_crowded: bool = False
-    ) -> recompute.Comparison:
+    def compare_all(self, replies: Sequence[Reply], mutation: recompute.Mutation | None = None) -> recompute.Comparison:
         total = recompute.Comparison()
         for reply in replies:
             request, output_ids = reply.request, reply.output_ids
             total.same("number of tokens", len(output_ids), request.num_tokens)
             layers = recompute.forward(self.model, request.prompt_ids + output_ids)
             given = layers, request.prompt_ids, output_ids, reply.meta, request.asked
-            part = recompute.compare(*given, MARKERS, mutation, is_crowded)
-            total.add(part)
+            total.add(recompute.compare(*given, MARKERS, mutation))
         return total
 
 
 def check(oracle: Oracle, *replies: Reply) -> recompute.Comparison:
     """Every traced value agrees, and there was something to compare."""
-    comparison = oracle.compare_all(replies, is_crowded=len(replies) > 1)
+    comparison = oracle.compare_all(replies)
     assert not comparison.faults, f"{len(comparison.faults)} faults: " + "\n".join(comparison.faults[:8])
     return comparison
 

@@ -125,28 +125,10 @@ def lagging(prompt_ids: list[int], output_ids: list[int]) -> list[int]:
     """What the engine has counted before the next token: it lags one token behind.
 
     With the overlap scheduler the newest token is still on the device when it is counted, and the prompt's last one
-    stands in at the first decode step.
+    stands in at the first decode step. That is so of a request alone: where another request's prompt ran since the last
+    step the newest token is known in time, and one is never counted and another one twice.
     """
     return [prompt_ids[-1], *output_ids][: len(output_ids)]
-
-
-MAX_HISTORIES = 24
-
-
-def grown(
-    histories: list[list[int]], prompt_ids: list[int], output_ids: list[int], asked: Asked, is_crowded: bool
-) -> list[list[int]]:
-    """What it may have counted, one token later.
-
-    Where another request's prompt ran since the last step, the newest token is known in time: then one token is never
-    counted and another one twice. Which steps these were only the server's numbers tell.
-    """
-    is_counting = asked.frequency_penalty or asked.presence_penalty or asked.repetition_penalty != 1
-    if not output_ids or not is_counting or not is_crowded:
-        return [lagging(prompt_ids, output_ids)]
-    late, newest = [prompt_ids[-1], *output_ids][-2:]
-    options = [[*history, token] for history in histories for token in (late, newest)]
-    return list({tuple(sorted(option)): option for option in reversed(options)}.values())[::-1][:MAX_HISTORIES]
 
 
 @dataclass(frozen=True)
@@ -205,7 +187,6 @@ class Comparison:
     num_explored: int = 0
     worst: float = 0.0
     depths: list[int] = field(default_factory=list)
-    counted: list[int] = field(default_factory=list)  # tokens of the last reply that the engine's penalties counted
 
     def near(self, name: str, told: float, expected: float) -> None:
         error = abs(told - expected)
@@ -225,7 +206,6 @@ class Comparison:
         self.num_active += other.num_active
         self.num_explored += other.num_explored
         self.worst = max(self.worst, other.worst)
-        self.counted = other.counted or self.counted
 
     def holds(self, name: str, is_true: bool) -> None:
         if not is_true:
@@ -240,10 +220,9 @@ def compare(
     asked: Asked,
     markers: tuple[int, int],
     mutation: Mutation | None = None,
-    is_crowded: bool = False,
 ) -> Comparison:
-    """Every traced value of every generated token against the recomputation. is_crowded: see `grown`."""
-    result, histories = Comparison(), [list[int]()]
+    """Every traced value of every generated token against the recomputation."""
+    result = Comparison()
     columns = ("think", "explored", "depth", "confidence", "entropy", "candidates", "exploit", "explore", "logprob")
     for column in columns:
         result.same(f"number of led_{column}", len(trace[f"led_{column}"]), len(output_ids))
@@ -253,7 +232,6 @@ def compare(
         told = {column: trace[f"led_{column}"][i] for column in columns}
         before = output_ids[:i]
         thinking = is_thinking(prompt_ids + before, *markers)
-        histories = grown(histories, prompt_ids, before, asked, is_crowded)
         result.num_steps += 1
         result.same(f"token {i} think", told["think"], thinking)
         if not thinking and asked.phase == "think":
@@ -262,15 +240,9 @@ def compare(
                 result.same(f"token {i} {column} outside the phase", told[column], None)
             continue
         row = len(prompt_ids) + i - 1
-        parts = [Comparison(counted=counted) for counted in histories]
-        for part in parts:
-            edit = partial(adjusted, counted=part.counted, asked=asked)
-            step = step_at(layers, row, edit, asked, mutation or Mutation())
-            compare_step(part, f"token {i}", step, told, token, asked)
-        best = min(parts, key=lambda part: len(part.faults))
-        result.add(best)
-        histories = [part.counted for part in parts if not part.faults] or [best.counted]
-    result.counted = histories[0]
+        edit = partial(adjusted, counted=lagging(prompt_ids, before), asked=asked)
+        step = step_at(layers, row, edit, asked, mutation or Mutation())
+        compare_step(result, f"token {i}", step, told, token, asked)
     return result
 
 

@@ -124,8 +124,12 @@ def test_penalties_and_bias_act_on_every_layer(name: str, client: Client, oracle
 
 
 def test_penalties_and_bias_in_a_mixed_batch(client: Client, oracle: Oracle) -> None:
-    """Beside requests without any, prompts of several chunks, and a request that has left by then."""
-    kinds = [*ENGINE.values(), *[Asked()] * 4, Asked(temperature=0.0, depth=4)]
+    """Beside requests without any, prompts of several chunks, and a request that has left by then.
+
+    What penalties count in a crowd, the engine's schedule decides (`recompute.lagging`): they are here alone above.
+    """
+    edits = [ENGINE[name] for name in ("bias", "forbidden but for three", "half of the vocabulary discouraged")]
+    kinds = [*edits, ENGINE["at least so many tokens"], *edits, *[Asked()] * 4, Asked(temperature=0.0, depth=4)]
     requests = [Request(thinking_prompt(420 + i, 12 + 9 * i), asked, 12 + i, seed=i) for i, asked in enumerate(kinds)]
     replies = client.together(requests)
     check(oracle, *replies)

@@ -130,7 +130,7 @@ def test_penalties_and_bias_in_a_mixed_batch(client: Client, oracle: Oracle) -> 
     """
     edits = [ENGINE[name] for name in ("bias", "forbidden but for three", "half of the vocabulary discouraged")]
     kinds = [*edits, ENGINE["at least so many tokens"], *edits, *[Asked()] * 4, Asked(temperature=0.0, depth=4)]
-    requests = [Request(thinking_prompt(420 + i, 12 + 9 * i), asked, 12 + i, seed=i) for i, asked in enumerate(kinds)]
+    requests = [Request(thinking_prompt(420 + i, 12 + 9 * i), asked, 16 + i, seed=i) for i, asked in enumerate(kinds)]
     replies = client.together(requests)
     check(oracle, *replies)
     plain = client.generate(requests[-2])  # the tables of its neighbours are gone

@@ -172,12 +172,13 @@ def encode(tokenizer: Any, prompt: str, is_raw: bool) -> Tensor:
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
     """Raises AnalysisError for what transformers cannot load."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(args.model)
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:  # the last: a file that broke off
         raise AnalysisError(f"the model {args.model} cannot be loaded: {' '.join(str(error).split())}") from error
     return model.to(args.device).eval(), tokenizer
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from led_sglang import __version__
-from led_sglang.params import FORMS, METHODS, PHASES, ServerConfig
+from led_sglang.params import FORMS, METHODS, PHASES, LedParamError, ServerConfig
 
 BACKENDS = ("auto", "reference", "eager", "fused", "compiled", "triton")
 
@@ -89,6 +89,8 @@ def server_config_of(options: argparse.Namespace, default_depth: int | None = No
     depth, max_depth = options.led_depth, options.led_max_depth
     if depth is None:  # the paper's, unless fewer layers are captured
         depth = ServerConfig().depth if max_depth is None else max(1, min(ServerConfig().depth, max_depth))
+    if depth < 1:
+        raise LedParamError(f"--led-depth must be an integer in [1, the model's number of layers], got {depth}")
     if max_depth is None:
         max_depth = max(depth, default_depth or 1)
     config = ServerConfig(

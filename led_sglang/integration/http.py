@@ -24,6 +24,7 @@ from led_sglang.integration.places import (
     read_form,
     read_object,
     refuse_misplaced,
+    refuse_twice,
 )
 from led_sglang.integration.requests import refuse_mask
 from led_sglang.params import LedParamError, check_custom_params, parse_request, refuse_beams, server_config, show
@@ -102,11 +103,12 @@ def _lift(request: dict[str, Any], path: str) -> bytes | None:
         _refuse_empty(request)
     config = server_config()
     assert config is not None
-    for holder in holders:
+    masks = request.get("return_sampling_mask")  # of all prompts, or one for each
+    for i, holder in enumerate(holders):
         params = parse_request((holder.get("custom_params") or {}).get("led"), config)
         if path in NATIVE_PATHS:
             refuse_beams(holder.get("beam_width"), params)
-        refuse_mask(params, request.get("return_sampling_mask"))
+        refuse_mask(params, (masks[i : i + 1] if len(holders) > 1 else masks) if isinstance(masks, list) else [masks])
     if path == RESPONSES:
         is_lifted = _sink_into_metadata(request)
     return json.dumps(request).encode() if is_lifted else None
@@ -114,13 +116,16 @@ def _lift(request: dict[str, Any], path: str) -> bytes | None:
 
 def _lift_into(request: dict[str, Any], metadata: dict[str, Any]) -> None:
     try:
-        value = json.loads(metadata["led"]) if isinstance(metadata["led"], str) else metadata["led"]
+        value = metadata["led"]
+        value = json.loads(value, object_pairs_hook=read_object) if isinstance(value, str) else value
     except (ValueError, RecursionError) as error:
         raise LedParamError(f"metadata.led must be JSON in a string, got {show(metadata['led'])}") from error
+    refuse_twice(value, ("metadata", "led"))
     custom = request.get("custom_params") or {}
-    if "led" in custom and custom["led"] != value:
+    own = custom.get("led")
+    if own is not None and value is not None and own != value:
         raise LedParamError("custom_params.led and metadata.led disagree: send one of them")
-    request["custom_params"] = {**custom, "led": value}
+    request["custom_params"] = {**custom, "led": own if value is None else value}  # null asks for nothing
 
 
 def _sink_into_metadata(request: dict[str, Any]) -> bool:

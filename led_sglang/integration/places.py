@@ -29,7 +29,8 @@ HOLDERS = frozenset(  # and custom_params
     (
         *("metadata", "samplingparams", "parameters", "instances", "options", "sessionparams"),
         *("extrabody", "extraparams", "extraargs", "extraquery", "modelkwargs", "vllmxargs", "generationconfig"),
-        "chattemplatekwargs",
+        *("params", "kwargs", "generationkwargs", "genkwargs", "additionalkwargs", "litellmparams", "provideroptions"),
+        *("chattemplatekwargs", "nvext", "extra", "extrajson", "inferenceparams"),
     )
 )
 LIKE_LED = frozenset(("led", "led_params", STAMP_KEY.strip("_"), *(f"led_{key}" for key in KEYS)))
@@ -103,11 +104,18 @@ def _search(holder: dict[str, Any], place: Place, has_processor: bool) -> Iterat
         if key in getattr(holder, "repeated", ()) and (is_like_led(key) or is_holder(key)):
             raise LedParamError(f"{_name(here)} stands twice in the request")
         if is_like_led(key) or (is_custom and not has_processor and key.lower() in KEYS):
+            refuse_twice(value, here)
             if value is not None:
                 yield here
         elif len(place) < MAX_DEPTH and is_holder(key):
             for inner, inner_place in _objects(value, here):
                 yield from _search(inner, inner_place, has_processor)
+
+
+def refuse_twice(value: object, place: Place) -> None:
+    """Raises LedParamError for an object of parameters in which a key stands twice."""
+    for key in sorted(getattr(value, "repeated", ())):
+        raise LedParamError(f"{_name((*place, key))} stands twice in the request")
 
 
 def _name(place: Place) -> str:

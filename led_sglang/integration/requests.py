@@ -5,7 +5,7 @@ import json
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -28,10 +28,12 @@ from led_sglang.params import (
     parse_request,
     refuse_beams,
     server_config,
+    show,
 )
 
 logger = logging.getLogger(__name__)
 DETERMINISTIC_SEED = 42  # SGLang's own for requests without one under --enable-deterministic-inference
+MAX_BIAS = 1e30  # one that is infinite in float32, over the temperature too, takes stock SGLang 0.5.23's scheduler down
 MAX_LOGGED_FAILURES = 3  # the counter in /led/info goes on
 
 
@@ -44,18 +46,21 @@ def _config() -> ServerConfig:
 def verify(original: Any, self: Any, vocab_size: int) -> None:
     """AROUND SamplingParams.verify: a LedParamError here becomes HTTP 400."""
     original(self, vocab_size)
+    for token, bias in (self.logit_bias or {}).items():
+        if not float(bias) <= MAX_BIAS:
+            raise LedParamError(f"logit_bias[{token}] must be a number of at most {MAX_BIAS:g}, got {show(bias)}")
     custom = self.custom_params
     if custom is not None:
         check_custom_params(custom)
     refuse_beams(getattr(self, "beam_width", None), parse_request(custom.get("led") if custom else None, _config()))
 
 
-def refuse_mask(params: LedParams | None, returns_mask: object) -> None:
+def refuse_mask(params: LedParams | None, returns_mask: Sequence[object]) -> None:
     """Raises LedParamError where `return_sampling_mask` could not be answered with what the tokens are drawn from.
 
-    params: of one request, None = not ours; returns_mask: its field, which a JSON body may hold as anything.
+    params: of requests, None = not ours; returns_mask: a field of each, which a JSON body may hold as anything.
     """
-    if returns_mask is not True or params is None or params.method == "none":
+    if not any(value is True for value in returns_mask) or params is None or params.method == "none":
         return
     if not _masks_are_tensors():
         raise LedParamError(
@@ -107,7 +112,7 @@ def stamp_one(self: Any, tokenized_obj: Any) -> None:
         return
     custom = sampling.custom_params or {}
     params = parse_request(custom.get("led"), _config())
-    refuse_mask(params, getattr(tokenized_obj, "return_sampling_mask", False))
+    refuse_mask(params, [getattr(tokenized_obj, "return_sampling_mask", False)])
     if params is None:
         return
     earlier = custom.get(STAMP_KEY)

@@ -18,8 +18,9 @@ except ImportError:  # SGLang 0.5.17
 def merged(argv: Sequence[str], settings: dict[str, Any]) -> list[str]:
     """The settings of a YAML file and then the command line, as SGLang puts them together: the later word wins.
 
-    Raises SystemExit for a setting that SGLang reads from no file.
+    A setting of null is not said. Raises SystemExit for a setting that SGLang reads from no file.
     """
+    settings = {key: value for key, value in settings.items() if value is not None}
     if not settings:
         return list(argv)
     with tempfile.TemporaryDirectory(prefix="led-sglang-settings-") as folder:

@@ -128,6 +128,17 @@ async def test_the_same_in_both_places_is_no_conflict(client: httpx.AsyncClient)
     assert (await client.post(CHAT, json=sent)).json()["custom_params"] == {"led": {"depth": 2}}
 
 
+@pytest.mark.parametrize(
+    ("custom", "metadata", "expected"),
+    [(None, '{"depth": 4}', {"depth": 4}), ({"depth": 4}, None, {"depth": 4}), ({"depth": 4}, "null", {"depth": 4})],
+)
+async def test_null_asks_for_nothing(
+    client: httpx.AsyncClient, custom: object, metadata: object, expected: object
+) -> None:
+    body = {"custom_params": {"led": custom}, "metadata": {"led": metadata}}
+    assert (await client.post(CHAT, json=body)).json()["custom_params"]["led"] == expected
+
+
 async def test_a_body_in_pieces_is_read_whole(client: httpx.AsyncClient, echo: Echo) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         for piece in (b'{"metadata": {"l', b'ed": "{\\"dep', b'th\\": 2}"}}'):

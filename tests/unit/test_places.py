@@ -181,6 +181,7 @@ def test_nesting_of_any_depth_is_read_or_refused(path: str, depth: int) -> None:
         b'{"custom_params": {"led": {"depth": 3}}, "custom_params": {}}',
         b'{"extra_body": {"custom_params": {"led": true}}, "extra_body": {"led": null}}',
         b'{"led": true, "led": null}',
+        b'{"custom_params": {"led": {"depth": 3, "depth": 4}}}',
         b'{"sampling_params": {"custom_params": {"led": {"depth": 2}, "led": null}}}',
     ],
 )

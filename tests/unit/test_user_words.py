@@ -118,6 +118,13 @@ def test_some_words_in_the_file_and_some_on_the_command_line(fields: tuple[str, 
 
 
 @pytest.mark.parametrize("field", OURS)
+def test_null_in_the_file_says_nothing(field: str, tmp_path: Path) -> None:
+    file = tmp_path / "null.yaml"
+    file.write_text(f"{field.replace('_', '-')}:\n")
+    assert fields_of(["--config", str(file)]) == expected({})
+
+
+@pytest.mark.parametrize("field", OURS)
 def test_the_command_line_beats_the_file(field: str, tmp_path: Path) -> None:
     flag = f"--{field.replace('_', '-')}"
     config = ["--config", in_file(tmp_path, {field: OTHERS[field]})]

@@ -53,6 +53,14 @@ def test_refused(name: str) -> None:
         assert all(word in str(error.value) for word in words), error.value
 
 
+def test_a_list_of_masks_is_of_the_prompts_in_order() -> None:
+    gumbel, plain = ({"custom_params": {"led": {"method": method}}} for method in ("soft_thinking_gumbel", "none"))
+    for sampling, masks in ((gumbel, [False, True]), ([gumbel, plain], [True, False])):
+        with pytest.raises(LedParamError, match="soft_thinking_gumbel"):
+            lift(json.dumps({"return_sampling_mask": masks, "sampling_params": sampling}).encode(), "/generate")
+    lift(json.dumps({"return_sampling_mask": [False, True], "sampling_params": [gumbel, plain]}).encode(), "/generate")
+
+
 @pytest.mark.parametrize("led", [led for led, _ in REFUSED.values()])
 def test_without_a_mask_nothing_is(led: Any) -> None:
     for path in PATHS:
@@ -79,8 +87,8 @@ def test_an_older_sglang_has_nothing_to_write_to(monkeypatch: pytest.MonkeyPatch
     requests._masks_are_tensors.cache_clear()
     try:
         with pytest.raises(LedParamError, match=r"0\.5\.23"):
-            requests.refuse_mask(LedParams(), True)
-        requests.refuse_mask(LedParams(method="none"), True)
-        requests.refuse_mask(None, True)
+            requests.refuse_mask(LedParams(), [True])
+        requests.refuse_mask(LedParams(method="none"), [True])
+        requests.refuse_mask(None, [True])
     finally:
         requests._masks_are_tensors.cache_clear()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from led_sglang.integration.requests import DETERMINISTIC_SEED, stamp_batch, stamp_one
-from led_sglang.params import ENV_CONFIG, STAMP_KEY, ServerConfig, export_config
+from led_sglang.integration.requests import DETERMINISTIC_SEED, stamp_batch, stamp_one, verify
+from led_sglang.params import ENV_CONFIG, STAMP_KEY, LedParamError, ServerConfig, export_config
 
 GREEDY: list[dict[str, Any]] = [
     {"temperature": 0},
@@ -23,6 +23,17 @@ GREEDY: list[dict[str, Any]] = [
 def served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENV_CONFIG, "")
     export_config(ServerConfig(num_layers=12, open_ids=(5,), close_ids=(6,)))
+
+
+@pytest.mark.parametrize("value", [1e39, 3e38, float("inf")])
+def test_a_bias_that_would_take_the_scheduler_down_is_refused(value: float) -> None:
+    """Infinite in float32, or over the temperature: SGLang's draw raises, LED or not."""
+    for led in (True, False):
+        params = SamplingParams(logit_bias={"15": value}, custom_params={"led": led})
+        with pytest.raises(LedParamError, match=r"logit_bias\[15\] must be a number of at most 1e\+30"):
+            verify(lambda self, vocab_size: None, params, 100)
+    for legal in (-100.0, 100, 1e30, -1e39):
+        verify(lambda self, vocab_size: None, SamplingParams(logit_bias={"15": legal}), 100)
 
 
 def manager(is_deterministic: bool = False) -> Any:

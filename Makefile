@@ -32,7 +32,7 @@ check: env
 	@scripts/check
 
 accuracy: env
-	@exec $(PYTHON_VENV) -m led_sglang.embedded.evaluate $(or $(ARGS),--offline)
+	@exec $(PYTHON_VENV) -m training.evaluate $(or $(ARGS),--offline)
 
 bench: env
 	@exec $(PYTHON_VENV) -m benchmarks.bench_server $(ARGS)

@@ -53,6 +53,11 @@ RULES = (
     ),
     Rule(
         where=PACKAGE,
+        forbidden=("training", "benchmarks", "tests"),
+        why="what only developers use is not in the wheel",
+    ),
+    Rule(
+        where=PACKAGE,
         forbidden=("sglang",),
         why="only integration and platform know SGLang",
         except_where=(f"{PACKAGE}.integration", f"{PACKAGE}.platform"),

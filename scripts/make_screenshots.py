@@ -19,7 +19,7 @@ from playwright.sync_api import Page, sync_playwright
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from led_sglang import trace
-from led_sglang.embedded.scoring import final_answer
+from training.scoring import final_answer
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 QUESTION, ANSWER = "What is 17 + 5 * 3?", "32"

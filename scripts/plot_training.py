@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from led_sglang.evals.figures import style, to_svg
 
 ROOT = Path(__file__).resolve().parents[1]
-LOGS = ROOT / "led_sglang" / "embedded"
+LOGS = ROOT / "training"
 OUT = ROOT / "docs" / "images" / "training.svg"
 
 

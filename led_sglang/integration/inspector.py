@@ -262,7 +262,7 @@ def setup(manager: Any) -> dict[str, Any]:
     from led_sglang import embedded
 
     examples = list(EXAMPLES)
-    if str(manager.model_path) in map(str, embedded.MODEL_DIRS.values()):
+    if str(manager.model_path) == str(embedded.MODEL_DIR):
         from led_sglang.embedded.tasks import TASK_NAMES, generate
 
         examples = [problem.question for task in TASK_NAMES for problem in generate(task, "held_out", 2, seed=2)]

@@ -43,8 +43,7 @@ COMMANDS = {
     "patches": ["led_sglang.patches", "check"],
     "problems": ["led_sglang.embedded.problems", "--count", "20"],
     "countdown": ["led_sglang.embedded.countdown", "--count", "20"],
-    "embedded": ["led_sglang.embedded", "rl"],
-    "evaluate": ["led_sglang.embedded.evaluate", "--problems", "2", "--base-url", "{url}/v1"],
+    "evaluate": ["training.evaluate", "--problems", "2", "--base-url", "{url}/v1"],
     "plot": ["benchmarks.plot", "--results", "{folder}", "--out", "{folder}/pictures"],
 }
 

@@ -15,11 +15,12 @@ import pytest
 from benchmarks import plot
 from benchmarks.soak import __main__ as soak
 from led_sglang import analysis, patches, trace
-from led_sglang.embedded import tokenizer, train
+from led_sglang.embedded import tokenizer
 from led_sglang.evals import __main__ as evals
 from led_sglang.evals import report
 from led_sglang.releases import installed_release
 from tests.unit.evals.fake_server import FakeServer
+from training import train
 
 QUESTIONS = "".join(json.dumps({"id": f"é{i}", "problem": f"Say {i}", "answer": str(i)}, ensure_ascii=False) + "\n"
                     for i in range(3))  # fmt: skip

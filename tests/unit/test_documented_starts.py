@@ -21,7 +21,7 @@ MANIFESTS = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
 COMMAND = re.compile(r"python3? -m led_sglang\.launch\b([^`#&|]*)")
 IMAGE = re.compile(r"docker run [^`#]*? led-sglang(?::\S+)?[ ]([^`#]*)")
 MAKE = re.compile(r"make serve(?: ARGS=(?P<quote>[\"'])(?P<arguments>[^\"']*)(?P=quote))?")
-PLACEHOLDERS = {"$(python -m led_sglang.embedded sft)": "SFT", '"$KEY"': "key", "$(NODE_RANK)": "1"}
+PLACEHOLDERS = {'"$KEY"': "key", "$(NODE_RANK)": "1"}
 
 
 def commands_in(text: str) -> Iterator[str]:

@@ -8,11 +8,11 @@ import pytest
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from led_sglang import trace
-from led_sglang.embedded import evaluate
 from led_sglang.evals import __main__ as evals
 from led_sglang.evals import client
 from led_sglang.ports import HeldPort
 from tests.unit.evals.fake_server import FakeServer
+from training import evaluate
 
 Command = Callable[..., int]
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from led_sglang.embedded import tasks, tokenizer
-from led_sglang.embedded.batches import render
+from training.batches import render
 
 TOKENIZER = tokenizer.build()
 OPENING = "<|im_start|>assistant\n<think>\n"

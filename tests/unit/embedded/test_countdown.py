@@ -50,8 +50,8 @@ def test_every_written_step_and_every_written_answer_is_right() -> None:
 
 def test_what_is_written_fits_the_limit_of_the_evaluation() -> None:
     from led_sglang.embedded import tokenizer
-    from led_sglang.embedded.batches import render
-    from led_sglang.embedded.evaluate import MAX_NEW_TOKENS
+    from training.batches import render
+    from training.evaluate import MAX_NEW_TOKENS
 
     build = tokenizer.build()
     assert max(len(build.encode(render(problem).completion)) for problem in PROBLEMS) < MAX_NEW_TOKENS

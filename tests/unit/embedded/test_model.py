@@ -7,18 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from led_sglang.embedded import MODEL_DIR, MODEL_DIRS, evaluate, model_path
+from led_sglang import embedded
+from led_sglang.embedded import MODEL_DIR, model_path
+from training import MODEL_DIRS, evaluate
 
 MAX_BYTES = 16_000_000
 both = pytest.mark.parametrize("folder", MODEL_DIRS.values(), ids=MODEL_DIRS)
 
 
-def test_names() -> None:
-    assert model_path() == model_path("rl") == str(MODEL_DIR)
-    asked = subprocess.run([sys.executable, "-m", "led_sglang.embedded", "sft"], capture_output=True, text=True)
-    assert asked.stdout.strip() == model_path("sft") != model_path("rl")
-    with pytest.raises(ValueError, match="one of rl, sft"):
-        model_path("ppo")
+def test_the_default_is_the_reinforced_one() -> None:
+    assert model_path() == str(MODEL_DIR) == str(MODEL_DIRS["rl"])
 
 
 def test_the_two_are_not_the_same() -> None:
@@ -59,8 +57,8 @@ def test_the_package_imports_no_torch() -> None:
 
 
 def test_missing_weights_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODEL_DIRS, "rl", MODEL_DIR / "absent")
-    with pytest.raises(FileNotFoundError, match=r"embedded\.train"):
+    monkeypatch.setattr(embedded, "MODEL_DIR", MODEL_DIR / "absent")
+    with pytest.raises(FileNotFoundError, match=r"training\.train"):
         model_path()
 
 

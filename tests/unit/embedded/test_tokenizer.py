@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from led_sglang.embedded import MODEL_DIR, MODEL_DIRS, tasks, tokenizer
+from led_sglang.embedded import MODEL_DIR, tasks, tokenizer
+from training import MODEL_DIRS
 
 BUILT = tokenizer.build()
 

@@ -1,8 +1,8 @@
 """Accuracy of the embedded models on held-out problems, sampled from a running server or without one.
 
-    python -m led_sglang.embedded.evaluate --base-url http://127.0.0.1:30000/v1 --problems 500 --method none
-    python -m led_sglang.embedded.evaluate --offline --problems 500
-    python -m led_sglang.embedded.evaluate --offline --task countdown --problems 100 --samples 16
+    python -m training.evaluate --base-url http://127.0.0.1:30000/v1 --problems 500 --method none
+    python -m training.evaluate --offline --problems 500
+    python -m training.evaluate --offline --task countdown --problems 100 --samples 16
 
 The last line printed is one JSON document.
 """
@@ -18,9 +18,9 @@ from typing import Any
 from led_sglang.arguments import api_key, integer, number, text, url
 from led_sglang.command import CommandError, guarded
 from led_sglang.embedded import model_path
-from led_sglang.embedded.scoring import final_answer, sample_scores, score
 from led_sglang.embedded.tasks import TASK_NAMES, Problem, generate, grade
 from led_sglang.params import METHODS
+from training.scoring import final_answer, sample_scores, score
 
 MAX_NEW_TOKENS = 256  # the longest thinking of the training data has about 190
 
@@ -75,7 +75,7 @@ def evaluate(args: argparse.Namespace) -> list[list[bool]]:
 
 
 def _sample_offline(args: argparse.Namespace, batch: list[Problem]) -> list[str]:
-    from led_sglang.embedded.offline import sample
+    from training.offline import sample
 
     questions = [problem.question for problem in batch]
     try:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from led_sglang.embedded import model_path, tokenizer, train
+from led_sglang.embedded import model_path, tokenizer
+from training import train
 
 
 def test_the_schedule_follows_the_step() -> None:

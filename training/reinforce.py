@@ -1,6 +1,6 @@
 """Reinforcement learning after the supervised stage: GRPO with a reward for right answers, by TRL's trainer.
 
-    python -m led_sglang.embedded.reinforce --steps 120 --seed 2 --init DIR --out DIR
+    python -m training.reinforce --steps 120 --seed 2 --init DIR --out DIR
 
 needs `pip install "led_sglang[train]"`. The log has one line a step: the reward, the entropy of the final layer's
 posterior where tokens were sampled, the length; and now and then pass@1 and pass@16 on held-out problems.
@@ -24,10 +24,10 @@ from led_sglang import files
 from led_sglang.arguments import integer, number
 from led_sglang.command import guarded
 from led_sglang.embedded import tasks
-from led_sglang.embedded.batches import render
-from led_sglang.embedded.offline import chat_prompts, complete
-from led_sglang.embedded.scoring import final_answer, sample_scores
-from led_sglang.embedded.train import save
+from training.batches import render
+from training.offline import chat_prompts, complete
+from training.scoring import final_answer, sample_scores
+from training.train import save
 
 ARITHMETIC_SHARE = 0.2  # kept in the mix so that it is not forgotten
 GROUP_SIZE = 16  # completions of one prompt, whose mean reward is the baseline

@@ -2,9 +2,9 @@
 
 import pytest
 
-from led_sglang.embedded import evaluate
-from led_sglang.embedded.scoring import final_answer, sample_scores, score, wilson_interval
 from led_sglang.ports import HeldPort
+from training import evaluate
+from training.scoring import final_answer, sample_scores, score, wilson_interval
 
 
 def test_wilson_interval() -> None:

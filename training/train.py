@@ -1,6 +1,6 @@
 """Trains the embedded model on written solutions of generated problems, the stage before reinforcement learning.
 
-    python -m led_sglang.embedded.train --steps 2500 --seed 1 --init DIR --out DIR
+    python -m training.train --steps 2500 --seed 1 --init DIR --out DIR
 
 Data and schedule follow the seed and the step: the same machine makes the same weights, however long it takes.
 """
@@ -21,7 +21,7 @@ from led_sglang import files
 from led_sglang.arguments import integer, number
 from led_sglang.command import guarded
 from led_sglang.embedded import tokenizer as tokenizer_module
-from led_sglang.embedded.batches import Batch, batches
+from training.batches import Batch, batches
 
 LOG_EVERY_STEPS = 100
 LOG_HEADER = "step,seconds,tokens,learning_rate,loss"

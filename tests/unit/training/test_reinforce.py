@@ -6,7 +6,8 @@ import pytest
 
 pytest.importorskip("trl", reason='needs pip install "led_sglang[train]"')
 
-from led_sglang.embedded import model_path, reinforce
+from led_sglang.embedded import model_path
+from training import reinforce
 
 
 def test_a_step_runs_and_is_logged(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 import torch
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
-from led_sglang.embedded import model_path, offline
+from led_sglang.embedded import model_path
+from training import offline
 
 MODEL = Qwen3ForCausalLM.from_pretrained(model_path(), dtype=torch.float32).eval()
 TOKENIZER = AutoTokenizer.from_pretrained(model_path())

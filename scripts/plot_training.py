@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from led_sglang.evals.figures import style, to_svg
+from led_sglang.evals.report.figures import style, to_svg
 
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / "training"

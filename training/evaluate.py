@@ -39,7 +39,7 @@ def answer_in(message: dict[str, Any]) -> str:
 
 async def ask_server(args: argparse.Namespace, batch: list[Problem]) -> list[str]:
     """Raises CommandError where the server does not answer, or refuses."""
-    from led_sglang.evals.client import Client
+    from led_sglang.evals.run.client import Client
 
     free_slots = asyncio.Semaphore(args.concurrency)
     async with Client(args.base_url, args.api_key, args.model, args.timeout_s, args.concurrency) as client:

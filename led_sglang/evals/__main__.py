@@ -76,7 +76,7 @@ def _temperatures(text: str) -> tuple[float, ...]:
 
 
 def run_command(args: argparse.Namespace) -> int:
-    from led_sglang.evals.runner import Runner, Settings
+    from led_sglang.evals.run.runner import Runner, Settings
 
     settings = Settings(
         tasks=tuple(find_tasks(args.task)),
@@ -107,7 +107,7 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def report_command(args: argparse.Namespace) -> int:
-    from led_sglang.evals.report import write_report
+    from led_sglang.evals.report.compose import write_report
 
     for path in write_report(args):
         print(path)
@@ -126,7 +126,7 @@ def reproduce_command(args: argparse.Namespace) -> int:
 
 
 def compact_command(args: argparse.Namespace) -> int:
-    from led_sglang.evals.results import compact
+    from led_sglang.evals.records.results import compact
 
     for folder in args.runs:
         compact(folder)

@@ -90,7 +90,7 @@ def _answer(row: dict[str, Any]) -> str:
 
 def number_row(row: dict[str, Any]) -> Shaped:
     """GSM8K's own rows have the answer after `####` of a worked solution."""
-    from led_sglang.evals.graders import to_number
+    from led_sglang.evals.grade.graders import to_number
 
     gold = _answer(row).rpartition("####")[2].strip()
     value = to_number(gold)
@@ -110,8 +110,8 @@ def countdown_row(row: dict[str, Any]) -> Shaped:
 
 def math_row(row: dict[str, Any]) -> Shaped:
     """A gold answer is compared as it is written or as mathematics; it must be something, and its braces must close."""
-    from led_sglang.evals.answers import braces_close
-    from led_sglang.evals.graders import plain_latex
+    from led_sglang.evals.grade.answers import braces_close
+    from led_sglang.evals.grade.graders import plain_latex
 
     gold = _answer(row)
     if not plain_latex(gold) or not braces_close(gold):

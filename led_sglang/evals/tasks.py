@@ -11,8 +11,8 @@ from typing import Any
 
 from led_sglang import files
 from led_sglang.evals import readers
-from led_sglang.evals.answers import Thinking
 from led_sglang.evals.errors import EvalError
+from led_sglang.evals.grade.answers import Thinking
 
 BOXED = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 CHOICE = (

@@ -17,7 +17,7 @@ from benchmarks.soak import __main__ as soak
 from led_sglang import analysis, patches, trace
 from led_sglang.embedded import tokenizer
 from led_sglang.evals import __main__ as evals
-from led_sglang.evals import report
+from led_sglang.evals.report import compose
 from led_sglang.releases import installed_release
 from tests.unit.evals.fake_server import FakeServer
 from training import train
@@ -47,7 +47,7 @@ def _small(monkeypatch: pytest.MonkeyPatch, server: FakeServer) -> None:
     monkeypatch.setattr(analysis, "load", loaded)
     monkeypatch.setattr(train, "train", loaded)
     monkeypatch.setattr(soak, "Server", loaded)
-    monkeypatch.setattr(report, "all_figures", lambda experiment, analyses: {})
+    monkeypatch.setattr(compose, "all_figures", lambda experiment, analyses: {})
     server.seen.clear()
 
 

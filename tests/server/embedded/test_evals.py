@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from led_sglang.evals.__main__ import main
-from led_sglang.evals.store import read_lines
+from led_sglang.evals.records.store import read_lines
 from tests.server.launching import Server
 
 pytestmark = pytest.mark.server

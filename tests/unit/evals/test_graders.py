@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from led_sglang.evals.answers import final_text, last_boxed, last_code_block
-from led_sglang.evals.graders import GRADERS, grade_choice, grade_math, grade_number
+from led_sglang.evals.grade.answers import final_text, last_boxed, last_code_block
+from led_sglang.evals.grade.graders import GRADERS, grade_choice, grade_math, grade_number
 from led_sglang.evals.tasks import TASKS, load
 
 DATA = Path(__file__).parents[4] / "shared" / "data"

@@ -22,12 +22,12 @@ from typing import Any
 import pytest
 from starlette.responses import JSONResponse
 
-from led_sglang.evals import client, outcome
 from led_sglang.evals.__main__ import main
-from led_sglang.evals.graders import Verdict
-from led_sglang.evals.judge import Judges
-from led_sglang.evals.results import read_cells
-from led_sglang.evals.store import CellKey, Sample, Store, read_lines
+from led_sglang.evals.grade.graders import Verdict
+from led_sglang.evals.grade.judge import Judges
+from led_sglang.evals.records.results import read_cells
+from led_sglang.evals.records.store import CellKey, Sample, Store, read_lines
+from led_sglang.evals.run import client, outcome
 from led_sglang.ports import HeldPort
 from tests.unit.evals.fake_server import FakeServer, applied_to
 

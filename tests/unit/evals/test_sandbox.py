@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from led_sglang.evals import sandbox
-from led_sglang.evals.code_grader import CodeTest, grade_code, same_output
-from led_sglang.evals.sandbox import Limits
+from led_sglang.evals.grade import sandbox
+from led_sglang.evals.grade.code_grader import CodeTest, grade_code, same_output
+from led_sglang.evals.grade.sandbox import Limits
 
 LIMITS = Limits(wall_s=1.0, memory_bytes=512 << 20, file_bytes=1 << 20)
 PATIENT = Limits(wall_s=20.0, memory_bytes=512 << 20, file_bytes=1 << 20)  # for those that end by themselves

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from led_sglang.evals import statistics as st
+from led_sglang.evals.records import statistics as st
 
 
 def test_pass_at_n_by_hand() -> None:

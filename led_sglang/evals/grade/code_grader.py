@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from led_sglang.evals import sandbox
-from led_sglang.evals.answers import last_code_block
-from led_sglang.evals.graders import JUDGE_TIMEOUT, NO_ANSWER, RIGHT, WRONG, Verdict
+from led_sglang.evals.grade import sandbox
+from led_sglang.evals.grade.answers import last_code_block
+from led_sglang.evals.grade.graders import JUDGE_TIMEOUT, NO_ANSWER, RIGHT, WRONG, Verdict
 
 MAX_QUESTION_S = 180.0  # for all tests of one program
 

@@ -1,6 +1,6 @@
 """Mathematics is judged in processes of their own: a judge that hangs or eats memory is ended and counted.
 
-    python -m led_sglang.evals.judge
+    python -m led_sglang.evals.grade.judge
 
 reads one JSON object a line (`grader`, `text`, `gold`) and writes one verdict a line.
 """
@@ -17,7 +17,7 @@ from dataclasses import asdict
 from importlib import import_module
 from types import TracebackType
 
-from led_sglang.evals.graders import GRADERS, JUDGE_ERROR, JUDGE_TIMEOUT, Verdict
+from led_sglang.evals.grade.graders import GRADERS, JUDGE_ERROR, JUDGE_TIMEOUT, Verdict
 
 JUDGE_MEMORY_BYTES = 4 << 30
 LINE_LIMIT_BYTES = 1 << 24
@@ -50,7 +50,7 @@ class _Process:
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "led_sglang.evals.judge",
+            "led_sglang.evals.grade.judge",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

@@ -6,9 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from led_sglang.evals.graders import FAULTS, REFUSED, TIMED_OUT
-from led_sglang.evals.results import Cell
-from led_sglang.evals.store import Sample
+from led_sglang.evals.grade.graders import FAULTS, REFUSED, TIMED_OUT
+from led_sglang.evals.records.results import Cell
+from led_sglang.evals.records.store import Sample
 
 UNANSWERED = (REFUSED, TIMED_OUT)
 MAX_REASONS = 5  # that are told

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from led_sglang.evals import results, statistics
-from led_sglang.evals.results import Cell, Cells
-from led_sglang.evals.statistics import Floats, Interval
-from led_sglang.evals.store import CellKey
+from led_sglang.evals.records import results, statistics
+from led_sglang.evals.records.results import Cell, Cells
+from led_sglang.evals.records.statistics import Floats, Interval
+from led_sglang.evals.records.store import CellKey
 
 MISSING = "–"
 BASELINE, REFERENCE = "cot", "led"  # what others are compared with where nothing else is said

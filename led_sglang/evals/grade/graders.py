@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from led_sglang.evals.answers import last_boxed
+from led_sglang.evals.grade.answers import last_boxed
 
 RIGHT, WRONG, NO_ANSWER = "right", "wrong", "no_answer"
 JUDGE_TIMEOUT, JUDGE_ERROR = "judge_timeout", "judge_error"

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from led_sglang import files
-from led_sglang.evals import statistics
 from led_sglang.evals.errors import EvalError
-from led_sglang.evals.graders import FAULTS, NO_ANSWER, RIGHT, WRONG
-from led_sglang.evals.statistics import Floats
-from led_sglang.evals.store import (
+from led_sglang.evals.grade.graders import FAULTS, NO_ANSWER, RIGHT, WRONG
+from led_sglang.evals.records import statistics
+from led_sglang.evals.records.statistics import Floats
+from led_sglang.evals.records.store import (
     COUNTS,
     SAMPLES,
     CellKey,

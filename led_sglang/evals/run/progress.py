@@ -16,9 +16,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from led_sglang.evals.graders import RIGHT
-from led_sglang.evals.results import Cell
-from led_sglang.evals.store import CellKey
+from led_sglang.evals.grade.graders import RIGHT
+from led_sglang.evals.records.results import Cell
+from led_sglang.evals.records.store import CellKey
 
 LINE_EVERY_S = 30.0
 

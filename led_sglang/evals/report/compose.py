@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from led_sglang import files
-from led_sglang.evals import provenance, results, statistics
 from led_sglang.evals.errors import EvalError
-from led_sglang.evals.figures import all_figures
-from led_sglang.evals.store import read_settings
-from led_sglang.evals.tables import BASELINE, REFERENCE, Experiment, Table, all_tables, method_order
+from led_sglang.evals.records import results, statistics
+from led_sglang.evals.records.store import read_settings
+from led_sglang.evals.report import provenance
+from led_sglang.evals.report.figures import all_figures
+from led_sglang.evals.report.tables import BASELINE, REFERENCE, Experiment, Table, all_tables, method_order
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><meta name="viewport" content="width=device-width">

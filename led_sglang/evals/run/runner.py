@@ -15,16 +15,17 @@ from typing import Any
 
 from led_sglang import files
 from led_sglang.command import CommandError, tell
-from led_sglang.evals import code_grader, outcome, sandbox
-from led_sglang.evals.answers import final_text
-from led_sglang.evals.client import Answer, Asked, Client, Refused
 from led_sglang.evals.errors import EvalError, NotApplied
-from led_sglang.evals.graders import GRADERS, REFUSED, TIMED_OUT, Verdict
-from led_sglang.evals.judge import Judges
+from led_sglang.evals.grade import code_grader, sandbox
+from led_sglang.evals.grade.answers import final_text
+from led_sglang.evals.grade.graders import GRADERS, REFUSED, TIMED_OUT, Verdict
+from led_sglang.evals.grade.judge import Judges
 from led_sglang.evals.methods import Method
-from led_sglang.evals.progress import LiveTable
-from led_sglang.evals.results import Cell, Cells, read_runs
-from led_sglang.evals.store import CellKey, Sample, Store, holds_run, read_settings
+from led_sglang.evals.records.results import Cell, Cells, read_runs
+from led_sglang.evals.records.store import CellKey, Sample, Store, holds_run, read_settings
+from led_sglang.evals.run import outcome
+from led_sglang.evals.run.client import Answer, Asked, Client, Refused
+from led_sglang.evals.run.progress import LiveTable
 from led_sglang.evals.tasks import Question, Task, fingerprint
 
 INLINE_GRADERS = ("number", "countdown", "choice")  # microseconds; the others get processes

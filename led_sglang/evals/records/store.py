@@ -17,7 +17,7 @@ from typing import IO, Any
 from led_sglang import files
 from led_sglang.command import words
 from led_sglang.evals.errors import EvalError
-from led_sglang.evals.graders import OUTCOMES
+from led_sglang.evals.grade.graders import OUTCOMES
 
 SETTINGS, SAMPLES, COUNTS = "run.json", "samples.jsonl", "counts.jsonl"
 

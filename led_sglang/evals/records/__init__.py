@@ -1,0 +1,1 @@
+"""Samples on disk, and what is counted and estimated from them."""

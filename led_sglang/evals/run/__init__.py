@@ -1,0 +1,1 @@
+"""One experiment: its requests, its progress, its end."""

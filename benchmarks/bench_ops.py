@@ -21,11 +21,11 @@ from measure import interleaved_median_ms, peak_bandwidth, peak_extra_mib, peak_
 from provenance import provenance
 from rows import paper_rows
 
-from led_sglang import files
-from led_sglang.arguments import integer, number
-from led_sglang.command import guarded
+from led_sglang.cli import files
+from led_sglang.cli.arguments import integer, number
+from led_sglang.cli.endings import guarded
+from led_sglang.config.params import FORMS
 from led_sglang.ops import Head, LedRows, LedStep, Noise, chosen_backend, host, led_step, one_pass
-from led_sglang.params import FORMS
 
 RESULTS = Path(__file__).parent / "results" / "ops_cpu.jsonl"
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}

@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.load import Window, cpu_seconds, run_window
 from benchmarks.provenance import provenance
-from led_sglang import files, http_client
-from led_sglang.arguments import integer, number
-from led_sglang.child_server import Server
-from led_sglang.command import guarded
+from led_sglang.cli import files, http_client
+from led_sglang.cli.arguments import integer, number
+from led_sglang.cli.endings import guarded
+from led_sglang.config.params import METHODS
 from led_sglang.embedded.problems import generate
-from led_sglang.params import METHODS
+from led_sglang.serving.child import Server
 
 RESULTS = Path(__file__).parent / "results" / "server.jsonl"
 

@@ -26,12 +26,12 @@ import torch
 from benchmarks.load import Window, cpu_seconds, run_window
 from benchmarks.provenance import provenance
 from benchmarks.rows import paper_rows
-from led_sglang import files, http_client
-from led_sglang.arguments import integer, number, url
-from led_sglang.child_server import Server
-from led_sglang.command import guarded
+from led_sglang.cli import files, http_client
+from led_sglang.cli.arguments import integer, number, url
+from led_sglang.cli.endings import guarded
 from led_sglang.embedded.problems import generate
 from led_sglang.ops import Head, Noise, led_step
+from led_sglang.serving.child import Server
 
 RESULTS = Path(__file__).parent / "results" / "trace.jsonl"
 

@@ -23,11 +23,11 @@ import httpx
 import jsonschema
 
 from benchmarks.provenance import provenance
-from led_sglang import files, http_client
-from led_sglang.arguments import integer
-from led_sglang.child_server import Server
-from led_sglang.command import guarded
-from led_sglang.params import ALL_METHODS
+from led_sglang.cli import files, http_client
+from led_sglang.cli.arguments import integer
+from led_sglang.cli.endings import guarded
+from led_sglang.config.params import ALL_METHODS
+from led_sglang.serving.child import Server
 
 RESULTS = Path(__file__).parent / "results" / "fuzz.jsonl"
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import psutil
 
-from led_sglang import http_client
+from led_sglang.cli import http_client
 
 
 @dataclass

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from led_sglang import files
-from led_sglang.command import CommandError, guarded
+from led_sglang.cli import files
+from led_sglang.cli.endings import CommandError, guarded
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 420, 70, 20, 190, 50

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from led_sglang import files
-from led_sglang.arguments import integer, number
-from led_sglang.command import CommandError, guarded
+from led_sglang.cli import files
+from led_sglang.cli.arguments import integer, number
+from led_sglang.cli.endings import CommandError, guarded
 
 KS = (1, 2, 4, 8, 16)
 ROWS_AT_A_TIME = 256  # positions whose full-vocabulary logits exist at once

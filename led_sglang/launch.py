@@ -9,10 +9,10 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from led_sglang.options import server_config_of, split_arguments
-from led_sglang.params import LedParamError, ServerConfig, default_host, export_config
-from led_sglang.ports import refuse_taken
-from led_sglang.startup import collector_paused
+from led_sglang.config.params import LedParamError, ServerConfig, default_host, export_config
+from led_sglang.serving.imports import collector_paused
+from led_sglang.serving.ports import refuse_taken
+from led_sglang.serving.user_words import server_config_of, split_arguments
 
 EMBEDDED_NAME = "led-embedded"
 EMBEDDED_DEPTH = 12

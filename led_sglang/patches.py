@@ -18,10 +18,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from led_sglang import files
-from led_sglang.command import CommandError, guarded
+from led_sglang.cli import files
+from led_sglang.cli.endings import CommandError, guarded
+from led_sglang.compat.sources import Release, find, installed_release, parameters, wheel_release
 from led_sglang.integration.targets import HOOK_TARGETS, RELIED_ON, RELIED_ON_SINCE
-from led_sglang.releases import Release, find, installed_release, parameters, wheel_release
 
 __all__ = ["Change", "Function", "check", "load_manifest", "main", "manifest_of", "record"]
 

@@ -3,7 +3,7 @@
     python -m led_sglang.trace "What is 17 + 5 * 3?"
     python -m led_sglang.trace "What is 17 + 5 * 3?" --candidates --html out.html
 
-A client: it talks HTTP to `--url` and needs neither torch nor SGLang. Exit status: `led_sglang.command`.
+A client: it talks HTTP to `--url` and needs neither torch nor SGLang. Exit status: `led_sglang.cli.endings`.
 """
 
 import argparse
@@ -17,8 +17,9 @@ from typing import Any
 
 import httpx
 
-from led_sglang import arguments, files, http_client, inspector
-from led_sglang.command import CommandError, guarded
+from led_sglang import inspector
+from led_sglang.cli import arguments, files, http_client
+from led_sglang.cli.endings import CommandError, guarded
 
 DEFAULT_URL = "http://127.0.0.1:30000"
 MAX_SEED, MAX_SAMPLES = (1 << 62) - 1, 8  # of POST /led/stream

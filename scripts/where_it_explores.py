@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from led_sglang import http_client
-from led_sglang.arguments import integer, number, url
-from led_sglang.command import guarded
+from led_sglang.cli import http_client
+from led_sglang.cli.arguments import integer, number, url
+from led_sglang.cli.endings import guarded
 from led_sglang.embedded import countdown
 
 RARE = 0.01  # a token that the final layer gives less is one that plain sampling hardly ever takes

@@ -15,11 +15,11 @@ import json
 import sys
 from typing import Any
 
-from led_sglang.arguments import api_key, integer, number, text, url
-from led_sglang.command import CommandError, guarded
+from led_sglang.cli.arguments import api_key, integer, number, text, url
+from led_sglang.cli.endings import CommandError, guarded
+from led_sglang.config.params import METHODS
 from led_sglang.embedded import model_path
 from led_sglang.embedded.tasks import TASK_NAMES, Problem, generate, grade
-from led_sglang.params import METHODS
 from training.scoring import final_answer, sample_scores, score
 
 MAX_NEW_TOKENS = 256  # the longest thinking of the training data has about 190

@@ -20,9 +20,9 @@ from datasets import Dataset  # type: ignore[import-untyped]
 from transformers import AutoTokenizer, Qwen3ForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from led_sglang import files
-from led_sglang.arguments import integer, number
-from led_sglang.command import guarded
+from led_sglang.cli import files
+from led_sglang.cli.arguments import integer, number
+from led_sglang.cli.endings import guarded
 from led_sglang.embedded import tasks
 from training.batches import render
 from training.offline import chat_prompts, complete

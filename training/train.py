@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from led_sglang import files
-from led_sglang.arguments import integer, number
-from led_sglang.command import guarded
+from led_sglang.cli import files
+from led_sglang.cli.arguments import integer, number
+from led_sglang.cli.endings import guarded
 from led_sglang.embedded import tokenizer as tokenizer_module
 from training.batches import Batch, batches
 

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.gpu import correct, ops, server, tiles
 from benchmarks.provenance import provenance
-from led_sglang import files
+from led_sglang.cli import files
 
 RESULTS = Path(__file__).parents[1] / "results"
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import torch
 
-from led_sglang import http_client
-from led_sglang.child_server import Server
+from led_sglang.cli import http_client
+from led_sglang.serving.child import Server
 
 MODEL = Path(__file__).parent / "qwen3_4b_shape"
 TOKENIZER = Path(__file__).parents[2] / "led_sglang" / "embedded" / "model"

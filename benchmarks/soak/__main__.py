@@ -14,10 +14,10 @@ from pathlib import Path
 
 from benchmarks.provenance import provenance
 from benchmarks.soak.run import ARGUMENTS, ENVIRONMENT, Bounds, soak
-from led_sglang import files
-from led_sglang.arguments import integer, number
-from led_sglang.child_server import Server
-from led_sglang.command import guarded
+from led_sglang.cli import files
+from led_sglang.cli.arguments import integer, number
+from led_sglang.cli.endings import guarded
+from led_sglang.serving.child import Server
 
 RESULTS = Path(__file__).parent.parent / "results" / "soak.jsonl"
 

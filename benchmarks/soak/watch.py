@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import psutil
 
-from led_sglang import http_client
+from led_sglang.cli import http_client
 
 TROUBLE = re.compile(
     r"Traceback|\bERROR\b|[A-Z]\w*(Error|Exception)\b|\bleak|LED (step failed|could not)", re.IGNORECASE

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import get_args
 
-from led_sglang.arguments import integer
-from led_sglang.command import guarded
+from led_sglang.cli.arguments import integer
+from led_sglang.cli.endings import guarded
 from led_sglang.embedded import expressions, search
 from led_sglang.embedded.problems import Split, split_of
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from led_sglang.arguments import integer
-from led_sglang.command import guarded
+from led_sglang.cli.arguments import integer
+from led_sglang.cli.endings import guarded
 from led_sglang.embedded import expressions
 from led_sglang.embedded.solutions import write_answer, write_thinking
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from led_sglang import files
-from led_sglang.command import guarded
+from led_sglang.cli import files
+from led_sglang.cli.endings import guarded
 from led_sglang.embedded import countdown, problems, search, solutions
 from led_sglang.embedded.chat_template import CHAT_TEMPLATE
 

@@ -16,8 +16,8 @@ import signal
 import sys
 from pathlib import Path
 
-from led_sglang.arguments import api_key, integer, number, text, url
-from led_sglang.command import guarded, tell
+from led_sglang.cli.arguments import api_key, integer, number, text, url
+from led_sglang.cli.endings import guarded, tell
 from led_sglang.evals.methods import parse_methods
 from led_sglang.evals.reproduce import add_reproduce_parser, prepare, report_arguments, served, stage_arguments
 from led_sglang.evals.tasks import TASKS, find_tasks, load

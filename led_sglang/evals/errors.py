@@ -1,6 +1,6 @@
 """What ends a run with a message instead of a traceback."""
 
-from led_sglang.command import CommandError
+from led_sglang.cli.endings import CommandError
 
 
 class EvalError(CommandError):

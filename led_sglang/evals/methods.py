@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from led_sglang.config.params import METHOD_KEYS
 from led_sglang.evals.errors import EvalError
-from led_sglang.params import METHOD_KEYS
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from led_sglang import files
-from led_sglang.command import CommandError
+from led_sglang.cli import files
+from led_sglang.cli.endings import CommandError
 from led_sglang.evals.errors import EvalError
 
 ID_KEYS = ("id", "unique_id", "ID", "Record ID", "question_id")

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from led_sglang import files
-from led_sglang.arguments import api_key, integer, text, url
-from led_sglang.child_server import Server
+from led_sglang.cli import files
+from led_sglang.cli.arguments import api_key, integer, text, url
+from led_sglang.config.params import ALL_METHODS
 from led_sglang.evals.errors import EvalError
 from led_sglang.evals.tasks import find_tasks, load
-from led_sglang.params import ALL_METHODS
+from led_sglang.serving.child import Server
 
 NUM_LAYERS = 12  # of the embedded models: depth 12 is theirs, and the whole of the paper's sweep lies below
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from led_sglang import files
+from led_sglang.cli import files
 from led_sglang.evals import readers
 from led_sglang.evals.errors import EvalError
 from led_sglang.evals.grade.answers import Thinking

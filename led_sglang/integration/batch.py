@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from led_sglang.config.params import METHODS, STAMP_KEY, LedParams, StampedParams
 from led_sglang.integration.edits import COMPARING, is_edited
 from led_sglang.integration.soft import SOFT_METHODS, keep_out_of_prefix_cache
 from led_sglang.ops.standing import Seats
 from led_sglang.ops.types import LedRows
-from led_sglang.params import METHODS, STAMP_KEY, LedParams, StampedParams
 
 _INACTIVE = LedParams(depth=1, top_k=1)  # what LED's own tensors hold for rows of other methods
 # The columns of our rows, in the order in which they travel to the device.

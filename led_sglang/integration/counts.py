@@ -7,8 +7,8 @@ from weakref import WeakSet
 import numpy as np
 import torch
 
+from led_sglang.config.params import METHODS
 from led_sglang.ops import tally
-from led_sglang.params import METHODS
 
 PLAIN = METHODS.index("none")
 

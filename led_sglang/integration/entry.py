@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from led_sglang.startup import collector_paused
+from led_sglang.serving.imports import collector_paused
 
 
 def run_scheduler_process(*args: Any, **kwargs: Any) -> Any:

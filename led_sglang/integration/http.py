@@ -11,6 +11,15 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from led_sglang.config.params import (
+    LedParamError,
+    check_custom_params,
+    parse_request,
+    refuse_beams,
+    server_config,
+    show,
+)
+from led_sglang.config.schema import describing
 from led_sglang.inspector.page import route_path
 from led_sglang.integration import info, inspector, metrics
 from led_sglang.integration.places import (
@@ -27,8 +36,6 @@ from led_sglang.integration.places import (
     refuse_twice,
 )
 from led_sglang.integration.requests import refuse_mask
-from led_sglang.params import LedParamError, check_custom_params, parse_request, refuse_beams, server_config, show
-from led_sglang.schema import describing
 
 NATIVE_PATHS = (GENERATE, VERTEX)
 NATIVE = re.compile(rb'""|\[\s*\]|"beam_width"')  # there: prompts that may be empty, and beam searches

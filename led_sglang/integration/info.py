@@ -5,9 +5,9 @@ from importlib.metadata import version
 from typing import Any
 
 from led_sglang import __version__
+from led_sglang.config.params import server_config
 from led_sglang.integration import requests, runtime, selfcheck
 from led_sglang.integration.targets import HOOK_TARGETS
-from led_sglang.params import server_config
 
 
 def add_scheduler_facts(result: Any, self: Any, recv_req: Any) -> None:

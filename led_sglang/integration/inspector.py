@@ -22,8 +22,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from sglang.srt.managers.io_struct import GenerateReqInput
 from starlette.responses import Response
 
+from led_sglang.config.params import LedParamError, parse_request, server_config, show
 from led_sglang.inspector.page import Page
-from led_sglang.params import LedParamError, parse_request, server_config, show
 
 MAX_SAMPLES = 8
 KEYS = ("messages", "prompt", "sampling", "led", "seed", "side", "n")

@@ -1,6 +1,6 @@
 """Which layers each method needs. Layers are 1-based: h^l is the residual stream after layer l, h^L the last."""
 
-from led_sglang.params import CONFIDENT_LAYERS, ServerConfig
+from led_sglang.config.params import CONFIDENT_LAYERS, ServerConfig
 
 
 def led_layers(config: ServerConfig) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from led_sglang.config.params import server_config
 from led_sglang.integration import info, requests
-from led_sglang.params import server_config
 
 logger = logging.getLogger(__name__)
 PREFIX = "led_sglang_"

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from led_sglang.config.params import LedParams
 from led_sglang.integration.counts import Counts
 from led_sglang.integration.runtime import Runtime, count_failure, runtime
 from led_sglang.ops import tally
 from led_sglang.ops.row_loops import ACTIVE, FALLBACK
-from led_sglang.params import LedParams
 
 if TYPE_CHECKING:
     from led_sglang.integration.batch import LedBatch

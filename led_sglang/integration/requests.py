@@ -16,9 +16,7 @@ from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
 from sglang.srt.runtime_context import get_exec
 
-from led_sglang.integration.records import WIRE_KEY
-from led_sglang.integration.view import RequestView
-from led_sglang.params import (
+from led_sglang.config.params import (
     STAMP_KEY,
     LedParamError,
     LedParams,
@@ -30,6 +28,8 @@ from led_sglang.params import (
     server_config,
     show,
 )
+from led_sglang.integration.records import WIRE_KEY
+from led_sglang.integration.view import RequestView
 
 logger = logging.getLogger(__name__)
 DETERMINISTIC_SEED = 42  # SGLang's own for requests without one under --enable-deterministic-inference

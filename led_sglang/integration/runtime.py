@@ -11,6 +11,7 @@ from sglang.srt.environ import envs
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
+from led_sglang.config.params import ServerConfig, server_config
 from led_sglang.integration.capture import Capture, CaptureError
 from led_sglang.integration.counts import Counts
 from led_sglang.integration.head import build_head, refuse_lora, why_nothing_rides
@@ -23,7 +24,6 @@ from led_sglang.ops import chosen_backend, compiled
 from led_sglang.ops.agreement import fault_of
 from led_sglang.ops.thinking import ThinkingMachine
 from led_sglang.ops.types import Head
-from led_sglang.params import ServerConfig, server_config
 
 logger = logging.getLogger(__name__)
 MIB = 1 << 20

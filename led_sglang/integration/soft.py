@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from led_sglang.config.params import MAX_SOFT_TOP_K, ServerConfig
 from led_sglang.integration.capture import CaptureError
-from led_sglang.params import MAX_SOFT_TOP_K, ServerConfig
 
 SOFT_METHODS = ("soft_thinking", "soft_thinking_gumbel")
 

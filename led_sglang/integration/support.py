@@ -11,11 +11,11 @@ from typing import Any
 
 from sglang.srt.environ import envs
 
+from led_sglang.config.markers import find_markers, with_markers
+from led_sglang.config.params import LedParamError, ServerConfig
 from led_sglang.integration.capture import CaptureError
 from led_sglang.integration.layers import captured_layers
 from led_sglang.integration.soft import refuse_soft
-from led_sglang.markers import find_markers, with_markers
-from led_sglang.params import LedParamError, ServerConfig
 
 INNER_CAPTURE = ("MiMoForCausalLM",)  # outer class without the setter, inner model with `layers_to_capture`
 # SGLang's classes that have the setter and keep something else than layer outputs: what is wrong with it.

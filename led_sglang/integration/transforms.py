@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from led_sglang.config.params import MAX_SOFT_TOP_K
 from led_sglang.integration.batch import MethodGroup
 from led_sglang.integration.edits import unedited
 from led_sglang.integration.layers import confident_layers, dola_layers
@@ -14,7 +15,6 @@ from led_sglang.ops.dola import dola_logits
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.noise import uniforms
 from led_sglang.ops.soft import cold_stop, soft_mixture
-from led_sglang.params import MAX_SOFT_TOP_K
 
 if TYPE_CHECKING:
     from led_sglang.integration.step import StepContext

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from led_sglang.child_server import START_LIMIT_S, Server
+from led_sglang.serving.child import START_LIMIT_S, Server
 
 __all__ = ["START_LIMIT_S", "Server", "install_plugin", "kill_scheduler"]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from led_sglang.arguments import integer, number
+from led_sglang.cli.arguments import integer, number
 
 
 @pytest.mark.parametrize(

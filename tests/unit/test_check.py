@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from led_sglang import launch
+from led_sglang.config.params import ENV_CONFIG
 from led_sglang.embedded import MODEL_DIR
-from led_sglang.params import ENV_CONFIG
 from led_sglang.platform import find_accelerator
-from led_sglang.ports import HeldPort
+from led_sglang.serving.ports import HeldPort
 from tests.server import checkpoints
 
 pytestmark = pytest.mark.skipif(find_accelerator() is not None, reason="as on a machine without an accelerator")

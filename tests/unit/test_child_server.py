@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from led_sglang import child_server
-from led_sglang.child_server import Server
+from led_sglang.serving import child
+from led_sglang.serving.child import Server
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ def test_an_interrupt_while_it_starts(server: Server, monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Server, "_is_listening", interrupt)
-    monkeypatch.setattr(child_server, "START_LIMIT_S", 2.0)
+    monkeypatch.setattr(child, "START_LIMIT_S", 2.0)
     with pytest.raises(KeyboardInterrupt), server:
         raise AssertionError("it is not ready")
     assert server.process.poll() is not None
 
 
 def test_a_server_that_is_never_ready(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child_server, "START_LIMIT_S", 0.0)
+    monkeypatch.setattr(child, "START_LIMIT_S", 0.0)
     with pytest.raises(RuntimeError, match="server not ready after"):
         server.wait_ready()
     assert server.process.poll() is not None
@@ -54,7 +54,7 @@ def test_a_healthy_stranger_on_its_port_is_not_taken_for_it(server: Server, monk
     stranger = subprocess.Popen([sys.executable, "-c", LISTENER, "--port", str(server.port)])
     try:
         wait_healthy(server.url)
-        monkeypatch.setattr(child_server, "START_LIMIT_S", 2.0)
+        monkeypatch.setattr(child, "START_LIMIT_S", 2.0)
         with pytest.raises(RuntimeError, match="server not ready after"):
             server.wait_ready()
     finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from led_sglang.command import guarded
+from led_sglang.cli.endings import guarded
 from led_sglang.evals import __main__ as evals
 from tests.unit.evals.fake_server import TOKEN, FakeServer
 

@@ -15,10 +15,10 @@ import pytest
 from benchmarks import plot
 from benchmarks.soak import __main__ as soak
 from led_sglang import analysis, patches, trace
+from led_sglang.compat.sources import installed_release
 from led_sglang.embedded import tokenizer
 from led_sglang.evals import __main__ as evals
 from led_sglang.evals.report import compose
-from led_sglang.releases import installed_release
 from tests.unit.evals.fake_server import FakeServer
 from training import train
 
@@ -214,7 +214,7 @@ class Writer:
 
 def command_of(module: Any, argv: list[str]) -> int:
     """Of a command that reads sys.argv."""
-    from led_sglang.command import guarded
+    from led_sglang.cli.endings import guarded
 
     sys.argv[1:] = argv
     return guarded("command", module.command)

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from led_sglang import launch
+from led_sglang.config.params import ENV_CONFIG
 from led_sglang.embedded import MODEL_DIR
-from led_sglang.options import split_arguments
-from led_sglang.params import ENV_CONFIG
+from led_sglang.serving.user_words import split_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 HISTORY = ROOT / "docs/log.md"

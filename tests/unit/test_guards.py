@@ -6,13 +6,13 @@ import pytest
 import torch
 from sglang.srt.managers.io_struct import wrap_as_pickle
 
+from led_sglang.config.params import LedParams, ServerConfig, StampedParams, export_config
 from led_sglang.integration import requests, runtime, sampler
 from led_sglang.integration.batch import LedBatch, RowSeat
 from led_sglang.integration.capture import CaptureError
 from led_sglang.integration.counts import Counts
 from led_sglang.integration.records import WIRE_KEY, StepRecord
 from led_sglang.ops.row_loops import FALLBACK
-from led_sglang.params import LedParams, ServerConfig, StampedParams, export_config
 
 
 @pytest.fixture(autouse=True)

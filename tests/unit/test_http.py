@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
+from led_sglang.config.params import ENV_CONFIG, STAMP_KEY, LedParamError, ServerConfig, export_config
 from led_sglang.integration.http import LedRequests, lift
 from led_sglang.integration.places import CHAT, COMPLETIONS, ENDPOINTS, GENERATE, INVOCATIONS, RESPONSES, VERTEX
-from led_sglang.params import ENV_CONFIG, STAMP_KEY, LedParamError, ServerConfig, export_config
 
 
 @pytest.fixture(autouse=True, scope="module")

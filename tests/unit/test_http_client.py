@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from led_sglang import trace
 from led_sglang.evals import __main__ as evals
 from led_sglang.evals.run import client
-from led_sglang.ports import HeldPort
+from led_sglang.serving.ports import HeldPort
 from tests.unit.evals.fake_server import FakeServer
 from training import evaluate
 

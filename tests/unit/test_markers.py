@@ -2,9 +2,9 @@
 
 import pytest
 
-from led_sglang.markers import Markers, find_markers, with_markers
+from led_sglang.config.markers import Markers, find_markers, with_markers
+from led_sglang.config.params import LedParamError, ServerConfig
 from led_sglang.ops.thinking import ThinkingMachine
-from led_sglang.params import LedParamError, ServerConfig
 
 
 class FakeTokenizer:

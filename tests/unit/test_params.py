@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from led_sglang.params import (
+from led_sglang.config.params import (
     ENV_CONFIG,
     METHOD_KEYS,
     LedParamError,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from led_sglang import patches
+from led_sglang.compat.sources import Release, find, installed_release, parameters, source_sha256
 from led_sglang.integration.targets import HOOK_TARGETS
-from led_sglang.releases import Release, find, installed_release, parameters, source_sha256
 
 SUPPORTED = ("0.5.17", "0.5.23")
 TARGET = "sglang.srt.layers.sampler.create_sampler"

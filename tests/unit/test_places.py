@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from led_sglang.config.params import ENV_CONFIG, KEYS, STAMP_KEY, LedParamError, ServerConfig, export_config
 from led_sglang.integration import http
 from led_sglang.integration.http import LedRequests, lift
 from led_sglang.integration.places import (
@@ -25,7 +26,6 @@ from led_sglang.integration.places import (
     read_object,
     refuse_misplaced,
 )
-from led_sglang.params import ENV_CONFIG, KEYS, STAMP_KEY, LedParamError, ServerConfig, export_config
 
 OPENAI = (CHAT, COMPLETIONS, INVOCATIONS, RESPONSES)
 JSON_PATHS = [path for path in ENDPOINTS if path != TRANSCRIPTIONS]

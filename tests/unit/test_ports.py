@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from led_sglang import launch
-from led_sglang.ports import CannotListen, HeldPort, refuse_taken
+from led_sglang.serving.ports import CannotListen, HeldPort, refuse_taken
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from led_sglang.startup import collector_paused
+from led_sglang.serving.imports import collector_paused
 
 # As multiprocessing does in a spawned process, where the server was started with `python -m led_sglang.launch`.
 SPAWNED = """

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from led_sglang import files
+from led_sglang.cli import files
 from led_sglang.evals.errors import EvalError
 from led_sglang.evals.grade.graders import FAULTS, NO_ANSWER, RIGHT, WRONG
 from led_sglang.evals.records import statistics

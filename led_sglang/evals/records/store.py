@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from led_sglang import files
-from led_sglang.command import words
+from led_sglang.cli import files
+from led_sglang.cli.endings import words
 from led_sglang.evals.errors import EvalError
 from led_sglang.evals.grade.graders import OUTCOMES
 

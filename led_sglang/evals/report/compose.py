@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from led_sglang import files
+from led_sglang.cli import files
 from led_sglang.evals.errors import EvalError
 from led_sglang.evals.records import results, statistics
 from led_sglang.evals.records.store import read_settings

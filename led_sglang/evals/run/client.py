@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from led_sglang import http_client
+from led_sglang.cli import http_client
 from led_sglang.evals.errors import EvalError, NotApplied, ServerGone
 from led_sglang.evals.methods import Method
 

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from led_sglang import files
-from led_sglang.command import CommandError, tell
+from led_sglang.cli import files
+from led_sglang.cli.endings import CommandError, tell
 from led_sglang.evals.errors import EvalError, NotApplied
 from led_sglang.evals.grade import code_grader, sandbox
 from led_sglang.evals.grade.answers import final_text

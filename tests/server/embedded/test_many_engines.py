@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from led_sglang.ports import HeldPort
+from led_sglang.serving.ports import HeldPort
 from tests.server.launching import Server
 from tests.server.talking import check_trace, generate
 

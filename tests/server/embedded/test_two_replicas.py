@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from led_sglang.ports import HeldPort
+from led_sglang.serving.ports import HeldPort
 from tests.server.embedded.conftest import Spare
 from tests.server.launching import Server
 from tests.server.talking import CHAT, DEFAULTS, GENERATE, body, check_trace, message_of

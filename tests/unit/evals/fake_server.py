@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from led_sglang.ports import HeldPort
+from led_sglang.serving.ports import HeldPort
 
 DEFAULTS = {"depth": 8, "top_k": 8, "latent_norm": False}
 

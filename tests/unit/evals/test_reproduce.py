@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from led_sglang.config.params import ALL_METHODS
 from led_sglang.evals import reproduce as reproduce_module
 from led_sglang.evals.__main__ import main
 from led_sglang.evals.reproduce import STAGES, served
-from led_sglang.params import ALL_METHODS
 from tests.unit.evals.fake_server import DEFAULTS, FakeServer
 
 

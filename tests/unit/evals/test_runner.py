@@ -28,7 +28,7 @@ from led_sglang.evals.grade.judge import Judges
 from led_sglang.evals.records.results import read_cells
 from led_sglang.evals.records.store import CellKey, Sample, Store, read_lines
 from led_sglang.evals.run import client, outcome
-from led_sglang.ports import HeldPort
+from led_sglang.serving.ports import HeldPort
 from tests.unit.evals.fake_server import FakeServer, applied_to
 
 

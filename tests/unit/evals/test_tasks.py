@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from led_sglang.command import CommandError
+from led_sglang.cli.endings import CommandError
 from led_sglang.evals import readers
 from led_sglang.evals.errors import EvalError
 from led_sglang.evals.tasks import TASKS, Question, find_tasks, fingerprint, load

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from led_sglang.config.params import LedParams, StampedParams
 from led_sglang.integration.batch import LedBatch, RowSeat
-from led_sglang.params import LedParams, StampedParams
 
 CLOSE_ID = 7
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from led_sglang.config.params import STAMP_KEY, LedParams, StampedParams
 from led_sglang.integration.batch import LedBatch, seat_request
 from led_sglang.ops.thinking import ThinkingMachine
-from led_sglang.params import STAMP_KEY, LedParams, StampedParams
 from tests.unit.integration.fakes import CLOSE_ID, batch_of, sampling_info, sampling_params, seat
 
 MIXED = ("led", None, "dola", "none", "soft_thinking", "dola", "led", "confident")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from led_sglang.config.params import STAMP_KEY, LedParams, StampedParams
 from led_sglang.integration.batch import LedBatch, RowSeat, seat_request
 from led_sglang.integration.edits import edits_of, is_edited, plain_logits, unedited
 from led_sglang.integration.ride import Ride
@@ -15,7 +16,6 @@ from led_sglang.integration.transforms import confident, dola
 from led_sglang.ops.confident import confident_logits
 from led_sglang.ops.dola import dola_logits
 from led_sglang.ops.edits import LogitEdits
-from led_sglang.params import STAMP_KEY, LedParams, StampedParams
 from tests.unit.integration.fakes import batch_of, sampling_info, sampling_params, seat
 from tests.unit.integration.test_transforms import LAYERS, V, context_of, group_of, head, logits_for
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from led_sglang.config.params import ServerConfig
 from led_sglang.integration.layers import captured_layers, confident_layers, dola_layers, led_layers
-from led_sglang.params import ServerConfig
 
 ALL = ("led", "dola", "confident", "soft_thinking", "soft_thinking_gumbel")
 

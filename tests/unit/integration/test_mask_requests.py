@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from sglang.srt.layers import logits_processor
 
+from led_sglang.config.params import ENV_CONFIG, METHODS, LedParamError, LedParams, ServerConfig, export_config
 from led_sglang.integration import requests
 from led_sglang.integration.http import lift
-from led_sglang.params import ENV_CONFIG, METHODS, LedParamError, LedParams, ServerConfig, export_config
 
 LIMIT = 16
 PATHS = ("/v1/chat/completions", "/v1/completions", "/generate")

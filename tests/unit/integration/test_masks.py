@@ -12,6 +12,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput, SamplingMa
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from led_sglang.config.params import ServerConfig
 from led_sglang.integration import masks, sampler
 from led_sglang.integration.batch import LedBatch, RowSeat
 from led_sglang.integration.counts import Counts
@@ -22,7 +23,6 @@ from led_sglang.integration.transforms import Override
 from led_sglang.ops import Head, led_step
 from led_sglang.ops.policy import led_probs
 from led_sglang.ops.standing import Standing
-from led_sglang.params import ServerConfig
 from tests.unit.integration.fakes import batch_of, sampling_info, seat
 
 V, H, K, CAP, LAYERS = 24, 8, 4, 12, 3

@@ -11,9 +11,9 @@ import pytest
 import torch
 from sglang.srt.entrypoints import http_server
 
+from led_sglang.config.params import ENV_CONFIG, METHODS, ServerConfig, export_config
 from led_sglang.integration import info, metrics, requests
 from led_sglang.integration.counts import Counts
-from led_sglang.params import ENV_CONFIG, METHODS, ServerConfig, export_config
 
 
 @pytest.fixture(autouse=True)

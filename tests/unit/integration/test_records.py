@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from led_sglang.config.params import METHODS
 from led_sglang.integration import records
 from led_sglang.integration.counts import Counts
 from led_sglang.integration.records import RECORD_KEY, WIRE_KEY, StepRecord
 from led_sglang.ops.row_loops import ACTIVE, EXPLORED, FALLBACK, THINKING
-from led_sglang.params import METHODS
 from tests.unit.integration.fakes import batch_of, seat
 
 ROWS = ["led", "none", None, "led", "dola"]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sglang.srt.sampling.sampling_params import SamplingParams
 
+from led_sglang.config.params import ENV_CONFIG, STAMP_KEY, LedParamError, ServerConfig, export_config
 from led_sglang.integration.requests import DETERMINISTIC_SEED, stamp_batch, stamp_one, verify
-from led_sglang.params import ENV_CONFIG, STAMP_KEY, LedParamError, ServerConfig, export_config
 
 GREEDY: list[dict[str, Any]] = [
     {"temperature": 0},

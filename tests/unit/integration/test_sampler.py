@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from led_sglang.config.params import ServerConfig
 from led_sglang.integration import sampler, step
 from led_sglang.integration.counts import Counts
 from led_sglang.integration.sampler import dress
 from led_sglang.integration.step import StepContext
 from led_sglang.ops import Head, LedStep, host, led_step
 from led_sglang.ops.standing import Standing
-from led_sglang.params import ServerConfig
 from tests.unit.integration.fakes import batch_of, sampling_info, seat
 
 V = 16

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from led_sglang.config.params import MAX_SOFT_TOP_K, ServerConfig
 from led_sglang.integration.capture import CaptureError
 from led_sglang.integration.soft import SoftInputs, is_soft_enabled
-from led_sglang.params import MAX_SOFT_TOP_K, ServerConfig
 from tests.unit.integration.fakes import CLOSE_ID, forward_mode
 
 CONFIG = ServerConfig(methods=("led", "soft_thinking"), open_ids=(6,), close_ids=(CLOSE_ID,), num_layers=4)

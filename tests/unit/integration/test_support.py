@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from sglang.srt.server_args import ServerArgs
 
+from led_sglang.config.params import LedParamError, ServerConfig
 from led_sglang.integration.capture import CaptureError
 from led_sglang.integration.runtime import _refuse_another_model
 from led_sglang.integration.support import (
@@ -16,7 +17,6 @@ from led_sglang.integration.support import (
     _refuse_uncapturable,
     refuse_features,
 )
-from led_sglang.params import LedParamError, ServerConfig
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)

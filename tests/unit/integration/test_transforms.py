@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from led_sglang.config.params import METHODS, ServerConfig
 from led_sglang.integration.batch import DeviceRows, LedBatch, MethodGroup
 from led_sglang.integration.layers import captured_layers
 from led_sglang.integration.transforms import HANDLERS, confident, dola, soft
@@ -15,7 +16,6 @@ from led_sglang.ops.confident import confident_logits
 from led_sglang.ops.dola import dola_logits
 from led_sglang.ops.noise import uniforms
 from led_sglang.ops.types import Head
-from led_sglang.params import METHODS, ServerConfig
 from tests.unit.integration.fakes import CLOSE_ID, batch_of, forward_mode, sampling_info, seat
 
 CONFIG = ServerConfig(methods=METHODS, num_layers=12, close_ids=(CLOSE_ID,))

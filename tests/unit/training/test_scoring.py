@@ -2,7 +2,7 @@
 
 import pytest
 
-from led_sglang.ports import HeldPort
+from led_sglang.serving.ports import HeldPort
 from training import evaluate
 from training.scoring import final_answer, sample_scores, score, wilson_interval
 

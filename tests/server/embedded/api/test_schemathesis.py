@@ -46,7 +46,7 @@ def ask(http: httpx.Client, led: Any) -> httpx.Response:
 
 
 def as_we_write_it(led: Any) -> Any:
-    """A schema lets 8 be written as 8.0, and knows no rule between two keys (both are in `led_sglang/schema.py`)."""
+    """A schema lets 8 be written as 8.0, and knows no rule between two keys (both: `config/schema.py`)."""
     if not isinstance(led, dict):
         return led
     written = {

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from led_sglang import __version__
-from led_sglang.params import FORMS, METHODS, PHASES, LedParamError, ServerConfig
+from led_sglang.config.params import FORMS, METHODS, PHASES, LedParamError, ServerConfig
 
 BACKENDS = ("auto", "reference", "eager", "fused", "compiled", "triton")
 

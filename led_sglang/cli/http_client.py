@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from led_sglang.command import CommandError
+from led_sglang.cli.endings import CommandError
 
 MAX_MESSAGE_CHARS = 500
 

@@ -7,7 +7,7 @@ as 8.0, and `latent_offset` 1 wants a depth of at most the captured layers.
 from collections.abc import Callable
 from typing import Any
 
-from led_sglang.params import (
+from led_sglang.config.params import (
     ALWAYS_ENABLED,
     CONFIDENT_LAYERS,
     MAX_SOFT_TOP_K,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from led_sglang.command import CommandError
+from led_sglang.cli.endings import CommandError
 
 __all__ = ["Found", "Release", "find", "installed_release", "parameters", "source_sha256", "wheel_release"]
 

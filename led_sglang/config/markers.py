@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unicodedata import category
 
-from led_sglang.params import LedParamError, ServerConfig
+from led_sglang.config.params import LedParamError, ServerConfig
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from led_sglang.command import CommandError
+from led_sglang.cli.endings import CommandError
 
 BOM = b"\xef\xbb\xbf"
 OTHER_MARKS = (

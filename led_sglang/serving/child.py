@@ -12,8 +12,8 @@ from types import TracebackType
 import httpx
 import psutil
 
-from led_sglang.command import CommandError
-from led_sglang.ports import HeldPort
+from led_sglang.cli.endings import CommandError
+from led_sglang.serving.ports import HeldPort
 
 START_LIMIT_S = 420.0  # a cold, busy 2-core machine has needed two minutes
 

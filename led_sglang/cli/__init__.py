@@ -1,0 +1,1 @@
+"""What every command shares: arguments, files, HTTP, and how it ends."""

@@ -1,0 +1,1 @@
+"""Releases of SGLang: where their sources come from."""

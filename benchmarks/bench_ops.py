@@ -24,7 +24,7 @@ from rows import paper_rows
 from led_sglang.cli import files
 from led_sglang.cli.arguments import integer, number
 from led_sglang.cli.endings import guarded
-from led_sglang.config.params import FORMS
+from led_sglang.config.server import FORMS
 from led_sglang.ops import Head, LedRows, LedStep, Noise, chosen_backend, host, led_step, one_pass
 
 RESULTS = Path(__file__).parent / "results" / "ops_cpu.jsonl"

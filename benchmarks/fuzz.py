@@ -26,7 +26,7 @@ from benchmarks.provenance import provenance
 from led_sglang.cli import files, http_client
 from led_sglang.cli.arguments import integer
 from led_sglang.cli.endings import guarded
-from led_sglang.config.params import ALL_METHODS
+from led_sglang.config.fields import ALL_METHODS
 from led_sglang.serving.child import Server
 
 RESULTS = Path(__file__).parent / "results" / "fuzz.jsonl"

@@ -9,7 +9,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from led_sglang.config.params import LedParamError, ServerConfig, default_host, export_config
+from led_sglang.config.checks import LedParamError
+from led_sglang.config.server import ServerConfig, default_host, export_config
 from led_sglang.serving.imports import collector_paused
 from led_sglang.serving.ports import refuse_taken
 from led_sglang.serving.user_words import server_config_of, split_arguments

@@ -1,6 +1,6 @@
 """Entry point `sglang.srt.plugins`: SGLang calls `register` in every process; inert unless LED was switched on."""
 
-from led_sglang.config.params import server_config
+from led_sglang.config.server import server_config
 
 
 def register() -> None:

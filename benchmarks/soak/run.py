@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.soak import audit, watch
 from benchmarks.soak.clients import Outcome, run_phase
-from led_sglang.config.params import ALL_METHODS
+from led_sglang.config.fields import ALL_METHODS
 from led_sglang.serving.child import Server
 
 # A small pool of KV cache and an admission that hopes for short answers: long requests are retracted.

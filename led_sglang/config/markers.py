@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unicodedata import category
 
-from led_sglang.config.params import LedParamError, ServerConfig
+from led_sglang.config.checks import LedParamError
+from led_sglang.config.server import ServerConfig
 
 logger = logging.getLogger(__name__)
 

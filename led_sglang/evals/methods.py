@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from led_sglang.config.params import METHOD_KEYS
+from led_sglang.config.fields import METHOD_KEYS
 from led_sglang.evals.errors import EvalError
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from led_sglang.cli import files
 from led_sglang.cli.arguments import api_key, integer, text, url
-from led_sglang.config.params import ALL_METHODS
+from led_sglang.config.fields import ALL_METHODS
 from led_sglang.evals.errors import EvalError
 from led_sglang.evals.tasks import find_tasks, load
 from led_sglang.serving.child import Server

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from led_sglang.config.params import METHODS, STAMP_KEY, LedParams, StampedParams
+from led_sglang.config.fields import METHODS, LedParams
+from led_sglang.config.request import STAMP_KEY, StampedParams
 from led_sglang.integration.edits import COMPARING, is_edited
 from led_sglang.integration.soft import SOFT_METHODS, keep_out_of_prefix_cache
 from led_sglang.ops.standing import Seats

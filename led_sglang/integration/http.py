@@ -11,15 +11,10 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from led_sglang.config.params import (
-    LedParamError,
-    check_custom_params,
-    parse_request,
-    refuse_beams,
-    server_config,
-    show,
-)
+from led_sglang.config.checks import LedParamError, show
+from led_sglang.config.request import check_custom_params, parse_request, refuse_beams
 from led_sglang.config.schema import describing
+from led_sglang.config.server import server_config
 from led_sglang.inspector.page import route_path
 from led_sglang.integration import info, inspector, metrics
 from led_sglang.integration.places import (

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 from led_sglang import __version__
-from led_sglang.config.params import server_config
+from led_sglang.config.server import server_config
 from led_sglang.integration import requests, runtime, selfcheck
 from led_sglang.integration.targets import HOOK_TARGETS
 

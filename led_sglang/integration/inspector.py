@@ -22,7 +22,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from sglang.srt.managers.io_struct import GenerateReqInput
 from starlette.responses import Response
 
-from led_sglang.config.params import LedParamError, parse_request, server_config, show
+from led_sglang.config.checks import LedParamError, show
+from led_sglang.config.request import parse_request
+from led_sglang.config.server import server_config
 from led_sglang.inspector.page import Page
 
 MAX_SAMPLES = 8

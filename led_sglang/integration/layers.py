@@ -1,6 +1,7 @@
 """Which layers each method needs. Layers are 1-based: h^l is the residual stream after layer l, h^L the last."""
 
-from led_sglang.config.params import CONFIDENT_LAYERS, ServerConfig
+from led_sglang.config.fields import CONFIDENT_LAYERS
+from led_sglang.config.server import ServerConfig
 
 
 def led_layers(config: ServerConfig) -> tuple[int, ...]:

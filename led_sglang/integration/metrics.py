@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from led_sglang.config.params import server_config
+from led_sglang.config.server import server_config
 from led_sglang.integration import info, requests
 
 logger = logging.getLogger(__name__)

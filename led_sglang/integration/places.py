@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from led_sglang.config.params import KEYS, STAMP_KEY, LedParamError
+from led_sglang.config.checks import LedParamError
+from led_sglang.config.fields import KEYS
+from led_sglang.config.request import STAMP_KEY
 
 CHAT, COMPLETIONS, INVOCATIONS = "/v1/chat/completions", "/v1/completions", "/invocations"
 RESPONSES, GENERATE, VERTEX = "/v1/responses", "/generate", "/vertex_generate"

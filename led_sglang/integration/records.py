@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from led_sglang.config.params import LedParams
+from led_sglang.config.fields import LedParams
 from led_sglang.integration.counts import Counts
 from led_sglang.integration.runtime import Runtime, count_failure, runtime
 from led_sglang.ops import tally

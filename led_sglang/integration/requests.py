@@ -16,18 +16,10 @@ from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
 from sglang.srt.runtime_context import get_exec
 
-from led_sglang.config.params import (
-    STAMP_KEY,
-    LedParamError,
-    LedParams,
-    ServerConfig,
-    StampedParams,
-    check_custom_params,
-    parse_request,
-    refuse_beams,
-    server_config,
-    show,
-)
+from led_sglang.config.checks import LedParamError, show
+from led_sglang.config.fields import LedParams
+from led_sglang.config.request import STAMP_KEY, StampedParams, check_custom_params, parse_request, refuse_beams
+from led_sglang.config.server import ServerConfig, server_config
 from led_sglang.integration.records import WIRE_KEY
 from led_sglang.integration.view import RequestView
 

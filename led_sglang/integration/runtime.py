@@ -11,7 +11,7 @@ from sglang.srt.environ import envs
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
-from led_sglang.config.params import ServerConfig, server_config
+from led_sglang.config.server import ServerConfig, server_config
 from led_sglang.integration.capture import Capture, CaptureError
 from led_sglang.integration.counts import Counts
 from led_sglang.integration.head import build_head, refuse_lora, why_nothing_rides

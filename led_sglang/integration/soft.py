@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from led_sglang.config.params import MAX_SOFT_TOP_K, ServerConfig
+from led_sglang.config.fields import MAX_SOFT_TOP_K
+from led_sglang.config.server import ServerConfig
 from led_sglang.integration.capture import CaptureError
 
 SOFT_METHODS = ("soft_thinking", "soft_thinking_gumbel")

@@ -11,8 +11,9 @@ from typing import Any
 
 from sglang.srt.environ import envs
 
+from led_sglang.config.checks import LedParamError
 from led_sglang.config.markers import find_markers, with_markers
-from led_sglang.config.params import LedParamError, ServerConfig
+from led_sglang.config.server import ServerConfig
 from led_sglang.integration.capture import CaptureError
 from led_sglang.integration.layers import captured_layers
 from led_sglang.integration.soft import refuse_soft

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from led_sglang.config.params import MAX_SOFT_TOP_K
+from led_sglang.config.fields import MAX_SOFT_TOP_K
 from led_sglang.integration.batch import MethodGroup
 from led_sglang.integration.edits import unedited
 from led_sglang.integration.layers import confident_layers, dola_layers

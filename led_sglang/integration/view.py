@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from led_sglang.config.params import LedParams
+from led_sglang.config.fields import LedParams
 from led_sglang.integration.records import NUM_TRACE_VALUES
 from led_sglang.ops.row_loops import ACTIVE, DEPTH_SHIFT, EXPLORED, FALLBACK, THINKING
 

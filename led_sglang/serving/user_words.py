@@ -8,7 +8,9 @@ from typing import Any
 import yaml
 
 from led_sglang import __version__
-from led_sglang.config.params import FORMS, METHODS, PHASES, LedParamError, ServerConfig
+from led_sglang.config.checks import LedParamError
+from led_sglang.config.fields import FIELDS, METHODS, PHASES
+from led_sglang.config.server import FORMS, ServerConfig
 
 BACKENDS = ("auto", "reference", "eager", "fused", "compiled", "triton")
 
@@ -31,11 +33,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="on: requests are decoded with LED unless they say otherwise; off: only requests that ask; disabled: "
         "stock SGLang, no hook is installed (default: on)",
     )
-    add("--led-depth", type=int, default=None, help=f"default exploration depth d (default: {default.depth})")
+    add("--led-depth", type=int, default=None, help=_default_of("depth"))
     add("--led-max-depth", type=int, default=None, help="largest depth a request may ask; layers captured for it")
-    add("--led-top-k", type=int, default=default.top_k, help=f"default candidates k (default: {default.top_k})")
+    add("--led-top-k", type=int, default=default.top_k, help=_default_of("top_k"))
     add("--led-max-top-k", type=int, default=default.max_top_k, help="largest k a request may ask (default: 256)")
-    add("--led-phase", choices=PHASES, default=default.phase, help="explore while thinking, or always (default: think)")
+    add("--led-phase", choices=PHASES, default=default.phase, help=_default_of("phase"))
     add("--led-think-open", default=None, help="marker that opens the thinking phase (default: the reasoning parser's)")
     add("--led-think-close", default=None, help="marker that closes it")
     add(
@@ -64,6 +66,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--help-sglang", action="store_true", help="print SGLang's own arguments and exit")
     add("--version", action="version", version=f"led_sglang {__version__}")
     return parser
+
+
+def _default_of(key: str) -> str:
+    """The help of an argument that is the default of a request's parameter."""
+    row = FIELDS[key]
+    return f"what requests that say nothing have: {row.meaning.replace('`', '')} (default: {row.default})"
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import led_sglang
-from led_sglang.config.params import ENV_HOST
+from led_sglang.config.server import ENV_HOST
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from led_sglang import launch
-from led_sglang.config.params import ENV_CONFIG
+from led_sglang.config.server import ENV_CONFIG
 from led_sglang.embedded import MODEL_DIR
 from led_sglang.serving.user_words import split_arguments
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from sglang.srt.managers.io_struct import wrap_as_pickle
 
-from led_sglang.config.params import LedParams, ServerConfig, StampedParams, export_config
+from led_sglang.config.fields import LedParams
+from led_sglang.config.request import StampedParams
+from led_sglang.config.server import ServerConfig, export_config
 from led_sglang.integration import requests, runtime, sampler
 from led_sglang.integration.batch import LedBatch, RowSeat
 from led_sglang.integration.capture import CaptureError

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
-from led_sglang.config.params import ENV_CONFIG, STAMP_KEY, LedParamError, ServerConfig, export_config
+from led_sglang.config.checks import LedParamError
+from led_sglang.config.request import STAMP_KEY
+from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
 from led_sglang.integration.http import LedRequests, lift
 from led_sglang.integration.places import CHAT, COMPLETIONS, ENDPOINTS, GENERATE, INVOCATIONS, RESPONSES, VERTEX
 

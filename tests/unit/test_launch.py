@@ -7,7 +7,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from led_sglang.config.params import LedParamError
+from led_sglang.config.checks import LedParamError
 from led_sglang.launch import main
 from led_sglang.serving.user_words import build_parser, server_config_of, split_arguments
 

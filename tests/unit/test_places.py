@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from led_sglang.config.params import ENV_CONFIG, KEYS, STAMP_KEY, LedParamError, ServerConfig, export_config
+from led_sglang.config.checks import LedParamError
+from led_sglang.config.fields import KEYS
+from led_sglang.config.request import STAMP_KEY
+from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
 from led_sglang.integration import http
 from led_sglang.integration.http import LedRequests, lift
 from led_sglang.integration.places import (

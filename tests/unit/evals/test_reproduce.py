@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from led_sglang.config.params import ALL_METHODS
+from led_sglang.config.fields import ALL_METHODS
 from led_sglang.evals import reproduce as reproduce_module
 from led_sglang.evals.__main__ import main
 from led_sglang.evals.reproduce import STAGES, served

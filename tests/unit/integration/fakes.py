@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from led_sglang.config.params import LedParams, StampedParams
+from led_sglang.config.fields import LedParams
+from led_sglang.config.request import StampedParams
 from led_sglang.integration.batch import LedBatch, RowSeat
 
 CLOSE_ID = 7

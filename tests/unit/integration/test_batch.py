@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from led_sglang.config.params import STAMP_KEY, LedParams, StampedParams
+from led_sglang.config.fields import LedParams
+from led_sglang.config.request import STAMP_KEY, StampedParams
 from led_sglang.integration.batch import LedBatch, seat_request
 from led_sglang.ops.thinking import ThinkingMachine
 from tests.unit.integration.fakes import CLOSE_ID, batch_of, sampling_info, sampling_params, seat

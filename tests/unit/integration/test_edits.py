@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from led_sglang.config.params import STAMP_KEY, LedParams, StampedParams
+from led_sglang.config.fields import LedParams
+from led_sglang.config.request import STAMP_KEY, StampedParams
 from led_sglang.integration.batch import LedBatch, RowSeat, seat_request
 from led_sglang.integration.edits import edits_of, is_edited, plain_logits, unedited
 from led_sglang.integration.ride import Ride

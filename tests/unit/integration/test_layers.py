@@ -2,7 +2,7 @@
 
 import pytest
 
-from led_sglang.config.params import ServerConfig
+from led_sglang.config.server import ServerConfig
 from led_sglang.integration.layers import captured_layers, confident_layers, dola_layers, led_layers
 
 ALL = ("led", "dola", "confident", "soft_thinking", "soft_thinking_gumbel")

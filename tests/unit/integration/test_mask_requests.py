@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from sglang.srt.layers import logits_processor
 
-from led_sglang.config.params import ENV_CONFIG, METHODS, LedParamError, LedParams, ServerConfig, export_config
+from led_sglang.config.checks import LedParamError
+from led_sglang.config.fields import METHODS, LedParams
+from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
 from led_sglang.integration import requests
 from led_sglang.integration.http import lift
 

@@ -12,7 +12,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput, SamplingMa
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from led_sglang.config.params import ServerConfig
+from led_sglang.config.server import ServerConfig
 from led_sglang.integration import masks, sampler
 from led_sglang.integration.batch import LedBatch, RowSeat
 from led_sglang.integration.counts import Counts

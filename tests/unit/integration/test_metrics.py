@@ -11,7 +11,8 @@ import pytest
 import torch
 from sglang.srt.entrypoints import http_server
 
-from led_sglang.config.params import ENV_CONFIG, METHODS, ServerConfig, export_config
+from led_sglang.config.fields import METHODS
+from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
 from led_sglang.integration import info, metrics, requests
 from led_sglang.integration.counts import Counts
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from led_sglang.config.params import METHODS
+from led_sglang.config.fields import METHODS
 from led_sglang.integration import records
 from led_sglang.integration.counts import Counts
 from led_sglang.integration.records import RECORD_KEY, WIRE_KEY, StepRecord

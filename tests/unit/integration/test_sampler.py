@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from led_sglang.config.params import ServerConfig
+from led_sglang.config.server import ServerConfig
 from led_sglang.integration import sampler, step
 from led_sglang.integration.counts import Counts
 from led_sglang.integration.sampler import dress

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from led_sglang.config.params import MAX_SOFT_TOP_K, ServerConfig
+from led_sglang.config.fields import MAX_SOFT_TOP_K
+from led_sglang.config.server import ServerConfig
 from led_sglang.integration.capture import CaptureError
 from led_sglang.integration.soft import SoftInputs, is_soft_enabled
 from tests.unit.integration.fakes import CLOSE_ID, forward_mode

@@ -16,7 +16,7 @@ from sglang.srt.managers.io_struct import AbortReq, BatchStrOutput, GenerateReqI
 from sglang.srt.managers.tokenizer_manager import ReqState, TokenizerManager
 from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
 
-from led_sglang.config.params import ServerConfig, export_config
+from led_sglang.config.server import ServerConfig, export_config
 from led_sglang.integration import requests
 from led_sglang.integration.records import NUM_TRACE_VALUES, WIRE_KEY
 from led_sglang.integration.view import TRACE_KEYS

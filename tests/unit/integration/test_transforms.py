@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from led_sglang.config.params import METHODS, ServerConfig
+from led_sglang.config.fields import METHODS
+from led_sglang.config.server import ServerConfig
 from led_sglang.integration.batch import DeviceRows, LedBatch, MethodGroup
 from led_sglang.integration.layers import captured_layers
 from led_sglang.integration.transforms import HANDLERS, confident, dola, soft

@@ -8,17 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from led_sglang.config.params import (
-    ENV_CONFIG,
-    METHOD_KEYS,
-    LedParamError,
-    LedParams,
-    ServerConfig,
-    StampedParams,
-    export_config,
-    parse_request,
-    server_config,
-)
+from led_sglang.config.checks import LedParamError
+from led_sglang.config.fields import METHOD_KEYS, LedParams
+from led_sglang.config.request import StampedParams, parse_request
+from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config, server_config
 
 CONFIG = ServerConfig(num_layers=12, max_depth=12, open_ids=(5,), close_ids=(6,), vocab_size=100)
 

@@ -6,8 +6,11 @@ import jsonschema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from led_sglang.config.params import METHOD_KEYS, METHODS, LedParamError, ServerConfig, parse_request
+from led_sglang.config.checks import LedParamError
+from led_sglang.config.fields import METHOD_KEYS, METHODS
+from led_sglang.config.request import parse_request
 from led_sglang.config.schema import describing, led_schema
+from led_sglang.config.server import ServerConfig
 
 CONFIG = ServerConfig(
     methods=("led", "dola", "soft_thinking", "confident"), max_depth=12, num_layers=12, open_ids=(5,), close_ids=(6,)

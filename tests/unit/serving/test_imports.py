@@ -54,7 +54,7 @@ def test_off_stays_off() -> None:
 
 
 def test_spawned_process() -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run((sys.executable, "-c", SPAWNED), cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     num_collections = int(done.stdout.split()[-1])

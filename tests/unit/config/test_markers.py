@@ -2,8 +2,9 @@
 
 import pytest
 
+from led_sglang.config.checks import LedParamError
 from led_sglang.config.markers import Markers, find_markers, with_markers
-from led_sglang.config.params import LedParamError, ServerConfig
+from led_sglang.config.server import ServerConfig
 from led_sglang.ops.thinking import ThinkingMachine
 
 

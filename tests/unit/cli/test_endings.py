@@ -17,7 +17,7 @@ from led_sglang.cli.endings import guarded
 from led_sglang.evals import __main__ as evals
 from tests.unit.evals.fake_server import TOKEN, FakeServer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PLAIN = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
 
 

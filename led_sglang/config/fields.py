@@ -1,0 +1,117 @@
+"""The table of request parameters: name, type, default, methods, legal values, meaning.
+
+The parser, the JSON Schema, the reference tables of the documentation and the evaluation's method names read it. A new
+parameter is a field of LedParams; a new method is an entry of METHODS and the fields that name it.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar, get_args
+
+from led_sglang.config.legal import Choice, Flag, Integer, Legal, Real
+
+Phase = Literal["think", "all"]
+PHASES: tuple[str, ...] = get_args(Phase)
+METHODS = ("led", "none", "dola", "soft_thinking", "soft_thinking_gumbel", "confident")
+ALL_METHODS = ",".join(method for method in METHODS if method != "none")  # as --led-methods takes them
+ALWAYS_ENABLED = ("led", "none")
+CONFIDENT_LAYERS = 10  # the paper's N; a request may scan fewer
+MAX_SOFT_TOP_K = 32  # width of the per-slot table of embedding weights
+
+LED = ("led",)
+DOLA = ("dola",)
+GUMBEL = ("soft_thinking_gumbel",)
+SOFT = ("soft_thinking", *GUMBEL)
+CONFIDENT = ("confident",)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One row of the table."""
+
+    name: str
+    default: Any
+    methods: tuple[str, ...]
+    legal: Legal
+    meaning: str
+    server_default: bool  # the default is the server's: the field of ServerConfig of the same name
+
+
+def _parameter(default: T, methods: tuple[str, ...], legal: Legal, meaning: str, server_default: bool = False) -> T:
+    row = {"methods": methods, "legal": legal, "meaning": meaning, "server_default": server_default}
+    made: T = field(default=default, metadata=row)
+    return made
+
+
+@dataclass(frozen=True)
+class LedParams:
+    """What is applied to one request; `public()` is echoed as `meta_info.led_params`. Defaults are the papers'."""
+
+    method: str = "led"
+    depth: int = _parameter(
+        8,
+        LED,
+        Integer(1, lambda config: config.max_depth, "captured layers; --led-max-depth raises it", "`--led-max-depth`"),
+        "exploration depth d: the final layer and d - 1 before it; 1 is plain top-k sampling",
+        server_default=True,
+    )
+    top_k: int = _parameter(
+        8,
+        LED,
+        Integer(1, lambda config: config.max_top_k, "--led-max-top-k raises it", "`--led-max-top-k` (256)"),
+        "candidates k",
+        server_default=True,
+    )
+    phase: str = _parameter(
+        "think",
+        LED,
+        Choice(PHASES, lambda config: PHASES if config.has_markers else ("all",)),
+        "where LED decodes: inside `<think>` ... `</think>`, or everywhere",
+        server_default=True,
+    )
+    exploit: bool = _parameter(True, LED, Flag(), "`false`: explore at every step, no coin")
+    latent_norm: bool = _parameter(False, LED, Flag(), "the final norm on the latent layers")
+    normalize_layers: bool = _parameter(False, LED, Flag(), "normalise each layer's candidates before the sum")
+    latent_offset: int = _parameter(0, LED, Integer(0, 1), "1: one layer earlier, as the authors' released code")
+    min_p: float = _parameter(
+        0.0, LED, Real(0.0, 1.0), "drop candidates below `min_p * max p` before the sum (ours, not the paper's)"
+    )
+    trace: bool = _parameter(False, LED, Flag(), "tell every token's values")
+    layers: str = _parameter("low", DOLA, Choice(("low", "high")), "which half the early layers come from")
+    relative_top: float = _parameter(
+        0.1, DOLA, Real(0.0, 1.0), "tokens below this share of the top probability are dropped"
+    )
+    max_topk: int = _parameter(10, SOFT, Integer(1, MAX_SOFT_TOP_K), "embeddings mixed")
+    early_stop_entropy: float = _parameter(
+        0.01,
+        SOFT,
+        Real(0.0, 100.0),
+        "cold stop: thinking ends after `early_stop_length` steps in a row below this entropy (nats)",
+    )
+    early_stop_length: int = _parameter(
+        256, SOFT, Integer(1, 1 << 20), "steps in a row below `early_stop_entropy` that end thinking"
+    )
+    gumbel_temperature: float = _parameter(0.5, GUMBEL, Real(0.01, 100.0), "temperature of the noisy weights")
+    num_layers: int = _parameter(
+        10,
+        CONFIDENT,
+        Integer(
+            2,
+            lambda config: min(CONFIDENT_LAYERS, config.num_layers or CONFIDENT_LAYERS),
+            "captured layers",
+            f"{CONFIDENT_LAYERS}",
+        ),
+        "layers scanned, the final one included",
+    )
+
+    def public(self) -> dict[str, Any]:
+        return {"method": self.method, **{key: getattr(self, key) for key in METHOD_KEYS[self.method]}}
+
+
+FIELDS: dict[str, Field] = {
+    f.name: Field(f.name, f.default, **f.metadata) for f in fields(LedParams) if f.name != "method"
+}
+KEYS = ("method", *FIELDS)
+METHOD_KEYS: dict[str, tuple[str, ...]] = {
+    method: tuple(name for name, row in FIELDS.items() if method in row.methods) for method in METHODS
+}

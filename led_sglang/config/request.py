@@ -1,0 +1,112 @@
+"""A request's parameters: from the wire value of `custom_params.led` to what the scheduler is sent."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from led_sglang.config.checks import LedParamError, require_choice, show
+from led_sglang.config.fields import ALWAYS_ENABLED, FIELDS, KEYS, METHOD_KEYS, METHODS, LedParams
+from led_sglang.config.server import ServerConfig
+
+NAME = "custom_params.led."
+STAMP_KEY = "__led_sglang"  # reserved key of `custom_params`
+
+
+def check_custom_params(custom: object) -> None:
+    """Raises LedParamError for what is no object, or holds the key under which we stamp requests."""
+    if not isinstance(custom, dict):
+        raise LedParamError(f"custom_params must be an object, got {show(custom)}")
+    if STAMP_KEY in custom:
+        raise LedParamError(f"custom_params: the key {STAMP_KEY!r} is reserved")
+
+
+def parse_request(value: object, config: ServerConfig) -> LedParams | None:
+    """Resolve the wire value of `custom_params.led` against the server's defaults.
+
+    `value`: None (absent: the server's default), a bool, or an object with keys of LedParams.
+    Returns None where LED was neither asked for nor on by default. Raises LedParamError.
+    """
+    if value is None:
+        return parse_request(True, config) if config.default_on else None
+    if value is False:
+        return LedParams(method="none")
+    if value is True:
+        value = {}
+    if not isinstance(value, dict):
+        raise LedParamError(f"custom_params.led must be true, false or an object, got {show(value)}")
+    method = value.get("method", "led")
+    _require_method(method, config)
+    _require_known(value, method)
+    defaults = {name: getattr(config, name) for name, row in FIELDS.items() if row.server_default}
+    params = LedParams(**{**defaults, **value})
+    for name in METHOD_KEYS[method]:
+        FIELDS[name].legal.check(NAME + name, getattr(params, name), config)
+        if name in _SECOND_CHECKS:
+            _SECOND_CHECKS[name](params, config)
+    return params
+
+
+def refuse_beams(beam_width: object, params: LedParams | None) -> None:
+    """Raises LedParamError for a beam search of a request that another method than the engine's own decodes."""
+    if beam_width not in (None, 1) and params is not None and params.method != "none":
+        raise LedParamError(
+            f"LED samples, it cannot run a beam search: beam_width must be 1, got {show(beam_width)}; "
+            "a search needs LED off for the request: custom_params.led false"
+        )
+
+
+def _require_method(method: object, config: ServerConfig) -> None:
+    require_choice(NAME + "method", method, METHODS)
+    if method not in ALWAYS_ENABLED and method not in config.methods:
+        enabled = ",".join((*config.methods, str(method)))
+        raise LedParamError(
+            f"{NAME}method {method!r} is not enabled on this server: start with --led-methods {enabled}"
+        )
+
+
+def _require_known(value: dict[str, Any], method: str) -> None:
+    legal = ("method", *METHOD_KEYS[method])
+    for key in value:
+        if key in legal:
+            continue
+        owners = [other for other, keys in METHOD_KEYS.items() if key in keys]
+        what = f"key {show(key)} belongs to method {' and '.join(owners)}" if owners else f"unknown key {show(key)}"
+        raise LedParamError(f"custom_params.led: {what}; keys of method {method!r}: {', '.join(legal)}")
+
+
+def _require_markers(params: LedParams, config: ServerConfig) -> None:
+    if params.phase == "think" and not config.has_markers:
+        raise LedParamError(f'{NAME}phase "think" needs thinking markers, this server has none: use "all"')
+
+
+def _require_layers(params: LedParams, config: ServerConfig) -> None:
+    if params.latent_offset and params.depth > max(1, config.num_captured):
+        raise LedParamError(
+            f"{NAME}latent_offset 1 with depth {params.depth} needs {params.depth} latent layers, the server captures "
+            f"{config.num_captured}: use a depth of at most {config.num_captured}"
+        )
+
+
+# What no range of one key can say, by the key after whose own check it is asked.
+_SECOND_CHECKS: dict[str, Callable[[LedParams, ServerConfig], None]] = {
+    "phase": _require_markers,
+    "latent_offset": _require_layers,
+}
+
+
+@dataclass(frozen=True)
+class StampedParams:
+    """A request's resolved parameters on their way from the HTTP process to the scheduler."""
+
+    params: LedParams
+    seed: int  # of our noise: the request's own or drawn once for it
+    is_seeded: bool  # the request named its seed
+    sample: int  # index among the n samples of one request
+
+    def to_wire(self) -> dict[str, Any]:
+        return {**asdict(self.params), "seed": self.seed, "is_seeded": self.is_seeded, "sample": self.sample}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> "StampedParams":
+        params = LedParams(**{key: wire[key] for key in KEYS})
+        return cls(params, wire["seed"], wire["is_seeded"], wire["sample"])

@@ -31,6 +31,7 @@ class RowSeat:
     start_length: int = -1  # number of those ids: the state holds for the step that extends exactly them
     returns_mask: bool = False  # the request wants its sampling masks, and so both branches, traced or not
     is_edited: bool = False  # the request has penalties or a logit bias
+    is_lost: bool = False  # a fault of ours has lost what was known of the row: it is the engine's from here on
 
     @property
     def is_ours(self) -> bool:
@@ -118,12 +119,21 @@ class LedBatch:
         """Rows of the batch to positions among ours."""
         return {row: i for i, row in enumerate(self.our_rows)}
 
+    @cached_property
+    def lost_rows(self) -> tuple[int, ...]:
+        return tuple(i for i, seat in enumerate(self.seats) if seat.is_lost)
+
+    @staticmethod
+    def lost(num_rows: int) -> "LedBatch":
+        """Of a batch in which it is not known any more whose row is whose."""
+        return LedBatch((RowSeat(None, is_lost=True),) * num_rows)
+
     def filter(self, keep: list[int]) -> "LedBatch | None":
         return LedBatch.of(tuple(self.seats[i] for i in keep))
 
     @staticmethod
     def of(seats: tuple[RowSeat, ...]) -> "LedBatch | None":
-        return LedBatch(seats) if any(seat.request is not None for seat in seats) else None
+        return LedBatch(seats) if any(seat.request is not None or seat.is_lost for seat in seats) else None
 
     @staticmethod
     def merge(left: "LedBatch | None", left_size: int, right: "LedBatch | None", right_size: int) -> "LedBatch | None":

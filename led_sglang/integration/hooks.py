@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from led_sglang.integration import info, records, requests, runtime, sampler, selfcheck
+from led_sglang.integration import info, records, recovery, requests, runtime, sampler, selfcheck
 from led_sglang.integration.batch import LedBatch, seat_request
+from led_sglang.integration.guard import Guarded, always, call_original, change_nothing, is_capturing, never, refuse
+from led_sglang.integration.recovery import before_start, count_failure, fail_step
 from led_sglang.integration.targets import HOOK_TARGETS
 
 
@@ -71,7 +73,7 @@ def _logits(
     else:
         current.capture.drop()
     if _is_dummy_decode(logits_metadata):
-        current.ride.see_dummy(len(hidden_states), _is_capturing())
+        current.ride.see_dummy(len(hidden_states), is_capturing())
     riders: AbstractContextManager[None] = nullcontext()
     if current.ride.is_boarding:
         riders = current.riders(self, logits_metadata.forward_mode.is_decode())
@@ -84,7 +86,7 @@ def _is_wanted(forward_batch: Any) -> bool:
     sampling_info = getattr(forward_batch, "sampling_info", None)
     if getattr(sampling_info, "led", None) is not None:
         return True
-    return _is_dummy_decode(forward_batch) or _is_capturing()
+    return _is_dummy_decode(forward_batch) or is_capturing()
 
 
 def _is_dummy_decode(forward_batch: Any) -> bool:
@@ -93,10 +95,6 @@ def _is_dummy_decode(forward_batch: Any) -> bool:
     The warm-up must run our kernels too, so that none is compiled inside a capture.
     """
     return forward_batch.forward_mode.is_decode() and getattr(forward_batch, "sampling_info", None) is None
-
-
-def _is_capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _create_sampler(original: Any, backend: str | None = None) -> Any:
@@ -130,26 +128,50 @@ S = "sglang.srt."
 BATCH_INFO = S + "sampling.sampling_batch_info.SamplingBatchInfo."
 TOKENIZER = S + "managers.tokenizer_manager.TokenizerManager."
 PROCESSOR = S + "managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor."
+RUNNER = S + "model_executor.model_runner.ModelRunner."
 
-HANDLERS: dict[str, Callable[..., Any]] = {
-    S + "model_executor.model_runner.ModelRunner.init_attention_backends": _start,
-    S + "model_executor.model_runner.ModelRunner._forward_raw": _forward,
-    S + "model_executor.model_runner.ModelRunner.sample": _sample,
-    S + "layers.logits_processor.LogitsProcessor.forward": _logits,
-    S + "layers.sampler.create_sampler": _create_sampler,
-    BATCH_INFO + "adjusted_from_schedule_batch": _seat,
-    BATCH_INFO + "adjusted_filter_batch": _filter,
-    BATCH_INFO + "adjusted_merge_batch": _merge,
-    BATCH_INFO + "copy_for_forward": _copy,
-    S + "sampling.sampling_params.SamplingParams.verify": requests.verify,
-    TOKENIZER + "_send_one_request": requests.stamp_one,
-    TOKENIZER + "_send_batch_request": requests.stamp_batch,
-    TOKENIZER + "_handle_batch_output": requests.take_entries,
-    TOKENIZER + "_wait_one_response": requests.respond,
-    S + "entrypoints.openai.protocol.ResponsesRequest.to_sampling_params": requests.add_to_responses,
-    PROCESSOR + "_maybe_collect_customized_info": records.collect,
-    S + "managers.scheduler.Scheduler.process_batch_result": records.close,
-    S + "managers.scheduler.Scheduler.get_internal_state": info.add_scheduler_facts,
+
+class Row(NamedTuple):
+    """A handler, what counts its faults, what is done after one, and when it is raised instead."""
+
+    handler: Callable[..., Any]
+    note: Callable[[str], None]
+    recover: Callable[..., Any]
+    is_start: Callable[..., bool] = never
+
+
+ROWS: dict[str, Row] = {
+    RUNNER + "init_attention_backends": Row(_start, fail_step, change_nothing, always),
+    RUNNER + "_forward_raw": Row(_forward, fail_step, recovery.forward, recovery.is_start_of_forward),
+    RUNNER + "sample": Row(_sample, fail_step, recovery.sample, recovery.is_start_of_sample),
+    S + "layers.logits_processor.LogitsProcessor.forward": Row(
+        _logits, fail_step, recovery.logits, recovery.is_start_of_logits
+    ),
+    S + "layers.sampler.create_sampler": Row(_create_sampler, fail_step, call_original, always),
+    BATCH_INFO + "adjusted_from_schedule_batch": Row(_seat, fail_step, recovery.seat, before_start),
+    BATCH_INFO + "adjusted_filter_batch": Row(_filter, fail_step, recovery.filter_rows, before_start),
+    BATCH_INFO + "adjusted_merge_batch": Row(_merge, fail_step, recovery.merge, before_start),
+    BATCH_INFO + "copy_for_forward": Row(_copy, fail_step, recovery.copy, before_start),
+    S + "sampling.sampling_params.SamplingParams.verify": Row(requests.verify, requests.count_failure, refuse),
+    TOKENIZER + "_send_one_request": Row(requests.stamp_one, requests.count_failure, refuse),
+    TOKENIZER + "_send_batch_request": Row(requests.stamp_batch, requests.count_failure, refuse),
+    TOKENIZER + "_handle_batch_output": Row(requests.take_entries, requests.count_failure, requests.lose_entries),
+    TOKENIZER + "_wait_one_response": Row(requests.respond, requests.count_failure, requests.respond_anyway),
+    S + "entrypoints.openai.protocol.ResponsesRequest.to_sampling_params": Row(
+        requests.add_to_responses, requests.count_failure, refuse
+    ),
+    PROCESSOR + "_maybe_collect_customized_info": Row(
+        records.collect, count_failure, records.collect_anyway, before_start
+    ),
+    S + "managers.scheduler.Scheduler.process_batch_result": Row(
+        records.close, count_failure, change_nothing, before_start
+    ),
+    S + "managers.scheduler.Scheduler.get_internal_state": Row(
+        info.add_scheduler_facts, count_failure, info.say_fault, before_start
+    ),
+}
+HANDLERS: dict[str, Guarded] = {
+    target: Guarded(target, *row, is_around=HOOK_TARGETS[target].kind == "around") for target, row in ROWS.items()
 }
 
 

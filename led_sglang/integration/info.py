@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
+from starlette.exceptions import HTTPException
+
 from led_sglang import __version__
 from led_sglang.config.server import server_config
 from led_sglang.integration import requests, runtime, selfcheck
@@ -20,6 +22,11 @@ def add_scheduler_facts(result: Any, self: Any, recv_req: Any) -> None:
             if spec.process != "http"
         }
         result.internal_state["led"] = {**current.facts(), "hook_faults": hooks}
+
+
+def say_fault(result: Any, self: Any, recv_req: Any) -> None:
+    """After a fault of `add_scheduler_facts`: who asks is told, instead of numbers that nobody has counted."""
+    result.internal_state["led"] = {"fault": "LED's facts of the scheduler could not be told; its log says why"}
 
 
 def combine(engines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -51,9 +58,13 @@ def _first_fault(faults: Iterable[str | None]) -> str | None:
 
 
 async def scheduler_facts(tokenizer_manager: Any) -> dict[str, Any]:
-    """Of all engines together; empty where none answers for LED."""
+    """Of all engines together; empty where none answers for LED. Raises HTTPException where one could not tell."""
     states = await tokenizer_manager.get_internal_state()
-    return combine([state["led"] for state in states if state.get("led")])
+    engines = [state["led"] for state in states if state.get("led")]
+    fault = _first_fault(engine.get("fault") for engine in engines)
+    if fault is not None:
+        raise HTTPException(500, fault)
+    return combine(engines)
 
 
 async def describe(tokenizer_manager: Any) -> dict[str, Any]:

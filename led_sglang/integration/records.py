@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from led_sglang.config.fields import LedParams
+from led_sglang.config.fields import METHODS, LedParams
+from led_sglang.config.request import STAMP_KEY, StampedParams
 from led_sglang.integration.counts import Counts
 from led_sglang.integration.runtime import Runtime, count_failure, runtime
 from led_sglang.ops import tally
@@ -100,9 +101,20 @@ class StepRecord:
         depths = None if self._depth_entropy is None else self._depth_entropy[position, : params.depth].tolist()
         return confidence, entropy, logprob, candidates[:k], exploit[:k], explore[:k], depths
 
-    def failed_entry(self, row: int) -> int:
-        """Of a row whose own could not be told."""
-        self._counts.correct([FALLBACK], [self._led.seats[row].method], 1)
+    def is_lost(self, row: int) -> bool:
+        return self._led.seats[row].is_lost
+
+    def failed_entry(self, row: int, req: Any) -> int | None:
+        """Of a row whose own could not be told: what the scheduler's request says of it."""
+        request = self._led.seats[row].request
+        if request is None and (wire := (req.sampling_params.custom_params or {}).get(STAMP_KEY)) is not None:
+            request = StampedParams.from_wire(wire)
+        if request is None:
+            return None
+        if request.params.method == "none":
+            self._counts.add_plain()
+            return 0
+        self._counts.correct([FALLBACK], [METHODS.index(request.params.method)], 1)
         return FALLBACK
 
     def untold(self) -> tuple[list[int], list[int]]:
@@ -121,15 +133,17 @@ class StepRecord:
             self._counts.correct(*self.untold(), -1)
 
 
-def _guarded_entry(record: StepRecord, row: int) -> int | tuple[Any, ...] | None:
+def _guarded_entry(record: StepRecord, row: int, req: Any) -> int | tuple[Any, ...] | None:
     """An entry that cannot be told becomes one of a failed step: a trace keeps one entry for each token."""
+    if record.is_lost(row):
+        return record.failed_entry(row, req)
     try:
         return record.entry(row)
     except Exception:
         current = runtime()
         assert current is not None
-        count_failure(current)
-        return record.failed_entry(row)
+        count_failure(current, "an entry of a trace")
+        return record.failed_entry(row, req)
 
 
 def collect(original: Any, self: Any, i: int, req: Any, logits_output: Any) -> None:
@@ -138,29 +152,50 @@ def collect(original: Any, self: Any, i: int, req: Any, logits_output: Any) -> N
     if info is None or RECORD_KEY not in info:
         original(self, i, req, logits_output)
         return
+    _collect_others(original, self, i, req, logits_output, info)
     record: StepRecord = info[RECORD_KEY]
+    # With max_new_tokens 0, as for the prefill that n > 1 samples share, the token that was sampled is cut off.
+    visible = getattr(req, "finished_len", None)
+    entry = _guarded_entry(record, i, req) if visible is None or visible >= len(req.output_ids) else None
+    if entry is not None:
+        _entries_of(req).append(entry)
+
+
+def collect_anyway(original: Any, self: Any, i: int, req: Any, logits_output: Any) -> None:
+    """After a fault of `collect`, wherever it came: what it has not done, with the entry of a failed step."""
+    info = getattr(logits_output, "customized_info", None)
+    if info is None or RECORD_KEY not in info:
+        original.once(self, i, req, logits_output)
+        return
+    if not original.has_returned:
+        _collect_others(original, self, i, req, logits_output, info)
+    visible = getattr(req, "finished_len", None)
+    num_tokens = len(req.output_ids) if visible is None else min(visible, len(req.output_ids))
+    while len(_entries_of(req)) < num_tokens:
+        entry = info[RECORD_KEY].failed_entry(i, req)
+        if entry is None:
+            break
+        _entries_of(req).append(entry)
+
+
+def _collect_others(original: Any, self: Any, i: int, req: Any, logits_output: Any, info: dict[str, Any]) -> None:
+    """What is not ours."""
     if len(info) > 1:
         logits_output.customized_info = {key: value for key, value in info.items() if key != RECORD_KEY}
         original(self, i, req, logits_output)
         logits_output.customized_info = info
-    # With max_new_tokens 0, as for the prefill that n > 1 samples share, the token that was sampled is cut off.
-    visible = getattr(req, "finished_len", None)
-    entry = _guarded_entry(record, i) if visible is None or visible >= len(req.output_ids) else None
-    if entry is not None:
-        if req.customized_info is None:
-            req.customized_info = {}
-        req.customized_info.setdefault(WIRE_KEY, []).append(entry)
+
+
+def _entries_of(req: Any) -> list[Any]:
+    if req.customized_info is None:
+        req.customized_info = {}
+    entries: list[Any] = req.customized_info.setdefault(WIRE_KEY, [])
+    return entries
 
 
 def close(returned: Any, self: Any, batch: Any, result: Any) -> None:
     """AFTER `Scheduler.process_batch_result`: whoever was given a token of this step has been."""
     info = getattr(getattr(result, "logits_output", None), "customized_info", None) or {}
     record: StepRecord | None = info.get(RECORD_KEY)
-    if record is None:
-        return
-    try:
+    if record is not None:
         record.close()
-    except Exception:
-        current = runtime()
-        assert current is not None
-        count_failure(current)

@@ -5,8 +5,8 @@ import json
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -26,7 +26,7 @@ from led_sglang.integration.view import RequestView
 logger = logging.getLogger(__name__)
 DETERMINISTIC_SEED = 42  # SGLang's own for requests without one under --enable-deterministic-inference
 MAX_BIAS = 1e30  # one that is infinite in float32, over the temperature too, takes stock SGLang 0.5.23's scheduler down
-MAX_LOGGED_FAILURES = 3  # the counter in /led/info goes on
+_logged: set[str] = set()
 
 
 def _config() -> ServerConfig:
@@ -39,12 +39,19 @@ def verify(original: Any, self: Any, vocab_size: int) -> None:
     """AROUND SamplingParams.verify: a LedParamError here becomes HTTP 400."""
     original(self, vocab_size)
     for token, bias in (self.logit_bias or {}).items():
-        if not float(bias) <= MAX_BIAS:
+        if not _is_bias(bias):
             raise LedParamError(f"logit_bias[{token}] must be a number of at most {MAX_BIAS:g}, got {show(bias)}")
     custom = self.custom_params
     if custom is not None:
         check_custom_params(custom)
     refuse_beams(getattr(self, "beam_width", None), parse_request(custom.get("led") if custom else None, _config()))
+
+
+def _is_bias(value: Any) -> bool:
+    try:
+        return float(value) <= MAX_BIAS
+    except (TypeError, ValueError):
+        return False
 
 
 def refuse_mask(params: LedParams | None, returns_mask: Sequence[object]) -> None:
@@ -165,36 +172,44 @@ class Answers:
 ANSWERS = Answers()
 
 
-@contextmanager
-def _counted_faults() -> Iterator[None]:
-    """For code in functions that serve every request of the server: a fault of ours is logged, never raised there."""
-    try:
-        yield
-    except Exception:
-        ANSWERS.num_report_failures += 1
-        if ANSWERS.num_report_failures <= MAX_LOGGED_FAILURES:
-            logger.exception("LED could not report on a step; its requests miss led_stats and trace entries")
+def count_failure(where: str) -> None:
+    """Called in the `except` block of a fault of ours. The first of each place is logged, counted are all."""
+    ANSWERS.num_report_failures += 1
+    if where not in _logged:
+        _logged.add(where)
+        logger.exception("LED could not report (%s); what it lost is counted as `unreported` in led_stats", where)
 
 
 def take_entries(self: Any, recv_obj: Any) -> None:
     """BEFORE TokenizerManager._handle_batch_output: take our entries out of the scheduler's answer."""
-    with _counted_faults():
-        _take_entries(self, recv_obj)
-
-
-def _take_entries(self: Any, recv_obj: Any) -> None:
-    wrapped = getattr(recv_obj, "customized_info", None)
-    if wrapped is None:
+    per_request = _take_out(recv_obj)
+    if per_request is None:
         return
-    info = unwrap_from_pickle(wrapped)
-    if not isinstance(info, dict) or WIRE_KEY not in info:
-        return
-    per_request = info.pop(WIRE_KEY)
-    recv_obj.customized_info = wrap_as_pickle(info) if info else None
-    for rid, entries in zip(recv_obj.rids, per_request, strict=True):
+    for rid, entries, num_tokens in zip(recv_obj.rids, per_request, recv_obj.completion_tokens, strict=True):
         view = _view(self.rid_to_state.get(rid))
         if view is not None:
-            view.add(entries)
+            view.add(entries, num_tokens)
+
+
+def lose_entries(self: Any, recv_obj: Any) -> None:
+    """After a fault of `take_entries`: no entry reaches a client as it is; the views will see what they have missed."""
+    try:
+        _take_out(recv_obj)
+    except Exception:
+        recv_obj.customized_info = None
+
+
+def _take_out(recv_obj: Any) -> list[Any] | None:
+    """Our entries, by request; None where there are none. What is left is another's."""
+    wrapped = getattr(recv_obj, "customized_info", None)
+    if wrapped is None:
+        return None
+    info = unwrap_from_pickle(wrapped)
+    if not isinstance(info, dict) or WIRE_KEY not in info:
+        return None
+    per_request: list[Any] = info.pop(WIRE_KEY)
+    recv_obj.customized_info = wrap_as_pickle(info) if info else None
+    return per_request
 
 
 def respond(original: Any, self: Any, obj: Any, request: Any = None) -> AsyncIterator[Any]:
@@ -203,16 +218,30 @@ def respond(original: Any, self: Any, obj: Any, request: Any = None) -> AsyncIte
     That yields once without `stream`, and chunks of the server's own cadence with it.
     """
     state = self.rid_to_state.get(obj.rid)
-    return _with_led(original(self, obj, request), state)
+    return _with_led(original(self, obj, request), state, _tell)
 
 
-async def _with_led(answers: Any, state: Any) -> AsyncIterator[Any]:
+def respond_anyway(original: Any, self: Any, obj: Any, request: Any = None) -> AsyncIterator[Any]:
+    """After a fault of `respond`."""
+    return _with_led(original.once(self, obj, request), None, _say_unreported)
+
+
+async def _with_led(answers: Any, state: Any, tell: Callable[[dict[str, Any], Any], None]) -> AsyncIterator[Any]:
     async with aclosing(answers):
         async for answer in answers:
             if isinstance(answer, dict) and "meta_info" in answer:
-                with _counted_faults():
-                    _tell(answer, state)
+                try:
+                    tell(answer, state)
+                except Exception:
+                    count_failure("an answer")
+                    _say_unreported(answer, state)
             yield answer
+
+
+def _say_unreported(answer: dict[str, Any], state: Any) -> None:
+    """Of an answer that LED cannot say more about."""
+    meta = answer["meta_info"]
+    meta["led_stats"] = {"unreported": meta.get("completion_tokens", 0)}
 
 
 def _tell(answer: dict[str, Any], state: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from led_sglang.config.server import ServerConfig, server_config
 from led_sglang.integration.capture import Capture, CaptureError
 from led_sglang.integration.counts import Counts
+from led_sglang.integration.guard import is_nobodys
 from led_sglang.integration.head import build_head, refuse_lora, why_nothing_rides
 from led_sglang.integration.layers import captured_layers
 from led_sglang.integration.ranks import FailureCheck, RankCheck
@@ -27,7 +28,6 @@ from led_sglang.ops.types import Head
 
 logger = logging.getLogger(__name__)
 MIB = 1 << 20
-MAX_LOGGED_FAILURES = 3  # the counter in /led/info goes on
 
 
 def head_dtype(runner: Any) -> torch.dtype:
@@ -66,6 +66,7 @@ class Runtime:
         self.forward_batch: Any = None
         self.plain_logits: dict[str, Tensor] = {}  # of the step under way, by method: `edits.plain_logits`
         self.num_step_failures = 0
+        self.has_forward_failed = False  # the step under way is the engine's: its latents may not be there
         self.counts = Counts(config.max_depth, torch.device(runner.device))
         self.is_sanitized = bool(envs.SGLANG_SANITIZE_NAN_LOGITS.get())
         self._states: Tensor | None = None
@@ -80,7 +81,7 @@ class Runtime:
         self.num_engine_head_steps = 0
         self.ranks = RankCheck.of(get_parallel().tp_group, max_rows, torch.device(runner.device))
         self.failed_ranks = FailureCheck.of(get_parallel().tp_group)
-        self.soft = SoftInputs(runner, config) if is_soft_enabled(config) else None
+        self.soft = SoftInputs(runner, config, self.fail_mixture) if is_soft_enabled(config) else None
 
     def _max_rows(self) -> int:
         """As many as any batch or graph can have."""
@@ -99,6 +100,23 @@ class Runtime:
         """The next inputs of these slots, (n,), are tokens, whatever a soft step left there."""
         if self.soft is not None:
             self.soft.forget(slots)
+
+    def fail_forward(self, forward_batch: Any) -> None:
+        """After a fault before or in a forward: no row of its step is LED's, and no earlier one's mixture is fed."""
+        self.has_forward_failed = True
+        self.ride.is_boarding = False
+        self.capture.drop()
+        try:
+            self.forget_mixtures(forward_batch.req_pool_indices)
+        except Exception:
+            count_failure(self, "forget_mixtures")
+
+    def fail_mixture(self, forward_batch: Any) -> None:
+        """In the `except` block of a fault in the embedding of a forward. Raises it where nobody is served yet."""
+        if is_nobodys(forward_batch):
+            raise
+        fail_step(self, "the mixtures of a soft method")
+        self.fail_forward(forward_batch)
 
     def see_head(self, logits_processor: Any, lm_head: Any) -> None:
         """Remember the head the first time the logits processor uses it."""
@@ -183,16 +201,20 @@ def start(runner: Any) -> Runtime:
     return _runtime
 
 
-def count_failure(current: Runtime) -> None:
-    """Called where an exception of ours was caught."""
+_logged: set[str] = set()
+
+
+def count_failure(current: Runtime, where: str = "its step") -> None:
+    """Called in the `except` block of an exception of ours. The first of each place is logged, counted are all."""
     current.num_step_failures += 1
-    if current.num_step_failures <= MAX_LOGGED_FAILURES:
-        logger.exception("LED step failed; the engine's own tokens are used for this step")
+    if where not in _logged:
+        _logged.add(where)
+        logger.exception("LED step failed in %s; the engine's own result stands", where)
 
 
-def fail_step(current: Runtime) -> None:
+def fail_step(current: Runtime, where: str = "its step") -> None:
     """The same where tokens or thinking states depend on it. Raises RankDivergence if it failed on some ranks only."""
-    count_failure(current)
+    count_failure(current, where)
     if current.failed_ranks is not None:
         current.failed_ranks.meet()
 

@@ -52,9 +52,11 @@ class LedSamplerMixin:
         forward = super().forward  # type: ignore[misc]
         if led is None or current is None:
             return forward(logits_output, sampling_info, return_logprob, top, ids, positions, **kw)
-        self.led_context = getattr(current.forward_batch, "led_context", None)  # begun before the forward
-        if self.led_context is None and led.our_rows:
-            self.led_context = _guarded_begin(led, sampling_info, positions, current)
+        self.led_context = None
+        if not current.has_forward_failed:
+            self.led_context = getattr(current.forward_batch, "led_context", None)  # begun before the forward
+            if self.led_context is None and led.our_rows:
+                self.led_context = _attempt(current, StepContext.begin, led, sampling_info, positions, current)
         try:
             tells_more = return_logprob or any(value is not None for value in kw.values())
             token_ids = None if tells_more else self._decide_alone(logits_output, sampling_info)
@@ -67,7 +69,8 @@ class LedSamplerMixin:
             record = _guarded_record(led, self.led_context, current)
         finally:
             self.led_context = None
-        logits_output.customized_info = {**(logits_output.customized_info or {}), RECORD_KEY: record}
+        if record is not None:
+            logits_output.customized_info = {**(logits_output.customized_info or {}), RECORD_KEY: record}
         return token_ids
 
     def _decide_alone(self, logits_output: Any, sampling_info: Any) -> Tensor | None:
@@ -76,11 +79,11 @@ class LedSamplerMixin:
         On a CPU the engine's probabilities and its draw cost as much as LED: nobody waits for what is not used.
         """
         context = self.led_context
-        if context is None or not context.may_decide_alone:
+        if context is None or not _attempt(context.runtime, getattr, context, "may_decide_alone"):
             return None
         context.draws_plain = context.may_draw_plain
         logits = context.preprocessed = self._preprocess_logits(logits_output.next_token_logits, sampling_info)
-        open_rows = _guarded_open_rows(context)
+        open_rows = _attempt(context.runtime, context.open_rows)
         if open_rows is None or len(open_rows):
             return None
         token_ids = torch.zeros(len(logits), dtype=torch.int32)
@@ -106,19 +109,25 @@ class LedSamplerMixin:
         context, sample = self.led_context, super()._sample_from_probs  # type: ignore[misc]
         if context is not None and context.rows.seeded is not None:
             _guard(context, context.decide_plain, probs)
-        rows = _guarded_open_rows(context) if context is not None and simple_sampling_case else None
-        if context is None or rows is None:
-            return sample(probs, sampling_info, positions, simple_sampling_case, *args, **kw)
-        if not len(rows):  # what it returns beside tokens is wanted
-            rows = torch.zeros(1, dtype=torch.int64)
-        some = probs.index_select(0, rows), sampling_info, positions.index_select(0, rows)
-        drawn = sample(*some, simple_sampling_case, *args, **kw)
-        token_ids, *rest = drawn if isinstance(drawn, tuple) else (drawn,)
-        whole = token_ids.new_zeros(len(probs)).index_copy_(0, rows, token_ids)
-        _guard(context, context.apply, whole)
-        if context.failed:  # then the engine's tokens are wanted after all
-            return sample(probs, sampling_info, positions, simple_sampling_case, *args, **kw)
-        return (whole, *rest) if rest else whole
+        rows = None
+        if context is not None and simple_sampling_case:
+            rows = _attempt(context.runtime, context.open_rows)
+
+        def sample_rows(rows: Tensor) -> Any:
+            return sample(
+                probs.index_select(0, rows),
+                sampling_info,
+                positions.index_select(0, rows),
+                simple_sampling_case,
+                *args,
+                **kw,
+            )
+
+        if context is not None and rows is not None:
+            drawn = _attempt(context.runtime, _draw_some, context, rows, len(probs), sample_rows)
+            if drawn is not None:
+                return drawn
+        return sample(probs, sampling_info, positions, simple_sampling_case, *args, **kw)
 
     def _sync_token_ids_across_tp(self, token_ids: Tensor, sampling_info: Any) -> None:
         context = self.led_context
@@ -129,51 +138,57 @@ class LedSamplerMixin:
             _guarded_finish(context, token_ids)
 
 
+def _attempt(current: Runtime, action: Any, *args: Any) -> Any:
+    """The action's result. A fault of ours must not take the scheduler down: it is counted, and the result is None."""
+    try:
+        return action(*args)
+    except RankDivergence:
+        raise
+    except Exception:
+        fail_step(current, getattr(action, "__qualname__", repr(action)))
+        return None
+
+
 def _guard(context: StepContext, action: Any, *args: Any) -> None:
-    """A fault of ours must not take the scheduler down: the step keeps the engine's tokens and is counted."""
+    """The same where the step cannot go on after it: it keeps the engine's tokens."""
     try:
         action(*args)
     except RankDivergence:
         raise
     except Exception:
-        fail_step(context.runtime)
+        fail_step(context.runtime, getattr(action, "__qualname__", repr(action)))
         context.step, context.failed = None, True
         context.runtime.forget_mixtures(context.standing.slots)
 
 
-def _guarded_open_rows(context: StepContext) -> Tensor | None:
-    try:
-        return context.open_rows()
-    except Exception:
-        fail_step(context.runtime)
+def _draw_some(context: StepContext, rows: Tensor, num_rows: int, sample: Any) -> Any:
+    """What the engine's sampler gives for these rows alone, with LED's tokens in the others; None if LED's failed."""
+    if not len(rows):  # what it returns beside tokens is wanted
+        rows = torch.zeros(1, dtype=torch.int64)
+    drawn = sample(rows)
+    token_ids, *rest = drawn if isinstance(drawn, tuple) else (drawn,)
+    whole = token_ids.new_zeros(num_rows).index_copy_(0, rows, token_ids)
+    _guard(context, context.apply, whole)
+    if context.failed:  # then the engine's tokens are wanted after all
         return None
-
-
-def _guarded_begin(led: LedBatch, info: Any, positions: Tensor, current: Runtime) -> StepContext | None:
-    try:
-        return StepContext.begin(led, info, positions, current)
-    except Exception:
-        fail_step(current)
-        return None
+    return (whole, *rest) if rest else whole
 
 
 def _guarded_finish(context: StepContext, token_ids: Tensor) -> None:
     """Unlike `_guard`: LED's tokens are in place by now, and the record goes on saying so."""
-    try:
-        context.finish(token_ids)
-    except Exception:
-        fail_step(context.runtime)
+    _attempt(context.runtime, context.finish, token_ids)
 
 
 def _guarded_advance(led: LedBatch, info: Any, positions: Tensor, current: Runtime, token_ids: Tensor) -> None:
     """After a step that failed: the requests' thinking states follow the engine's tokens all the same."""
-    try:
+
+    def follow() -> None:
         rows = led.device_rows(info)
         before = stand(rows, positions, current)
         current.forget_mixtures(before.slots)
         advance(current, rows, before, token_ids)
-    except Exception:
-        fail_step(current)
+
+    _attempt(current, follow)
 
 
 def _guarded_masks(context: StepContext, output: Any, token_ids: Tensor) -> None:
@@ -188,44 +203,53 @@ def _guarded_masks(context: StepContext, output: Any, token_ids: Tensor) -> None
         masks.forget(told, context.rows.in_batch, len(token_ids), context.info)
 
 
-def _guarded_record(led: LedBatch, context: StepContext | None, current: Runtime) -> StepRecord:
-    try:
-        return StepRecord.of(led, context, current)
-    except Exception:
-        count_failure(current)
-        return StepRecord.of(led, None, current)
+def _guarded_record(led: LedBatch, context: StepContext | None, current: Runtime) -> StepRecord | None:
+    """None: not even that the step failed can be recorded."""
+    for known in (context, None):
+        try:
+            return StepRecord.of(led, known, current)
+        except Exception:
+            count_failure(current, "StepRecord.of")
+    return None
 
 
 def plain_logits_of(current: Runtime, forward_batch: Any, logits: Tensor) -> dict[str, Tensor]:
     """`edits.plain_logits` of a step, before the engine edits its logits (B, V)."""
     info = forward_batch.sampling_info
-    try:
-        return plain_logits(getattr(info, "led", None), info, logits)
-    except Exception:
-        fail_step(current)
-        return {}
+    return _attempt(current, plain_logits, getattr(info, "led", None), info, logits) or {}
 
 
 def before_forward(current: Runtime, forward_batch: Any) -> None:
     """What rides must be known before the forward: a decode step of the one-pass form begins here."""
     ride, led = current.ride, getattr(forward_batch.sampling_info, "led", None)
+    current.has_forward_failed = False
     ride.clear()
     if not forward_batch.forward_mode.is_decode():
         current.forget_mixtures(forward_batch.req_pool_indices)
         return
-    if led is None or not led.our_rows or ride.form(len(led.seats)) != "one_pass":
+    if led is None:
+        return
+    if led.lost_rows:
+        current.forget_mixtures(forward_batch.req_pool_indices[list(led.lost_rows)])
+    if not led.our_rows or ride.form(len(led.seats)) != "one_pass":
         return
     current.forward_batch = forward_batch
     try:
-        context = StepContext.begin(led, forward_batch.sampling_info, forward_batch.positions, current)
-        ride.board(context.rows, context.rows.params.activated(context.standing), context.standing.coin, len(led.seats))
-        context.is_riding = True
-        forward_batch.led_context = context
-    except Exception:
-        fail_step(current)
-        ride.is_boarding = False
+        context = _attempt(current, _begin_riding, led, forward_batch, current)
     finally:
         current.forward_batch = None
+    if context is None:
+        ride.is_boarding = False
+    else:
+        forward_batch.led_context = context
+
+
+def _begin_riding(led: LedBatch, forward_batch: Any, current: Runtime) -> StepContext:
+    context = StepContext.begin(led, forward_batch.sampling_info, forward_batch.positions, current)
+    coin, num_rows = context.standing.coin, len(led.seats)
+    current.ride.board(context.rows, context.rows.params.activated(context.standing), coin, num_rows)
+    context.is_riding = True
+    return context
 
 
 def dress(sampler: Any) -> Any:

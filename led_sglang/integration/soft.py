@@ -6,6 +6,7 @@ lookup elsewhere. So the same kernels run whoever is in the batch, and a CUDA gr
 with the slots that it is given: no Python is needed in a replay.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ class SoftInputs:
     Raises CaptureError where decode steps hide in other batches or the close marker has several tokens.
     """
 
-    def __init__(self, runner: Any, config: ServerConfig) -> None:
+    def __init__(self, runner: Any, config: ServerConfig, fail: Callable[[Any], None]) -> None:
+        """fail: called with the forward's batch in the `except` block of a fault, after which it gets tokens."""
         slots = runner.req_to_token_pool.req_to_token.shape[0] + 1
         device = torch.device(runner.device)
         refuse_soft(config, runner.server_args)
@@ -40,6 +42,7 @@ class SoftInputs:
         self.is_soft = torch.zeros(slots, dtype=torch.bool, device=device)
         self.num_low_entropy = torch.zeros(slots, dtype=torch.int64, device=device)
         self._batch: Any = None
+        self._fail = fail
         self._install(runner.model)
 
     @property
@@ -73,7 +76,11 @@ class SoftInputs:
 
         def embed_or_mix(input_ids: Tensor) -> Tensor:
             plain: Tensor = look_up(input_ids)
-            return self._mix(plain, look_up)
+            try:
+                return self._mix(plain, look_up)
+            except Exception:
+                self._fail(self._batch)
+                return plain
 
         setattr(model, "forward", forward)  # noqa: B010, a module's attributes are typed as tensors
         setattr(embed, "forward", embed_or_mix)  # noqa: B010

@@ -29,6 +29,7 @@ class RequestView:
 
     params: LedParams
     num_told: int = 0  # tokens that an answer has held
+    num_unreported: int = 0  # of them, those of which nothing is known: a fault of ours lost their entries
     num_active: int = 0
     num_thinking: int = 0
     num_explored: int = 0
@@ -41,15 +42,22 @@ class RequestView:
         """`led_params`; made once, since a stream tells it with every token."""
         return self.params.public()
 
-    def add(self, entries: list[Any]) -> None:
-        """The entries of newly generated tokens: int flags, a tuple of flags and trace values, or None: not told."""
+    def add(self, entries: list[Any], num_tokens: int | None = None) -> None:
+        """The entries of newly generated tokens: int flags, a tuple of flags and trace values, or None: not told.
+
+        num_tokens: of the request by now. Entries that were lost before these are not told.
+        """
+        if num_tokens is not None:
+            num_lost = num_tokens - self.num_told - len(self.waiting) - len(entries)
+            self.waiting += [None] * num_lost
         self.waiting += entries
 
     def tell(self, num_tokens: int) -> dict[str, Any]:
         """What joins the `meta_info` of the answer that ends with token number `num_tokens` of the request.
 
         Its trace lists hold what is new since the answer before, and nothing is kept of that. Entries may have come of
-        later tokens, which wait for their own answer. A token whose entry was lost is told like one of the engine's.
+        later tokens, which wait for their own answer. A token whose entry was lost counts as `unreported`, and is
+        told like one of the engine's.
         """
         num_new = max(0, num_tokens - self.num_told)
         entries, self.waiting = self.waiting[:num_new], self.waiting[num_new:]
@@ -57,6 +65,7 @@ class RequestView:
         self.num_told += num_new
         if self.params.method == "none":
             return {"led_params": self.applied}
+        self.num_unreported += entries.count(None)
         rows = [entry if isinstance(entry, tuple) else (entry or 0,) for entry in entries]
         for flags, *_ in rows:
             self._count(flags)
@@ -72,12 +81,14 @@ class RequestView:
             self.total_depth += flags >> DEPTH_SHIFT
 
     def _stats(self) -> dict[str, Any]:
+        unreported = {"unreported": self.num_unreported} if self.num_unreported else {}
         return {
             "led_tokens": self.num_active,
             "thinking_tokens": self.num_thinking,
             "explored_tokens": self.num_explored,
             "mean_depth": self.total_depth / self.num_explored if self.num_explored else None,
             "fallbacks": self.num_fallbacks,
+            **unreported,
         }
 
 

@@ -1,14 +1,21 @@
-"""A second SGLang plugin, for the tests: breaks LED's step for the requests whose seed names a fault.
+"""A second SGLang plugin, for the tests: breaks LED's step for the requests whose seed names a fault, and its hooks.
+
+A hook breaks while a file names it, at its first step (before LED did anything) or its last (when all is done).
 
 Its hooks come from SGLang's own registry, also on targets that LED hooks itself; led_sglang has no code for it.
 """
 
+import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from led_sglang.integration.targets import HOOK_TARGETS
 
 NAN, INF = float("nan"), float("inf")
 LOGITS = {"nan logits": NAN, "inf logits": INF, "-inf logits": -INF, "one nan logit": NAN}
@@ -26,6 +33,23 @@ RANKS = ("other noise", "other tokens")  # on the last rank alone
 ALONE = {"decide alone": "step.StepContext.decide"}  # so is this
 SEEDS = {name: 70_000_000 + i for i, name in enumerate((*LOGITS, *LATENTS, *RAISING, *RANKS, *ALONE))}
 LED = "led_sglang.integration."
+SWITCH = "LED_FAULT_SWITCH"  # the file's place; its JSON: which target, "first" or "last", and at every how many calls
+AT_START = (  # called before anybody is served, and never again
+    "sglang.srt.model_executor.model_runner.ModelRunner.init_attention_backends",
+    "sglang.srt.layers.sampler.create_sampler",
+)
+HOOKS = tuple(target for target in HOOK_TARGETS if target not in AT_START)
+INNER = {  # what the engine reaches by way of the hooks, with what it raises
+    "capture.Capture.store": torch.OutOfMemoryError,
+    "soft.SoftInputs._mix": torch.OutOfMemoryError,
+    "step.StepContext.open_rows": ArithmeticError,
+    "runtime.Runtime.see_head": ArithmeticError,
+    "sampler.before_forward": ArithmeticError,
+    "requests._tell": ArithmeticError,
+    "requests._take_out": ArithmeticError,
+    "batch.LedBatch.filter": ArithmeticError,
+    "records.StepRecord.close": ArithmeticError,
+}
 PROCESSOR = "sglang.srt.layers.logits_processor.LogitsProcessor.forward"
 num_calls: dict[str, int] = {}
 
@@ -48,6 +72,30 @@ def register() -> None:
     HookRegistry.register(LED + "step.StepContext.apply", disturb_tokens, HookType.AFTER)
     for name, target in (*RAISING.items(), *ALONE.items()):
         HookRegistry.register(LED + target, raising(name), HookType.AROUND)
+    if SWITCH not in os.environ:
+        return
+    from led_sglang.integration.hooks import HANDLERS
+
+    for target in HOOKS:
+        HANDLERS[target].handler = partial(switched, target, ArithmeticError, HANDLERS[target].handler)
+    for target, error in INNER.items():
+        HookRegistry.register(LED + target, partial(switched, target, error), HookType.AROUND)
+
+
+def switched(target: str, error: type[Exception], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`original`, which fails while the switch says so."""
+    asked = json.loads(Path(os.environ[SWITCH]).read_text())
+    is_meant = asked.get("target") == target
+    if is_meant:
+        key = f"{target} {asked['when']}"
+        num_calls[key] = num_calls.get(key, 0) + 1
+        is_meant = num_calls[key] % asked["every"] == 0
+    if is_meant and asked["when"] == "first":
+        raise error(f"forced in {target}")
+    result = original(*args, **kwargs)
+    if is_meant:
+        raise error(f"forced in {target}")
+    return result
 
 
 def rows_with(led: Any, faults: Any) -> Iterator[tuple[int, str]]:

@@ -3,12 +3,16 @@
 The faults are forced by a second plugin (`fault_plugin.py`) in one server, which the last test kills.
 """
 
+import json
 import resource
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -29,8 +33,17 @@ OFF = Request(thinking_prompt(11), Asked(temperature=0.0), num_tokens=24, seed=N
 
 
 @pytest.fixture(scope="module")
-def faulty(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def switch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that says which hook fails."""
+    file = tmp_path_factory.mktemp("switch") / "fault.json"
+    file.write_text("{}")
+    return file
+
+
+@pytest.fixture(scope="module")
+def faulty(logs: Path, switch: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     environment = fault_plugin.install(tmp_path_factory.mktemp("plugin"))
+    environment[fault_plugin.SWITCH] = str(switch)
     environment["SGLANG_SANITIZE_NAN_LOGITS"] = "1"  # without it stock SGLang's own sampler dies of such logits
     methods = ("--led-methods", ",".join(("led", *METHODS)))
     with Server(*methods, log=logs / "faults.log", environment=environment) as server:
@@ -116,6 +129,92 @@ def test_the_other_methods_answer_too(method: str, client: Client, alone: tuple[
     replies = client.together([replace(request, led={"method": method}) for request in requests])
     assert all(len(reply.output_ids) == 8 for reply in replies)
     assert client.generate(REFERENCE).output_ids == alone[0].output_ids
+
+
+def num_faults(client: Client) -> int:
+    """Counted in either process."""
+    counters = client.get("/led/info")["counters"]
+    return int(counters["step_failures"] + counters["report_failures"])
+
+
+TRAFFIC = [
+    Request(thinking_prompt(40), FLICKERING, num_tokens=30, seed=7),
+    OFF,
+    Request(thinking_prompt(41), FLICKERING, num_tokens=10, seed=8),
+    Request(thinking_prompt(42), Asked(temperature=1.0), num_tokens=14, seed=9, led={"method": "soft_thinking"}),
+]
+FAILED = 500
+
+
+def check_answers(url: str, engine_tokens: list[int]) -> None:
+    """One round of all kinds of requests: each is answered right, or refused with what happened."""
+
+    def ask(delay: float, request: Request) -> httpx.Response:
+        time.sleep(delay)  # so that batches are merged
+        return httpx.post(f"{url}/generate", json=request.body(), timeout=100)
+
+    with ThreadPoolExecutor(len(TRAFFIC)) as pool:
+        answers = list(pool.map(ask, (0.0, 0.03, 0.06, 0.09), TRAFFIC))
+    for request, answer in zip(TRAFFIC, answers, strict=True):
+        if answer.status_code == FAILED:
+            assert "LED failed (" in answer.json()["error"]["message"]
+            continue
+        assert answer.status_code == 200, answer.text
+        reply = Reply(request, answer.json())
+        assert len(reply.output_ids) == request.num_tokens
+        assert "__led" not in reply.meta and "__led_step" not in reply.meta, "ours alone"
+        if request is OFF:
+            assert reply.output_ids == engine_tokens
+        elif request.led is None:
+            stats = reply.meta["led_stats"]
+            num_untold = stats.get("unreported", 0)
+            if "led_think" in reply.meta:
+                assert check_states(reply) <= stats["fallbacks"] + num_untold
+            else:
+                assert num_untold == request.num_tokens, "nothing is told, and so it says"
+
+
+def other_requests(url: str) -> list[httpx.Response]:
+    """Those which go by way of other hooks: a batch, /v1/responses, a look at the counters."""
+    batch = TRAFFIC[0].body() | {"input_ids": [thinking_prompt(43), thinking_prompt(44)]}
+    batch["sampling_params"] |= {"max_new_tokens": 3}
+    response = {"model": "led-embedded", "input": "1+1", "max_output_tokens": 3, "metadata": {"led": '{"depth": 2}'}}
+    with httpx.Client(base_url=url, timeout=100) as http:
+        return [
+            http.post("/generate", json=batch),
+            http.post("/v1/responses", json=response),
+            http.get("/led/info"),
+        ]
+
+
+@pytest.mark.parametrize("when", ["first", "last"])
+@pytest.mark.parametrize("target", [*fault_plugin.HOOKS, *fault_plugin.INNER])
+def test_a_fault_in_a_hook(
+    target: str, when: str, faulty: Server, switch: Path, client: Client, alone: tuple[Reply, Reply]
+) -> None:
+    """The engine's requests do not notice, LED's are told, and when it is over LED is as before."""
+    before = num_faults(client)
+    try:
+        for every in (1, 2):
+            switch.write_text(json.dumps({"target": target, "when": when, "every": every}))
+            check_answers(faulty.url, alone[1].output_ids)
+            for answer in other_requests(faulty.url):
+                if answer.status_code != 200:
+                    legal = (FAILED, 400) if answer.url.path == "/v1/responses" else (FAILED,)
+                    assert answer.status_code in legal and "LED" in answer.text, answer.text
+    finally:
+        switch.write_text("{}")
+    assert num_faults(client) > before, "no request of this test came by"
+    reference, off = client.together([REFERENCE, OFF])
+    assert reference.output_ids == alone[0].output_ids and off.output_ids == alone[1].output_ids
+    assert check_states(reference) == reference.meta["led_stats"]["fallbacks"] == 0
+    assert "unreported" not in reference.meta["led_stats"]
+
+
+def test_the_first_fault_of_each_hook_is_in_the_log_with_its_traceback(faulty: Server) -> None:
+    log = faulty.log.read_text(errors="replace")
+    for target in fault_plugin.HOOKS:
+        assert f"ArithmeticError: forced in {target}" in log
 
 
 def test_a_full_disk_for_the_log(faulty: Server, client: Client, alone: tuple[Reply, Reply]) -> None:

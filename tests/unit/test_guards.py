@@ -1,20 +1,33 @@
 """A fault of ours in a function that serves everybody is counted and logged, never raised."""
 
+import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from sglang.srt.managers.io_struct import wrap_as_pickle
+from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
+from starlette.exceptions import HTTPException
 
+from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import LedParams
-from led_sglang.config.request import StampedParams
+from led_sglang.config.request import STAMP_KEY, StampedParams
 from led_sglang.config.server import ServerConfig, export_config
-from led_sglang.integration import requests, runtime, sampler
+from led_sglang.integration import guard, info, records, requests, runtime, sampler
 from led_sglang.integration.batch import LedBatch, RowSeat
 from led_sglang.integration.capture import CaptureError
 from led_sglang.integration.counts import Counts
-from led_sglang.integration.records import WIRE_KEY, StepRecord
-from led_sglang.ops.row_loops import FALLBACK
+from led_sglang.integration.guard import Guarded
+from led_sglang.integration.hooks import BATCH_INFO, HANDLERS, PROCESSOR, TOKENIZER
+from led_sglang.integration.ranks import RankDivergence
+from led_sglang.integration.records import RECORD_KEY, WIRE_KEY, StepRecord
+from led_sglang.integration.targets import HOOK_TARGETS
+from led_sglang.integration.view import RequestView
+from led_sglang.ops.row_loops import FALLBACK, THINKING
+from tests.server import fault_plugin
+from tests.unit.integration.fakes import batch_of, seat
+
+FILTER = BATCH_INFO + "adjusted_filter_batch"
 
 
 @pytest.fixture(autouse=True)
@@ -25,10 +38,201 @@ def _configured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_malformed_answer_does_not_stop_the_tokenizer_manager(caplog: pytest.LogCaptureFixture) -> None:
     before = requests.ANSWERS.num_report_failures
-    answer = SimpleNamespace(rids=["a", "b"], customized_info=wrap_as_pickle({WIRE_KEY: [[1]]}))  # one entry for two
-    requests.take_entries(SimpleNamespace(rid_to_state={}), answer)
+    custom = {WIRE_KEY: [[1]], "another": [[2], [3]]}  # one entry for two requests
+    answer = SimpleNamespace(rids=["a", "b"], completion_tokens=[1, 1], customized_info=wrap_as_pickle(custom))
+    HANDLERS[TOKENIZER + "_handle_batch_output"](SimpleNamespace(rid_to_state={}), answer)
     assert requests.ANSWERS.num_report_failures == before + 1
     assert "could not report" in caplog.text
+    assert unwrap_from_pickle(answer.customized_info) == {"another": [[2], [3]]}, "ours reaches nobody"
+
+
+def test_every_hook_of_the_table_is_broken_by_the_test_of_faults() -> None:
+    """A new one is too: `tests/server/test_faults.py` breaks each that is called while serving."""
+    at_start = {target for target, guarded in HANDLERS.items() if guarded.is_start_only}
+    assert at_start == set(fault_plugin.AT_START)
+    assert set(fault_plugin.HOOKS) == set(HOOK_TARGETS) - at_start
+    for target, guarded in HANDLERS.items():
+        assert isinstance(guarded, Guarded) and guarded.target == target
+        assert guarded.is_around == (HOOK_TARGETS[target].kind == "around")
+
+
+@pytest.mark.parametrize("target", fault_plugin.AT_START)
+def test_a_fault_at_the_start_ends_it(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    guarded = HANDLERS[target]
+    monkeypatch.setattr(guarded, "handler", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        guarded(*([None] * (len(HOOK_TARGETS[target].parameters) + guarded.is_around)))
+
+
+class Serving:
+    """As much of a Runtime as the recoveries touch."""
+
+    def __init__(self) -> None:
+        self.failed: list[Any] = []
+        self.num_step_failures = 0
+        self.failed_ranks = None
+
+    def fail_forward(self, batch: Any) -> None:
+        self.failed.append(batch)
+
+
+FORWARDS = {
+    "sglang.srt.model_executor.model_runner.ModelRunner._forward_raw": lambda batch: (None, batch, None),
+    "sglang.srt.layers.logits_processor.LogitsProcessor.forward": lambda batch: (original, None, 1, 2, 3, batch, "aux"),
+    "sglang.srt.model_executor.model_runner.ModelRunner.sample": lambda batch: (original, None, 1, batch),
+}
+
+
+def original(*args: Any) -> Any:
+    return args
+
+
+@pytest.mark.parametrize("error", [CaptureError, torch.OutOfMemoryError, ValueError])
+@pytest.mark.parametrize("target", FORWARDS)
+def test_a_fault_in_a_forward_ends_a_start_and_fails_a_served_step(
+    target: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warm-up or a capture is nobody's batch: its fault is raised as it is, and so ends the start with its words."""
+    serving = Serving()
+    monkeypatch.setattr(runtime, "_runtime", serving)
+
+    def fail(*args: Any) -> None:
+        raise error("the sizes 1 and 2")
+
+    monkeypatch.setattr(HANDLERS[target], "handler", fail)
+    warm_up, served = SimpleNamespace(sampling_info=None), SimpleNamespace(sampling_info=SimpleNamespace())
+    with pytest.raises(error, match="the sizes 1 and 2"):
+        HANDLERS[target](*FORWARDS[target](warm_up))
+    assert not serving.failed and not serving.num_step_failures
+    result = HANDLERS[target](*FORWARDS[target](served))
+    assert serving.failed == [served] and serving.num_step_failures == 1
+    assert "aux" not in (result or ()), "the engine is not shown layer outputs that it did not ask for"
+    monkeypatch.setattr(guard, "is_capturing", lambda: True)
+    with pytest.raises(error, match="the sizes 1 and 2"):
+        HANDLERS[target](*FORWARDS[target](served))
+
+
+def test_what_the_engine_raises_is_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of the original, through our handler: not ours to swallow or to count."""
+    serving = Serving()
+    monkeypatch.setattr(runtime, "_runtime", serving)
+    target = "sglang.srt.model_executor.model_runner.ModelRunner.sample"
+    monkeypatch.setattr(HANDLERS[target], "handler", lambda original, *args: original(*args))
+
+    def fail(*args: Any) -> None:
+        raise KeyError("the engine's")
+
+    with pytest.raises(KeyError, match="the engine's"):
+        HANDLERS[target](fail, None, None, SimpleNamespace(sampling_info=SimpleNamespace()))
+    assert not serving.num_step_failures
+
+
+def test_a_divergence_of_ranks_and_a_refusal_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    for target, error in ((TOKENIZER + "_send_one_request", LedParamError), (FILTER, RankDivergence)):
+        with monkeypatch.context() as patch:
+            patch.setattr(HANDLERS[target], "handler", Raising(error))
+            with pytest.raises(error):
+                HANDLERS[target](None, None, None)
+
+
+class Raising:
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def __call__(self, *args: Any) -> None:
+        raise self.error
+
+
+def test_rows_whose_seats_were_lost_stay_the_engines_and_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a batch that was filtered wrongly nobody knows whose row is whose: what was asked is told of the request."""
+    monkeypatch.setattr(runtime, "_runtime", Serving())
+    info = SamplingInfo(3)
+    info.led = batch_of(seat("led"), seat(None), seat("none"), seat("led"))
+    with monkeypatch.context() as patch:
+        patch.setattr(LedBatch, "filter", Raising(MemoryError))
+        HANDLERS[FILTER](None, info, [0, 1, 2], None)
+    assert info.led.lost_rows == (0, 1, 2) and not info.led.our_rows
+    fresh = SamplingInfo(2)
+    fresh.led = batch_of(seat("led"), seat(None))
+    info.num_rows += 2
+    HANDLERS[BATCH_INFO + "adjusted_merge_batch"](None, info, fresh)
+    assert info.led.lost_rows == (0, 1, 2) and info.led.our_rows == (3,)
+    counts = Counts(8, torch.device("cpu"))
+    record = StepRecord(info.led, counts)
+    told = []
+    for row, method in enumerate(("led", None, "none")):
+        req = request_of(method)
+        records.collect(original, None, row, req, SimpleNamespace(customized_info={RECORD_KEY: record}))
+        told.append(req.customized_info)
+    assert told == [{WIRE_KEY: [FALLBACK]}, None, {WIRE_KEY: [0]}]
+    assert counts.facts()["fallbacks"] == 1 and counts.facts()["tokens"]["none"] == 1
+    assert info.led.filter([0]) is not None, "and after the next filter"
+
+
+@pytest.mark.parametrize("has_entry", [False, True])
+def test_a_request_misses_no_entry_wherever_its_collection_failed(
+    has_entry: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving = Serving()
+    monkeypatch.setattr(runtime, "_runtime", serving)
+    collect = HANDLERS[PROCESSOR + "_maybe_collect_customized_info"]
+    ours, others = collect.handler, []
+
+    def fail(*args: Any) -> None:
+        if has_entry:
+            ours(*args)
+        raise ArithmeticError
+
+    monkeypatch.setattr(collect, "handler", fail)
+    record = StepRecord(batch_of(seat("led")), Counts(8, torch.device("cpu")))
+    output = SimpleNamespace(customized_info={RECORD_KEY: record, "another": [5]})
+    req = request_of("led", num_tokens=2, entries=[7])
+    collect(lambda self, i, req, output: others.append(dict(output.customized_info)), None, 0, req, output)
+    assert req.customized_info == {WIRE_KEY: [7, FALLBACK]} and others == [{"another": [5]}]
+    assert serving.num_step_failures == 1 and RECORD_KEY in output.customized_info
+
+
+def request_of(method: str | None, num_tokens: int = 1, entries: list[int] | None = None) -> Any:
+    stamp = StampedParams(LedParams(method), 1, True, 0).to_wire() if method else None
+    return SimpleNamespace(
+        sampling_params=SimpleNamespace(custom_params={STAMP_KEY: stamp} if stamp else None),
+        output_ids=[0] * num_tokens,
+        finished_len=None,
+        customized_info=None if entries is None else {WIRE_KEY: entries},
+    )
+
+
+class SamplingInfo:
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+        self.led: Any = None
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+
+def test_entries_that_were_lost_leave_the_later_ones_to_their_own_tokens() -> None:
+    view = RequestView(LedParams(trace=True))
+    view.add([THINKING], num_tokens=1)
+    view.add([THINKING, 0], num_tokens=5)  # those of tokens 2 and 3 never came
+    told = view.tell(6)  # nor those of the last
+    assert told["led_think"] == [True, False, False, True, False, False]
+    assert told["led_stats"]["unreported"] == 3
+    assert "unreported" not in RequestView(LedParams()).tell(0)["led_stats"]
+
+
+def test_a_scheduler_that_cannot_tell_its_facts_is_no_server_without_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    serving = Serving()
+    monkeypatch.setattr(runtime, "_runtime", serving)
+    result = SimpleNamespace(internal_state={})
+    HANDLERS["sglang.srt.managers.scheduler.Scheduler.get_internal_state"](result, None, None)  # it has no facts()
+    assert serving.num_step_failures == 1
+
+    async def states() -> list[Any]:
+        return [result.internal_state]
+
+    with pytest.raises(HTTPException, match="could not be told"):
+        asyncio.run(info.scheduler_facts(SimpleNamespace(get_internal_state=states)))
 
 
 def test_a_failed_record_leaves_every_row_with_the_engines_token() -> None:

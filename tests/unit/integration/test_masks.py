@@ -96,7 +96,13 @@ def run(
     coin, token = torch.rand(2, num_ours, generator=generator, dtype=torch.float64)
     numbers, is_active = torch.arange(num_ours), torch.tensor(active)
     runtime = SimpleNamespace(
-        num_step_failures=0, failed_ranks=None, backend="compiled", config=ServerConfig(), machine=None, ranks=None
+        num_step_failures=0,
+        has_forward_failed=False,
+        failed_ranks=None,
+        backend="compiled",
+        config=ServerConfig(),
+        machine=None,
+        ranks=None,
     )
     runtime.counts, runtime.forget_mixtures = Counts(8, torch.device("cpu")), lambda slots: None
     context = StepContext(runtime, rows, info, Standing(coin, token, numbers, numbers, is_active, is_active, numbers))

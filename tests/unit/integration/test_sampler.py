@@ -75,7 +75,9 @@ def context_of(
     rows = led.device_rows(batch_info)
     count, runtime = (
         len(active),
-        SimpleNamespace(num_step_failures=0, failed_ranks=None, forget_mixtures=lambda slots: None),
+        SimpleNamespace(
+            num_step_failures=0, has_forward_failed=False, failed_ranks=None, forget_mixtures=lambda slots: None
+        ),
     )
     runtime.config, runtime.backend, runtime.counts = ServerConfig(), "compiled", Counts(8, torch.device("cpu"))
     zeros = torch.zeros(count, dtype=torch.int64)

@@ -47,11 +47,15 @@ def batch(slots: list[int], is_decode: bool = True) -> Any:
     return SimpleNamespace(req_pool_indices=torch.tensor(slots), forward_mode=forward_mode(is_decode))
 
 
+def no_fault(batch: Any) -> None:
+    raise
+
+
 @pytest.fixture
 def engine() -> tuple[SoftInputs, Model, Tensor]:
     model = Model()
     table = model.model.embed_tokens.weight.detach().clone()
-    inputs = SoftInputs(runner(model), CONFIG)
+    inputs = SoftInputs(runner(model), CONFIG, no_fault)
     inputs.write(
         torch.tensor([3, 1]),
         torch.tensor([[4, 5], [8, 2]]),
@@ -116,7 +120,7 @@ def test_on_a_gpu_nothing_is_read_and_no_shape_depends_on_data() -> None:
     with FakeTensorMode(), torch.device("cuda"):
         model = Model()
         fake = SimpleNamespace(**{**vars(runner(model)), "device": "cuda"})
-        inputs = SoftInputs(fake, CONFIG)
+        inputs = SoftInputs(fake, CONFIG, no_fault)
         slots = torch.zeros(4, dtype=torch.int64)
         step = SimpleNamespace(req_pool_indices=slots, forward_mode=forward_mode(True))
         assert model.forward(slots, slots, step).shape == (4, 3)
@@ -145,7 +149,7 @@ def test_a_fault_in_the_model_leaves_no_batch_behind(engine: tuple[SoftInputs, M
 def test_half_precision_is_mixed_in_float32() -> None:
     model = Model().to(torch.bfloat16)
     table = model.model.embed_tokens.weight.detach().clone()
-    inputs = SoftInputs(runner(model), CONFIG)
+    inputs = SoftInputs(runner(model), CONFIG, no_fault)
     ids, weights = torch.arange(8)[None], torch.full((1, 8), 0.125)
     inputs.write(torch.tensor([0]), ids, weights, torch.tensor([True]), torch.tensor([0]))
     out = run(model, [0], batch([0]))
@@ -156,14 +160,25 @@ def test_what_cannot_be_mixed_is_refused() -> None:
     mixed = runner()
     mixed.server_args.enable_mixed_chunk = True
     with pytest.raises(CaptureError, match="--enable-mixed-chunk"):
-        SoftInputs(mixed, CONFIG)
+        SoftInputs(mixed, CONFIG, no_fault)
     with pytest.raises(CaptureError, match="has 2"):
-        SoftInputs(runner(), ServerConfig(methods=("soft_thinking",), close_ids=(7, 8)))
+        SoftInputs(runner(), ServerConfig(methods=("soft_thinking",), close_ids=(7, 8)), no_fault)
     with pytest.raises(CaptureError, match="embed_tokens in Linear"):
-        SoftInputs(runner(nn.Linear(2, 2)), CONFIG)
+        SoftInputs(runner(nn.Linear(2, 2)), CONFIG, no_fault)
 
 
 def test_soft_is_enabled_by_either_name() -> None:
     assert is_soft_enabled(ServerConfig(methods=("led", "soft_thinking_gumbel")))
     assert is_soft_enabled(ServerConfig(methods=("soft_thinking",)))
     assert not is_soft_enabled(ServerConfig(methods=("led", "dola", "confident")))
+
+
+def test_a_fault_while_mixing_feeds_tokens_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    model = Model()
+    table = model.model.embed_tokens.weight.detach().clone()
+    inputs = SoftInputs(runner(model), CONFIG, told.append)
+    monkeypatch.setattr(inputs, "_mix", lambda *_: 1 / 0)
+    served = batch([3])
+    assert torch.equal(model(torch.tensor([4]), None, served), table[[4]])
+    assert told == [served]

@@ -25,7 +25,8 @@ from led_sglang.cli import files
 from led_sglang.cli.arguments import integer, number
 from led_sglang.cli.endings import guarded
 from led_sglang.config.server import FORMS
-from led_sglang.ops import Head, LedRows, LedStep, Noise, chosen_backend, host, led_step, one_pass
+from led_sglang.ops import Head, LedRows, LedStep, Noise, arrays, chosen_backend, led_step
+from led_sglang.ops.backends import one_pass
 
 RESULTS = Path(__file__).parent / "results" / "ops_cpu.jsonl"
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}
@@ -46,7 +47,7 @@ class Inputs:
             cut, tau = one_pass.cut_of(chosen, device), one_pass.row_tau(self.rows)
             wanted = one_pass.wanted_rows(self.rows, self.noise.coin, cut)
             normalizers = torch.zeros(self.latents.shape[:2], device=device)
-            if host.can_look(device):
+            if arrays.can_look(device):
                 one_pass.ride_alone(self.latents, self.head, tau, wanted, normalizers)
             else:
                 one_pass.head_pass(self.latents[0], self.latents, self.head, tau, wanted, normalizers, chosen)

@@ -24,7 +24,8 @@ def prepare(config: ServerConfig, server_args: Any) -> ServerConfig:
 
     Raises LedParamError, CaptureError, EngineRefusal or HookError: the server must not start.
     """
-    from led_sglang.integration import selfcheck, support
+    from led_sglang.integration import support
+    from led_sglang.integration.hooks import selfcheck
 
     resolved = support.resolve(config, server_args)
     export_config(resolved)
@@ -42,7 +43,7 @@ def enable(model_path: str, config: ServerConfig | None = None, **server_args: A
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import ServerArgs
 
-    from led_sglang.integration.entry import run_scheduler_process
+    from led_sglang.integration.hooks.entry import run_scheduler_process
 
     export_config(config or ServerConfig())
     load_plugins()
@@ -63,7 +64,7 @@ def server_arguments(options: Namespace, rest: Sequence[str]) -> tuple[Any, bool
         load_plugins()
         from sglang.srt.server_args import prepare_server_args
 
-        from led_sglang.integration.said import merged, said
+        from led_sglang.integration.hooks.user_arguments import merged, said
 
         if options.help_sglang:
             prepare_server_args(["--help"])
@@ -131,9 +132,10 @@ def _run(server_args: Any, with_led: bool) -> int:
         if with_led:
             from sglang.srt.entrypoints import http_server
 
-            from led_sglang.integration import entry, http
+            from led_sglang.integration.hooks import entry
+            from led_sglang.integration.http import app
 
-            http.attach(http_server.app)
+            app.attach(http_server.app)
             http_server.launch_server(server_args, run_scheduler_process_func=entry.run_scheduler_process)
         else:
             from sglang.launch_server import run_server
@@ -154,8 +156,8 @@ def _register_late() -> None:
     """Where SGLang loaded its plugins before LED was switched on, register and apply now."""
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    from led_sglang.integration.hooks import register_hooks
-    from led_sglang.integration.targets import HOOK_TARGETS
+    from led_sglang.integration.hooks.register import register_hooks
+    from led_sglang.integration.hooks.targets import HOOK_TARGETS
 
     if not any(target in HookRegistry._hooks for target in HOOK_TARGETS):
         register_hooks()

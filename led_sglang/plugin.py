@@ -7,6 +7,6 @@ def register() -> None:
     """Register the hooks of `integration.hooks` with SGLang's registry, once, if a configuration was exported."""
     if server_config() is None:
         return
-    from led_sglang.integration.hooks import register_hooks
+    from led_sglang.integration.hooks.register import register_hooks
 
     register_hooks()

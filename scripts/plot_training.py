@@ -10,8 +10,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from led_sglang.evals.report.compose.figures import style, to_svg
 from matplotlib.figure import Figure
+
+from led_sglang.evals.report.figures import style, to_svg
 
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / "training"

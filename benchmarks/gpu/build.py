@@ -27,14 +27,16 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks.provenance import provenance
 from benchmarks.rows import paper_rows
-from led_sglang.ops import Head, ThinkingMachine, host, one_pass, triton_head, triton_standing
-from led_sglang.ops.standing import Seats
-from led_sglang.ops.tally import Counters
-from led_sglang.ops.triton_candidates import candidate_logits
-from led_sglang.ops.triton_columns import ALIGNMENT
-from led_sglang.ops.triton_rows import final_rows
-from led_sglang.ops.triton_tail import tail
-from led_sglang.ops.triton_tally import tell
+from led_sglang.ops import Head, ThinkingMachine, arrays
+from led_sglang.ops.backends import one_pass
+from led_sglang.ops.kernels import lm_head, row_inputs
+from led_sglang.ops.kernels.candidates import candidate_logits
+from led_sglang.ops.kernels.columns import ALIGNMENT
+from led_sglang.ops.kernels.final_layer import final_rows
+from led_sglang.ops.kernels.mix_and_sample import tail
+from led_sglang.ops.kernels.row_stats import tell
+from led_sglang.ops.rows.inputs import Seats
+from led_sglang.ops.rows.stats import Counters
 from led_sglang.ops.types import Noise, Ridden
 
 RESULT = Path(__file__).parents[1] / "results" / "gpu_build.jsonl"
@@ -75,7 +77,7 @@ def compiled_by(action: Callable[[], Any]) -> list[Built]:
         seen.append(Built(self.__name__, binary))
         return binary
 
-    with patch.object(JITFunction, "run", compile_only), patch.object(host, "can_look", lambda device: False):
+    with patch.object(JITFunction, "run", compile_only), patch.object(arrays, "can_look", lambda device: False):
         action()
     return seen
 
@@ -88,24 +90,24 @@ def step(num_rows: int, dtype: torch.dtype) -> None:
     number = torch.zeros(ALIGNMENT * (num_rows + 1), dtype=torch.int64)[:num_rows]
     seats = Seats(None, number, number, number, number, number.bool(), None, False)
     machine = ThinkingMachine([0], [1], VOCAB).tables("cpu")
-    now = triton_standing.standing(seats, number, number, None, number)
+    now = row_inputs.standing(seats, number, number, None, number)
     rows = rows.activated(now)
     normalizers, wanted, tau = torch.empty(LAYERS, 300), torch.empty(300, dtype=torch.bool), torch.empty(300)
     one_pass.board(rows, now.coin, one_pass.CUT, None, wanted, tau, "triton")
     hidden = torch.empty(num_rows, HIDDEN, dtype=dtype)
-    triton_head.head_pass(hidden, latents, head, tau[:num_rows], wanted[:num_rows], normalizers[:, :num_rows])
+    lm_head.head_pass(hidden, latents, head, tau[:num_rows], wanted[:num_rows], normalizers[:, :num_rows])
     final = final_rows(torch.empty(num_rows, VOCAB), rows.temperature, rows, now.coin)
     ridden = Ridden(normalizers[:, :num_rows], wanted[:num_rows])
     for rode in (None, ridden):
-        triton_head.normalizers_of(latents, head, rows.temperature[:, None], final.needed, rode)
+        lm_head.normalizers_of(latents, head, rows.temperature[:, None], final.needed, rode)
     candidates = candidate_logits(latents, final.candidate_ids, head, rows.temperature[:, None], final.needed)
     sums = torch.empty(LAYERS, num_rows), candidates
     made = tail(
         final.logprobs, final.candidate_ids, *sums, final.explored, final.needed, rows, Noise(now.coin, now.token)
     )
-    triton_standing.write_tokens(seats, number, now, made)
+    row_inputs.write_tokens(seats, number, now, made)
     tell(now, made, number, Counters.zeros(LAYERS + 1, 1, number.device))
-    triton_standing.move_states(seats, machine, number, now, number)
+    row_inputs.move_states(seats, machine, number, now, number)
 
 
 def facts(built: Built) -> dict[str, Any]:

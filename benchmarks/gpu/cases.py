@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.rows import paper_rows
-from led_sglang.ops import Head, LedRows, LedStep, Noise, led_step, one_pass
+from led_sglang.ops import Head, LedRows, LedStep, Noise, led_step
+from led_sglang.ops.backends import one_pass
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.cases import Case, make
-from led_sglang.ops import LedStep, ThinkingMachine, led_step, tally
-from led_sglang.ops.agreement import difference_of
-from led_sglang.ops.standing import Seats, Standing, move_states, standing
+from led_sglang.ops import LedStep, ThinkingMachine, led_step
+from led_sglang.ops.backends.self_test import difference_of
+from led_sglang.ops.rows import stats
+from led_sglang.ops.rows.inputs import Seats, Standing, move_states, standing
 
 BUDGET = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 HEADS: dict[str, dict[str, Any]] = {"plain": {}, "capped": {"softcap": 12.0, "scale": 1.5}, "padded": {"num_rows": 0}}
@@ -37,14 +38,14 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def counted(case: Case) -> dict[str, Any]:
     """Flags and counters of a step in one kernel. Raises where they are not those of torch (on a CPU, of the loops)."""
-    from led_sglang.ops.triton_tally import tell
+    from led_sglang.ops.kernels.row_stats import tell
 
     step, rows, device = case.coin_first("triton"), case.rows, case.final_logits.device
     slots = torch.arange(len(rows.active), device=device)
     now = Standing(case.noise.coin, case.noise.token, slots, slots, slots % 2 == 0, rows.active, slots)
-    one, other = (tally.Counters.zeros(rows.max_depth, 3, device) for _ in range(2))
+    one, other = (stats.Counters.zeros(rows.max_depth, 3, device) for _ in range(2))
     flags = tell(now, step, slots % 3, one)
-    expected = tally.tell(now, step, False, slots % 3, other, "fused")
+    expected = stats.tell(now, step, False, slots % 3, other, "fused")
     if not torch.equal(flags, expected) or not torch.equal(one.values, other.values):
         raise AssertionError(
             f"flags {flags.tolist()}, not {expected.tolist()}; counters {one.values}, not {other.values}"
@@ -54,7 +55,7 @@ def counted(case: Case) -> dict[str, Any]:
 
 def stood(num_rows: int, device: torch.device) -> dict[str, Any]:
     """Where rows stand before a token and after it. Raises where the kernels do not say what torch does."""
-    from led_sglang.ops import triton_standing
+    from led_sglang.ops.kernels import row_inputs
 
     machine = ThinkingMachine([1, 2], [3], 11)
     tables, generator = machine.tables(device), torch.Generator().manual_seed(num_rows)
@@ -70,7 +71,7 @@ def stood(num_rows: int, device: torch.device) -> dict[str, Any]:
     before, tokens = numbers(len(machine.next_state), batch), numbers(11, batch)
     found = []
     for stand, move in (
-        (triton_standing.standing, triton_standing.move_states),
+        (row_inputs.standing, row_inputs.move_states),
         (partial(standing, backend="fused"), partial(move_states, backend="fused")),
     ):
         states = before.clone()
@@ -79,7 +80,7 @@ def stood(num_rows: int, device: torch.device) -> dict[str, Any]:
         found.append({**{field.name: getattr(now, field.name) for field in fields(now)}, "after": states})
     wrong = [name for name, value in found[0].items() if not torch.equal(value, found[1][name])]
     if wrong:
-        raise AssertionError(f"the kernels of led_sglang.ops.triton_standing differ from torch in {', '.join(wrong)}")
+        raise AssertionError(f"the kernels of ops.kernels.row_inputs differ from torch in {', '.join(wrong)}")
     return {"stood": num_rows}
 
 

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.gpu.cases import Case, make
 from benchmarks.measure import interleaved_median_ms
-from led_sglang.ops import triton_head
-from led_sglang.ops.triton_head import LARGE_TILE, SMALL_TILE, Tile
+from led_sglang.ops.kernels import lm_head
+from led_sglang.ops.kernels.lm_head import LARGE_TILE, SMALL_TILE, Tile
 
 TILES = (
     SMALL_TILE,
@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def one_pass(case: Case, tile: Tile) -> None:
-    with patch.object(triton_head, "tile_of", lambda num_rows, dtype: tile):
+    with patch.object(lm_head, "tile_of", lambda num_rows, dtype: tile):
         num_rows, device = len(case.hidden), case.hidden.device
         tau, wanted = torch.ones(num_rows, device=device), torch.ones(num_rows, dtype=torch.bool, device=device)
         normalizers = torch.empty(case.latents.shape[:2], device=device)
-        triton_head.head_pass(case.hidden, case.latents, case.head, tau, wanted, normalizers)
+        lm_head.head_pass(case.hidden, case.latents, case.head, tau, wanted, normalizers)

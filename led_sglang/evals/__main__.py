@@ -107,7 +107,7 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def report_command(args: argparse.Namespace) -> int:
-    from led_sglang.evals.report.compose.compose import write_report
+    from led_sglang.evals.report.compose import write_report
 
     for path in write_report(args):
         print(path)

@@ -65,7 +65,7 @@ def add_reproduce_parser(commands: argparse._SubParsersAction[argparse.ArgumentP
 
 def prepare(args: argparse.Namespace) -> None:
     """What would end it after hours is found before it begins. Raises CommandError."""
-    from led_sglang.evals.report.compose.compose import read_analyses
+    from led_sglang.evals.report.compose import read_analyses
 
     files.check_folder(args.runs)
     files.check_folder(args.out)

@@ -14,9 +14,9 @@ from sglang.srt.environ import envs
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.markers import find_markers, with_markers
 from led_sglang.config.server import ServerConfig
-from led_sglang.integration.capture import CaptureError
-from led_sglang.integration.layers import captured_layers
-from led_sglang.integration.soft import refuse_soft
+from led_sglang.integration.scheduler.latents.capture import CaptureError
+from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
+from led_sglang.integration.scheduler.methods.soft_inputs import refuse_soft
 
 INNER_CAPTURE = ("MiMoForCausalLM",)  # outer class without the setter, inner model with `layers_to_capture`
 # SGLang's classes that have the setter and keep something else than layer outputs: what is wrong with it.
@@ -203,7 +203,7 @@ def _refuse_backend(config: ServerConfig, args: Any) -> None:
 
 def _is_triton_interpreted() -> bool:
     try:
-        from led_sglang.ops.triton_head import is_interpreted
+        from led_sglang.ops.kernels.lm_head import is_interpreted
     except ImportError:
         return False
     return is_interpreted()

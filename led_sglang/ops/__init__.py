@@ -6,10 +6,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from led_sglang.ops import compiled, eager, fused, host, one_pass, reference, triton_backend
+from led_sglang.ops import arrays, reference
+from led_sglang.ops.backends import eager, numba_step, one_pass, torch_step, triton_step
 from led_sglang.ops.edits import LogitEdits
-from led_sglang.ops.noise import uniforms
-from led_sglang.ops.thinking import ThinkingMachine, ThinkingTables
+from led_sglang.ops.rows.automaton import ThinkingMachine, ThinkingTables
+from led_sglang.ops.rows.noise import uniforms
 from led_sglang.ops.types import Head, Latents, LedRows, LedStep, Noise, Ridden
 
 __all__ = [
@@ -32,9 +33,9 @@ Backend = Callable[..., LedStep]  # (final_logits, latents, head, rows, noise, e
 BACKENDS: dict[str, Backend] = {
     "reference": reference.led_step,
     "eager": eager.led_step,
-    "fused": fused.led_step,
-    "compiled": compiled.led_step,
-    "triton": triton_backend.led_step,
+    "fused": torch_step.led_step,
+    "compiled": numba_step.led_step,
+    "triton": triton_step.led_step,
 }
 
 
@@ -73,7 +74,7 @@ def led_step(
         latents (D, R, H): latents[j] = h[L-1-j], the un-normed residual stream in the model's dtype. A row reads
             latents[j + latent_offset] for j < depth - 1, so D >= max(depth - 1 + latent_offset). A function that
             returns them is called at most once; "compiled" calls it only if some row needs them.
-        ridden: what the one-pass form (`led_sglang.ops.one_pass`) knows already, for at least max_depth - 1 layers;
+        ridden: what the one-pass form (`ops.backends.one_pass`) knows already, for at least max_depth - 1 layers;
             rows that need their latents and did not ride are served by a second pass, so the result is the same.
             Backends "fused", "compiled" and "triton" only.
         edits: the penalties and bias that the engine applied to `final_logits`, to be applied to the latent layers too;
@@ -93,10 +94,10 @@ def led_step(
     all rows and depths; "fused" draws the coin first and sends only the rows that need it through the head, without
     ever holding their (rows, V) logits; "compiled" is "fused" on a CPU with compiled loops over candidates and layers;
     "triton" is "fused" in a handful of kernels, and skips the rows that exploit without asking the host. "auto" is
-    "compiled" on the CPU, "triton" on CUDA (a server looks first, `led_sglang.ops.agreement`) and "fused" elsewhere.
+    "compiled" on the CPU, "triton" on CUDA (a server looks first, `ops.backends.self_test`) and "fused" elsewhere.
     Graph-safe: "fused" and "triton" on CUDA (no host sync, shapes fixed by R, D, K and the host-known fields of `rows`;
     "fused" sends all rows through the head there). On CPU they compact rows by index. "eager" is; "reference" is not.
-    The division is `led_sglang.ops.host.can_look`.
+    The division is `led_sglang.ops.arrays.can_look`.
     """
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"unknown LED backend {backend!r}; one of auto, {', '.join(BACKENDS)}")
@@ -132,4 +133,4 @@ def chosen_backend(asked: str, device: torch.device) -> str:
     """What "auto" means on a device; any other name is itself."""
     if asked != "auto":
         return asked
-    return "compiled" if host.can_look(device) else "triton" if device.type == "cuda" else "fused"
+    return "compiled" if arrays.can_look(device) else "triton" if device.type == "cuda" else "fused"

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from led_sglang.ops.host import Columns
+from led_sglang.ops.arrays import Columns
 
 # The captured states, or what gathers them: a step in which no row needs them does not.
 Latents = Tensor | Callable[[], Tensor]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from led_sglang.integration.targets import HOOK_TARGETS
+from led_sglang.integration.hooks.targets import HOOK_TARGETS
 
 NAN, INF = float("nan"), float("inf")
 LOGITS = {"nan logits": NAN, "inf logits": INF, "-inf logits": -INF, "one nan logit": NAN}
@@ -74,7 +74,7 @@ def register() -> None:
         HookRegistry.register(LED + target, raising(name), HookType.AROUND)
     if SWITCH not in os.environ:
         return
-    from led_sglang.integration.hooks import HANDLERS
+    from led_sglang.integration.hooks.register import HANDLERS
 
     for target in HOOKS:
         HANDLERS[target].handler = partial(switched, target, ArithmeticError, HANDLERS[target].handler)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from led_sglang.ops import noise
+from led_sglang.ops.rows import noise
 from tests.server import masks_recompute
 from tests.server.asking import (
     MARKERS,

@@ -13,17 +13,19 @@ from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import LedParams
 from led_sglang.config.request import STAMP_KEY, StampedParams
 from led_sglang.config.server import ServerConfig, export_config
-from led_sglang.integration import guard, info, records, requests, runtime, sampler
-from led_sglang.integration.batch import LedBatch, RowSeat
-from led_sglang.integration.capture import CaptureError
-from led_sglang.integration.counts import Counts
-from led_sglang.integration.guard import Guarded
-from led_sglang.integration.hooks import BATCH_INFO, HANDLERS, PROCESSOR, TOKENIZER
-from led_sglang.integration.ranks import RankDivergence
-from led_sglang.integration.records import RECORD_KEY, WIRE_KEY, StepRecord
-from led_sglang.integration.targets import HOOK_TARGETS
-from led_sglang.integration.view import RequestView
-from led_sglang.ops.row_loops import FALLBACK, THINKING
+from led_sglang.integration.hooks import guard
+from led_sglang.integration.hooks.guard import Guarded
+from led_sglang.integration.hooks.register import BATCH_INFO, HANDLERS, PROCESSOR, TOKENIZER
+from led_sglang.integration.hooks.targets import HOOK_TARGETS
+from led_sglang.integration.http import info, requests
+from led_sglang.integration.http.responses import RequestView
+from led_sglang.integration.scheduler import records, runtime, sampler
+from led_sglang.integration.scheduler.batch import LedBatch, RowSeat
+from led_sglang.integration.scheduler.counters import Counts
+from led_sglang.integration.scheduler.latents.capture import CaptureError
+from led_sglang.integration.scheduler.ranks import RankDivergence
+from led_sglang.integration.scheduler.records import RECORD_KEY, WIRE_KEY, StepRecord
+from led_sglang.ops.rows.numba_loops import FALLBACK, THINKING
 from tests.server import fault_plugin
 from tests.unit.integration.fakes import batch_of, seat
 

@@ -13,8 +13,8 @@ from starlette.types import Receive, Scope, Send
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.request import STAMP_KEY
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
-from led_sglang.integration.http import LedRequests, lift
-from led_sglang.integration.places import CHAT, COMPLETIONS, ENDPOINTS, GENERATE, INVOCATIONS, RESPONSES, VERTEX
+from led_sglang.integration.http.app import LedRequests, lift
+from led_sglang.integration.http.places import CHAT, COMPLETIONS, ENDPOINTS, GENERATE, INVOCATIONS, RESPONSES, VERTEX
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -14,9 +14,9 @@ from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import KEYS
 from led_sglang.config.request import STAMP_KEY
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
-from led_sglang.integration import http
-from led_sglang.integration.http import LedRequests, lift
-from led_sglang.integration.places import (
+from led_sglang.integration.http import app as http
+from led_sglang.integration.http.app import LedRequests, lift
+from led_sglang.integration.http.places import (
     CHAT,
     COMPLETIONS,
     ENDPOINTS,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from led_sglang.integration import hooks, selfcheck
-from led_sglang.integration.targets import HOOK_TARGETS, HookTarget
+from led_sglang.integration.hooks import register, selfcheck
+from led_sglang.integration.hooks.targets import HOOK_TARGETS, HookTarget
 
 MODULE = "led_selfcheck_stand_in"
 PLAIN, METHOD = f"{MODULE}.plain", f"{MODULE}.Engine.method"
@@ -38,7 +38,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
     )
     monkeypatch.setitem(sys.modules, MODULE, module)
     monkeypatch.setattr(selfcheck, "HOOK_TARGETS", TABLE)
-    monkeypatch.setattr(hooks, "HANDLERS", {PLAIN: around_plain, METHOD: after_method})
+    monkeypatch.setattr(register, "HANDLERS", {PLAIN: around_plain, METHOD: after_method})
     kept = dict(HookRegistry._hooks), set(HookRegistry._patched)
     yield module
     HookRegistry.reset()
@@ -48,7 +48,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
 
 def register_ours() -> None:
     for target, spec in TABLE.items():
-        HookRegistry.register(target, hooks.HANDLERS[target], HookType(spec.kind))
+        HookRegistry.register(target, register.HANDLERS[target], HookType(spec.kind))
 
 
 def faults() -> dict[str, str | None]:
@@ -131,10 +131,10 @@ def test_another_plugins_hook_around_or_inside_ours(engine: types.ModuleType, ki
 
 
 def test_every_target_has_a_handler_with_the_parameters_its_kind_needs() -> None:
-    assert set(hooks.HANDLERS) == set(HOOK_TARGETS)
+    assert set(register.HANDLERS) == set(HOOK_TARGETS)
     extra = {"before": 0, "after": 1, "around": 1}  # the result, or the original function
     for target, spec in HOOK_TARGETS.items():
-        parameters = inspect.signature(hooks.HANDLERS[target]).parameters
+        parameters = inspect.signature(register.HANDLERS[target]).parameters
         assert len(parameters) == len(spec.parameters) + extra[spec.kind], target
         assert tuple(parameters)[extra[spec.kind] :][1:] == spec.parameters[1:], target
 
@@ -155,4 +155,4 @@ def test_another_plugins_sampler_in_the_place_of_ours_is_refused(monkeypatch: py
     monkeypatch.setattr(selfcheck, "verify", lambda process: None)
     runner = types.SimpleNamespace(sampler=object())
     with pytest.raises(selfcheck.HookError, match="sampler is not in place"):
-        hooks.HANDLERS["sglang.srt.model_executor.model_runner.ModelRunner.init_attention_backends"](runner)
+        register.HANDLERS["sglang.srt.model_executor.model_runner.ModelRunner.init_attention_backends"](runner)

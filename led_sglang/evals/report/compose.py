@@ -16,9 +16,9 @@ from led_sglang.cli import files
 from led_sglang.evals.errors import EvalError
 from led_sglang.evals.records import results, statistics
 from led_sglang.evals.records.store import read_settings
-from led_sglang.evals.report.compose import provenance
-from led_sglang.evals.report.compose.figures import all_figures
-from led_sglang.evals.report.compose.tables import BASELINE, REFERENCE, Experiment, Table, all_tables, method_order
+from led_sglang.evals.report import provenance
+from led_sglang.evals.report.figures import all_figures
+from led_sglang.evals.report.tables import BASELINE, REFERENCE, Experiment, Table, all_tables, method_order
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><meta name="viewport" content="width=device-width">

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from led_sglang.evals.records import statistics
-from led_sglang.evals.report.compose.tables import Experiment
+from led_sglang.evals.report.tables import Experiment
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")

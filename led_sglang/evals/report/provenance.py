@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from led_sglang.evals.report.compose.tables import Table, method_order
+from led_sglang.evals.report.tables import Table, method_order
 
 Run = dict[str, Any]  # of run.json
 

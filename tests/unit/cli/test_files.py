@@ -18,7 +18,7 @@ from led_sglang import analysis, patches, trace
 from led_sglang.compat.sources import installed_release
 from led_sglang.embedded import tokenizer
 from led_sglang.evals import __main__ as evals
-from led_sglang.evals.report.compose import compose
+from led_sglang.evals.report import compose
 from tests.unit.evals.fake_server import FakeServer
 from training import train
 

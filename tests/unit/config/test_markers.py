@@ -5,7 +5,7 @@ import pytest
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.markers import Markers, find_markers, with_markers
 from led_sglang.config.server import ServerConfig
-from led_sglang.ops.thinking import ThinkingMachine
+from led_sglang.ops.rows.automaton import ThinkingMachine
 
 
 class FakeTokenizer:

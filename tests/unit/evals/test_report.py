@@ -17,14 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from led_sglang.evals.report.compose.figures import to_svg
 
 from led_sglang.evals.__main__ import main
 from led_sglang.evals.records import results
 from led_sglang.evals.records.store import CellKey, Sample, Store, read_lines
-from led_sglang.evals.report.compose import compose as report_module
-from led_sglang.evals.report.compose import figures as figures_module
-from led_sglang.evals.report.compose import provenance, tables
+from led_sglang.evals.report import compose as report_module
+from led_sglang.evals.report import figures as figures_module
+from led_sglang.evals.report import provenance, tables
+from led_sglang.evals.report.figures import to_svg
 
 SNAPSHOT = Path(__file__).with_name("report_snapshot.md")
 CHANCE = {"cot": 0.3, "led": 0.45, "led:depth=4": 0.5, "led:depth=12": 0.4, "led:latent_norm=true": 0.2}

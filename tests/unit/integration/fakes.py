@@ -7,7 +7,7 @@ import torch
 
 from led_sglang.config.fields import LedParams
 from led_sglang.config.request import StampedParams
-from led_sglang.integration.batch import LedBatch, RowSeat
+from led_sglang.integration.scheduler.batch import LedBatch, RowSeat
 
 CLOSE_ID = 7
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from led_sglang.integration import runtime
+from led_sglang.integration.scheduler import runtime
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from led_sglang.integration.capture import Capture, CaptureError
-from led_sglang.ops import host
+from led_sglang.integration.scheduler.latents.capture import Capture, CaptureError
+from led_sglang.ops import arrays
 
 LAYERS = (3, 1, 2)  # in the order wanted; the engine returns them ascending
 
@@ -31,7 +31,7 @@ def outputs(num_tokens: int, base: float = 0.0) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("can_look", [True, False])
 def test_rows_and_layers_are_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch, can_look: bool) -> None:
-    monkeypatch.setattr(host, "can_look", lambda device: can_look)
+    monkeypatch.setattr(arrays, "can_look", lambda device: can_look)
     capture = capture_of()
     capture.store(outputs(5), torch.tensor([1, 4]))  # an extend step: the last tokens of two prompts
     assert capture.latents(3, 2, None)[:, :, 0].tolist() == [[3, 3], [1, 1], [2, 2]]
@@ -50,7 +50,7 @@ def test_a_graph_finds_the_rows_in_the_buffer_itself(monkeypatch: pytest.MonkeyP
     capture = capture_of()
     capture.store(outputs(2), None)
     assert capture.buffer is not None and not capture.buffer.any()
-    monkeypatch.setattr(host, "can_look", lambda device: False)
+    monkeypatch.setattr(arrays, "can_look", lambda device: False)
     capture.store(outputs(2), None)
     assert capture.buffer[:, :2, 0].tolist() == [[3, 3], [1, 1], [2, 2]]
 

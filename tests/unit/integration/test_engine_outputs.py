@@ -16,7 +16,7 @@ from sglang.srt.managers import io_struct, tokenizer_manager
 
 DOCS = Path(__file__).resolve().parents[3] / "docs/api.md"
 
-LED = "of LED's draw where it decided the token: integration/masks.py"
+LED = "of LED's draw where it decided the token: integration/scheduler/methods/masks.py"
 FINAL = "of the final layer's distribution, as the engine would sample it; no draw in it"
 TOKEN = "follows from the token that is returned: written before it is computed"
 PROMPT = "of the prompt, or of the forward pass: before any draw"

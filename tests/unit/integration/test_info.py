@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from led_sglang.integration.info import combine
+from led_sglang.integration.http.info import combine
 
 
 def engine(steps: int, failures: int, fault: str | None) -> dict[str, Any]:

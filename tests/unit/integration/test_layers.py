@@ -3,7 +3,12 @@
 import pytest
 
 from led_sglang.config.server import ServerConfig
-from led_sglang.integration.layers import captured_layers, confident_layers, dola_layers, led_layers
+from led_sglang.integration.scheduler.latents.capture_plan import (
+    captured_layers,
+    confident_layers,
+    dola_layers,
+    led_layers,
+)
 
 ALL = ("led", "dola", "confident", "soft_thinking", "soft_thinking_gumbel")
 

@@ -10,8 +10,8 @@ from sglang.srt.layers import logits_processor
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import METHODS, LedParams
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
-from led_sglang.integration import requests
-from led_sglang.integration.http import lift
+from led_sglang.integration.http import requests
+from led_sglang.integration.http.app import lift
 
 LIMIT = 16
 PATHS = ("/v1/chat/completions", "/v1/completions", "/generate")

@@ -13,16 +13,17 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from led_sglang.config.server import ServerConfig
-from led_sglang.integration import masks, sampler
-from led_sglang.integration.batch import LedBatch, RowSeat
-from led_sglang.integration.counts import Counts
-from led_sglang.integration.masks import Draw
-from led_sglang.integration.sampler import dress
-from led_sglang.integration.step import StepContext
-from led_sglang.integration.transforms import Override
+from led_sglang.integration.scheduler import sampler
+from led_sglang.integration.scheduler.batch import LedBatch, RowSeat
+from led_sglang.integration.scheduler.counters import Counts
+from led_sglang.integration.scheduler.methods import masks
+from led_sglang.integration.scheduler.methods.masks import Draw
+from led_sglang.integration.scheduler.methods.registry import Override
+from led_sglang.integration.scheduler.sampler import dress
+from led_sglang.integration.scheduler.step import StepContext
 from led_sglang.ops import Head, led_step
 from led_sglang.ops.policy import led_probs
-from led_sglang.ops.standing import Standing
+from led_sglang.ops.rows.inputs import Standing
 from tests.unit.integration.fakes import batch_of, sampling_info, seat
 
 V, H, K, CAP, LAYERS = 24, 8, 4, 12, 3

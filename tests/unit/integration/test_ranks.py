@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed import HashStore
 
-from led_sglang.integration.ranks import FailureCheck, RankCheck, RankDivergence
-from led_sglang.integration.sampler import _guard
+from led_sglang.integration.scheduler.ranks import FailureCheck, RankCheck, RankDivergence
+from led_sglang.integration.scheduler.sampler import _guard
 
 CPU = torch.device("cpu")
 steps = st.lists(st.lists(st.integers(0, 200_000), min_size=1, max_size=4), min_size=1, max_size=5)

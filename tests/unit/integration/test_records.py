@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from led_sglang.config.fields import METHODS
-from led_sglang.integration import records
-from led_sglang.integration.counts import Counts
-from led_sglang.integration.records import RECORD_KEY, WIRE_KEY, StepRecord
-from led_sglang.ops.row_loops import ACTIVE, EXPLORED, FALLBACK, THINKING
+from led_sglang.integration.scheduler import records
+from led_sglang.integration.scheduler.counters import Counts
+from led_sglang.integration.scheduler.records import RECORD_KEY, WIRE_KEY, StepRecord
+from led_sglang.ops.rows.numba_loops import ACTIVE, EXPLORED, FALLBACK, THINKING
 from tests.unit.integration.fakes import batch_of, seat
 
 ROWS = ["led", "none", None, "led", "dola"]

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from led_sglang.integration.capture import CaptureError
-from led_sglang.integration.head import build_head, why_nothing_rides
-from led_sglang.integration.ride import Ride
-from led_sglang.ops import Head, chosen_backend, fused, host, one_pass
-from led_sglang.ops.head import latent_probs
+from led_sglang.integration.scheduler.latents.capture import CaptureError
+from led_sglang.integration.scheduler.latents.lm_head import build_head, why_nothing_rides
+from led_sglang.integration.scheduler.latents.one_pass import Ride
+from led_sglang.ops import Head, arrays, chosen_backend
+from led_sglang.ops.backends import one_pass, torch_step
+from led_sglang.ops.backends.lm_head import latent_probs
 
 CPU = torch.device("cpu")
 H, V, J = 16, 40, 3
@@ -29,7 +30,7 @@ def head_of(**changes: Any) -> Head:
 @pytest.mark.parametrize("is_gpu_path", [False, True])
 def test_a_padded_graph_serves_the_real_rows_alone(is_gpu_path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight rows in the graph, five in the batch, four of them ours, one of those left out."""
-    monkeypatch.setattr(host, "can_look", lambda device: not is_gpu_path)
+    monkeypatch.setattr(arrays, "can_look", lambda device: not is_gpu_path)
     ride, head, buffer = ride_of(), head_of(), torch.randn(J + 1, 12, H)
     buffer[:, 5:] = torch.nan  # padding holds what an earlier batch left
     index = torch.tensor([0, 1, 3, 4])
@@ -51,7 +52,7 @@ def test_a_padded_graph_serves_the_real_rows_alone(is_gpu_path: bool, monkeypatc
 def test_the_form_is_that_of_the_graph_and_beyond_the_largest_that_of_the_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(host, "can_look", lambda device: False)
+    monkeypatch.setattr(arrays, "can_look", lambda device: False)
     ride = ride_of("auto", max_rows=300)
     assert ride.facts()["one_pass_up_to_rows"] == one_pass.MAX_ROWS
     for size in (8, 48, 64):
@@ -89,7 +90,7 @@ def test_a_warm_up_has_the_form_of_its_capture(
 
     In SGLang's order: from the largest size down, two warm-ups, then the capture.
     """
-    monkeypatch.setattr(host, "can_look", lambda device: False)
+    monkeypatch.setattr(arrays, "can_look", lambda device: False)
     ride = ride_of(form, max_rows=max_rows + 2)
     forms = {}
     for size in reversed(decode_graph_sizes(max_rows, is_padded)):
@@ -141,7 +142,7 @@ def processor(head: QuantisedHead, **changes: Any) -> Any:
 
 @pytest.mark.parametrize("changes", [{}, {"logit_scale": 0.5, "final_logit_softcapping": 4.0}])
 def test_a_quantised_head_is_multiplied_by_the_engine(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("led_sglang.ops.head.TILE_ELEMENTS", 3 * V)  # a few rows at a time
+    monkeypatch.setattr("led_sglang.ops.backends.lm_head.TILE_ELEMENTS", 3 * V)  # a few rows at a time
     quantised = QuantisedHead(torch.randn(V, H))
     head = build_head(processor(quantised, **changes), quantised, None, SimpleNamespace(world_size=1))
     assert head.project is not None and "QuantisedHead" in str(why_nothing_rides(None, quantised, head))
@@ -150,7 +151,7 @@ def test_a_quantised_head_is_multiplied_by_the_engine(changes: dict[str, Any], m
     ids = torch.randint(V, (5, 4))
     ours, truth = (latent_probs(latents, ids, h, tau, None) for h in (head, same))
     torch.testing.assert_close(ours, truth)
-    assert fused.latent_probs is latent_probs
+    assert torch_step.latent_probs is latent_probs
 
 
 def test_a_lora_head_is_refused() -> None:

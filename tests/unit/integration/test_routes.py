@@ -3,8 +3,8 @@
 import pytest
 from starlette.routing import BaseRoute
 
-from led_sglang.integration.http import ROUTES_OF_VARIABLES
-from led_sglang.integration.places import ENDPOINTS
+from led_sglang.integration.http.app import ROUTES_OF_VARIABLES
+from led_sglang.integration.http.places import ENDPOINTS
 
 # A new route of SGLang belongs here, or in `places.ENDPOINTS` if it generates text.
 MAKE_NO_TEXT = {

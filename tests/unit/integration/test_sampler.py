@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from led_sglang.config.server import ServerConfig
-from led_sglang.integration import sampler, step
-from led_sglang.integration.counts import Counts
-from led_sglang.integration.sampler import dress
-from led_sglang.integration.step import StepContext
-from led_sglang.ops import Head, LedStep, host, led_step
-from led_sglang.ops.standing import Standing
+from led_sglang.integration.scheduler import sampler, step
+from led_sglang.integration.scheduler.counters import Counts
+from led_sglang.integration.scheduler.sampler import dress
+from led_sglang.integration.scheduler.step import StepContext
+from led_sglang.ops import Head, LedStep, arrays, led_step
+from led_sglang.ops.rows.inputs import Standing
 from tests.unit.integration.fakes import batch_of, sampling_info, seat
 
 V = 16
@@ -244,7 +244,7 @@ def test_without_a_step_the_engine_samples_all() -> None:
 
 def test_where_the_host_may_not_look_the_engine_samples_all(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, context = Engine(), context_of(["led"] * 2, [True] * 2)
-    monkeypatch.setattr(host, "can_look", lambda device: False)
+    monkeypatch.setattr(arrays, "can_look", lambda device: False)
     assert sample(context, 2, engine)[0] == [3, 3]
     assert engine.seen == [[0, 1]]
 

@@ -17,10 +17,10 @@ from sglang.srt.managers.tokenizer_manager import ReqState, TokenizerManager
 from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
 
 from led_sglang.config.server import ServerConfig, export_config
-from led_sglang.integration import requests
-from led_sglang.integration.records import NUM_TRACE_VALUES, WIRE_KEY
-from led_sglang.integration.view import TRACE_KEYS
-from led_sglang.ops.row_loops import ACTIVE, DEPTH_SHIFT, EXPLORED, THINKING
+from led_sglang.integration.http import requests
+from led_sglang.integration.http.responses import TRACE_KEYS
+from led_sglang.integration.scheduler.records import NUM_TRACE_VALUES, WIRE_KEY
+from led_sglang.ops.rows.numba_loops import ACTIVE, DEPTH_SHIFT, EXPLORED, THINKING
 
 STOP = {"type": "stop", "matched": 0}
 FLAGS = THINKING | ACTIVE | EXPLORED | 3 << DEPTH_SHIFT

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from led_sglang.config.fields import METHODS
 from led_sglang.config.server import ServerConfig
-from led_sglang.integration.batch import DeviceRows, LedBatch, MethodGroup
-from led_sglang.integration.layers import captured_layers
-from led_sglang.integration.transforms import HANDLERS, confident, dola, soft
-from led_sglang.ops.confident import confident_logits
-from led_sglang.ops.dola import dola_logits
-from led_sglang.ops.noise import uniforms
+from led_sglang.integration.scheduler.batch import DeviceRows, LedBatch, MethodGroup
+from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
+from led_sglang.integration.scheduler.methods.registry import HANDLERS, confident, dola, soft
+from led_sglang.ops.methods.confident import confident_logits
+from led_sglang.ops.methods.dola import dola_logits
+from led_sglang.ops.rows.noise import uniforms
 from led_sglang.ops.types import Head
 from tests.unit.integration.fakes import CLOSE_ID, batch_of, forward_mode, sampling_info, seat
 

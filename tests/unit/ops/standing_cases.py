@@ -1,11 +1,11 @@
-"""Batches of every kind, for the tests of `led_sglang.ops.standing`."""
+"""Batches of every kind, for the tests of `led_sglang.ops.rows.inputs`."""
 
 from dataclasses import fields
 
 import torch
 
 from led_sglang.ops import ThinkingMachine
-from led_sglang.ops.standing import Seats, move_states, standing, write_tokens
+from led_sglang.ops.rows.inputs import Seats, move_states, standing, write_tokens
 from led_sglang.ops.types import LedStep
 
 VOCAB_SIZE, NUM_SLOTS = 11, 9

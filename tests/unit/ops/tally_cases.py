@@ -1,11 +1,11 @@
-"""Rows of a step with every kind among them, for the tests of `led_sglang.ops.tally`."""
+"""Rows of a step with every kind among them, for the tests of `led_sglang.ops.rows.stats`."""
 
 from typing import Any
 
 import torch
 
-from led_sglang.ops import tally
-from led_sglang.ops.standing import Standing
+from led_sglang.ops.rows import stats
+from led_sglang.ops.rows.inputs import Standing
 from led_sglang.ops.types import LedStep
 
 MAX_DEPTH, NUM_METHODS = 5, 3
@@ -18,7 +18,7 @@ def draw(seed: int, num_rows: int, is_decided: bool, has_failed: bool) -> dict[s
         return torch.randint(0, top, (num_rows,), generator=generator)
 
     # Confidences on the bounds themselves, and between them.
-    bounds = torch.tensor(tally.CONFIDENCE_BOUNDS)[numbers(len(tally.CONFIDENCE_BOUNDS))]
+    bounds = torch.tensor(stats.CONFIDENCE_BOUNDS)[numbers(len(stats.CONFIDENCE_BOUNDS))]
     between = torch.rand(num_rows, generator=generator)
     return {
         "thinking": numbers(2).bool(),
@@ -35,11 +35,11 @@ def draw(seed: int, num_rows: int, is_decided: bool, has_failed: bool) -> dict[s
 
 
 def tell(
-    case: dict[str, Any], backend: str, counters: tally.Counters | None = None
-) -> tuple[torch.Tensor, tally.Counters]:
-    counters = counters or tally.Counters.zeros(MAX_DEPTH, NUM_METHODS, torch.device("cpu"))
+    case: dict[str, Any], backend: str, counters: stats.Counters | None = None
+) -> tuple[torch.Tensor, stats.Counters]:
+    counters = counters or stats.Counters.zeros(MAX_DEPTH, NUM_METHODS, torch.device("cpu"))
     row, none = torch.empty(0), torch.empty(0)
     now = Standing(row, row, row, row, case["thinking"], case["active"], row)
     step = LedStep(none, case["ok"], case["explored"], case["depth"], case["confidence"], None, none, none, none, None)
     decided = step if case["is_decided"] else None
-    return tally.tell(now, decided, case["has_failed"], case["method"], counters, backend), counters
+    return stats.tell(now, decided, case["has_failed"], case["method"], counters, backend), counters

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from led_sglang.ops import fused
-from led_sglang.ops.agreement import fault_of
+from led_sglang.ops.backends import torch_step
+from led_sglang.ops.backends.self_test import fault_of
 
 CPU = torch.device("cpu")
 
@@ -17,7 +17,7 @@ def test_backends_that_are_right_have_no_fault(backend, dtype):
 
 def test_what_raises_or_differs_is_told(monkeypatch):
     assert "needs a GPU" in fault_of("triton", CPU, torch.float32)
-    right = fused.latent_probs
+    right = torch_step.latent_probs
     wrong = {
         "layers in the wrong order": lambda latents, *rest: right(latents.flip(0), *rest),
         "NaN": lambda *args: right(*args) * torch.nan,
@@ -26,5 +26,5 @@ def test_what_raises_or_differs_is_told(monkeypatch):
         ),
     }
     for name, latent_probs in wrong.items():
-        monkeypatch.setattr(fused, "latent_probs", latent_probs)
+        monkeypatch.setattr(torch_step, "latent_probs", latent_probs)
         assert "differs from plain torch" in fault_of("fused", CPU, torch.float32), name

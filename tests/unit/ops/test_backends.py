@@ -7,7 +7,8 @@ import torch
 from op_cases import CPU_BACKENDS, Case, make_case, others
 from torch import Tensor
 
-from led_sglang.ops import BACKENDS, LedStep, chosen_backend, compiled, host, led_step
+from led_sglang.ops import BACKENDS, LedStep, arrays, chosen_backend, led_step
+from led_sglang.ops.backends import numba_step
 
 TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
@@ -276,9 +277,9 @@ def test_what_auto_means(monkeypatch):
     monkeypatch.setitem(BACKENDS, "compiled", None)
     with pytest.raises(TypeError, match="not callable"):
         make_case(1).run("auto")
-    monkeypatch.setattr(host, "can_look", lambda device: False)
+    monkeypatch.setattr(arrays, "can_look", lambda device: False)
     with pytest.raises(ValueError, match='"compiled" is for the CPU'):
-        compiled.led_step(*list(vars(make_case(1)).values())[:5])
+        numba_step.led_step(*list(vars(make_case(1)).values())[:5])
 
 
 @others

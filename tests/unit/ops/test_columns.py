@@ -8,8 +8,8 @@ import torch
 from op_cases import make_rows
 from torch import Tensor
 
-from led_sglang.ops.host import Columns
-from led_sglang.ops.standing import Standing
+from led_sglang.ops.arrays import Columns
+from led_sglang.ops.rows.inputs import Standing
 
 
 @dataclass(frozen=True)

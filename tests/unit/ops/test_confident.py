@@ -10,9 +10,10 @@ from op_cases import make_case
 from test_dola import Ranks, assert_agree, shards
 from torch import Tensor
 
-from led_sglang.ops import Head, dola
-from led_sglang.ops.confident import confident_logits
-from led_sglang.ops.methods_reference import confident_row
+from led_sglang.ops import Head
+from led_sglang.ops.methods import dola
+from led_sglang.ops.methods.confident import confident_logits
+from led_sglang.ops.methods.reference import confident_row
 
 INF, NAN = torch.inf, torch.nan
 SOFT, SHARP, FLAT = [0.4, 0.3, 0.2, 0.1], [0.05, 0.7, 0.2, 0.05], [0.25] * 4  # entropies 1.279854, .871133, 1.386294

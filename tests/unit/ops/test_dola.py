@@ -10,9 +10,10 @@ import torch
 from op_cases import make_case
 from torch import Tensor
 
-from led_sglang.ops import Head, dola
-from led_sglang.ops.dola import dola_logits, vocabulary_logits
-from led_sglang.ops.methods_reference import dola_row, jensen_shannon
+from led_sglang.ops import Head
+from led_sglang.ops.methods import dola
+from led_sglang.ops.methods.dola import dola_logits, vocabulary_logits
+from led_sglang.ops.methods.reference import dola_row, jensen_shannon
 
 INF, NAN = torch.inf, torch.nan
 

@@ -13,7 +13,8 @@ from test_one_pass import MIXED
 from test_sharded import Ranks, run_ranks, shard
 from torch import Tensor
 
-from led_sglang.ops import Head, LedStep, LogitEdits, Noise, host, led_step, one_pass
+from led_sglang.ops import Head, LedStep, LogitEdits, Noise, arrays, led_step
+from led_sglang.ops.backends import one_pass
 
 SERVED = pytest.mark.parametrize("backend", ["fused", "compiled"])
 
@@ -38,7 +39,7 @@ def test_by_hand():
 
 def led_layer(case: Case) -> Tensor:
     """(V,) p^{L-1} of the only row, from the aggregate of two layers at depth 2."""
-    from led_sglang.ops.head import latent_probs
+    from led_sglang.ops.backends.lm_head import latent_probs
 
     assert case.edits is not None
     ids, tau = torch.arange(4)[None], torch.ones(1, 1)
@@ -77,7 +78,7 @@ HEADS = {
 @others
 @pytest.mark.parametrize("name", [*SHAPES, *HEADS])
 def test_shapes_and_heads(backend, name, monkeypatch):
-    monkeypatch.setattr("led_sglang.ops.head.TILE_ELEMENTS", 3 * 97)  # the engine's product: a few rows at a time
+    monkeypatch.setattr("led_sglang.ops.backends.lm_head.TILE_ELEMENTS", 3 * 97)  # the engine's: few rows at a time
     case = edited_case("all", **{"explore": True} | SHAPES.get(name, {}))
     if name == "engine's product":
         weight = case.head.weight
@@ -91,15 +92,15 @@ def test_shapes_and_heads(backend, name, monkeypatch):
 
 @SERVED
 def test_some_rows_at_a_time(backend, monkeypatch):
-    monkeypatch.setattr("led_sglang.ops.head.CANDIDATE_ELEMENTS", 8 * 192 * 3)
-    monkeypatch.setattr("led_sglang.ops.head.TILE_ELEMENTS", 1)
+    monkeypatch.setattr("led_sglang.ops.backends.lm_head.CANDIDATE_ELEMENTS", 8 * 192 * 3)
+    monkeypatch.setattr("led_sglang.ops.backends.lm_head.TILE_ELEMENTS", 1)
     check(edited_case("all", 11, 1300, hidden=192, full=True), backend)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fixed_shapes(kind, monkeypatch):
     """The path of a GPU."""
-    monkeypatch.setattr(host, "can_look", lambda device: False)
+    monkeypatch.setattr(arrays, "can_look", lambda device: False)
     check(edited_case(kind, 17, full=True), "fused")
 
 
@@ -232,7 +233,7 @@ def test_tables_are_not_modified(backend):
 @pytest.mark.parametrize("all_edited", [True, False])
 def test_what_rode_is_not_used_by_rows_with_edits(can_look, all_edited, monkeypatch):
     """The one-pass form: riders know nothing of penalties; other rows go on riding."""
-    monkeypatch.setattr(host, "can_look", lambda device: can_look)
+    monkeypatch.setattr(arrays, "can_look", lambda device: can_look)
     case = make_case(20, layers=4, **MIXED)
     case = with_edits(case, "all", None if all_edited else torch.arange(20) % 2 == 0)
     wanted, tau = one_pass.wanted_rows(case.rows, case.noise.coin, 1.0), one_pass.row_tau(case.rows)

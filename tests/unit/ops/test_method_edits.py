@@ -15,9 +15,9 @@ from test_soft import mix
 from torch import Tensor
 
 from led_sglang.ops import LogitEdits
-from led_sglang.ops.confident import confident_logits
-from led_sglang.ops.dola import dola_logits
-from led_sglang.ops.methods_reference import confident_row, dola_row
+from led_sglang.ops.methods.confident import confident_logits
+from led_sglang.ops.methods.dola import dola_logits
+from led_sglang.ops.methods.reference import confident_row, dola_row
 from led_sglang.ops.reference import edited
 
 METHODS = {"dola": random_dola, "confident": random_confident}

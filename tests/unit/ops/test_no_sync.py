@@ -15,7 +15,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from led_sglang.ops import Head, LedRows, LedStep, LogitEdits, Noise, fused, host, led_step, one_pass, uniforms
+from led_sglang.ops import Head, LedRows, LedStep, LogitEdits, Noise, arrays, led_step, uniforms
+from led_sglang.ops.backends import one_pass, torch_step
 
 V, H, DEPTH, TOP_K = 151936, 2560, 8, 8
 MIB = 1 << 20
@@ -115,7 +116,7 @@ def test_no_host_sync_with_penalties_and_bias(form):
 
 def test_a_sync_would_be_seen(monkeypatch):
     """The CPU's path on a fake GPU reads values and makes shapes from them."""
-    monkeypatch.setattr(host, "can_look", lambda device: True)
+    monkeypatch.setattr(arrays, "can_look", lambda device: True)
     with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
         step_of("coin_first", make_rows(8, DEPTH, TOP_K))
     with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
@@ -123,8 +124,8 @@ def test_a_sync_would_be_seen(monkeypatch):
 
 
 def test_a_copy_to_the_host_would_be_seen(monkeypatch):
-    plain = fused.inverse_cdf
-    monkeypatch.setattr(fused, "inverse_cdf", lambda probs, u: plain(probs.cpu().cuda(), u))
+    plain = torch_step.inverse_cdf
+    monkeypatch.setattr(torch_step, "inverse_cdf", lambda probs, u: plain(probs.cpu().cuda(), u))
     assert step_of("coin_first", make_rows(8, DEPTH, TOP_K))[1].copies
 
 
@@ -137,7 +138,7 @@ def test_extra_memory_does_not_grow_with_the_vocabulary(form, num_rows):
 
 
 def test_a_copy_of_the_logits_would_be_seen(monkeypatch):
-    monkeypatch.setattr(fused, "FIXED_CHUNK_ELEMENTS", 1 << 30)
+    monkeypatch.setattr(torch_step, "FIXED_CHUNK_ELEMENTS", 1 << 30)
     assert step_of("coin_first", make_rows(256, DEPTH, TOP_K))[1].peak_bytes > 140 * MIB
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from led_sglang.ops import uniforms
-from led_sglang.ops.noise import torch_uniforms
+from led_sglang.ops.rows.noise import torch_uniforms
 
 N = 1 << 16
 KNOWN = [[3503615138528398, 6756830087484042], [6561959904529535, 2209300720287280]]  # 53 random bits each

@@ -7,7 +7,8 @@ import torch
 from op_cases import Case, make_case, rms_norm
 from torch import Tensor
 
-from led_sglang.ops import LedStep, Ridden, host, led_step, one_pass
+from led_sglang.ops import LedStep, Ridden, arrays, led_step
+from led_sglang.ops.backends import one_pass
 
 MIXED = {
     "depth": torch.tensor([1, 2, 4, 4, 3] * 4),
@@ -44,7 +45,7 @@ def same(step: LedStep, other: LedStep) -> None:
 @pytest.fixture(params=[True, False], ids=["compacted", "fixed shapes"])
 def shapes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Both code paths on the CPU."""
-    monkeypatch.setattr(host, "can_look", lambda device: request.param)
+    monkeypatch.setattr(arrays, "can_look", lambda device: request.param)
     return bool(request.param)
 
 

@@ -9,7 +9,8 @@ import torch
 from op_cases import Case, make_case, others
 from torch import Tensor
 
-from led_sglang.ops import LedStep, led_step, one_pass
+from led_sglang.ops import LedStep, led_step
+from led_sglang.ops.backends import one_pass
 
 
 class Ranks:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from led_sglang.ops.methods_reference import cold_stop_row, soft_row
-from led_sglang.ops.soft import SoftStep, cold_stop, soft_mixture
+from led_sglang.ops.methods.reference import cold_stop_row, soft_row
+from led_sglang.ops.methods.soft_thinking import SoftStep, cold_stop, soft_mixture
 
 INF, NAN = torch.inf, torch.nan
 FINAL = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standing_cases import MACHINE, NUM_SLOTS, VOCAB_SIZE, draw, run
 
-from led_sglang.ops import host
-from led_sglang.ops.standing import Standing, move_states, standing
+from led_sglang.ops import arrays
+from led_sglang.ops.rows.inputs import Standing, move_states, standing
 
 
 @given(
@@ -23,7 +23,7 @@ def test_compiled_and_torch_agree(seed, num_rows, is_part, is_mixed, is_extend, 
     seats, batch = draw(seed, num_rows, is_part, is_mixed)
     compiled = run(seats, batch, is_extend, dtype, "compiled")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "can_look", lambda device: False)
+        patch.setattr(arrays, "can_look", lambda device: False)
         expected = run(seats, batch, is_extend, dtype, "fused")
     for ours, theirs in zip(compiled, expected, strict=True):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)

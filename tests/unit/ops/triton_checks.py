@@ -14,25 +14,17 @@ from edit_cases import with_edits
 from op_cases import Case, make_case, make_rows
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from led_sglang.ops import (
-    LedStep,
-    agreement,
-    host,
-    led_step,
-    one_pass,
-    triton_candidates,
-    triton_head,
-    triton_rows,
-    triton_tail,
-)
-from led_sglang.ops.head import candidate_logits as torch_candidates
-from led_sglang.ops.head import log_normalizers as plain_normalizers
-from led_sglang.ops.triton_candidates import candidate_logits
-from led_sglang.ops.triton_head import normalizers_of
-from led_sglang.ops.triton_tail import tail
+from led_sglang.ops import LedStep, arrays, led_step
+from led_sglang.ops.backends import one_pass, self_test
+from led_sglang.ops.backends.lm_head import candidate_logits as torch_candidates
+from led_sglang.ops.backends.lm_head import log_normalizers as plain_normalizers
+from led_sglang.ops.kernels import candidates, final_layer, lm_head, mix_and_sample
+from led_sglang.ops.kernels.candidates import candidate_logits
+from led_sglang.ops.kernels.lm_head import normalizers_of
+from led_sglang.ops.kernels.mix_and_sample import tail
 from led_sglang.ops.types import Head, Noise, Ridden
 
-CAN_LOOK = host.can_look
+CAN_LOOK = arrays.can_look
 VIEWS = {
     "view",
     "select",
@@ -125,12 +117,12 @@ def check_fixed_shapes() -> None:
     broken = replace(case, final_logits=case.final_logits.clone())
     broken.final_logits[1, 3], broken.final_logits[2], broken.final_logits[3, 4] = torch.nan, -torch.inf, torch.inf
     truth = case.run("fused")
-    host.can_look = lambda device: False
+    arrays.can_look = lambda device: False
     try:
         step = case.run("triton")
         assert broken.run("triton").ok.tolist() == [True, False, False, False, True]
     finally:
-        host.can_look = CAN_LOOK
+        arrays.can_look = CAN_LOOK
     for name in ("exploit_probs", "confidence", "token_ids", "depth", "explore_probs"):
         torch.testing.assert_close(getattr(step, name), getattr(truth, name), rtol=1e-4, atol=1e-5)
 
@@ -144,12 +136,12 @@ def check_final_rows() -> None:
         (16, torch.float32),
         (40, torch.float32),
     ):
-        logits = torch.randn(5, 3 * triton_rows.BLOCK + 77, generator=torch.Generator().manual_seed(k)).to(dtype) * 5
+        logits = torch.randn(5, 3 * final_layer.BLOCK + 77, generator=torch.Generator().manual_seed(k)).to(dtype) * 5
         logits[1] -= 100
-        logits[2, : triton_rows.BLOCK + 5] = -torch.inf
+        logits[2, : final_layer.BLOCK + 5] = -torch.inf
         logits[3, 4:] = -torch.inf
         rows, tau = make_rows(5, top_k=torch.tensor([k, k, k, k, 1]), full=True), torch.linspace(0.3, 2, 5)
-        found = triton_rows.final_rows(logits, tau, rows, torch.full((5,), 0.5, dtype=torch.float64))
+        found = final_layer.final_rows(logits, tau, rows, torch.full((5,), 0.5, dtype=torch.float64))
         top, ids = logits.topk(k)
         truth = (logits.float() / tau[:, None]).log_softmax(-1)
         torch.testing.assert_close(
@@ -160,19 +152,19 @@ def check_final_rows() -> None:
         )
         assert torch.equal(logits.gather(1, found.candidate_ids), top)
         assert torch.equal(found.explored, truth.amax(-1).exp() < 0.5)
-        if k <= triton_rows.MAX_PICKED:  # of equal logits the smaller id comes first
+        if k <= final_layer.MAX_PICKED:  # of equal logits the smaller id comes first
             order = logits.double().argsort(descending=True, stable=True)[:, :k]
             finite = top > -torch.inf
             assert torch.equal(found.candidate_ids[finite], order[finite])
 
 
-@patch.multiple(agreement, NUM_ROWS=9, NUM_LAYERS=3, VOCAB=150, HIDDEN=40)
+@patch.multiple(self_test, NUM_ROWS=9, NUM_LAYERS=3, VOCAB=150, HIDDEN=40)
 def check_agreement() -> None:
     """What a server asks of the kernels before it uses them."""
     cpu = torch.device("cpu")
-    assert agreement.fault_of("triton", cpu, torch.bfloat16) is None
-    with patch.object(triton_head, "candidate_logits", lambda *args: candidate_logits(*args) * 1.1):
-        assert "differs from plain torch" in str(agreement.fault_of("triton", cpu, torch.float32))
+    assert self_test.fault_of("triton", cpu, torch.bfloat16) is None
+    with patch.object(lm_head, "candidate_logits", lambda *args: candidate_logits(*args) * 1.1):
+        assert "differs from plain torch" in str(self_test.fault_of("triton", cpu, torch.float32))
 
 
 def check_candidates() -> None:
@@ -192,11 +184,11 @@ def check_candidates() -> None:
 
 def check_tail(case: Case) -> None:
     """The step in a handful of kernels against torch's many, every field of every row that uses it."""
-    host.can_look = lambda device: False
+    arrays.can_look = lambda device: False
     try:
         step, truth = case.run("triton"), case.run("fused")
     finally:
-        host.can_look = CAN_LOOK
+        arrays.can_look = CAN_LOOK
     rows = case.rows.active & truth.ok
     assert torch.equal(step.ok, truth.ok) and torch.equal(step.explored, truth.explored)
     assert ((step.token_ids >= 0) & (step.token_ids < case.final_logits.shape[1])).all()
@@ -263,16 +255,16 @@ def launches() -> Iterator[Launches]:
     """What a step on a GPU would launch and allocate."""
     mode = Launches()
     kernels = {
-        triton_rows: ("scan_kernel", "coin_kernel"),
-        triton_candidates: ("candidates_kernel",),
-        triton_head: ("gather_kernel", "head_kernel", "merge_kernel"),
-        triton_tail: ("tail_kernel",),
+        final_layer: ("scan_kernel", "coin_kernel"),
+        candidates: ("candidates_kernel",),
+        lm_head: ("gather_kernel", "head_kernel", "merge_kernel"),
+        mix_and_sample: ("tail_kernel",),
     }
     with ExitStack() as stack:
         for module, names in kernels.items():
             for name in names:
                 stack.enter_context(patch.object(module, name, mode))
-        stack.enter_context(patch.object(host, "can_look", lambda device: False))
+        stack.enter_context(patch.object(arrays, "can_look", lambda device: False))
         stack.enter_context(mode)
         yield mode
 
@@ -294,7 +286,7 @@ def check_memory() -> None:
     assert 0 < mode.num_bytes <= 64 << 20, mode.num_bytes
     wanted, normalizers = torch.ones(num_rows, dtype=torch.bool), torch.empty(num_layers, num_rows)
     with launches() as mode:
-        product = triton_head.head_pass(latents[0], latents, head, rows.temperature, wanted, normalizers)
+        product = lm_head.head_pass(latents[0], latents, head, rows.temperature, wanted, normalizers)
     extra = mode.num_bytes - product.numel() * product.element_size()  # the product is the engine's own
     assert 0 < extra <= 64 << 20, extra
 
@@ -312,14 +304,14 @@ def check_tally() -> None:
     """Flags and counters of a step in one kernel against torch's, twice; more rows than a block, and none."""
     for seed, num_rows in enumerate((1, 9, 150, 0)):
         case = tally_cases.draw(seed, num_rows, is_decided=True, has_failed=False)
-        host.can_look = lambda device: False
+        arrays.can_look = lambda device: False
         try:
             flags, counters = tally_cases.tell(case, "triton")
             tally_cases.tell(case, "triton", counters)
             expected, counted = tally_cases.tell(case, "fused")
             tally_cases.tell(case, "fused", counted)
         finally:
-            host.can_look = CAN_LOOK
+            arrays.can_look = CAN_LOOK
         assert torch.equal(flags, expected) and torch.equal(counters.values, counted.values)
 
 
@@ -329,11 +321,11 @@ def check_standing() -> None:
         for is_part, is_mixed, is_extend in itertools.product((False, True), repeat=3):
             seats, batch = standing_cases.draw(seed, num_rows, is_part, is_mixed)
             dtype = torch.int32 if is_mixed else torch.int64
-            host.can_look = lambda device: False
+            arrays.can_look = lambda device: False
             try:
                 found = standing_cases.run(seats, batch, is_extend, dtype, "triton")
             finally:
-                host.can_look = CAN_LOOK
+                arrays.can_look = CAN_LOOK
             expected = standing_cases.run(seats, batch, is_extend, dtype, "compiled")
             for ours, theirs in zip(found, expected, strict=True):
                 assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
@@ -359,11 +351,11 @@ def check_boarding() -> None:
             boards = []
             for backend in ("triton", "fused"):
                 wanted, tau = torch.zeros(80, dtype=torch.bool), torch.zeros(80)
-                host.can_look = lambda device: False
+                arrays.can_look = lambda device: False
                 try:
                     one_pass.board(plain, coin, one_pass.CUT, index, wanted, tau, backend)
                 finally:
-                    host.can_look = CAN_LOOK
+                    arrays.can_look = CAN_LOOK
                 boards.append((wanted, tau))
             assert all(map(torch.equal, *boards)) and 0 < boards[0][0].sum() < 70
 
@@ -380,9 +372,9 @@ def check_overflow() -> None:
 def main() -> None:
     check_launches()
     check_memory()
-    triton_rows.BLOCK = 64  # many parts, and less for the interpreter to sort
-    triton_head.SMALL_TILE = triton_head.SMALL_TILE._replace(rows=8, vocab=32)  # many blocks
-    triton_head.LARGE_TILE = triton_head.LARGE_TILE._replace(rows=16, vocab=64)
+    final_layer.BLOCK = 64  # many parts, and less for the interpreter to sort
+    lm_head.SMALL_TILE = lm_head.SMALL_TILE._replace(rows=8, vocab=32)  # many blocks
+    lm_head.LARGE_TILE = lm_head.LARGE_TILE._replace(rows=16, vocab=64)
     check_overflow()
     check_tally()
     check_standing()

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from led_sglang.integration.places import (
+from led_sglang.integration.http.places import (
     ENDPOINTS,
     GENERATE,
     INVOCATIONS,

@@ -1,0 +1,81 @@
+"""SGLang logs and swallows a hook that could not be applied; we do not. Run where an exception stops the server."""
+
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from led_sglang.integration.hooks.targets import HOOK_TARGETS, HookTarget
+
+OLDEST, FIRST_UNSUPPORTED = (0, 5, 17), (0, 6)  # as pyproject.toml's dependency says, which pip may be told to ignore
+
+
+class HookError(RuntimeError):
+    """A hook is missing or its target is not the function it was written for."""
+
+
+def check_hook(target: str, spec: HookTarget) -> str | None:
+    """What is wrong with one hook; None if it is in place and its target has the expected parameters."""
+    from led_sglang.integration.hooks.register import HANDLERS
+
+    try:
+        function = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError) as error:
+        return f"the target is gone ({error})"
+    layers = _layers(function)
+    if not any(_holds(layer, HANDLERS[target]) for layer in layers):
+        return "the hook is not in place"
+    found = tuple(inspect.signature(layers[-1]).parameters)
+    if found != spec.parameters:
+        return f"expected parameters ({', '.join(spec.parameters)}), found ({', '.join(found)})"
+    return None
+
+
+def verify_release(found: str) -> None:
+    """Raise HookError for a release of SGLang outside of what the package depends on."""
+    if not OLDEST <= _numbers(found) < FIRST_UNSUPPORTED:
+        low, high = (".".join(map(str, bound)) for bound in (OLDEST, FIRST_UNSUPPORTED))
+        raise HookError(
+            f"LED cannot run on SGLang {found}: it supports {low} and newer below {high} (docs/compat.md). Install "
+            f"one of these or start with --led disabled."
+        )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version: "0.5.23.post1" is (0, 5, 23)."""
+    match = re.match(r"\d+(\.\d+)*", text)
+    return tuple(map(int, match.group().split("."))) if match else ()
+
+
+def verify(process: str) -> None:
+    """Raise HookError naming every faulty target and the SGLang version. process: "scheduler" or "http"."""
+    verify_release(version("sglang"))
+    faults = {}
+    for target, spec in HOOK_TARGETS.items():
+        if spec.process in (process, "both") and (fault := check_hook(target, spec)):
+            faults[target] = fault
+    if faults:
+        lines = "\n".join(f"  {target}: {fault}" for target, fault in faults.items())
+        raise HookError(
+            f"LED cannot run on SGLang {version('sglang')}: its hooks do not fit.\n{lines}\n"
+            f"Install a supported release (docs/compat.md) or start with --led disabled."
+        )
+
+
+def _layers(function: Any) -> list[Callable[..., Any]]:
+    """The wrapper chain, outermost first, down to the original function."""
+    layers = [function]
+    while hasattr(layers[-1], "__wrapped__") and layers[-1].__closure__ and _is_wrapper(layers[-1]):
+        layers.append(layers[-1].__wrapped__)
+    return layers
+
+
+def _is_wrapper(function: Any) -> bool:
+    return function.__code__.co_qualname.startswith("_wrap_fn.")
+
+
+def _holds(layer: Any, handler: Callable[..., Any]) -> bool:
+    cells = getattr(layer, "__closure__", None) or ()
+    return any(cell.cell_contents is handler for cell in cells)

@@ -1,0 +1,105 @@
+"""GET /led/info: what runs here, and whether it is verified."""
+
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from led_sglang import __version__
+from led_sglang.config.server import server_config
+from led_sglang.integration.hooks import selfcheck
+from led_sglang.integration.hooks.targets import HOOK_TARGETS
+from led_sglang.integration.http import requests
+from led_sglang.integration.scheduler import runtime
+
+
+def add_scheduler_facts(result: Any, self: Any, recv_req: Any) -> None:
+    """AFTER Scheduler.get_internal_state."""
+    current = runtime.runtime()
+    if current is not None:
+        hooks = {
+            target: selfcheck.check_hook(target, spec)
+            for target, spec in HOOK_TARGETS.items()
+            if spec.process != "http"
+        }
+        result.internal_state["led"] = {**current.facts(), "hook_faults": hooks}
+
+
+def say_fault(result: Any, self: Any, recv_req: Any) -> None:
+    """After a fault of `add_scheduler_facts`: who asks is told, instead of numbers that nobody has counted."""
+    result.internal_state["led"] = {"fault": "LED's facts of the scheduler could not be told; its log says why"}
+
+
+def combine(engines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The facts of data-parallel engines as one: counts are summed, the first fault or other value stands for all."""
+    if not engines:
+        return {}
+    first = dict(engines[0])
+    if len(engines) == 1:
+        return first
+    for key in ("step_failures", "counters"):
+        first[key] = _total([engine[key] for engine in engines])
+    for key, count in (("form", "steps"), ("head", "engine_steps")):
+        first[key] = {**first[key], count: _total([engine[key][count] for engine in engines])}
+    first["form"]["fault"] = _first_fault(engine["form"]["fault"] for engine in engines)
+    first["hook_faults"] = {
+        target: _first_fault(engine["hook_faults"][target] for engine in engines) for target in first["hook_faults"]
+    }
+    return first
+
+
+def _total(counts: list[Any]) -> Any:
+    if isinstance(counts[0], dict):
+        return {key: _total([count[key] for count in counts]) for key in counts[0]}
+    return sum(counts)
+
+
+def _first_fault(faults: Iterable[str | None]) -> str | None:
+    return next((fault for fault in faults if fault is not None), None)
+
+
+async def scheduler_facts(tokenizer_manager: Any) -> dict[str, Any]:
+    """Of all engines together; empty where none answers for LED. Raises HTTPException where one could not tell."""
+    states = await tokenizer_manager.get_internal_state()
+    engines = [state["led"] for state in states if state.get("led")]
+    fault = _first_fault(engine.get("fault") for engine in engines)
+    if fault is not None:
+        raise HTTPException(500, fault)
+    return combine(engines)
+
+
+async def describe(tokenizer_manager: Any) -> dict[str, Any]:
+    """The document served at /led/info."""
+    config = server_config()
+    assert config is not None
+    facts = await scheduler_facts(tokenizer_manager)
+    faults = facts.pop("hook_faults", {})
+    return {
+        "versions": {"led_sglang": __version__, "sglang": version("sglang"), "torch": version("torch")},
+        **facts,
+        "defaults": {
+            "led": config.default_on,
+            "depth": config.depth,
+            "top_k": config.top_k,
+            "phase": config.phase,
+        },
+        "limits": {"max_depth": config.max_depth, "max_top_k": config.max_top_k},
+        "markers": {
+            "open": {"text": config.think_open, "ids": list(config.open_ids)},
+            "close": {"text": config.think_close, "ids": list(config.close_ids)},
+        },
+        "hooks": {target: _hook(target, faults) for target in HOOK_TARGETS},
+        "counters": {
+            **facts.get("counters", {}),
+            "step_failures": facts.get("step_failures", 0),
+            **requests.ANSWERS.public(),
+        },
+    }
+
+
+def _hook(target: str, scheduler_faults: dict[str, str | None]) -> dict[str, Any]:
+    spec = HOOK_TARGETS[target]
+    here = spec.process in ("http", "both")
+    fault = selfcheck.check_hook(target, spec) if here else scheduler_faults.get(target, "no answer from the scheduler")
+    return {"kind": spec.kind, "why": spec.why, "verified": fault is None, "fault": fault}

@@ -1,0 +1,81 @@
+"""Describe the engine's LM head to `ops`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, empty
+
+from led_sglang.integration.scheduler.latents.capture import CaptureError
+from led_sglang.ops.types import Head
+
+
+def build_head(logits_processor: Any, lm_head: Any, final_norm: Any, tp_group: Any) -> Head:
+    """The head as `ops` needs it; a quantised one is multiplied by the engine. Raises CaptureError for a LoRA one."""
+    refuse_lora(lm_head)
+    is_plain = has_plain_weight(lm_head)
+    weight = lm_head.weight if is_plain else _placeholder(logits_processor, lm_head)
+    vocab_size = int(logits_processor.vocab_size)
+    num_ranks = tp_group.world_size
+    first_id, num_rows = 0, vocab_size
+    if num_ranks > 1:
+        shard = lm_head.shard_indices
+        first_id, num_rows = shard.org_vocab_start_index, shard.num_org_elements
+
+    def all_gather(packed: Tensor) -> Tensor:
+        return tp_group.all_gather(packed.unsqueeze(0), dim=0)  # (ranks, n)
+
+    return Head(
+        weight=weight,
+        num_rows=min(num_rows, weight.shape[0]),
+        first_id=first_id,
+        bias=getattr(lm_head, "bias", None) if is_plain else None,
+        scale=float(logits_processor.logit_scale or 1.0),
+        softcap=logits_processor.final_logit_softcapping,
+        final_norm=final_norm,
+        all_gather=all_gather if num_ranks > 1 else None,
+        project=None if is_plain else _engine_product(logits_processor, lm_head),
+    )
+
+
+def refuse_lora(lm_head: Any) -> None:
+    """Raises CaptureError for a head that adds an adapter to each row."""
+    if hasattr(lm_head, "apply_lora"):
+        raise CaptureError(
+            f"{type(lm_head).__name__} adds another adapter to each row of the batch, which LED's latent rows cannot "
+            f"say. Leave lm_head out of --lora-target-modules and of the adapters, or start with --led disabled."
+        )
+
+
+def has_plain_weight(lm_head: Any) -> bool:
+    """The weight can be multiplied with as it is: a float matrix of at least 16 bits, without a quantisation method."""
+    from sglang.srt.layers.logits_processor import should_apply_lm_head_quant_method
+
+    weight = getattr(lm_head, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.element_size() == 1:
+        return False
+    return not should_apply_lm_head_quant_method(lm_head, getattr(lm_head, "quant_method", None))
+
+
+def _placeholder(logits_processor: Any, lm_head: Any) -> Tensor:
+    """(V_shard, 0): as many rows as the engine's product has columns."""
+    num_rows = getattr(lm_head, "num_embeddings_per_partition", None) or int(logits_processor.vocab_size)
+    device = next(iter(lm_head.parameters())).device
+    return empty(num_rows, 0, device=device)
+
+
+def _engine_product(logits_processor: Any, lm_head: Any) -> Callable[[Tensor], Tensor]:
+    def project(rows: Tensor) -> Tensor:
+        logits: Tensor = logits_processor._compute_lm_head(rows, lm_head)
+        return logits
+
+    return project
+
+
+def why_nothing_rides(logits_processor: Any, lm_head: Any, head: Head) -> str | None:
+    """None where the engine's product is the plain one, which the one-pass form replaces on a GPU."""
+    if head.project is not None:
+        return f"{type(lm_head).__name__} has no plain weight: the engine multiplies"
+    for switch in ("use_fp32_lm_head", "use_fp32_lm_head_output", "rl_on_policy_target"):
+        if getattr(logits_processor, switch, None):
+            return f"the engine multiplies in its own way ({switch})"
+    return None

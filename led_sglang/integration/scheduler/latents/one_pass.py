@@ -1,0 +1,128 @@
+"""The one-pass form in the engine: what must be known of a step before its forward, in static buffers.
+
+A CUDA graph replays without Python, so the graph of a small batch always carries the riders; the buffers say which rows
+matter. `served` is written by the same graph: it alone says what really rode.
+"""
+
+import logging
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from led_sglang.integration.scheduler.latents.capture import CaptureError
+from led_sglang.ops import arrays
+from led_sglang.ops.backends import one_pass
+from led_sglang.ops.types import Head, LedRows, Ridden
+
+if TYPE_CHECKING:
+    from led_sglang.integration.scheduler.batch import DeviceRows
+
+logger = logging.getLogger(__name__)
+
+
+class Ride:
+    """One per model runner. Shapes: J = `num_layers`, `max_rows` rows."""
+
+    def __init__(self, form: str, backend: str, num_layers: int, max_rows: int, device: torch.device) -> None:
+        self.asked = form
+        self.backend = backend
+        self.num_layers = num_layers
+        self.device = device
+        self.cut = one_pass.cut_of(self.backend, device)
+        self.flags = torch.zeros(2, max_rows, dtype=torch.bool, device=device)
+        self.wanted, self.served = self.flags
+        self.tau = torch.ones(max_rows, device=device)
+        self.normalizers = torch.zeros(num_layers, max_rows, device=device)
+        self.graph_sizes: list[int] = []  # decode graphs seen, ascending
+        self.fault: str | None = None  # why nothing rides although it should
+        self.is_boarding = False  # the forward under way carries riders
+        self.is_captured = False  # it is recorded into a CUDA graph
+        self.num_steps = {"one_pass": 0, "coin_first": 0}
+
+    def form(self, num_rows: int) -> str:
+        """A batch that a graph serves has the form of its graph."""
+        place = bisect_left(self.graph_sizes, num_rows)
+        return self._form_of(self.graph_sizes[place] if place < len(self.graph_sizes) else num_rows)
+
+    def _form_of(self, size: int) -> str:
+        if self.num_layers == 0 or self.fault is not None or self.backend not in one_pass.BACKENDS:
+            return "coin_first"
+        return one_pass.form_of(size, self.asked, self.device)
+
+    def see_dummy(self, num_rows: int, is_captured: bool) -> None:
+        """The engine warms up a decode batch of so many rows, or captures the graph of it.
+
+        The form is that of this size, never that of a larger graph: a warm-up must launch every kernel that its capture
+        launches, because a kernel cannot be loaded while a stream is captured.
+        """
+        if is_captured and num_rows not in self.graph_sizes:
+            self.graph_sizes = sorted([*self.graph_sizes, num_rows])
+        self.is_captured = is_captured
+        self.is_boarding = num_rows <= len(self.wanted) and self._form_of(num_rows) == "one_pass"
+
+    def clear(self) -> None:
+        """Before every decode forward: nobody rides, unless `board` says otherwise."""
+        self.is_boarding = self.is_captured = False
+        if self.graph_sizes:
+            self.flags.zero_()
+
+    def board(self, rows: "DeviceRows", params: LedRows, coin: Tensor, num_rows: int) -> None:
+        """Fill the buffers for a batch of so many rows, of which `rows` are ours."""
+        if not self.graph_sizes:
+            self.flags[:, :num_rows] = False
+        one_pass.board(params, coin, self.cut, rows.index, self.wanted, self.tau, self.backend)
+        if rows.edited is not None:  # what rides is not edited
+            self.wanted.index_fill_(0, rows.edited if rows.index is None else rows.index[rows.edited], False)
+        self.is_boarding = True
+
+    def through(self, multiply: Callable[..., Tensor], hidden: Tensor, head: Head, buffer: Tensor) -> Tensor:
+        """The engine's head product, with riders. A fault of ours gives the engine's own product and is told.
+
+        Raises CaptureError for a fault inside a graph capture, which is invalid from there on.
+        """
+        try:
+            return self._through(multiply, hidden, head, buffer)
+        except Exception as error:
+            if self.is_captured:
+                raise CaptureError(
+                    f"LED's one-pass form failed while the CUDA graph of {len(hidden)} rows was captured: "
+                    f"{type(error).__name__}: {error}. Start with --led-form coin_first"
+                ) from error
+            self.fault, self.is_boarding = f"{type(error).__name__}: {error}", False
+            logger.exception("LED's one-pass form failed; coin first from here on")
+            return multiply(hidden)
+
+    def _through(self, multiply: Callable[..., Tensor], hidden: Tensor, head: Head, buffer: Tensor) -> Tensor:
+        num_rows = len(hidden)
+        latents, tau = buffer[: self.num_layers, :num_rows], self.tau[:num_rows]
+        wanted, normalizers = self.wanted[:num_rows], self.normalizers[:, :num_rows]
+        if arrays.can_look(self.device):  # the engine's own bits for every row; its weight is read again
+            logits = multiply(hidden)
+            one_pass.ride_alone(latents, head, tau, wanted, normalizers)
+        else:
+            logits = one_pass.head_pass(hidden, latents, head, tau, wanted, normalizers, self.backend)
+        self.served[:num_rows] = wanted
+        return logits
+
+    def ridden(self, rows: "DeviceRows", params: LedRows, num_rows: int) -> Ridden:
+        normalizers, served = self.normalizers[:, :num_rows], self.served[:num_rows]
+        if rows.index is not None:
+            normalizers, served = normalizers.index_select(1, rows.index), served.index_select(0, rows.index)
+        return one_pass.ridden_of(params, normalizers, served, self.cut)
+
+    def facts(self) -> dict[str, Any]:
+        """For /led/info."""
+        return {
+            "asked": self.asked,
+            "one_pass_up_to_rows": self._largest(),
+            "steps": dict(self.num_steps),
+            "fault": self.fault,
+        }
+
+    def _largest(self) -> int:
+        """Batches up to so many rows take the one-pass form; 0: none does."""
+        sizes = range(1, len(self.wanted) + 1)
+        return max((size for size in sizes if self.form(size) == "one_pass"), default=0)

@@ -1,0 +1,247 @@
+"""LED's state in a scheduler process: capture, head, thinking states. One per model runner."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from sglang.srt.environ import envs
+from sglang.srt.runtime_context import get_parallel
+from torch import Tensor
+
+from led_sglang.config.server import ServerConfig, server_config
+from led_sglang.integration.hooks.guard import is_nobodys
+from led_sglang.integration.scheduler.counters import Counts
+from led_sglang.integration.scheduler.latents.capture import Capture, CaptureError
+from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
+from led_sglang.integration.scheduler.latents.lm_head import build_head, refuse_lora, why_nothing_rides
+from led_sglang.integration.scheduler.latents.one_pass import Ride
+from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs, is_soft_enabled
+from led_sglang.integration.scheduler.ranks import FailureCheck, RankCheck
+from led_sglang.integration.support import refuse_features
+from led_sglang.ops import chosen_backend
+from led_sglang.ops.backends import numba_step
+from led_sglang.ops.backends.self_test import fault_of
+from led_sglang.ops.rows.automaton import ThinkingMachine
+from led_sglang.ops.types import Head
+
+logger = logging.getLogger(__name__)
+MIB = 1 << 20
+
+
+def head_dtype(runner: Any) -> torch.dtype:
+    """The model's."""
+    dtype: torch.dtype = runner.dtype if isinstance(runner.dtype, torch.dtype) else runner.model_config.dtype
+    return dtype
+
+
+def backend_for(asked: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str | None]:
+    """The backend of the LED step, and why it is not the one that "auto" would have been.
+
+    "auto" is "triton" on a GPU if its kernels, compiled there, do what plain torch does, else "fused".
+    """
+    chosen = chosen_backend(asked, device)
+    if asked != "auto" or chosen != "triton":
+        return chosen, None
+    fault = fault_of(chosen, device, dtype)
+    if fault is None:
+        return chosen, None
+    logger.warning('LED: backend "triton" is not used here, "fused" is: %s', fault)
+    return "fused", fault
+
+
+class Runtime:
+    """Made at model load by `start`, read by the hooks and the sampler of this process."""
+
+    def __init__(self, config: ServerConfig, runner: Any) -> None:
+        self.config = config
+        self.backend, self.backend_fault = backend_for(config.backend, torch.device(runner.device), head_dtype(runner))
+        self.runner = runner
+        self.num_layers = int(runner.model_config.num_hidden_layers)
+        self.capture = Capture(runner.model, captured_layers(config))
+        self.num_led_layers = config.num_captured if "led" in config.methods else 0
+        self.head: Head | None = None
+        self.machine: ThinkingMachine | None = None
+        self.forward_batch: Any = None
+        self.plain_logits: dict[str, Tensor] = {}  # of the step under way, by method: `edits.plain_logits`
+        self.num_step_failures = 0
+        self.has_forward_failed = False  # the step under way is the engine's: its latents may not be there
+        self.counts = Counts(config.max_depth, torch.device(runner.device))
+        self.is_sanitized = bool(envs.SGLANG_SANITIZE_NAN_LOGITS.get())
+        self._states: Tensor | None = None
+        if config.open_ids and config.close_ids:
+            self.machine = ThinkingMachine(config.open_ids, config.close_ids, int(runner.model_config.vocab_size))
+            self.tables = self.machine.tables(runner.device)
+        max_rows = self._max_rows()
+        hidden_size = int(runner.model_config.hidden_size)
+        self.capture.allocate(max_rows, hidden_size, head_dtype(runner), runner.device)
+        depth = config.max_depth if self.num_led_layers else 1
+        self.ride = Ride(config.form, self.backend, depth - 1, max_rows, torch.device(runner.device))
+        self.num_engine_head_steps = 0
+        self.ranks = RankCheck.of(get_parallel().tp_group, max_rows, torch.device(runner.device))
+        self.failed_ranks = FailureCheck.of(get_parallel().tp_group)
+        self.soft = SoftInputs(runner, config, self.fail_mixture) if is_soft_enabled(config) else None
+
+    def _max_rows(self) -> int:
+        """As many as any batch or graph can have."""
+        graph_sizes = getattr(self.runner.server_args, "cuda_graph_bs", None) or [0]
+        return max(self.runner.req_to_token_pool.req_to_token.shape[0] + 1, *graph_sizes)
+
+    @property
+    def states(self) -> Tensor:
+        """Thinking state of every request slot: (slots,) int64."""
+        if self._states is None:
+            slots = self.runner.req_to_token_pool.req_to_token.shape[0]
+            self._states = torch.zeros(slots + 1, dtype=torch.int64, device=self.runner.device)
+        return self._states
+
+    def forget_mixtures(self, slots: Tensor) -> None:
+        """The next inputs of these slots, (n,), are tokens, whatever a soft step left there."""
+        if self.soft is not None:
+            self.soft.forget(slots)
+
+    def fail_forward(self, forward_batch: Any) -> None:
+        """After a fault before or in a forward: no row of its step is LED's, and no earlier one's mixture is fed."""
+        self.has_forward_failed = True
+        self.ride.is_boarding = False
+        self.capture.drop()
+        try:
+            self.forget_mixtures(forward_batch.req_pool_indices)
+        except Exception:
+            count_failure(self, "forget_mixtures")
+
+    def fail_mixture(self, forward_batch: Any) -> None:
+        """In the `except` block of a fault in the embedding of a forward. Raises it where nobody is served yet."""
+        if is_nobodys(forward_batch):
+            raise
+        fail_step(self, "the mixtures of a soft method")
+        self.fail_forward(forward_batch)
+
+    def see_head(self, logits_processor: Any, lm_head: Any) -> None:
+        """Remember the head the first time the logits processor uses it."""
+        if self.head is None:
+            final_norm = getattr(getattr(self.runner.model, "model", None), "norm", None)
+            self.head = build_head(logits_processor, lm_head, final_norm, get_parallel().tp_group)
+            self.ride.fault = why_nothing_rides(logits_processor, lm_head, self.head)
+            if self.ride.fault and self.config.form == "one_pass":
+                raise CaptureError(f"--led-form one_pass is not possible here: {self.ride.fault}; use auto")
+
+    @contextmanager
+    def riders(self, logits_processor: Any, is_decode: bool) -> Iterator[None]:
+        """Around the engine's head of a forward that carries riders: its product is made with them."""
+        if not is_decode:
+            self.ride.is_boarding = False
+            yield
+            return
+        inner = logits_processor._compute_lm_head
+
+        def multiply(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            assert self.head is not None
+            plain = partial(_call, inner, args, kwargs)
+            return self.ride.through(plain, hidden, self.head, self.capture.states)
+
+        logits_processor._compute_lm_head = multiply
+        try:
+            yield
+        finally:
+            del logits_processor._compute_lm_head
+            self.ride.is_boarding = False
+
+    def facts(self) -> dict[str, Any]:
+        """For /led/info."""
+        buffer = self.capture.buffer
+        return {
+            "num_layers": self.num_layers,
+            "captured_layers": sorted(self.capture.layers),
+            "methods": ["none", *self.config.methods],
+            "capture_buffer_bytes": buffer.numel() * buffer.element_size() if buffer is not None else 0,
+            "step_failures": self.num_step_failures,
+            "counters": self.counts.facts(),
+            "backend": self.config.backend,
+            "backend_used": self.backend,
+            "backend_fault": self.backend_fault,
+            "form": self.ride.facts(),
+            "bench_explore_rate": self.config.bench_explore_rate,
+            "head": self._head_facts(),
+        }
+
+    def _head_facts(self) -> dict[str, Any]:
+        """`engine_steps`: steps whose latent rows were multiplied by the engine's own head, exact and slower."""
+        kind = None if self.head is None else "weight" if self.head.project is None else "engine"
+        return {"kind": kind, "engine_steps": self.num_engine_head_steps}
+
+
+def _call(inner: Any, args: Any, kwargs: Any, hidden: Tensor) -> Tensor:
+    logits: Tensor = inner(hidden, *args, **kwargs)
+    return logits
+
+
+_runtime: Runtime | None = None
+
+
+def start(runner: Any) -> Runtime:
+    """Begin capturing. Raises CaptureError, which stops the server, where LED cannot work."""
+    global _runtime
+    config = server_config()
+    assert config is not None
+    _refuse_unsupported(runner)
+    _refuse_another_model(config, runner.model_config)
+    _runtime = Runtime(config, runner)
+    if _runtime.backend == "compiled":
+        numba_step.warm()
+    facts = _runtime.facts()
+    logger.info(
+        "LED: methods %s; captured layers %s, %.2f MiB; mixtures of soft methods, %.2f MiB",
+        ", ".join(facts["methods"]),
+        facts["captured_layers"],
+        facts["capture_buffer_bytes"] / MIB,
+        (0 if _runtime.soft is None else _runtime.soft.num_bytes) / MIB,
+    )
+    return _runtime
+
+
+_logged: set[str] = set()
+
+
+def count_failure(current: Runtime, where: str = "its step") -> None:
+    """Called in the `except` block of an exception of ours. The first of each place is logged, counted are all."""
+    current.num_step_failures += 1
+    if where not in _logged:
+        _logged.add(where)
+        logger.exception("LED step failed in %s; the engine's own result stands", where)
+
+
+def fail_step(current: Runtime, where: str = "its step") -> None:
+    """The same where tokens or thinking states depend on it. Raises RankDivergence if it failed on some ranks only."""
+    count_failure(current, where)
+    if current.failed_ranks is not None:
+        current.failed_ranks.meet()
+
+
+def runtime() -> Runtime | None:
+    return _runtime
+
+
+def _refuse_unsupported(runner: Any) -> None:
+    refuse_features(runner.server_args)
+    if getattr(runner, "is_draft_worker", False) or not runner.spec_algorithm.is_none():
+        raise CaptureError(
+            "LED does not work with speculative decoding, which bypasses the sampler: drop --speculative-algorithm or "
+            "start with --led disabled"
+        )
+    refuse_lora(getattr(runner.model, "lm_head", None))
+
+
+def _refuse_another_model(config: ServerConfig, model_config: Any) -> None:
+    """The Engine takes its arguments again, after `launch.enable` had some."""
+    for what, told, found in (
+        ("layers", config.num_layers, int(model_config.num_hidden_layers)),
+        ("tokens in its vocabulary", config.vocab_size, int(model_config.vocab_size)),
+    ):
+        if told != found:
+            raise CaptureError(
+                f"LED was switched on for a model with {told} {what}, and this one has {found}: give launch.enable the "
+                f"arguments of the Engine"
+            )

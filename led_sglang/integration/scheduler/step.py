@@ -1,0 +1,220 @@
+"""One call of the sampler: what LED's rows need, what they get, and where their thinking goes from there."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from led_sglang.integration.scheduler.batch import DeviceRows, LedBatch
+from led_sglang.integration.scheduler.methods import registry
+from led_sglang.integration.scheduler.methods.edits import edits_of
+from led_sglang.integration.scheduler.methods.masks import Draw
+from led_sglang.integration.scheduler.runtime import Runtime
+from led_sglang.ops import arrays, led_step
+from led_sglang.ops.plain import sample_filtered
+from led_sglang.ops.policy import led_probs
+from led_sglang.ops.rows.inputs import Standing, move_states, standing, write_tokens
+from led_sglang.ops.types import LedStep
+
+SANITIZER = 1e30  # SGLang's stand-in for infinity
+
+
+@dataclass
+class StepContext:
+    """One call of the sampler that has LED rows."""
+
+    runtime: Runtime
+    rows: DeviceRows
+    info: Any  # SamplingBatchInfo
+    standing: Standing  # before this token, with the step's noise
+    is_riding: bool = False  # this step's form is one pass
+    preprocessed: Tensor | None = None  # the engine's logits, before its sampler asks for them
+    draws_plain: bool = False  # this step's tokens outside the phase are LED's to draw too
+    is_decided: bool = False
+    is_applied: bool = False
+    is_finished: bool = False
+    step: LedStep | None = None
+    failed: bool = False
+    overrides: list[registry.Override] = field(default_factory=list)  # tokens that another method forces
+    plain_ids: Tensor | None = None  # (S,) tokens of the seeded rows, for where they are outside their phase
+    plain_rows: Tensor | None = None  # (S,) their rows of the batch
+    plain_active: Tensor | None = None  # (S,) bool: inside their phase after all
+    plain_draw: Draw | None = None  # what those tokens were drawn from, where some row wants its sampling mask
+
+    @classmethod
+    def begin(cls, led: LedBatch, info: Any, positions: Tensor, current: Runtime) -> "StepContext":
+        rows = led.device_rows(info)
+        now = stand(rows, positions, current)
+        rate = current.config.bench_explore_rate
+        if rate is not None:  # a benchmark: coin 0 always explores, coin 1 never does
+            now = replace(now, coin=(now.coin >= rate).to(now.coin.dtype))
+        return cls(current, rows, info, now)
+
+    @property
+    def active(self) -> Tensor:
+        """(R,) bool"""
+        return self.standing.active
+
+    @property
+    def is_active(self) -> Any:
+        """The same as numpy sees it. CPU only."""
+        return self.standing.arrays("active")[0]
+
+    def decide(self, logits: Tensor) -> None:
+        """Run the LED step on the engine's final logits (B, V), before the engine turns them into probabilities.
+
+        DoLa and Confident Decoding rewrite their rows of `logits` in place, for the engine to sample from.
+        """
+        self.is_decided = True
+        if self.runtime.ranks is not None:
+            self.runtime.ranks.check(torch.stack([self.standing.coin, self.standing.token]))
+        engine_logits = logits
+        if self.runtime.is_sanitized:
+            logits = _as_before_sanitizing(logits)
+        for method, group in self.rows.groups.items():
+            forced = registry.HANDLERS[method](self, group, logits)
+            self.overrides += [forced] if forced is not None else []
+        if self.runtime.is_sanitized and self.rows.groups:
+            engine_logits.copy_(logits.nan_to_num(nan=-SANITIZER, posinf=SANITIZER, neginf=-SANITIZER))
+        head, ride = self.runtime.head, self.runtime.ride
+        if arrays.can_look(logits.device) and not self.is_active.any():
+            return
+        num_rows, num_layers = logits.shape[0], self.runtime.num_led_layers
+        assert head is not None
+        latents = partial(self.runtime.capture.latents, num_layers, num_rows, self.rows.index)
+        params = self.rows.params.activated(self.standing, self.draws_plain)
+        edited = self.rows.edited
+        ride.num_steps["one_pass" if self.is_riding else "coin_first"] += 1
+        self.runtime.num_engine_head_steps += head.project is not None
+        self.step = led_step(
+            self.rows.pick(logits),
+            latents if num_layers else logits.new_empty(0, self.rows.num_rows, 1),
+            head,
+            params,
+            self.standing,
+            backend=self.runtime.backend,
+            ridden=ride.ridden(self.rows, params, num_rows) if self.is_riding else None,
+            edits=None if edited is None else edits_of(self.info, self.rows.index, edited),
+        )
+
+    def decide_plain(self, probs: Tensor) -> None:
+        """A request that named its seed keeps it outside its phase too: the engine ignores seeds by default."""
+        picked = self.rows.seeded
+        if picked is None or self.info.sampling_seed is not None:
+            return
+        if arrays.can_look(probs.device):
+            picked = picked[self.active[picked].logical_not()]
+            if not len(picked):
+                return
+        batch_rows = picked if self.rows.index is None else self.rows.index[picked]
+        info = self.info
+        self.plain_ids, ids, weights = sample_filtered(
+            probs[batch_rows],
+            info.top_ks[batch_rows],
+            info.top_ps[batch_rows],
+            info.min_ps[batch_rows],
+            self.standing.token[picked],
+        )
+        self.plain_rows, self.plain_active = batch_rows, self.active[picked]
+        if self.mask_rows is not None:  # SGLang refuses one of a top-k that is not finite
+            width = max(info.sampling_mask_top_ks)
+            self.plain_draw = Draw(batch_rows, ids[:, :width], weights[:, :width], ~self.plain_active)
+
+    @property
+    def mask_rows(self) -> Tensor | None:
+        """Rows of the batch that want their sampling masks; None: no row does."""
+        rows: Tensor | None = getattr(self.info, "sampling_mask_batch_indices", None)
+        return rows
+
+    def draws(self) -> Iterator[Draw]:
+        """What the tokens of `apply` were drawn from, in the order in which they were written."""
+        if self.plain_draw is not None:
+            yield self.plain_draw
+        for rows, forced, is_forced in self.overrides:  # no chance left
+            yield Draw(rows, forced[:, None], torch.ones_like(forced[:, None], dtype=torch.float32), is_forced)
+        if self.step is not None:
+            probs = led_probs(self.step, self.rows.params)
+            yield Draw(self.rows.in_batch, self.step.candidate_ids, probs, self.active & self.step.ok)
+
+    @property
+    def is_led_alone(self) -> bool:
+        """The batch holds LED's requests only, the engine is to tell no more than tokens, and the host may look."""
+        rows, info = self.rows, self.info
+        tells_more = info.sampling_seed is not None or self.mask_rows is not None
+        return rows.index is None and rows.is_led is None and not tells_more and arrays.can_look(rows.seed.device)
+
+    @property
+    def may_draw_plain(self) -> bool:
+        """LED may sample the rows outside their phase as the engine would: it has their distribution at hand.
+
+        Where the engine would draw from all of it, and no seed has to give the same text in any company.
+        """
+        info = self.info
+        is_filtered = info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling
+        return self.runtime.backend == "compiled" and self.rows.seeded is None and not is_filtered
+
+    @property
+    def may_decide_alone(self) -> bool:
+        """LED may turn out to give every row of a batch its token; one that is all greedy is cheap."""
+        if not self.is_led_alone or self.info.is_all_greedy:
+            return False
+        return bool(self.is_active.any()) if self.may_draw_plain else bool(self.is_active.all())
+
+    def open_rows(self) -> Tensor | None:
+        """Rows of the batch whose token is still the engine's to sample; None: leave all to it.
+
+        On a CPU the engine's draw over the vocabulary costs as much as the whole of LED: nobody waits for a token that
+        is not used. All of them: where a request of the batch is not LED's, whose draw from the engine's generator must
+        be that of a stock server; where the engine tells more than the token (a seed, a sampling mask).
+        """
+        if self.step is None or not self.is_led_alone:
+            return None
+        is_ok = self.step.arrays("ok")[0]
+        return torch.from_numpy(np.flatnonzero(~is_ok if self.draws_plain else ~(self.is_active & is_ok)))
+
+    def apply(self, token_ids: Tensor) -> None:
+        """Write the LED tokens over the engine's, in place; rows that are not ok keep the engine's token."""
+        if self.is_applied:
+            return
+        self.is_applied = True
+        if self.plain_ids is not None:
+            assert self.plain_rows is not None and self.plain_active is not None
+            kept = token_ids[self.plain_rows]
+            token_ids[self.plain_rows] = torch.where(self.plain_active, kept, self.plain_ids.to(kept.dtype))
+        for rows, forced, is_forced in self.overrides:
+            token_ids[rows] = torch.where(is_forced, forced.to(token_ids.dtype), token_ids[rows])
+        if self.step is not None:
+            write_tokens(self.rows, token_ids, self.standing, self.step, self.runtime.backend, self.draws_plain)
+
+    def finish(self, token_ids: Tensor) -> None:
+        """Advance the thinking states with the tokens that were really chosen."""
+        advance(self.runtime, self.rows, self.standing, token_ids)
+        if self.runtime.ranks is not None:
+            self.runtime.ranks.note(self.rows.pick(token_ids).long())
+        self.is_finished = True
+
+
+def _as_before_sanitizing(logits: Tensor) -> Tensor:
+    """SGLANG_SANITIZE_NAN_LOGITS writes 1e30 for infinity and -1e30 for NaN and what a grammar forbids.
+
+    To LED a forbidden token is -inf, or the latent layers could bring it back, and infinity no number.
+    """
+    forbidden = logits.masked_fill(logits <= -0.1 * SANITIZER, -torch.inf)  # 1e30 itself is rounded in bfloat16
+    return forbidden.masked_fill_(logits >= 0.1 * SANITIZER, torch.nan)
+
+
+def stand(rows: DeviceRows, positions: Tensor, current: Runtime) -> Standing:
+    """Where our rows stand before this token; positions: (B,)."""
+    batch = current.forward_batch
+    lengths = None if batch.forward_mode.is_decode() else batch.seq_lens
+    return standing(rows, batch.req_pool_indices, positions, lengths, current.states, current.backend)
+
+
+def advance(current: Runtime, rows: DeviceRows, before: Standing, token_ids: Tensor) -> None:
+    """The thinking states follow the tokens, (B,)."""
+    if current.machine is not None:
+        move_states(rows, current.tables, current.states, before, token_ids, current.backend)

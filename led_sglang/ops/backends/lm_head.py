@@ -1,0 +1,230 @@
+"""What the method needs of the LM head for a latent row: a log-sum-exp and the logits of k candidates."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from led_sglang.ops import arrays
+from led_sglang.ops.edits import LogitEdits, edited_logprobs
+from led_sglang.ops.types import Head, Ridden
+
+TILE_ELEMENTS = 1 << 17  # float32 logits held at once on CPU: 512 KiB stays in the second-level cache
+FIXED_TILE_ELEMENTS = 4 << 20  # elsewhere: 10 bytes each, with the half-precision product and exp's copy; 40 MiB
+CANDIDATE_ELEMENTS = 1 << 22  # of the candidates' head rows held at once: 16 MiB, and half of it again to widen them
+
+
+def tile_elements(device: torch.device) -> int:
+    return TILE_ELEMENTS if arrays.can_look(device) else FIXED_TILE_ELEMENTS
+
+
+def tile_width(num_latents: int, device: torch.device) -> int:
+    return max(512, tile_elements(device) // max(num_latents, 1) // 512 * 512)
+
+
+def scale_and_cap(logits: Tensor, head: Head) -> Tensor:
+    """Head scale and soft cap; works in place on a float32 tensor that the caller owns."""
+    if head.scale != 1.0:
+        logits.mul_(head.scale)
+    if head.softcap is not None:
+        logits.div_(head.softcap).tanh_().mul_(head.softcap)
+    return logits
+
+
+def finish_logits(logits: Tensor, head: Head, tau: Tensor) -> Tensor:
+    """The same, and temperature."""
+    return scale_and_cap(logits, head).div_(tau)
+
+
+def layer_logits(latents: Tensor, head: Head, start: int, stop: int) -> Tensor:
+    """(..., H) latents to (..., stop - start) float32 logits at temperature 1, which the caller owns."""
+    if head.project is not None:
+        raw = head.project(latents.flatten(0, -2))[:, start:stop].view(*latents.shape[:-1], stop - start)
+        return scale_and_cap(raw.to(torch.float32, copy=True), head)
+    bias = None if head.bias is None else head.bias[start:stop]
+    return scale_and_cap(F.linear(latents, head.weight[start:stop], bias).float(), head)
+
+
+def tile_logits(latents: Tensor, head: Head, tau: Tensor, start: int, stop: int) -> Tensor:
+    """The same over tau."""
+    return layer_logits(latents, head, start, stop).div_(tau)
+
+
+def tile_sums(logits: Tensor, tau: Tensor, edits: LogitEdits | None, first_id: int) -> Tensor:
+    """Log-sum-exps over tau of the logits (..., width), which are overwritten: (...), or with edits (2, ...).
+
+    The second are those of the edited logits; a layer is normalised by the larger one (`led_sglang.ops.edits`).
+    """
+    if edits is None:
+        return logits.div_(tau).logsumexp(-1)
+    plain = (logits / tau).logsumexp(-1)
+    return torch.stack([plain, edits.apply(logits, first_id).div_(tau).logsumexp(-1)])
+
+
+def log_normalizers(latents: Tensor, head: Head, tau: Tensor, edits: LogitEdits | None = None) -> Tensor:
+    """log sum_v exp(logit_v / tau) over this rank's rows, streamed over vocabulary tiles: (N, H), (N, 1) -> (N,).
+
+    (2, N) with edits, of R rows, of which N is a multiple: see `tile_sums`.
+    """
+    if head.project is not None:
+        return engine_sums(latents, None, head, tau, edits)[0]
+    width = tile_width(latents.shape[0], latents.device)
+    sums = []
+    for start in range(0, head.num_rows, width):
+        logits = layer_logits(latents, head, start, min(start + width, head.num_rows))
+        sums.append(tile_sums(logits, tau, edits, head.first_id + start))
+    if not sums:  # a rank that holds nothing but padding
+        return tau.new_full((*(() if edits is None else (2,)), len(latents)), -torch.inf)
+    return sums[0] if len(sums) == 1 else torch.stack(sums).logsumexp(0)
+
+
+def local_candidates(candidate_ids: Tensor, head: Head) -> Tensor:
+    """This rank's row of each candidate; some valid row for another rank's."""
+    return (candidate_ids - head.first_id).clamp(0, max(head.num_rows - 1, 0))
+
+
+def candidate_logits(
+    latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, edits: LogitEdits | None = None
+) -> Tensor:
+    """(J, N, H), (N, K), (N, 1) -> (J, N, K) float32 logits over tau, edited; 0 for candidates of another rank."""
+    chunk = max(1, CANDIDATE_ELEMENTS // max(candidate_ids.shape[1] * latents.shape[2], 1))
+    if len(candidate_ids) > chunk:
+        columns = torch.split(latents, chunk, 1), torch.split(candidate_ids, chunk), torch.split(tau, chunk)
+        places = torch.split(torch.arange(len(candidate_ids), device=tau.device), chunk)
+        parts = [
+            candidate_logits(h, ids, head, t, None if edits is None else edits.take(place))
+            for h, ids, t, place in zip(*columns, places, strict=True)
+        ]
+        return torch.cat(parts, 1)
+    if head.project is not None:
+        num_layers = len(latents)
+        ids, taus = candidate_ids.repeat(num_layers, 1), tau.repeat(num_layers, 1)
+        return engine_sums(latents.flatten(0, 1), ids, head, taus, edits)[1].view(num_layers, *candidate_ids.shape)
+    local_ids = local_candidates(candidate_ids, head)
+    directions = head.weight[local_ids].float()  # (N, K, H)
+    logits = torch.bmm(directions, latents.float().permute(1, 2, 0)).permute(2, 0, 1)  # (J, N, K)
+    if head.bias is not None:
+        logits = logits + head.bias[local_ids].float()
+    logits = scale_and_cap(logits, head)
+    if edits is not None:
+        edits.apply_at(logits, candidate_ids)
+    return only_local(logits.div_(tau), candidate_ids, head)
+
+
+def only_local(logits: Tensor, candidate_ids: Tensor, head: Head) -> Tensor:
+    if head.all_gather is None:
+        return logits
+    is_local = (candidate_ids >= head.first_id) & (candidate_ids < head.first_id + head.num_rows)
+    return logits.where(is_local, 0.0)
+
+
+def engine_sums(
+    latents: Tensor, candidate_ids: Tensor | None, head: Head, tau: Tensor, edits: LogitEdits | None = None
+) -> tuple[Tensor, Tensor]:
+    """Both at once through the engine's own head, some rows at a time: (N, H), (N, K), (N, 1) -> (N,), (N, K).
+
+    Its product cannot be cut into vocabulary tiles, so the rows are cut. The first is (2, N) with edits.
+    """
+    chunk = max(1, tile_elements(latents.device) // max(head.num_rows, 1))
+    ids = latents.new_zeros(len(latents), 1, dtype=torch.int64) if candidate_ids is None else candidate_ids
+    parts = []
+    columns = torch.split(latents, chunk), torch.split(ids, chunk), torch.split(tau, chunk)
+    places = torch.split(torch.arange(len(latents), device=tau.device), chunk)
+    for hidden, some_ids, some_tau, place in zip(*columns, places, strict=True):
+        some = None if edits is None else edits.take(place % edits.num_rows)
+        logits = layer_logits(hidden, head, 0, head.num_rows)
+        sums = tile_sums(logits, some_tau, some, head.first_id)  # the logits are edited, and over tau, by now
+        picked = logits.gather(1, local_candidates(some_ids, head))
+        parts.append((sums, only_local(picked, some_ids, head)))
+    sums_of_parts, logits_of_parts = zip(*parts, strict=True)
+    return torch.cat(sums_of_parts, -1), torch.cat(logits_of_parts)
+
+
+def across_ranks(normalizers: Tensor, logits: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Whole-vocabulary values from each rank's share, in one packed collective: (..., J, N), (J, N, K), same shapes."""
+    if head.all_gather is None:
+        return normalizers, logits
+    packed = head.all_gather(torch.cat([normalizers.flatten(), logits.flatten()]))  # (ranks, J*N*(1+K))
+    shares, parts = torch.split(packed, [normalizers.numel(), logits.numel()], dim=-1)
+    return shares.logsumexp(0).view(normalizers.shape), parts.sum(0).view(logits.shape)
+
+
+def known_normalizers(
+    latents: Tensor, head: Head, tau: Tensor, ridden: Ridden | None, edits: LogitEdits | None = None
+) -> Tensor:
+    """(J, N, H), (N, 1) -> (J, N): those that rode, and the rest by a second pass; NaN where a promise was broken.
+
+    (2, J, N) with edits, which no row that rode has: see `tile_sums`.
+    """
+    num_layers = len(latents)
+
+    def second_pass(hidden: Tensor, some_tau: Tensor, index: Tensor | None = None) -> Tensor:
+        some = None if edits is None else edits.take(index)
+        flat = log_normalizers(hidden.flatten(0, 1), head, some_tau.repeat(num_layers, 1), some)
+        return flat.view(*flat.shape[:-1], num_layers, hidden.shape[1])
+
+    if ridden is None:
+        return second_pass(latents, tau)
+    known = ridden.normalizers[:num_layers]
+    if ridden.is_complete:
+        return known.where(ridden.rode, torch.nan)
+    if not arrays.can_look(latents.device):
+        return known.where(ridden.rode, second_pass(latents, tau))
+    if edits is not None:
+        known = known.expand(2, *known.shape)
+    missing = ridden.rode.logical_not().nonzero().squeeze(1)
+    if len(missing) == 0:
+        return known
+    return known.index_copy(-1, missing, second_pass(latents.index_select(1, missing), tau[missing], missing))
+
+
+def probs_of(normalizers: Tensor, logits: Tensor) -> Tensor:
+    """(J, N), (J, N, K) -> (J, N, K); NaN where a layer is not finite."""
+    # +inf - +inf is NaN: a row whose normalizer overflowed must not pass as probability 0.
+    return (logits - normalizers[..., None]).exp() + (normalizers - normalizers)[..., None]
+
+
+def local_sums(
+    latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, ridden: Ridden | None, edits: LogitEdits | None
+) -> tuple[Tensor, Tensor]:
+    """This rank's share of `latent_sums`; with edits the first is (2, J, N), see `tile_sums`."""
+    num_layers, num_rows = latents.shape[:2]
+    if head.project is not None:
+        flat, flat_tau, ids = latents.flatten(0, 1), tau.repeat(num_layers, 1), candidate_ids.repeat(num_layers, 1)
+        normalizers, logits = engine_sums(flat, ids, head, flat_tau, edits)
+        return normalizers.view(*normalizers.shape[:-1], num_layers, num_rows), logits.view(num_layers, num_rows, -1)
+    normalizers = known_normalizers(latents, head, tau, ridden, edits)
+    return normalizers, candidate_logits(latents, candidate_ids, head, tau, edits)
+
+
+def latent_sums(
+    latents: Tensor,
+    candidate_ids: Tensor,
+    head: Head,
+    tau: Tensor,
+    ridden: Ridden | None,
+    edits: LogitEdits | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Normalizers and candidates' logits over the whole vocabulary, both over tau: (J, N), (J, N, K) float32."""
+    normalizers, logits = across_ranks(*local_sums(latents, candidate_ids, head, tau, ridden, edits), head)
+    return normalizers if edits is None else normalizers.amax(0), logits
+
+
+def latent_probs(
+    latents: Tensor,
+    candidate_ids: Tensor,
+    head: Head,
+    tau: Tensor,
+    ridden: Ridden | None,
+    edits: LogitEdits | None = None,
+) -> Tensor:
+    """Eq. 2, p^l(x_i): (J, N, H), (N, K), (N, 1) -> (J, N, K) float32; NaN where a layer is not finite."""
+    num_layers, num_rows = latents.shape[:2]
+    is_plain = head.project is None and ridden is None and head.all_gather is None
+    if is_plain and head.num_rows <= tile_width(num_layers * num_rows, latents.device):  # one tile: fewer calls
+        flat, flat_tau = latents.flatten(0, 1), tau.repeat(num_layers, 1)
+        if edits is None:
+            logprobs = tile_logits(flat, head, flat_tau, 0, head.num_rows).log_softmax(-1)
+        else:
+            logprobs = edited_logprobs(layer_logits(flat, head, 0, head.num_rows), flat_tau, edits)
+        return logprobs.gather(1, candidate_ids.repeat(num_layers, 1)).exp_().view(num_layers, *candidate_ids.shape)
+    return probs_of(*latent_sums(latents, candidate_ids, head, tau, ridden, edits))

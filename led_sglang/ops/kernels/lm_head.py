@@ -1,0 +1,307 @@
+"""Rows through the LM head in one Triton kernel: no (rows, V) logits of latent rows.
+
+Which latent rows matter is known only on the device. One kernel puts them behind the final rows, without gaps, and the
+next multiplies: its grid is sized for all of them, and blocks beyond their count return at once. So shapes are fixed,
+nothing waits for the host, and a CUDA graph can hold it. Blocks that read the same part of the weight run side by side,
+so that it comes from memory once.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from led_sglang.ops.backends import lm_head as torch_head
+from led_sglang.ops.backends.lm_head import across_ranks
+from led_sglang.ops.edits import LogitEdits
+from led_sglang.ops.kernels.candidates import candidate_logits, tanh
+from led_sglang.ops.types import Head, Ridden
+
+BLOCK_COPY = 1024
+MIN_BATCH = 256  # the kernels are compiled for powers of two of rows, from here on
+
+
+class Tile(NamedTuple):
+    """What one program multiplies. Hopper's matrix instructions (wgmma) begin at 64 rows."""
+
+    rows: int
+    vocab: int
+    row_bytes: int  # of a row's hidden dimensions at once
+    warps: int
+    stages: int
+
+
+# Chosen by what the compiler makes of them for Hopper (benchmarks/results/gpu_build.jsonl); not timed yet.
+SMALL_TILE = Tile(rows=64, vocab=128, row_bytes=128, warps=4, stages=4)
+LARGE_TILE = Tile(rows=128, vocab=256, row_bytes=128, warps=8, stages=4)
+
+
+def tile_of(num_rows: int, dtype: torch.dtype) -> Tile:
+    return LARGE_TILE if num_rows > SMALL_TILE.rows and dtype.itemsize <= 2 else SMALL_TILE
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def is_missing(needed, rode, rows, mask, HAS_RODE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Whether the sums of a row's latents are to be computed: needed, and not known already."""
+    found = tl.load(needed + rows, mask=mask, other=0) != 0
+    if HAS_RODE:
+        found = found & (tl.load(rode + rows, mask=mask, other=1) == 0)
+    return found
+
+
+@triton.jit(do_not_specialize=["num_final", "num_layers", "num_batch"])  # type: ignore[untyped-decorator]
+def gather_kernel(  # type: ignore[no-untyped-def]
+    final,  # (num_final, H)
+    latents,  # (J, B, H)
+    needed,  # (B,) bool
+    rode,  # (B,) bool, where HAS_RODE
+    tau,  # (B,) float32
+    states,  # (num_final + J B, H), written: the final rows, then layer by layer the latents that are missing
+    taus,  # (num_final + J B,) float32, written: theirs
+    count,  # (1,) int32, written: how many that are
+    num_final,
+    num_layers,
+    num_batch,
+    hidden,
+    stride_final,
+    stride_layer,
+    stride_latent,
+    HAS_RODE: tl.constexpr,
+    BLOCK_BATCH: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    place = tl.program_id(0)
+    batch = tl.arange(0, BLOCK_BATCH)
+    missing = is_missing(needed, rode, batch, batch < num_batch, HAS_RODE).to(tl.int32)
+    num_missing = tl.sum(missing, 0)
+    num_places = num_final + num_layers * num_missing
+    if place == 0:
+        tl.store(count, num_places)
+    if place < num_places:
+        source = final + place.to(tl.int64) * stride_final
+        if place >= num_final:
+            layer, rank = (place - num_final) // num_missing, (place - num_final) % num_missing
+            row = tl.sum((tl.cumsum(missing, 0) <= rank).to(tl.int64), 0)
+            source = latents + layer.to(tl.int64) * stride_layer + row * stride_latent
+            tl.store(taus + place, tl.load(tau + row))
+        for start in range(0, hidden, BLOCK_H):
+            dims = start + tl.arange(0, BLOCK_H)
+            state = tl.load(source + dims, mask=dims < hidden)
+            tl.store(states + place.to(tl.int64) * hidden + dims, state, mask=dims < hidden)
+
+
+@triton.jit(do_not_specialize=["num_final"])  # type: ignore[untyped-decorator]
+def head_kernel(  # type: ignore[no-untyped-def]
+    states,  # (N, H): final rows, then latents
+    taus,  # (N,) float32, of the latents
+    count,  # (1,) int32: how many of the rows are real
+    weight,  # (num_columns, H)
+    bias,  # (num_vocab,)
+    final_logits,  # (num_final, num_columns), written
+    sums,  # (N, num_tiles) float32, written for latents: log-sum-exp over one tile of the vocabulary
+    num_final,
+    num_columns,  # rows of the weight
+    num_vocab,  # of them real vocabulary
+    num_tiles,
+    hidden,
+    stride_weight,
+    scale,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    WIDEN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    block, tile = tl.program_id(0), tl.program_id(1)
+    num_rows = tl.load(count)
+    if block * BLOCK_N < num_rows:
+        rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
+        ids = tile * BLOCK_V + tl.arange(0, BLOCK_V)
+        is_row, is_column, dims = rows < num_rows, ids < num_columns, tl.arange(0, BLOCK_H)
+        state_at = states + rows[:, None].to(tl.int64) * hidden + dims[None, :]
+        weight_at = weight + ids[None, :].to(tl.int64) * stride_weight + dims[:, None]
+        logits = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
+        for start in range(0, hidden, BLOCK_H):
+            is_dim = dims < hidden - start
+            x = tl.load(state_at + start, mask=is_row[:, None] & is_dim[None, :], other=0.0)
+            w = tl.load(weight_at + start, mask=is_column[None, :] & is_dim[:, None], other=0.0)
+            if WIDEN:
+                x, w = x.to(tl.float32), w.to(tl.float32)
+            logits = tl.dot(x, w, logits, input_precision="ieee")
+        if block * BLOCK_N < num_final:
+            logits_at = final_logits + rows[:, None].to(tl.int64) * num_columns + ids[None, :]
+            tl.store(logits_at, logits, mask=(rows < num_final)[:, None] & is_column[None, :])
+        if (block + 1) * BLOCK_N > num_final:
+            is_token = ids < num_vocab
+            if HAS_BIAS:
+                logits += tl.load(bias + ids, mask=is_token, other=0.0).to(tl.float32)[None, :]
+            logits *= scale
+            if HAS_SOFTCAP:
+                logits = softcap * tanh(logits / softcap)
+            is_latent = is_row & (rows >= num_final)
+            logits *= (1.0 / tl.load(taus + rows, mask=is_latent, other=1.0))[:, None]
+            logits = tl.where(is_token[None, :], logits, float("-inf"))
+            tl.store(sums + rows.to(tl.int64) * num_tiles + tile, log_sum_exp(logits), mask=is_latent)
+
+
+@triton.jit
+def log_sum_exp(values):  # type: ignore[no-untyped-def]
+    """Over the last axis. A row of nothing but -inf gives -inf, where exp(-inf - -inf) would be NaN."""
+    peak = tl.max(values, 1)
+    shift = tl.where(peak == float("-inf"), 0.0, peak)
+    return peak + tl.log(tl.sum(tl.exp(values - shift[:, None]), 1))
+
+
+@triton.jit(do_not_specialize=["num_final", "num_batch", "stride_known", "stride_layer"])  # type: ignore[untyped-decorator]
+def merge_kernel(  # type: ignore[no-untyped-def]
+    sums,  # (num_final + J B, num_tiles) float32
+    needed,  # (B,) bool
+    rode,  # (B,) bool, where HAS_RODE
+    known,  # (J, B) float32, where HAS_RODE
+    normalizers,  # (J, B) float32, written
+    num_final,
+    num_batch,
+    num_tiles,
+    stride_known,
+    stride_layer,
+    HAS_RODE: tl.constexpr,
+    BLOCK_BATCH: tl.constexpr,
+    BLOCK_TILES: tl.constexpr,
+):
+    row, layer = tl.program_id(0), tl.program_id(1)
+    batch = tl.arange(0, BLOCK_BATCH)
+    missing = is_missing(needed, rode, batch, batch < num_batch, HAS_RODE).to(tl.int32)
+    if tl.sum(tl.where(batch == row, missing, 0), 0) != 0:
+        rank = tl.sum(tl.where(batch < row, missing, 0), 0)
+        place = num_final + layer * tl.sum(missing, 0) + rank
+        tiles = tl.arange(0, BLOCK_TILES)
+        parts = tl.load(sums + place.to(tl.int64) * num_tiles + tiles, mask=tiles < num_tiles, other=float("-inf"))
+        result = tl.sum(log_sum_exp(parts[None, :]), 0)
+    else:
+        result = 0.0
+        if HAS_RODE:
+            result = tl.load(known + layer * stride_known + row)
+    tl.store(normalizers + layer * stride_layer + row, result)
+
+
+def is_interpreted() -> bool:
+    """Triton's interpreter (TRITON_INTERPRET=1) runs kernels on CPU tensors, slowly."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+@dataclass(frozen=True)
+class LatentRows:
+    """Latent rows of which some are wanted: their hidden states, temperatures and what is known already."""
+
+    hidden: Tensor  # (J, B, H), stride 1 in H
+    needed: Tensor  # (B,) bool
+    tau: Tensor  # (B,) float32
+    ridden: Ridden | None = None
+
+
+def head_sums(final: Tensor | None, latents: LatentRows, head: Head, normalizers: Tensor) -> Tensor:
+    """Write (J, B) float32 `normalizers`, and return the final rows' product: (B', H) or None -> (B', V_shard).
+
+    A normalizer is log sum_v exp(logit_v / tau) over this rank's rows where needed, what is known where the row rode,
+    and else any value. The product is in the weight's dtype.
+    """
+    hidden, ridden = latents.hidden, latents.ridden
+    weight = head.weight if head.weight.stride(1) == 1 else head.weight.contiguous()
+    hidden = hidden if hidden.stride(2) == 1 else hidden.contiguous()
+    (num_layers, num_batch, width), num_columns = hidden.shape, len(weight)
+    num_final = 0 if final is None else len(final)
+    final = hidden[0] if final is None else final.contiguous()
+    num_rows = num_final + num_layers * num_batch
+    tile, device = tile_of(num_rows, weight.dtype), hidden.device
+    num_tiles = triton.cdiv(num_columns, tile.vocab)
+    states, logits = weight.new_empty(num_rows, width), weight.new_empty(num_final, num_columns)
+    taus, sums = torch.empty(num_rows, device=device), torch.empty(num_rows, num_tiles, device=device)
+    count = torch.empty(1, dtype=torch.int32, device=device)
+    needed, tau = latents.needed.contiguous(), latents.tau.float().contiguous()
+    rode, known = (needed, normalizers) if ridden is None else (ridden.rode.contiguous(), ridden.normalizers)
+    flags = {"HAS_RODE": ridden is not None, "BLOCK_BATCH": max(MIN_BATCH, triton.next_power_of_2(num_batch))}
+    if not num_rows:
+        return logits
+    gather_kernel[(num_rows,)](
+        final, hidden, needed, rode, tau, states, taus, count, num_final, num_layers, num_batch, width,
+        final.stride(0), hidden.stride(0), hidden.stride(1), **flags, BLOCK_H=BLOCK_COPY,
+    )  # fmt: skip
+    head_kernel[(triton.cdiv(num_rows, tile.rows), num_tiles)](
+        states,
+        taus,
+        count,
+        weight,
+        weight if head.bias is None else head.bias,
+        logits,
+        sums,
+        num_final,
+        num_columns,
+        head.num_rows,
+        num_tiles,
+        width,
+        weight.stride(0),
+        head.scale,
+        head.softcap or 1.0,
+        HAS_BIAS=head.bias is not None,
+        HAS_SOFTCAP=head.softcap is not None,
+        # The interpreter would multiply bfloat16's bit patterns as integers.
+        WIDEN=weight.dtype == torch.bfloat16 and is_interpreted(),
+        BLOCK_N=tile.rows,
+        BLOCK_V=tile.vocab,
+        BLOCK_H=tile.row_bytes // weight.element_size(),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    merge_kernel[(num_batch, num_layers)](
+        sums, needed, rode, known, normalizers, num_final, num_batch, num_tiles, known.stride(0),
+        normalizers.stride(0), **flags, BLOCK_TILES=triton.next_power_of_2(num_tiles),
+    )  # fmt: skip
+    return logits
+
+
+def head_pass(hidden: Tensor, latents: Tensor, head: Head, tau: Tensor, wanted: Tensor, normalizers: Tensor) -> Tensor:
+    """As `led_sglang.ops.backends.one_pass.head_pass`."""
+    return head_sums(hidden, LatentRows(latents, wanted, tau), head, normalizers)
+
+
+def latent_sums(
+    latents: Tensor,
+    candidate_ids: Tensor,
+    head: Head,
+    tau: Tensor,
+    needed: Tensor,
+    ridden: Ridden | None,
+    edits: LogitEdits | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `led_sglang.ops.backends.lm_head.latent_sums`; rows that are not needed, (N,) bool, hold anything.
+
+    Rows with edits take plain torch's way, needed or not; the kernels know none.
+    """
+    index = None if edits is None else edits.edited
+    if head.project is not None or (edits is not None and index is None):
+        return torch_head.latent_sums(latents, candidate_ids, head, tau, ridden, edits)
+    if index is not None:
+        needed = needed.index_fill(0, index, False)
+    logits = candidate_logits(latents, candidate_ids, head, tau, needed)
+    normalizers = normalizers_of(latents, head, tau, needed, ridden)
+    if edits is None or index is None:
+        return across_ranks(normalizers, logits, head)
+    some = latents.index_select(1, index), candidate_ids[index], head, tau[index], None, edits.take(index)
+    edited_normalizers, edited_logits = torch_head.local_sums(*some)
+    both = normalizers.repeat(2, 1, 1).index_copy_(2, index, edited_normalizers)
+    both, logits = across_ranks(both, logits.index_copy_(1, index, edited_logits), head)
+    return both.amax(0), logits
+
+
+def normalizers_of(latents: Tensor, head: Head, tau: Tensor, needed: Tensor, ridden: Ridden | None) -> Tensor:
+    """As `led_sglang.ops.backends.lm_head.known_normalizers`, in fixed shapes: (J, N)."""
+    if ridden is not None and ridden.is_complete:
+        return ridden.normalizers[: len(latents)].where(ridden.rode, torch.nan)
+    normalizers = torch.empty(latents.shape[:2], device=latents.device)
+    head_sums(None, LatentRows(latents, needed, tau.flatten(), ridden), head, normalizers)
+    return normalizers

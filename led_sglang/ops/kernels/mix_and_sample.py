@@ -1,0 +1,169 @@
+"""Everything after the layers' sums of a step in one kernel: Eq. 2, 4 to 6, the branch and the token.
+
+A row is a program. In torch the same is some thirty kernels of a few microseconds each, which a small batch on a fast
+GPU would wait for.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from led_sglang.ops.kernels.columns import aligned
+from led_sglang.ops.types import LedRows, LedStep, Noise
+
+TINY = torch.finfo(torch.float32).tiny  # as in fused
+
+
+@triton.jit
+def entropy_of(probs):  # type: ignore[no-untyped-def]
+    """0 log 0 = 0; NaN stays NaN."""
+    return tl.sum(tl.where(probs == 0.0, 0.0, -probs * tl.log(tl.where(probs == 0.0, 1.0, probs))), 0)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_candidates"])  # type: ignore[untyped-decorator]
+def tail_kernel(  # type: ignore[no-untyped-def]
+    logprobs,  # (R, K) float32, of the final layer; -inf: not a candidate
+    ids,  # (R, K) int64
+    normalizers,  # (J, R) float32
+    logits,  # (J, R, K) float32
+    explored,  # (R,) bool
+    needed,  # (R,) bool: the explore branch is wanted
+    depths,  # (R,) int64
+    normalized,  # (R,) bool
+    greedy,  # (R,) bool
+    exploits,  # (R,) bool
+    uniforms,  # (R,) float64
+    out_ids,  # (R,) int64
+    out_ok,  # (R,) uint8
+    out_depth,  # (R,) int64
+    out_confidence,  # (R,) float32
+    out_exploit,  # (R, K) float32
+    out_explore,  # (R, K) float32
+    out_entropy,  # (R,) float32
+    out_logprob,  # (R,) float32
+    out_entropies,  # (R, J + 1) float32
+    num_rows,
+    num_candidates,
+    NUM_LAYERS: tl.constexpr,
+    TINIEST: tl.constexpr,
+    IS_FULL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    is_column = columns < num_candidates
+    place = row * num_candidates + columns
+    logs = tl.load(logprobs + place, mask=is_column, other=float("-inf"))
+    is_dropped = logs == float("-inf")
+    final = tl.exp(logs)
+    confidence = tl.exp(tl.load(logprobs + row * num_candidates))
+    exploit = final / tl.sum(final, 0)
+    is_needed = tl.load(needed + row) != 0
+    is_normalized, depth = tl.load(normalized + row) != 0, tl.load(depths + row)
+
+    total, best = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    best_entropy, best_depth, is_broken = -1.0, 1, False
+    for j in tl.static_range(NUM_LAYERS + 1):
+        layer = final
+        if j > 0:
+            normalizer = tl.load(normalizers + (j - 1) * num_rows + row)
+            values = tl.load(logits + (j - 1) * num_rows * num_candidates + place, mask=is_column, other=0.0)
+            # +inf - +inf is NaN: a row whose normalizer overflowed must not pass as probability 0.
+            layer = tl.exp(values - normalizer) + (normalizer - normalizer)
+            layer = tl.where(is_dropped, 0.0, layer)
+        layer = tl.where(is_normalized, layer / tl.maximum(tl.sum(layer, 0), TINIEST), layer)
+        total += layer
+        aggregate = total / tl.sum(total, 0)
+        entropy = entropy_of(aggregate)
+        is_allowed = j < depth
+        is_broken = is_broken | (is_allowed & (entropy != entropy))
+        is_best = is_allowed & (entropy > best_entropy)
+        best = tl.where(is_best, aggregate, best)
+        best_entropy = tl.where(is_best, entropy, best_entropy)
+        best_depth = tl.where(is_best, j + 1, best_depth)
+        if IS_FULL:
+            tl.store(out_entropies + row * (NUM_LAYERS + 1) + j, tl.where(is_allowed, entropy, -1.0))
+    explore = tl.where(is_needed, best, exploit)
+    is_fine = (confidence > 0.0) & ((is_broken == 0) | (is_needed == 0))
+
+    branch = tl.where(tl.load(explored + row) != 0, explore, exploit)
+    cumulated = tl.cumsum(branch.to(tl.float64), 0)
+    target = tl.max(cumulated, 0) * tl.load(uniforms + row)
+    choice = tl.sum(((cumulated <= target) & is_column).to(tl.int32), 0)
+    if tl.load(greedy + row) != 0:
+        choice = tl.argmax(branch, 0)
+    choice = tl.where(is_fine, choice, 0)
+
+    tl.store(out_ids + row, tl.load(ids + row * num_candidates + choice))
+    tl.store(out_ok + row, is_fine.to(tl.uint8))
+    tl.store(out_depth + row, tl.where(is_needed, best_depth, 1))
+    tl.store(out_confidence + row, confidence)
+    tl.store(out_exploit + place, exploit, mask=is_column)
+    tl.store(out_explore + place, explore, mask=is_column)
+    if IS_FULL:
+        tl.store(out_entropy + row, tl.where(is_needed, best_entropy, entropy_of(exploit)))
+        share = tl.where(tl.load(exploits + row) != 0, confidence, 0.0)
+        led = explore + share * (exploit - explore)
+        tl.store(out_logprob + row, tl.log(tl.sum(tl.where(columns == choice, led, 0.0), 0)))
+
+
+def tail(
+    logprobs: Tensor,
+    candidate_ids: Tensor,
+    normalizers: Tensor,
+    logits: Tensor,
+    explored: Tensor,
+    needed: Tensor,
+    rows: LedRows,
+    noise: Noise,
+) -> LedStep:
+    """(R, K), (R, K), (J, R), (J, R, K), (R,), (R,): what `fused.mixed_step` makes of them, in one launch."""
+    (num_rows, num_candidates), num_layers = logprobs.shape, len(logits)
+    token_ids, depth = torch.empty_like(rows.depth), torch.empty_like(rows.depth)
+    ok = torch.empty(num_rows, dtype=torch.uint8, device=logprobs.device)
+    confidence, entropy, logprob = aligned(3, num_rows, torch.float32, logprobs.device)
+    exploit, explore = torch.empty_like(logprobs), torch.empty_like(logprobs)
+    entropies = logprobs.new_empty(num_rows, num_layers + 1) if rows.any_full else logprobs.new_empty(0)
+    if num_rows:
+        tail_kernel[(num_rows,)](
+            logprobs.contiguous(),
+            candidate_ids.contiguous(),
+            normalizers.contiguous(),
+            logits.contiguous(),
+            explored,
+            needed,
+            rows.depth,
+            rows.normalize_layers,
+            rows.greedy,
+            rows.exploit,
+            noise.token.contiguous(),
+            token_ids,
+            ok,
+            depth,
+            confidence,
+            exploit,
+            explore,
+            entropy,
+            logprob,
+            entropies,
+            num_rows,
+            num_candidates,
+            NUM_LAYERS=num_layers,
+            TINIEST=TINY,
+            IS_FULL=rows.any_full,
+            BLOCK=triton.next_power_of_2(num_candidates),
+        )
+    return LedStep(
+        token_ids=token_ids,
+        ok=ok.view(torch.bool),
+        explored=explored,
+        depth=depth,
+        confidence=confidence,
+        entropy=entropy if rows.any_full else None,
+        candidate_ids=candidate_ids,
+        exploit_probs=exploit,
+        explore_probs=explore,
+        logprob=logprob if rows.any_full else None,
+        depth_entropy=entropies if rows.any_full else None,
+    )

@@ -1,0 +1,76 @@
+"""`led_sglang.ops.backends.one_pass.board` in one kernel."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from led_sglang.ops.kernels.columns import place_of
+from led_sglang.ops.types import LedRows
+
+BLOCK = 64
+
+
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
+def board_kernel(  # type: ignore[no-untyped-def]
+    active,  # (R,) bool, like the next two
+    exploits,
+    full,
+    depth,  # (R,) int64
+    coin,  # (R,) float64
+    temperature,  # (R,) float32
+    greedy,  # (R,) bool
+    latent_norm,  # (R,) bool, where HAS_NORM
+    latent_offset,  # (R,) int64, where HAS_OFFSET
+    index,  # (R,) int64, where HAS_INDEX
+    wanted,  # (B,) bool, written
+    tau,  # (B,) float32, written
+    num_rows,
+    cut,
+    HAS_NORM: tl.constexpr,
+    HAS_OFFSET: tl.constexpr,
+    HAS_INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_row = rows < num_rows
+    is_likely = tl.load(coin + rows, mask=is_row, other=1.0) < cut
+    is_likely = is_likely | (tl.load(exploits + rows, mask=is_row, other=1) == 0)
+    is_likely = is_likely | (tl.load(full + rows, mask=is_row, other=0) != 0)
+    rides = is_likely & (tl.load(active + rows, mask=is_row, other=0) != 0)
+    rides = rides & (tl.load(depth + rows, mask=is_row, other=0) > 1)
+    if HAS_NORM:
+        rides = rides & (tl.load(latent_norm + rows, mask=is_row, other=0) == 0)
+    if HAS_OFFSET:
+        rides = rides & (tl.load(latent_offset + rows, mask=is_row, other=0) == 0)
+    is_greedy = tl.load(greedy + rows, mask=is_row, other=0) != 0
+    row_tau = tl.where(is_greedy, 1.0, tl.load(temperature + rows, mask=is_row, other=1.0))
+    places = place_of(index, rows, is_row, HAS_INDEX)
+    tl.store(wanted + places, rides.to(tl.uint8), mask=is_row)
+    tl.store(tau + places, row_tau, mask=is_row)
+
+
+def board(rows: LedRows, coin: Tensor, cut: float, index: Tensor | None, wanted: Tensor, tau: Tensor) -> None:
+    """As `led_sglang.ops.backends.one_pass.board`."""
+    num_rows = len(coin)
+    if num_rows:
+        board_kernel[(triton.cdiv(num_rows, BLOCK),)](
+            rows.active,
+            rows.exploit,
+            rows.full,
+            rows.depth,
+            coin,
+            rows.temperature,
+            rows.greedy,
+            rows.latent_norm,
+            rows.latent_offset,
+            rows.depth if index is None else index,
+            wanted.view(torch.uint8),
+            tau,
+            num_rows,
+            cut,
+            HAS_NORM=rows.any_norm,
+            HAS_OFFSET=rows.any_offset,
+            HAS_INDEX=index is not None,
+            BLOCK=BLOCK,
+        )

@@ -1,0 +1,196 @@
+"""`ops.rows.inputs` in one kernel before a token and two after: torch launches fifty for the same few rows."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from led_sglang.ops.kernels.columns import aligned, place_of
+from led_sglang.ops.rows import numba_loops
+from led_sglang.ops.rows.automaton import ThinkingTables
+from led_sglang.ops.rows.inputs import Seats, Standing
+from led_sglang.ops.types import LedStep
+
+BLOCK = 64
+# As the kernels may read globals.
+SALT, STEP = tl.constexpr(numba_loops.SALT), tl.constexpr(numba_loops.STEP)
+FIRST_FACTOR, SECOND_FACTOR = tl.constexpr(numba_loops.FIRST_FACTOR), tl.constexpr(numba_loops.SECOND_FACTOR)
+SEED_FACTOR, COUNTER_FACTOR = tl.constexpr(numba_loops.SEED_FACTOR), tl.constexpr(numba_loops.COUNTER_FACTOR)
+SAMPLE_SHIFT = tl.constexpr(numba_loops.SAMPLE_SHIFT)
+
+
+@triton.jit
+def mix(state):  # type: ignore[no-untyped-def]
+    """`led_sglang.ops.rows.noise.mix`."""
+    state = (state ^ ((state >> 30) & ((1 << 34) - 1))) * FIRST_FACTOR
+    state = (state ^ ((state >> 27) & ((1 << 37) - 1))) * SECOND_FACTOR
+    return state ^ ((state >> 31) & ((1 << 33) - 1))
+
+
+@triton.jit
+def uniform(keyed):  # type: ignore[no-untyped-def]
+    return ((mix(keyed) >> 11) & ((1 << 53) - 1)).to(tl.float64) * 2.0**-53
+
+
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
+def stand_kernel(  # type: ignore[no-untyped-def]
+    slots,  # (B,) integers, like the next two
+    positions,
+    lengths,  # where HAS_LENGTHS
+    states,  # by slot, int64
+    index,  # (R,) int64, where HAS_INDEX
+    seed,  # (R,) int64, like the next three
+    sample,
+    start_state,
+    start_length,
+    phase_all,  # (R,) bool
+    is_led,  # (R,) bool, where HAS_IS_LED
+    own_slots,  # (R,) int64, written, like the next two
+    own_states,
+    own_positions,
+    thinking,  # (R,) bool, written
+    active,  # (R,) bool, written
+    coin,  # (R,) float64, written
+    token,  # (R,) float64, written
+    num_rows,
+    HAS_INDEX: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    HAS_IS_LED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_row = rows < num_rows
+    places = place_of(index, rows, is_row, HAS_INDEX)
+    slot = tl.load(slots + places, mask=is_row, other=0).to(tl.int64)
+    position = tl.load(positions + places, mask=is_row, other=0).to(tl.int64)
+    state = tl.load(states + slot, mask=is_row, other=0)
+    if HAS_LENGTHS:
+        is_start = tl.load(lengths + places, mask=is_row, other=0) == tl.load(start_length + rows, mask=is_row, other=0)
+        state = tl.where(is_start, tl.load(start_state + rows, mask=is_row, other=0), state)
+    thinks = (state & 1) == 1
+    acts = thinks | (tl.load(phase_all + rows, mask=is_row, other=0) != 0)
+    if HAS_IS_LED:
+        acts = acts & (tl.load(is_led + rows, mask=is_row, other=0) != 0)
+    counter = (tl.load(sample + rows, mask=is_row, other=0) << SAMPLE_SHIFT) + position
+    keyed = mix(tl.load(seed + rows, mask=is_row, other=0) * SEED_FACTOR + counter * COUNTER_FACTOR + SALT)
+    tl.store(own_slots + rows, slot, mask=is_row)
+    tl.store(own_states + rows, state, mask=is_row)
+    tl.store(own_positions + rows, position, mask=is_row)
+    tl.store(thinking + rows, thinks.to(tl.uint8), mask=is_row)
+    tl.store(active + rows, acts.to(tl.uint8), mask=is_row)
+    tl.store(coin + rows, uniform(keyed + STEP), mask=is_row)
+    tl.store(token + rows, uniform(keyed + STEP + STEP), mask=is_row)
+
+
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
+def write_kernel(  # type: ignore[no-untyped-def]
+    token_ids,  # (B,) integers, written
+    index,  # (R,) int64, where HAS_INDEX
+    active,  # (R,) bool
+    ok,  # (R,) bool
+    chosen,  # (R,) int64
+    num_rows,
+    HAS_INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_row = rows < num_rows
+    places = place_of(index, rows, is_row, HAS_INDEX)
+    is_taken = (tl.load(active + rows, mask=is_row, other=0) != 0) & (tl.load(ok + rows, mask=is_row, other=0) != 0)
+    value = tl.load(chosen + rows, mask=is_row, other=0).to(token_ids.dtype.element_ty)
+    tl.store(token_ids + places, value, mask=is_row & is_taken)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_vocab", "num_symbols"])  # type: ignore[untyped-decorator]
+def move_kernel(  # type: ignore[no-untyped-def]
+    states,  # by slot, int64, written
+    slots,  # (R,) int64
+    before,  # (R,) int64
+    token_ids,  # (B,) integers
+    index,  # (R,) int64, where HAS_INDEX
+    symbol_of,  # (num_vocab,) int64
+    next_state,  # int64
+    num_rows,
+    num_vocab,
+    num_symbols,
+    HAS_INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_row = rows < num_rows
+    tokens = tl.load(token_ids + place_of(index, rows, is_row, HAS_INDEX), mask=is_row, other=0).to(tl.int64)
+    is_known = is_row & (tokens >= 0) & (tokens < num_vocab)  # any other is an ordinary token
+    symbols = tl.load(symbol_of + tokens, mask=is_known, other=0)
+    places = tl.load(before + rows, mask=is_row, other=0) * num_symbols + symbols
+    after = tl.load(next_state + places, mask=is_row, other=0)
+    tl.store(states + tl.load(slots + rows, mask=is_row, other=0), after, mask=is_row)
+
+
+def _grid(num_rows: int) -> tuple[int]:
+    return (triton.cdiv(num_rows, BLOCK),)
+
+
+def _optional(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
+    """A kernel's flag says whether it reads the tensor; some pointer it must have."""
+    return stand_in if tensor is None else tensor
+
+
+def standing(seats: Seats, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor) -> Standing:
+    """As `led_sglang.ops.rows.inputs.standing`."""
+    num_rows, device = seats.num_rows, slots.device
+    own_slots, own_states, own_positions = aligned(3, num_rows, torch.int64, device)
+    thinking, active = aligned(2, num_rows, torch.uint8, device)
+    coin, token = aligned(2, num_rows, torch.float64, device)
+    flags: dict[str, Any] = {
+        "HAS_INDEX": seats.index is not None,
+        "HAS_LENGTHS": lengths is not None,
+        "HAS_IS_LED": seats.is_led is not None,
+    }
+    if num_rows:
+        stand_kernel[_grid(num_rows)](
+            slots,
+            positions,
+            _optional(lengths, slots),
+            states,
+            _optional(seats.index, seats.seed),
+            seats.seed,
+            seats.sample,
+            seats.start_state,
+            seats.start_length,
+            seats.phase_all,
+            _optional(seats.is_led, seats.phase_all),
+            own_slots,
+            own_states,
+            own_positions,
+            thinking,
+            active,
+            coin,
+            token,
+            num_rows,
+            **flags,
+            BLOCK=BLOCK,
+        )
+    flags_seen = thinking.view(torch.bool), active.view(torch.bool)
+    return Standing(coin, token, own_slots, own_states, *flags_seen, own_positions)
+
+
+def write_tokens(seats: Seats, token_ids: Tensor, now: Standing, step: LedStep) -> None:
+    """As `led_sglang.ops.rows.inputs.write_tokens`."""
+    if seats.num_rows:
+        index = _optional(seats.index, step.token_ids)
+        write_kernel[_grid(seats.num_rows)](
+            token_ids, index, now.active, step.ok, step.token_ids, seats.num_rows,
+            HAS_INDEX=seats.index is not None, BLOCK=BLOCK,
+        )  # fmt: skip
+
+
+def move_states(seats: Seats, tables: ThinkingTables, states: Tensor, before: Standing, token_ids: Tensor) -> None:
+    """As `led_sglang.ops.rows.inputs.move_states`; an id outside the vocabulary is an ordinary token here too."""
+    if seats.num_rows:
+        move_kernel[_grid(seats.num_rows)](
+            states, before.slots, before.states, token_ids, _optional(seats.index, before.slots), tables.symbol_of,
+            tables.next_state, seats.num_rows, len(tables.symbol_of), tables.num_symbols,
+            HAS_INDEX=seats.index is not None, BLOCK=BLOCK,
+        )  # fmt: skip

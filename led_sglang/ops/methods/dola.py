@@ -1,0 +1,116 @@
+"""DoLa (arXiv 2309.03883): contrast the final layer with the early layer that disagrees with it most."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.special import entr
+
+from led_sglang.ops.backends.lm_head import tile_logits
+from led_sglang.ops.edits import LogitEdits
+from led_sglang.ops.types import Head
+
+LAYER_ELEMENTS = 1 << 24  # float32 logits of early layers held at once: 64 MiB, or one layer where that is more
+
+
+def dola_logits(
+    final_logits: Tensor,
+    early: Tensor,
+    candidates: Tensor,
+    relative_top: Tensor,
+    head: Head,
+    plain_logits: Tensor | None = None,
+    edits: LogitEdits | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Logits that the engine then samples with the request's own temperature, top-p and top-k.
+
+    Per row, all at temperature 1::
+
+        p      = softmax(final_logits)
+        q[e]   = softmax(head(early[e]))                          no final norm; -inf where final_logits is -inf
+        M      = argmax_e JSD(p, q[e]) over candidates[e]         ties to the smallest e
+        logits = log p - log q[M]  where p >= relative_top * max p,  -inf elsewhere and where final_logits is -inf
+
+    With edits, penalties and bias that `final_logits` have and `plain_logits` (R, V) have not: in M and in the contrast
+    p is that of plain_logits, so that no bias decides which layer is contrasted with; the limit of relative_top stays
+    that of final_logits, or a banned token could be the only one left; the edits are applied to the contrast.
+
+    final_logits (R, V) before temperature; early (E, R, H): un-normed residual streams in the model's dtype;
+    candidates (R, E) bool; relative_top (R,) float32 in [0, 1]. A forbidden token (-inf) is forbidden in every layer,
+    so that a grammar does not decide which layer looks most different.
+
+    Returns logits (R, V) float32 and chosen (R,) int64, an index into E. Rows without a candidate and rows whose final
+    logits, candidate layers or contrast are not finite get their final_logits back and chosen -1; layers that are no
+    candidates of a row do not matter to it. Nothing is modified; no host sync; with a sharded head every rank makes the
+    same collectives: one for each LAYER_ELEMENTS of early logits and one more.
+    """
+    num_layers, num_rows = early.shape[:2]
+    if num_layers == 0 or num_rows == 0:
+        return final_logits.float(), torch.full_like(candidates[:, :0].sum(-1), -1)
+    final = without_padding(final_logits, head)
+    is_forbidden = final == -torch.inf
+    logprobs = limited = final.log_softmax(-1)
+    if plain_logits is not None:
+        logprobs = without_padding(plain_logits, head).masked_fill(is_forbidden, -torch.inf).log_softmax(-1)
+    scores = divergences(logprobs.exp(), early, is_forbidden, head)  # (E, R)
+    score, chosen = scores.masked_fill(~candidates.T, -torch.inf).max(0)  # NaN counts as largest
+
+    hidden = early[chosen, torch.arange(num_rows, device=chosen.device)]  # (R, H)
+    early_logits = vocabulary_logits(hidden, head, final.shape[1]).masked_fill(is_forbidden, -torch.inf)
+    floor = limited.amax(-1, keepdim=True) + relative_top.log()[:, None]
+    contrast = logprobs - early_logits.log_softmax(-1)
+    if edits is not None:
+        edits.apply(contrast)
+    contrast = contrast.masked_fill(is_forbidden | (limited < floor), -torch.inf)
+    ok = score.isfinite() & contrast.amax(-1).isfinite()
+    return torch.where(ok[:, None], contrast, final_logits.float()), chosen.where(ok, -1)
+
+
+def divergences(probs: Tensor, early: Tensor, is_forbidden: Tensor, head: Head) -> Tensor:
+    """Jensen-Shannon divergence in nats of p (R, V) and each layer of (E, R, H): (E, R).
+
+    The mean of both KLs to the average is the entropy of the average minus the average of the entropies.
+    """
+    entropy = entr(probs).sum(-1)
+    scores = []
+    for layers in torch.split(early, layers_at_once(probs)):
+        logits = vocabulary_logits(layers.flatten(0, 1), head, probs.shape[1]).view(-1, *probs.shape)  # (C, R, V)
+        layer_probs = logits.masked_fill(is_forbidden, -torch.inf).softmax(-1)
+        average = entr(torch.lerp(layer_probs, probs.expand_as(layer_probs), 0.5)).sum(-1)
+        scores.append(average - (entropy + entr(layer_probs).sum(-1)) / 2)
+    return torch.cat(scores)
+
+
+def layers_at_once(logits: Tensor) -> int:
+    return max(1, LAYER_ELEMENTS // max(logits.numel(), 1))
+
+
+def vocabulary_logits(latents: Tensor, head: Head, vocab_size: int) -> Tensor:
+    """Logits over the whole vocabulary, for methods that need more than k of them: (N, H) -> (N, V) float32.
+
+    The caller owns the result. Columns beyond a whole head's rows are -inf. A sharded head makes one collective, equal
+    on all ranks; its shards have equally many rows of weight, padding included, as every all-gather demands.
+    """
+    tau = torch.ones((), device=latents.device)
+    if head.all_gather is None:
+        logits = tile_logits(latents, head, tau, 0, min(head.num_rows, vocab_size))
+        missing = vocab_size - logits.shape[1]
+        return F.pad(logits, (0, missing), value=-torch.inf) if missing else logits
+    width = head.weight.shape[0]
+    shard = tile_logits(latents, head, tau, 0, width)  # (N, V_shard)
+    place = shard.new_full((1,), head.first_id), shard.new_full((1,), head.num_rows)
+    packed = head.all_gather(torch.cat([*place, shard.flatten()]))  # (ranks, 2 + N * V_shard)
+    first_id, num_rows = packed[:, :1].long(), packed[:, 1:2].long()  # exact below 2^24
+    local_ids = torch.arange(width, device=shard.device)
+    columns = (first_id + local_ids).where(local_ids < num_rows, vocab_size)  # (ranks, V_shard); padding goes past V
+    shards = packed[:, 2:].view(-1, *shard.shape).transpose(0, 1).flatten(1)  # (N, ranks * V_shard)
+    logits = shards.new_full((len(latents), vocab_size + 1), -torch.inf)
+    return logits.index_copy_(1, columns.flatten().clamp_max(vocab_size), shards)[:, :vocab_size]
+
+
+def without_padding(final_logits: Tensor, head: Head) -> Tensor:
+    """float32 logits in which the columns that a whole head does not have are forbidden."""
+    logits = final_logits.float()
+    missing = logits.shape[1] - head.num_rows
+    if head.all_gather is not None or missing <= 0:
+        return logits
+    return F.pad(logits[:, : head.num_rows], (0, missing), value=-torch.inf)

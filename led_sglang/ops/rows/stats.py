@@ -1,0 +1,129 @@
+"""What a step's rows were, one integer each, and how many of each kind there have been: counted on the step's device.
+
+Shape letter: `R` rows of ours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from led_sglang.ops import arrays as host
+from led_sglang.ops.rows import numba_loops
+from led_sglang.ops.rows.inputs import Standing
+from led_sglang.ops.rows.numba_loops import (
+    ACTIVE,
+    CONFIDENCE_PLACE,
+    DEPTH_PLACE,
+    DEPTH_SHIFT,
+    DETAIL_MASK,
+    DETAIL_SHIFT,
+    EXPLORED,
+    FALLBACK,
+    LED_PLACE,
+    NOT_FINITE,
+    REASON_PLACE,
+    STEP_FAILED,
+    THINKING,
+    THINKING_PLACE,
+)
+from led_sglang.ops.types import LedStep
+
+FALLBACK_REASONS = ("step_failed", "not_finite")  # STEP_FAILED, NOT_FINITE
+CONFIDENCE_BOUNDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
+_BOUNDS = np.array(CONFIDENCE_BOUNDS)
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Counts of rows by kind on one device."""
+
+    values: Tensor  # (DEPTH_PLACE + max_depth + 1 + methods,) int64
+    method_place: int  # of the first decoding method
+
+    @classmethod
+    def zeros(cls, max_depth: int, num_methods: int, device: torch.device) -> "Counters":
+        place = DEPTH_PLACE + max_depth + 1
+        return cls(torch.zeros(place + num_methods, dtype=torch.int64, device=device), place)
+
+
+@cache
+def bounds(device: torch.device) -> Tensor:
+    """CONFIDENCE_BOUNDS on a device, float64."""
+    return torch.tensor(CONFIDENCE_BOUNDS, dtype=torch.float64, device=device)
+
+
+def tell(
+    now: Standing, step: LedStep | None, has_failed: bool, method: Tensor, counters: Counters, backend: str
+) -> Tensor:
+    """Flags of our rows, (R,) int64, counted in place; method: (R,) int64. No host sync, one kernel under "triton".
+
+    step: None where LED decided no row, since none was in its phase or, `has_failed`, our code raised.
+    """
+    if host.can_look(method.device):
+        told = np.empty(len(method), np.int64)
+        columns = () if step is None else step.arrays("explored", "ok", "depth", "confidence")
+        arrays = (*now.arrays("thinking", "active"), *columns, method.numpy(), counters.values.numpy())
+        if step is None:
+            numba_loops.tell_undecided(*arrays, counters.method_place, has_failed, told)
+        else:
+            numba_loops.tell(*arrays, counters.method_place, _BOUNDS, told)
+        return torch.from_numpy(told)
+    if backend == "triton" and step is not None:
+        from led_sglang.ops.kernels.row_stats import tell as tell_in_one_kernel
+
+        return tell_in_one_kernel(now, step, method, counters)
+    flags = _flags(now, step, has_failed)
+    _add(flags, method, counters)
+    return flags
+
+
+def _flags(now: Standing, step: LedStep | None, has_failed: bool) -> Tensor:
+    flags = now.thinking * THINKING + now.active * ACTIVE
+    if step is None:
+        return flags + now.active * ((FALLBACK | STEP_FAILED << DETAIL_SHIFT) * has_failed)
+    bucket = (step.confidence.double()[:, None] > bounds(flags.device)).sum(1)
+    fine = step.explored * EXPLORED + (bucket << DETAIL_SHIFT) + (step.depth << DEPTH_SHIFT)
+    return flags + torch.where(step.ok, fine, FALLBACK | NOT_FINITE << DETAIL_SHIFT) * now.active
+
+
+def _add(flags: Tensor, method: Tensor, counters: Counters) -> None:
+    """The torch form of `row_loops.count`."""
+    detail, is_active = flags >> DETAIL_SHIFT & DETAIL_MASK, flags & ACTIVE != 0
+    has_fallen = flags & FALLBACK != 0
+    places = [
+        torch.full_like(flags, LED_PLACE),
+        torch.full_like(flags, THINKING_PLACE),
+        detail + torch.where(has_fallen, REASON_PLACE, CONFIDENCE_PLACE),
+        (flags >> DEPTH_SHIFT) + DEPTH_PLACE,
+        method + counters.method_place,
+    ]
+    is_one = [is_active, flags & THINKING != 0, has_fallen | is_active, flags & EXPLORED != 0, flags >= 0]
+    counters.values.index_add_(0, torch.cat(places), torch.cat(is_one).long())
+
+
+def count(flags: Sequence[int], method: Sequence[int], weight: int, counts: Any, method_place: int) -> None:
+    """Add rows, (R,) each, `weight` times to counts, int64 like a Counters' values but numpy's; in place."""
+    numba_loops.count(np.array(flags, np.int64), np.array(method, np.int64), weight, counts, method_place)
+
+
+def public(counts: Any, method_place: int, methods: Sequence[str]) -> dict[str, Any]:
+    """What numpy counts, like a Counters' values, say: names and numbers."""
+    values = [int(value) for value in counts]
+    depths = {str(depth): values[DEPTH_PLACE + depth] for depth in range(1, method_place - DEPTH_PLACE)}
+    buckets = (*map(str, CONFIDENCE_BOUNDS), "+Inf")
+    reasons = dict(zip(FALLBACK_REASONS, values[REASON_PLACE:CONFIDENCE_PLACE], strict=True))
+    return {
+        "led_tokens": values[LED_PLACE],
+        "thinking_tokens": values[THINKING_PLACE],
+        "explored_tokens": sum(depths.values()),
+        "fallbacks": sum(reasons.values()),
+        "fallback_reasons": reasons,
+        "depth_histogram": depths,
+        "confidence_histogram": dict(zip(buckets, values[CONFIDENCE_PLACE:DEPTH_PLACE], strict=True)),
+        "tokens": dict(zip(methods, values[method_place:], strict=True)),
+    }

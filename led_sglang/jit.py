@@ -1,15 +1,30 @@
 """numba, as this project compiles with it."""
 
 import contextlib
+import hashlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import filelock
 import numba
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 __all__ = ["jit"]
+
+
+PACKAGE = Path(__file__).parent
+
+
+@cache
+def package_stamp() -> str:
+    """Of the sources of this package: another where one of them was changed, added or removed."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        found = path.stat()
+        digest.update(f"{path.relative_to(PACKAGE)} {found.st_mtime_ns} {found.st_size}\n".encode())
+    return digest.hexdigest()
 
 
 class SharedCache(FunctionCache):
@@ -18,7 +33,15 @@ class SharedCache(FunctionCache):
     numba numbers the files of a function's signatures in an index that it reads, then writes. Two processes that keep
     different signatures at the same moment may take the same number, and from then on one signature runs the code of
     the other, which misreads its memory. Here one process at a time reads or writes a function's files.
+
+    numba compiles anew where the file of a function has changed, and does not look at what the function calls or reads
+    in other files. Here the stamp covers all of the package.
     """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        stamp = (self._impl.locator.get_source_stamp(), package_stamp())
+        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         with self._alone():

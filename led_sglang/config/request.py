@@ -7,9 +7,9 @@ from typing import Any
 from led_sglang.config.checks import LedParamError, require_choice, show
 from led_sglang.config.fields import ALWAYS_ENABLED, FIELDS, KEYS, METHOD_KEYS, METHODS, LedParams
 from led_sglang.config.server import ServerConfig
+from led_sglang.wire import STAMP_KEY
 
 NAME = "custom_params.led."
-STAMP_KEY = "__led_sglang"  # reserved key of `custom_params`
 
 
 def check_custom_params(custom: object) -> None:

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import LedParams
-from led_sglang.config.request import STAMP_KEY, StampedParams
+from led_sglang.config.request import StampedParams
 from led_sglang.config.server import ServerConfig, export_config
 from led_sglang.integration.hooks import guard
 from led_sglang.integration.hooks.guard import Guarded
@@ -24,8 +24,8 @@ from led_sglang.integration.scheduler.batch import LedBatch, RowSeat
 from led_sglang.integration.scheduler.counters import Counts
 from led_sglang.integration.scheduler.latents.capture import CaptureError
 from led_sglang.integration.scheduler.ranks import RankDivergence
-from led_sglang.integration.scheduler.records import RECORD_KEY, WIRE_KEY, StepRecord
-from led_sglang.ops.rows.numba_loops import FALLBACK, THINKING
+from led_sglang.integration.scheduler.records import StepRecord
+from led_sglang.wire import FALLBACK, RECORD_KEY, STAMP_KEY, THINKING, WIRE_KEY
 from tests.server import fault_plugin
 from tests.unit.integration.fakes import batch_of, seat
 

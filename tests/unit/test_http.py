@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
 from led_sglang.config.checks import LedParamError
-from led_sglang.config.request import STAMP_KEY
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
 from led_sglang.integration.http.app import LedRequests, lift
 from led_sglang.integration.http.places import CHAT, COMPLETIONS, ENDPOINTS, GENERATE, INVOCATIONS, RESPONSES, VERTEX
+from led_sglang.wire import STAMP_KEY
 
 
 @pytest.fixture(autouse=True, scope="module")

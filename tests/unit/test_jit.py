@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from led_sglang import jit
+
 MODULE = """
 from led_sglang.jit import jit
 
@@ -69,3 +71,30 @@ def test_two_processes_keep_two_signatures_at_once(environment: dict[str, str]) 
 
     assert outputs(KEEP) == ["10.0", "10.0"]
     assert outputs(USE) == ["10.0 1", "10.0 1"], "a signature got other code, or was compiled again"
+
+
+OTHER = """
+from led_sglang import jit
+
+jit.package_stamp = lambda: "of other sources"
+"""
+
+
+def test_code_of_other_sources_is_compiled_again(environment: dict[str, str]) -> None:
+    def hits(before: str) -> str:
+        command = [sys.executable, "-c", before + USE, "float64"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert [hits(""), hits(""), hits(OTHER), hits(OTHER)] == ["10.0 0", "10.0 1", "10.0 0", "10.0 1"]
+
+
+def test_the_stamp_is_of_every_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(jit, "PACKAGE", tmp_path)
+    stamps = []
+    (tmp_path / "ops").mkdir()
+    for text in ("", "A = 1\n", "A = 12\n"):
+        (tmp_path / "ops" / "a.py").write_text(text)
+        stamps.append(jit.package_stamp.__wrapped__())
+    (tmp_path / "wire.py").touch()
+    stamps.append(jit.package_stamp.__wrapped__())
+    assert len(set(stamps)) == 4

@@ -12,7 +12,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import KEYS
-from led_sglang.config.request import STAMP_KEY
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
 from led_sglang.integration.http import app as http
 from led_sglang.integration.http.app import LedRequests, lift
@@ -29,6 +28,7 @@ from led_sglang.integration.http.places import (
     read_object,
     refuse_misplaced,
 )
+from led_sglang.wire import STAMP_KEY
 
 OPENAI = (CHAT, COMPLETIONS, INVOCATIONS, RESPONSES)
 JSON_PATHS = [path for path in ENDPOINTS if path != TRANSCRIPTIONS]

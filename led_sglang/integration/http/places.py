@@ -13,7 +13,7 @@ from typing import Any
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import KEYS
-from led_sglang.config.request import STAMP_KEY
+from led_sglang.wire import STAMP_KEY
 
 CHAT, COMPLETIONS, INVOCATIONS = "/v1/chat/completions", "/v1/completions", "/invocations"
 RESPONSES, GENERATE, VERTEX = "/v1/responses", "/generate", "/vertex_generate"

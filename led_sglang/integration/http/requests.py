@@ -18,10 +18,10 @@ from sglang.srt.runtime_context import get_exec
 
 from led_sglang.config.checks import LedParamError, show
 from led_sglang.config.fields import LedParams
-from led_sglang.config.request import STAMP_KEY, StampedParams, check_custom_params, parse_request, refuse_beams
+from led_sglang.config.request import StampedParams, check_custom_params, parse_request, refuse_beams
 from led_sglang.config.server import ServerConfig, server_config
 from led_sglang.integration.http.responses import RequestView
-from led_sglang.integration.scheduler.records import WIRE_KEY
+from led_sglang.wire import STAMP_KEY, WIRE_KEY
 
 logger = logging.getLogger(__name__)
 DETERMINISTIC_SEED = 42  # SGLang's own for requests without one under --enable-deterministic-inference

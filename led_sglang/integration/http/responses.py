@@ -5,22 +5,9 @@ from functools import cached_property
 from typing import Any
 
 from led_sglang.config.fields import LedParams
-from led_sglang.integration.scheduler.records import NUM_TRACE_VALUES
-from led_sglang.ops.rows.numba_loops import ACTIVE, DEPTH_SHIFT, EXPLORED, FALLBACK, THINKING
+from led_sglang.wire import ACTIVE, DEPTH_SHIFT, EXPLORED, FALLBACK, THINKING, TRACE_KEYS, VALUE_COLUMNS
 
-TRACE_KEYS = (
-    "led_think",
-    "led_explored",
-    "led_depth",
-    "led_confidence",
-    "led_entropy",
-    "led_logprob",
-    "led_candidates",
-    "led_exploit",
-    "led_explore",
-    "led_depth_entropy",
-)
-NO_VALUES = (None,) * NUM_TRACE_VALUES
+NO_VALUES = (None,) * len(VALUE_COLUMNS)
 
 
 @dataclass

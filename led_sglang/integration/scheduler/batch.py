@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from led_sglang.config.fields import METHODS, LedParams
-from led_sglang.config.request import STAMP_KEY, StampedParams
+from led_sglang.config.request import StampedParams
 from led_sglang.integration.scheduler.methods.edits import COMPARING, is_edited
 from led_sglang.integration.scheduler.methods.soft_inputs import SOFT_METHODS, keep_out_of_prefix_cache
 from led_sglang.ops.rows.inputs import Seats
 from led_sglang.ops.types import LedRows
+from led_sglang.wire import STAMP_KEY
 
 _INACTIVE = LedParams(depth=1, top_k=1)  # what LED's own tensors hold for rows of other methods
 # The columns of our rows, in the order in which they travel to the device.

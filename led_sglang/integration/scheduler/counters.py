@@ -23,11 +23,11 @@ class Counts:
 
     def correct(self, flags: Iterable[int], methods: Iterable[int], weight: int) -> None:
         """Count rows `weight` times more than the device did; methods: indices of METHODS."""
-        stats.count(list(flags), list(methods), weight, self._corrections, self.on_device.method_place)
+        stats.count(list(flags), list(methods), weight, self._corrections, self.on_device.method_offset)
 
     def add_plain(self) -> None:
         """A token of a request that asked for plain sampling: no kernel of ours has seen it."""
-        self._corrections[self.on_device.method_place + PLAIN] += 1
+        self._corrections[self.on_device.method_offset + PLAIN] += 1
 
     def facts(self) -> dict[str, Any]:
         """Names and numbers; of the steps whose results have been handed out."""
@@ -37,5 +37,5 @@ class Counts:
         counts = self.on_device.values.cpu().numpy() + self._corrections
         for record in self.pending:
             flags, methods = record.untold()
-            stats.count(flags, methods, -1, counts, self.on_device.method_place)
-        return stats.public(counts, self.on_device.method_place, METHODS)
+            stats.count(flags, methods, -1, counts, self.on_device.method_offset)
+        return stats.public(counts, self.on_device.method_offset, METHODS)

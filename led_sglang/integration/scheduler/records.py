@@ -6,19 +6,15 @@ import torch
 from torch import Tensor
 
 from led_sglang.config.fields import METHODS, LedParams
-from led_sglang.config.request import STAMP_KEY, StampedParams
+from led_sglang.config.request import StampedParams
 from led_sglang.integration.scheduler.counters import Counts
 from led_sglang.integration.scheduler.runtime import Runtime, count_failure, runtime
 from led_sglang.ops.rows import stats
-from led_sglang.ops.rows.numba_loops import ACTIVE, FALLBACK
+from led_sglang.wire import ACTIVE, FALLBACK, RECORD_KEY, STAMP_KEY, VALUE_COLUMNS, WIRE_KEY
 
 if TYPE_CHECKING:
     from led_sglang.integration.scheduler.batch import LedBatch
     from led_sglang.integration.scheduler.step import StepContext
-
-RECORD_KEY = "__led_step"  # of LogitsProcessorOutput.customized_info, scheduler only
-WIRE_KEY = "__led"  # of a request's customized_info: one entry per generated token
-NUM_TRACE_VALUES = 7
 
 
 def to_host(tensor: Tensor) -> Tensor:
@@ -93,7 +89,7 @@ class StepRecord:
 
     def _trace_of(self, position: int, params: LedParams, flags: int) -> tuple[Any, ...]:
         if self._trace is None or not flags & ACTIVE or flags & FALLBACK:
-            return (None,) * NUM_TRACE_VALUES
+            return (None,) * len(VALUE_COLUMNS)
         if self._trace_lists is None:
             self._trace_lists = [tensor.tolist() for tensor in self._trace]
         confidence, entropy, logprob, candidates, exploit, explore = (v[position] for v in self._trace_lists)

@@ -9,9 +9,10 @@ from led_sglang.integration.scheduler.batch import LedBatch
 from led_sglang.integration.scheduler.methods import masks
 from led_sglang.integration.scheduler.methods.edits import plain_logits
 from led_sglang.integration.scheduler.ranks import RankDivergence
-from led_sglang.integration.scheduler.records import RECORD_KEY, StepRecord
+from led_sglang.integration.scheduler.records import StepRecord
 from led_sglang.integration.scheduler.runtime import Runtime, count_failure, fail_step, runtime
 from led_sglang.integration.scheduler.step import StepContext, advance, stand
+from led_sglang.wire import RECORD_KEY
 
 
 class LogprobsAfterLed:

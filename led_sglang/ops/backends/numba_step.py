@@ -70,7 +70,7 @@ def warm() -> None:
     counters = stats.Counters.zeros(2, 1, row.device)
     for decided in (step, None):
         stats.tell(now, decided, False, 0 * row, counters, "compiled")
-    stats.count([0], [0], 1, counters.values.numpy(), counters.method_place)
+    stats.count([0], [0], 1, counters.values.numpy(), counters.method_offset)
 
 
 class _Asked:

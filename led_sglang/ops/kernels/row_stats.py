@@ -5,22 +5,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from led_sglang.ops.rows import numba_loops
+from led_sglang import wire
 from led_sglang.ops.rows.inputs import Standing
 from led_sglang.ops.rows.stats import Counters, bounds
 from led_sglang.ops.types import LedStep
 
 BLOCK = 64
 # As the kernel may read globals.
-THINKING, EXPLORED = tl.constexpr(numba_loops.THINKING), tl.constexpr(numba_loops.EXPLORED)
-ACTIVE, FALLBACK = tl.constexpr(numba_loops.ACTIVE), tl.constexpr(numba_loops.FALLBACK)
-DETAIL_SHIFT, DEPTH_SHIFT = tl.constexpr(numba_loops.DETAIL_SHIFT), tl.constexpr(numba_loops.DEPTH_SHIFT)
-NOT_FINITE, LED_PLACE = tl.constexpr(numba_loops.NOT_FINITE), tl.constexpr(numba_loops.LED_PLACE)
-THINKING_PLACE, REASON_PLACE = tl.constexpr(numba_loops.THINKING_PLACE), tl.constexpr(numba_loops.REASON_PLACE)
-CONFIDENCE_PLACE, DEPTH_PLACE = tl.constexpr(numba_loops.CONFIDENCE_PLACE), tl.constexpr(numba_loops.DEPTH_PLACE)
+THINKING, EXPLORED = tl.constexpr(wire.THINKING), tl.constexpr(wire.EXPLORED)
+ACTIVE, FALLBACK = tl.constexpr(wire.ACTIVE), tl.constexpr(wire.FALLBACK)
+DETAIL_SHIFT, DEPTH_SHIFT = tl.constexpr(wire.DETAIL_SHIFT), tl.constexpr(wire.DEPTH_SHIFT)
+NOT_FINITE, LED_OFFSET = tl.constexpr(wire.NOT_FINITE), tl.constexpr(wire.LED_OFFSET)
+THINKING_OFFSET, REASON_OFFSET = tl.constexpr(wire.THINKING_OFFSET), tl.constexpr(wire.REASON_OFFSET)
+CONFIDENCE_OFFSET, DEPTH_OFFSET = tl.constexpr(wire.CONFIDENCE_OFFSET), tl.constexpr(wire.DEPTH_OFFSET)
 
 
-@triton.jit(do_not_specialize=["num_rows", "method_place"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows", "method_offset"])  # type: ignore[untyped-decorator]
 def tell_kernel(  # type: ignore[no-untyped-def]
     thinking,  # (R,) bool, like the next three
     active,
@@ -33,7 +33,7 @@ def tell_kernel(  # type: ignore[no-untyped-def]
     counters,  # int64
     flags,  # (R,) int64, written
     num_rows,
-    method_place,
+    method_offset,
     NUM_BOUNDS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -56,12 +56,12 @@ def tell_kernel(  # type: ignore[no-untyped-def]
 
     one = tl.full((BLOCK,), 1, tl.int64)
     nowhere = tl.zeros((BLOCK,), tl.int64)
-    tl.atomic_add(counters + nowhere + LED_PLACE, one, mask=is_active)
-    tl.atomic_add(counters + nowhere + THINKING_PLACE, one, mask=thinks)
-    tl.atomic_add(counters + nowhere + (REASON_PLACE + NOT_FINITE), one, mask=is_broken)
-    tl.atomic_add(counters + CONFIDENCE_PLACE + bucket, one, mask=is_fine)
-    tl.atomic_add(counters + DEPTH_PLACE + deep, one, mask=explores)
-    tl.atomic_add(counters + method_place + tl.load(method + rows, mask=is_row, other=0), one, mask=is_row)
+    tl.atomic_add(counters + nowhere + LED_OFFSET, one, mask=is_active)
+    tl.atomic_add(counters + nowhere + THINKING_OFFSET, one, mask=thinks)
+    tl.atomic_add(counters + nowhere + (REASON_OFFSET + NOT_FINITE), one, mask=is_broken)
+    tl.atomic_add(counters + CONFIDENCE_OFFSET + bucket, one, mask=is_fine)
+    tl.atomic_add(counters + DEPTH_OFFSET + deep, one, mask=explores)
+    tl.atomic_add(counters + method_offset + tl.load(method + rows, mask=is_row, other=0), one, mask=is_row)
 
 
 def tell(now: Standing, step: LedStep, method: Tensor, counters: Counters) -> Tensor:
@@ -72,7 +72,7 @@ def tell(now: Standing, step: LedStep, method: Tensor, counters: Counters) -> Te
     if num_rows:
         columns = now.thinking, now.active, step.explored, step.ok, step.depth, step.confidence, method
         tell_kernel[(triton.cdiv(num_rows, BLOCK),)](
-            *columns, limits, counters.values, flags, num_rows, counters.method_place,
+            *columns, limits, counters.values, flags, num_rows, counters.method_offset,
             NUM_BOUNDS=len(limits), BLOCK=BLOCK,
         )  # fmt: skip
     return flags

@@ -1,13 +1,26 @@
-"""What the CPU does for each row before and after a token, compiled: one call where torch needs ten.
-
-One file: numba's cache of a function does not notice that a function it calls, in another file, has changed.
-"""
+"""What the CPU does for each row before and after a token, compiled: one call where torch needs ten."""
 
 from typing import Any
 
 import numpy as np
 
 from led_sglang.jit import jit
+from led_sglang.wire import (
+    ACTIVE,
+    CONFIDENCE_OFFSET,
+    DEPTH_OFFSET,
+    DEPTH_SHIFT,
+    DETAIL_MASK,
+    DETAIL_SHIFT,
+    EXPLORED,
+    FALLBACK,
+    LED_OFFSET,
+    NOT_FINITE,
+    REASON_OFFSET,
+    STEP_FAILED,
+    THINKING,
+    THINKING_OFFSET,
+)
 
 # The mixer of `led_sglang.ops.rows.noise`.
 SALT = 0x4C61746E745F4C44
@@ -83,52 +96,41 @@ def move_states(
         states[slots[r]] = next_state[before[r] * num_symbols + symbol]
 
 
-# What `led_sglang.ops.rows.stats` tells of a row: bits of its flags, and the places of the counters of its kinds.
-THINKING, EXPLORED, ACTIVE, FALLBACK = 1, 2, 4, 8
-DETAIL_SHIFT, DETAIL_MASK = 4, 15  # then the confidence's bucket, or why the step fell back
-DEPTH_SHIFT = 8  # then the depth
-STEP_FAILED, NOT_FINITE, NUM_REASONS = 0, 1, 2  # why: our code raised, or the row's numbers were not finite
-NUM_BUCKETS = 14  # of confidence, one more than bounds
-LED_PLACE, THINKING_PLACE, REASON_PLACE = 0, 1, 2
-CONFIDENCE_PLACE = REASON_PLACE + NUM_REASONS
-DEPTH_PLACE = CONFIDENCE_PLACE + NUM_BUCKETS  # of depth 0; the decoding methods come after the largest depth
-
-
 @jit
-def count(flags: Any, method: Any, weight: int, counters: Any, method_place: int) -> None:
+def count(flags: Any, method: Any, weight: int, counters: Any, method_offset: int) -> None:
     """Rows, (R,) int64, are added `weight` times to the counters of their kinds."""
     for r in range(len(flags)):
         row = flags[r]
         detail = row >> DETAIL_SHIFT & DETAIL_MASK
-        counters[method_place + method[r]] += weight
+        counters[method_offset + method[r]] += weight
         if row & THINKING:
-            counters[THINKING_PLACE] += weight
+            counters[THINKING_OFFSET] += weight
         if row & ACTIVE:
-            counters[LED_PLACE] += weight
+            counters[LED_OFFSET] += weight
         if row & FALLBACK:
-            counters[REASON_PLACE + detail] += weight
+            counters[REASON_OFFSET + detail] += weight
         elif row & ACTIVE:
-            counters[CONFIDENCE_PLACE + detail] += weight
+            counters[CONFIDENCE_OFFSET + detail] += weight
         if row & EXPLORED:
-            counters[DEPTH_PLACE + (row >> DEPTH_SHIFT)] += weight
+            counters[DEPTH_OFFSET + (row >> DEPTH_SHIFT)] += weight
 
 
 @jit
 def tell_undecided(
-    thinking: Any, active: Any, method: Any, counters: Any, method_place: int, has_failed: bool, flags: Any
+    thinking: Any, active: Any, method: Any, counters: Any, method_offset: int, has_failed: bool, flags: Any
 ) -> None:
     """(R,) bool, bool, int64: the flags, written and counted, of a step that LED did not decide, or failed to."""
     for r in range(len(flags)):
         flags[r] = THINKING * thinking[r] | ACTIVE * active[r]
         if active[r] and has_failed:
             flags[r] |= FALLBACK | STEP_FAILED << DETAIL_SHIFT
-    count(flags, method, 1, counters, method_place)
+    count(flags, method, 1, counters, method_offset)
 
 
 @jit
 def tell(
     thinking: Any, active: Any, explored: Any, ok: Any, depth: Any, confidence: Any, method: Any, counters: Any,
-    method_place: int, bounds: Any, flags: Any,
+    method_offset: int, bounds: Any, flags: Any,
 ) -> None:  # fmt: skip
     """(R,) each: the flags, written and counted, of a step that LED decided."""
     for r in range(len(flags)):
@@ -140,4 +142,4 @@ def tell(
             while bucket < len(bounds) and bounds[bucket] < confidence[r]:
                 bucket += 1
             flags[r] |= EXPLORED * explored[r] | bucket << DETAIL_SHIFT | depth[r] << DEPTH_SHIFT
-    count(flags, method, 1, counters, method_place)
+    count(flags, method, 1, counters, method_offset)

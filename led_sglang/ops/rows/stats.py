@@ -15,26 +15,26 @@ from torch import Tensor
 from led_sglang.ops import arrays as host
 from led_sglang.ops.rows import numba_loops
 from led_sglang.ops.rows.inputs import Standing
-from led_sglang.ops.rows.numba_loops import (
+from led_sglang.ops.types import LedStep
+from led_sglang.wire import (
     ACTIVE,
-    CONFIDENCE_PLACE,
-    DEPTH_PLACE,
+    CONFIDENCE_BOUNDS,
+    CONFIDENCE_OFFSET,
+    DEPTH_OFFSET,
     DEPTH_SHIFT,
     DETAIL_MASK,
     DETAIL_SHIFT,
     EXPLORED,
     FALLBACK,
-    LED_PLACE,
+    FALLBACK_REASONS,
+    LED_OFFSET,
     NOT_FINITE,
-    REASON_PLACE,
+    REASON_OFFSET,
     STEP_FAILED,
     THINKING,
-    THINKING_PLACE,
+    THINKING_OFFSET,
 )
-from led_sglang.ops.types import LedStep
 
-FALLBACK_REASONS = ("step_failed", "not_finite")  # STEP_FAILED, NOT_FINITE
-CONFIDENCE_BOUNDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 _BOUNDS = np.array(CONFIDENCE_BOUNDS)
 
 
@@ -42,12 +42,12 @@ _BOUNDS = np.array(CONFIDENCE_BOUNDS)
 class Counters:
     """Counts of rows by kind on one device."""
 
-    values: Tensor  # (DEPTH_PLACE + max_depth + 1 + methods,) int64
-    method_place: int  # of the first decoding method
+    values: Tensor  # (DEPTH_OFFSET + max_depth + 1 + methods,) int64
+    method_offset: int  # of the first decoding method
 
     @classmethod
     def zeros(cls, max_depth: int, num_methods: int, device: torch.device) -> "Counters":
-        place = DEPTH_PLACE + max_depth + 1
+        place = DEPTH_OFFSET + max_depth + 1
         return cls(torch.zeros(place + num_methods, dtype=torch.int64, device=device), place)
 
 
@@ -69,9 +69,9 @@ def tell(
         columns = () if step is None else step.arrays("explored", "ok", "depth", "confidence")
         arrays = (*now.arrays("thinking", "active"), *columns, method.numpy(), counters.values.numpy())
         if step is None:
-            numba_loops.tell_undecided(*arrays, counters.method_place, has_failed, told)
+            numba_loops.tell_undecided(*arrays, counters.method_offset, has_failed, told)
         else:
-            numba_loops.tell(*arrays, counters.method_place, _BOUNDS, told)
+            numba_loops.tell(*arrays, counters.method_offset, _BOUNDS, told)
         return torch.from_numpy(told)
     if backend == "triton" and step is not None:
         from led_sglang.ops.kernels.row_stats import tell as tell_in_one_kernel
@@ -96,34 +96,34 @@ def _add(flags: Tensor, method: Tensor, counters: Counters) -> None:
     detail, is_active = flags >> DETAIL_SHIFT & DETAIL_MASK, flags & ACTIVE != 0
     has_fallen = flags & FALLBACK != 0
     places = [
-        torch.full_like(flags, LED_PLACE),
-        torch.full_like(flags, THINKING_PLACE),
-        detail + torch.where(has_fallen, REASON_PLACE, CONFIDENCE_PLACE),
-        (flags >> DEPTH_SHIFT) + DEPTH_PLACE,
-        method + counters.method_place,
+        torch.full_like(flags, LED_OFFSET),
+        torch.full_like(flags, THINKING_OFFSET),
+        detail + torch.where(has_fallen, REASON_OFFSET, CONFIDENCE_OFFSET),
+        (flags >> DEPTH_SHIFT) + DEPTH_OFFSET,
+        method + counters.method_offset,
     ]
     is_one = [is_active, flags & THINKING != 0, has_fallen | is_active, flags & EXPLORED != 0, flags >= 0]
     counters.values.index_add_(0, torch.cat(places), torch.cat(is_one).long())
 
 
-def count(flags: Sequence[int], method: Sequence[int], weight: int, counts: Any, method_place: int) -> None:
+def count(flags: Sequence[int], method: Sequence[int], weight: int, counts: Any, method_offset: int) -> None:
     """Add rows, (R,) each, `weight` times to counts, int64 like a Counters' values but numpy's; in place."""
-    numba_loops.count(np.array(flags, np.int64), np.array(method, np.int64), weight, counts, method_place)
+    numba_loops.count(np.array(flags, np.int64), np.array(method, np.int64), weight, counts, method_offset)
 
 
-def public(counts: Any, method_place: int, methods: Sequence[str]) -> dict[str, Any]:
+def public(counts: Any, method_offset: int, methods: Sequence[str]) -> dict[str, Any]:
     """What numpy counts, like a Counters' values, say: names and numbers."""
     values = [int(value) for value in counts]
-    depths = {str(depth): values[DEPTH_PLACE + depth] for depth in range(1, method_place - DEPTH_PLACE)}
+    depths = {str(depth): values[DEPTH_OFFSET + depth] for depth in range(1, method_offset - DEPTH_OFFSET)}
     buckets = (*map(str, CONFIDENCE_BOUNDS), "+Inf")
-    reasons = dict(zip(FALLBACK_REASONS, values[REASON_PLACE:CONFIDENCE_PLACE], strict=True))
+    reasons = dict(zip(FALLBACK_REASONS, values[REASON_OFFSET:CONFIDENCE_OFFSET], strict=True))
     return {
-        "led_tokens": values[LED_PLACE],
-        "thinking_tokens": values[THINKING_PLACE],
+        "led_tokens": values[LED_OFFSET],
+        "thinking_tokens": values[THINKING_OFFSET],
         "explored_tokens": sum(depths.values()),
         "fallbacks": sum(reasons.values()),
         "fallback_reasons": reasons,
         "depth_histogram": depths,
-        "confidence_histogram": dict(zip(buckets, values[CONFIDENCE_PLACE:DEPTH_PLACE], strict=True)),
-        "tokens": dict(zip(methods, values[method_place:], strict=True)),
+        "confidence_histogram": dict(zip(buckets, values[CONFIDENCE_OFFSET:DEPTH_OFFSET], strict=True)),
+        "tokens": dict(zip(methods, values[method_offset:], strict=True)),
     }

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from led_sglang.config.fields import LedParams
-from led_sglang.config.request import STAMP_KEY, StampedParams
+from led_sglang.config.request import StampedParams
 from led_sglang.integration.scheduler.batch import LedBatch, seat_request
 from led_sglang.ops.rows.automaton import ThinkingMachine
+from led_sglang.wire import STAMP_KEY
 from tests.unit.integration.fakes import CLOSE_ID, batch_of, sampling_info, sampling_params, seat
 
 MIXED = ("led", None, "dola", "none", "soft_thinking", "dola", "led", "confident")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from led_sglang.config.fields import LedParams
-from led_sglang.config.request import STAMP_KEY, StampedParams
+from led_sglang.config.request import StampedParams
 from led_sglang.integration.scheduler.batch import LedBatch, RowSeat, seat_request
 from led_sglang.integration.scheduler.latents.one_pass import Ride
 from led_sglang.integration.scheduler.methods.edits import edits_of, is_edited, plain_logits, unedited
@@ -17,6 +17,7 @@ from led_sglang.integration.scheduler.methods.registry import confident, dola
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.methods.confident import confident_logits
 from led_sglang.ops.methods.dola import dola_logits
+from led_sglang.wire import STAMP_KEY
 from tests.unit.integration.fakes import batch_of, sampling_info, sampling_params, seat
 from tests.unit.integration.test_transforms import LAYERS, V, context_of, group_of, head, logits_for
 

@@ -9,8 +9,9 @@ import torch
 from led_sglang.config.fields import METHODS
 from led_sglang.integration.scheduler import records
 from led_sglang.integration.scheduler.counters import Counts
-from led_sglang.integration.scheduler.records import RECORD_KEY, WIRE_KEY, StepRecord
-from led_sglang.ops.rows.numba_loops import ACTIVE, EXPLORED, FALLBACK, THINKING
+from led_sglang.integration.scheduler.records import StepRecord
+from led_sglang.ops.rows import stats
+from led_sglang.wire import ACTIVE, EXPLORED, FALLBACK, RECORD_KEY, THINKING, WIRE_KEY
 from tests.unit.integration.fakes import batch_of, seat
 
 ROWS = ["led", "none", None, "led", "dola"]
@@ -22,7 +23,7 @@ def counted(counts: Counts, flags: list[int] = FLAGS) -> StepRecord:
     """A step whose rows the device has counted."""
     values = counts.on_device.values.numpy()
     methods = [METHODS.index(method) for method in OURS]
-    records.tally.count(flags, methods, 1, values, counts.on_device.method_place)
+    stats.count(flags, methods, 1, values, counts.on_device.method_offset)
     return StepRecord(batch_of(*map(seat, ROWS)), counts, torch.tensor(flags))
 
 

@@ -9,9 +9,9 @@ import pytest
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from led_sglang.config.checks import LedParamError
-from led_sglang.config.request import STAMP_KEY
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
 from led_sglang.integration.http.requests import DETERMINISTIC_SEED, stamp_batch, stamp_one, verify
+from led_sglang.wire import STAMP_KEY
 
 GREEDY: list[dict[str, Any]] = [
     {"temperature": 0},

@@ -18,9 +18,7 @@ from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
 
 from led_sglang.config.server import ServerConfig, export_config
 from led_sglang.integration.http import requests
-from led_sglang.integration.http.responses import TRACE_KEYS
-from led_sglang.integration.scheduler.records import NUM_TRACE_VALUES, WIRE_KEY
-from led_sglang.ops.rows.numba_loops import ACTIVE, DEPTH_SHIFT, EXPLORED, THINKING
+from led_sglang.wire import ACTIVE, DEPTH_SHIFT, EXPLORED, THINKING, TRACE_KEYS, VALUE_COLUMNS, WIRE_KEY
 
 STOP = {"type": "stop", "matched": 0}
 FLAGS = THINKING | ACTIVE | EXPLORED | 3 << DEPTH_SHIFT
@@ -98,7 +96,7 @@ def entry(state: Any, token: int) -> Any:
     led = state.obj.sampling_params["custom_params"]["led"]
     if led is False:
         return 0
-    return (FLAGS, *[token] * NUM_TRACE_VALUES) if led.get("trace") else FLAGS
+    return (FLAGS, *[token] * len(VALUE_COLUMNS)) if led.get("trace") else FLAGS
 
 
 class Client:

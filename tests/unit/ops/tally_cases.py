@@ -7,6 +7,7 @@ import torch
 from led_sglang.ops.rows import stats
 from led_sglang.ops.rows.inputs import Standing
 from led_sglang.ops.types import LedStep
+from led_sglang.wire import CONFIDENCE_BOUNDS
 
 MAX_DEPTH, NUM_METHODS = 5, 3
 
@@ -18,7 +19,7 @@ def draw(seed: int, num_rows: int, is_decided: bool, has_failed: bool) -> dict[s
         return torch.randint(0, top, (num_rows,), generator=generator)
 
     # Confidences on the bounds themselves, and between them.
-    bounds = torch.tensor(stats.CONFIDENCE_BOUNDS)[numbers(len(stats.CONFIDENCE_BOUNDS))]
+    bounds = torch.tensor(CONFIDENCE_BOUNDS)[numbers(len(CONFIDENCE_BOUNDS))]
     between = torch.rand(num_rows, generator=generator)
     return {
         "thinking": numbers(2).bool(),

@@ -12,7 +12,7 @@ from tally_cases import MAX_DEPTH, NUM_METHODS, draw, tell
 
 from led_sglang.ops import arrays
 from led_sglang.ops.rows import stats
-from led_sglang.ops.rows.numba_loops import NUM_BUCKETS, NUM_REASONS
+from led_sglang.wire import CONFIDENCE_BOUNDS, NUM_BUCKETS, NUM_REASONS
 
 METHODS = [f"method {i}" for i in range(NUM_METHODS)]
 
@@ -33,7 +33,7 @@ def expected(case: dict[str, Any]) -> dict[str, Any]:
         elif not column["ok"]:
             reasons["not_finite"] += 1
         else:
-            above = [str(bound) for bound in stats.CONFIDENCE_BOUNDS if column["confidence"] <= bound]
+            above = [str(bound) for bound in CONFIDENCE_BOUNDS if column["confidence"] <= bound]
             sure[above[0] if above else "+Inf"] += 1
             if column["explored"]:
                 found["explored_tokens"] += 1
@@ -56,13 +56,13 @@ def test_counts_are_those_of_the_rows(can_look, seed, num_rows, is_decided, has_
         flags, counters = tell(case, "fused")
         again, _ = tell(case, "fused", counters)
     counts = counters.values.numpy()
-    named = stats.public(counts, counters.method_place, METHODS)
+    named = stats.public(counts, counters.method_offset, METHODS)
     twice = {key: Counter(v) + Counter(v) if isinstance(v, dict) else 2 * v for key, v in expected(case).items()}
     assert without_zeros(named) == without_zeros(twice)
     assert torch.equal(flags, again)
     # What the host takes back is what the device counted.
     for _ in range(2):
-        stats.count(flags.tolist(), case["method"].tolist(), -1, counts, counters.method_place)
+        stats.count(flags.tolist(), case["method"].tolist(), -1, counts, counters.method_offset)
     assert not counts.any()
 
 
@@ -79,8 +79,8 @@ def test_compiled_and_torch_agree(seed, num_rows, is_decided, has_failed):
 
 def test_every_name_has_its_place():
     counters = stats.Counters.zeros(MAX_DEPTH, NUM_METHODS, torch.device("cpu"))
-    named = stats.public(np.arange(len(counters.values)), counters.method_place, METHODS)
+    named = stats.public(np.arange(len(counters.values)), counters.method_offset, METHODS)
     assert len(named["fallback_reasons"]) == NUM_REASONS
-    assert len(named["confidence_histogram"]) == NUM_BUCKETS == len(stats.CONFIDENCE_BOUNDS) + 1
+    assert len(named["confidence_histogram"]) == NUM_BUCKETS == len(CONFIDENCE_BOUNDS) + 1
     assert list(named["depth_histogram"]) == [str(depth) for depth in range(1, MAX_DEPTH + 1)]
     assert list(named["tokens"]) == METHODS

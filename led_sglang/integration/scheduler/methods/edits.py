@@ -41,7 +41,7 @@ def plain_logits(led: "LedBatch | None", info: Any, logits: Tensor) -> dict[str,
 
 
 def unedited(info: Any, group: "MethodGroup", final: Tensor, plain: Tensor) -> tuple[Tensor, LogitEdits | None]:
-    """`plain_logits` and `edits` of `ops.methods.dola` and `ops.methods.confident` for a group's rows: (n, V) and its edits.
+    """`plain_logits` and `edits` of `methods.dola` and `methods.confident` for a group's rows: (n, V) and its edits.
 
     A custom logit processor runs behind the engine's edits and knows no layers: what it changes belongs to the final
     layer.

@@ -27,7 +27,8 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks.provenance import provenance
 from benchmarks.rows import paper_rows
-from led_sglang.ops import Head, ThinkingMachine, host, one_pass, triton_head, triton_standing
+from led_sglang.ops import Head, ThinkingMachine, host, one_pass, triton_draw, triton_head, triton_standing
+from led_sglang.ops.plain import Filters
 from led_sglang.ops.standing import Seats
 from led_sglang.ops.tally import Counters
 from led_sglang.ops.triton_candidates import candidate_logits
@@ -106,6 +107,8 @@ def step(num_rows: int, dtype: torch.dtype) -> None:
     triton_standing.write_tokens(seats, number, now, made)
     tell(now, made, number, Counters.zeros(LAYERS + 1, 1, number.device))
     triton_standing.move_states(seats, machine, number, now, number)
+    filters = Filters(number.int(), rows.temperature, rows.min_p)
+    triton_draw.sample_filtered(torch.empty(num_rows, VOCAB), number, now.active, now.token, filters)
 
 
 def facts(built: Built) -> dict[str, Any]:

@@ -19,7 +19,7 @@ ONE, NO_LIMIT = tl.constexpr(draw_loops.ONE), tl.constexpr(draw_loops.NO_LIMIT)
 PIVOTS = tl.constexpr(8)  # patterns tried at once: a search of 30 bits takes ten rounds
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def probabilities(probs, row, part, vocab, stride, PART: tl.constexpr):  # type: ignore[no-untyped-def]
     """Of a part of a row: its ids, and float32 probabilities in [0, 1], 0 for what is none."""
     ids = part * PART + tl.arange(0, PART)

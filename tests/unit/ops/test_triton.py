@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("name", ["triton_checks.py", "triton_draw_checks.py"])
+@pytest.mark.parametrize("name", ["triton_checks.py", "triton_draw_checks.py", "triton_project_checks.py"])
 def test_kernel_under_the_interpreter(name):
     pytest.importorskip("triton")
     script = Path(__file__).with_name(name)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks.provenance import provenance
 from benchmarks.rows import paper_rows
-from led_sglang.ops import Head, ThinkingMachine, host, one_pass, triton_head, triton_standing
+from led_sglang.ops import Head, ThinkingMachine, host, one_pass, triton_draw, triton_head, triton_standing
+from led_sglang.ops.plain import Filters
 from led_sglang.ops.standing import Seats
 from led_sglang.ops.tally import Counters
 from led_sglang.ops.triton_candidates import candidate_logits
 from led_sglang.ops.triton_columns import ALIGNMENT
+from led_sglang.ops.triton_project import projected_sums
 from led_sglang.ops.triton_rows import final_rows
 from led_sglang.ops.triton_tail import tail
 from led_sglang.ops.triton_tally import tell
@@ -103,9 +105,13 @@ def step(num_rows: int, dtype: torch.dtype) -> None:
     made = tail(
         final.logprobs, final.candidate_ids, *sums, final.explored, final.needed, rows, Noise(now.coin, now.token)
     )
+    projected = replace(head, project=lambda rows: torch.empty(len(rows), VOCAB, dtype=dtype))
+    projected_sums(latents, final.candidate_ids, projected, rows.temperature, final.needed)
     triton_standing.write_tokens(seats, number, now, made)
     tell(now, made, number, Counters.zeros(LAYERS + 1, 1, number.device))
     triton_standing.move_states(seats, machine, number, now, number)
+    filters = Filters(number.int(), rows.temperature, rows.min_p)
+    triton_draw.sample_filtered(torch.empty(num_rows, VOCAB), number, now.active, now.token, filters)
 
 
 def facts(built: Built) -> dict[str, Any]:

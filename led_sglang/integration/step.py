@@ -15,7 +15,7 @@ from led_sglang.integration.edits import edits_of
 from led_sglang.integration.masks import Draw
 from led_sglang.integration.runtime import Runtime
 from led_sglang.ops import host, led_step
-from led_sglang.ops.plain import sample_filtered
+from led_sglang.ops.plain import Filters, kept_tokens, sample_filtered
 from led_sglang.ops.policy import led_probs
 from led_sglang.ops.standing import Standing, move_states, standing, write_tokens
 from led_sglang.ops.types import LedStep
@@ -106,23 +106,25 @@ class StepContext:
         picked = self.rows.seeded
         if picked is None or self.info.sampling_seed is not None:
             return
-        if host.can_look(probs.device):
-            picked = picked[self.active[picked].logical_not()]
-            if not len(picked):
-                return
-        batch_rows = picked if self.rows.index is None else self.rows.index[picked]
+        active = self.active[picked]
+        if host.can_look(probs.device) and active.all():
+            return
         info = self.info
-        self.plain_ids, ids, weights = sample_filtered(
-            probs[batch_rows],
-            info.top_ks[batch_rows],
-            info.top_ps[batch_rows],
-            info.min_ps[batch_rows],
-            self.standing.token[picked],
+        batch_rows = picked if self.rows.index is None else self.rows.index[picked]
+        is_filtered = info.need_top_k_sampling or info.need_top_p_sampling or info.need_min_p_sampling
+        filters = Filters(info.top_ks, info.top_ps, info.min_ps, is_filtered)
+        self.plain_ids, cut = sample_filtered(
+            probs, batch_rows, active, self.standing.token[picked], filters, self.runtime.backend
         )
-        self.plain_rows, self.plain_active = batch_rows, self.active[picked]
-        if self.mask_rows is not None:  # SGLang refuses one of a top-k that is not finite
-            width = max(info.sampling_mask_top_ks)
-            self.plain_draw = Draw(batch_rows, ids[:, :width], weights[:, :width], ~self.plain_active)
+        self.plain_rows, self.plain_active = batch_rows, active
+        masked = self.rows.seeded_masked
+        if self.mask_rows is not None and masked is not None:
+            if host.can_look(probs.device):
+                masked = masked[~active[masked]]
+            some = batch_rows[masked]
+            # SGLang refuses a mask of a top-k that is not finite.
+            ids, weights = kept_tokens(probs, some, cut.take(masked), max(info.sampling_mask_top_ks))
+            self.plain_draw = Draw(some, ids, weights, ~active[masked])
 
     @property
     def mask_rows(self) -> Tensor | None:

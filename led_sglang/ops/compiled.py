@@ -18,6 +18,7 @@ from led_sglang.ops.fused import CHUNK_ELEMENTS, pick_latents, take_ridden
 from led_sglang.ops.head import latent_probs, layer_logits, tile_width
 from led_sglang.ops.noise import uniforms
 from led_sglang.ops.one_pass import row_tau
+from led_sglang.ops.plain import Filters, sample_filtered
 from led_sglang.ops.standing import Seats, move_states, standing, write_tokens
 from led_sglang.ops.thinking import ThinkingMachine
 from led_sglang.ops.types import Head, Latents, LedRows, LedStep, Noise, Ridden
@@ -66,6 +67,8 @@ def warm() -> None:
     for token_ids in (torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)):
         write_tokens(seats, token_ids, now, step, "compiled")
         move_states(seats, tables, 0 * row, now, token_ids, "compiled")
+    for probs in (torch.zeros(2, 2), torch.zeros(2, 3)[:, :2]):  # where the head is padded, the engine's are strided
+        sample_filtered(probs, 0 * row, no, token, Filters(row, one, 0 * one), "compiled")
     counters = tally.Counters.zeros(2, 1, row.device)
     for decided in (step, None):
         tally.tell(now, decided, False, 0 * row, counters, "compiled")

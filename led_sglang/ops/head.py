@@ -10,6 +10,7 @@ from led_sglang.ops.types import Head, Ridden
 
 TILE_ELEMENTS = 1 << 17  # float32 logits held at once on CPU: 512 KiB stays in the second-level cache
 FIXED_TILE_ELEMENTS = 4 << 20  # elsewhere: 10 bytes each, with the half-precision product and exp's copy; 40 MiB
+PROJECT_ROWS = 256  # rows of one product of the engine's: few rows cost it as much, as it reads the whole head
 CANDIDATE_ELEMENTS = 1 << 22  # of the candidates' head rows held at once: 16 MiB, and half of it again to widen them
 
 
@@ -38,7 +39,7 @@ def finish_logits(logits: Tensor, head: Head, tau: Tensor) -> Tensor:
 def layer_logits(latents: Tensor, head: Head, start: int, stop: int) -> Tensor:
     """(..., H) latents to (..., stop - start) float32 logits at temperature 1, which the caller owns."""
     if head.project is not None:
-        raw = head.project(latents.flatten(0, -2))[:, start:stop].view(*latents.shape[:-1], stop - start)
+        raw = engine_product(latents.flatten(0, -2), head)[:, start:stop].view(*latents.shape[:-1], stop - start)
         return scale_and_cap(raw.to(torch.float32, copy=True), head)
     bias = None if head.bias is None else head.bias[start:stop]
     return scale_and_cap(F.linear(latents, head.weight[start:stop], bias).float(), head)
@@ -120,23 +121,40 @@ def only_local(logits: Tensor, candidate_ids: Tensor, head: Head) -> Tensor:
 def engine_sums(
     latents: Tensor, candidate_ids: Tensor | None, head: Head, tau: Tensor, edits: LogitEdits | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Both at once through the engine's own head, some rows at a time: (N, H), (N, K), (N, 1) -> (N,), (N, K).
+    """Both at once through the engine's own head, many rows at a time: (N, H), (N, K), (N, 1) -> (N,), (N, K).
 
     Its product cannot be cut into vocabulary tiles, so the rows are cut. The first is (2, N) with edits.
     """
-    chunk = max(1, tile_elements(latents.device) // max(head.num_rows, 1))
     ids = latents.new_zeros(len(latents), 1, dtype=torch.int64) if candidate_ids is None else candidate_ids
-    parts = []
-    columns = torch.split(latents, chunk), torch.split(ids, chunk), torch.split(tau, chunk)
-    places = torch.split(torch.arange(len(latents), device=tau.device), chunk)
-    for hidden, some_ids, some_tau, place in zip(*columns, places, strict=True):
+    many = max(PROJECT_ROWS, tile_elements(latents.device) // max(head.num_rows, 1))
+    columns = torch.split(latents, many), torch.split(ids, many), torch.split(tau, many)
+    places = torch.split(torch.arange(len(latents), device=tau.device), many)
+    parts = [_product_sums(h, i, t, p, head, edits) for h, i, t, p in zip(*columns, places, strict=True)]
+    sums, logits = zip(*parts, strict=True)
+    return torch.cat(sums, -1), torch.cat(logits)
+
+
+def _product_sums(
+    latents: Tensor, ids: Tensor, tau: Tensor, places: Tensor, head: Head, edits: LogitEdits | None
+) -> tuple[Tensor, Tensor]:
+    """`engine_sums` of one product, of which a few rows at a time are widened to float32."""
+    products, parts = engine_product(latents, head), []
+    few = max(1, tile_elements(latents.device) // max(head.num_rows, 1))
+    columns = products, ids, tau, places
+    for raw, some_ids, some_tau, place in zip(*(torch.split(column, few) for column in columns), strict=True):
         some = None if edits is None else edits.take(place % edits.num_rows)
-        logits = layer_logits(hidden, head, 0, head.num_rows)
+        logits = scale_and_cap(raw.to(torch.float32, copy=True), head)
         sums = tile_sums(logits, some_tau, some, head.first_id)  # the logits are edited, and over tau, by now
         picked = logits.gather(1, local_candidates(some_ids, head))
         parts.append((sums, only_local(picked, some_ids, head)))
     sums_of_parts, logits_of_parts = zip(*parts, strict=True)
     return torch.cat(sums_of_parts, -1), torch.cat(logits_of_parts)
+
+
+def engine_product(latents: Tensor, head: Head) -> Tensor:
+    """(N, H) through the engine's own head: (N, num_rows) in its dtype, before scale and soft cap."""
+    assert head.project is not None
+    return head.project(latents)[:, : head.num_rows]
 
 
 def across_ranks(normalizers: Tensor, logits: Tensor, head: Head) -> tuple[Tensor, Tensor]:

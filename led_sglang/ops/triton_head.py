@@ -18,6 +18,7 @@ from led_sglang.ops import head as torch_head
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.head import across_ranks
 from led_sglang.ops.triton_candidates import candidate_logits, tanh
+from led_sglang.ops.triton_project import projected_sums
 from led_sglang.ops.types import Head, Ridden
 
 BLOCK_COPY = 1024
@@ -283,6 +284,8 @@ def latent_sums(
     Rows with edits take plain torch's way, needed or not; the kernels know none.
     """
     index = None if edits is None else edits.edited
+    if head.project is not None and edits is None:
+        return across_ranks(*projected_sums(latents, candidate_ids, head, tau, needed), head)
     if head.project is not None or (edits is not None and index is None):
         return torch_head.latent_sums(latents, candidate_ids, head, tau, ridden, edits)
     if index is not None:

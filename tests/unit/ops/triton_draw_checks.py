@@ -1,0 +1,86 @@
+"""Run under TRITON_INTERPRET=1 by test_triton.py: the seeded draw in Triton against that in numba."""
+
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from draw_cases import Draw, every_filter, skipping
+from triton_checks import Launches
+
+from led_sglang.ops import triton_draw
+from led_sglang.ops.plain import Filters
+
+VOCAB, SOME = 300, [0, 7, 12, 26, 33, 41, 50, 54, 66, 71, 75, 79]
+
+
+def check_draw(draw: Draw) -> None:
+    """Tokens and what they were drawn from, bit for bit."""
+    tokens, cut = draw.run("triton")
+    truth, true_cut = draw.run("numba")
+    assert torch.equal(tokens[~draw.skip], truth[~draw.skip]) and ((tokens >= 0) & (tokens < draw.probs.shape[1])).all()
+    for ours, theirs, is_skipped in zip(draw.policies(cut), draw.policies(true_cut), draw.skip.tolist(), strict=True):
+        assert is_skipped or ours == theirs
+
+
+def check_skipped_rows() -> None:
+    """They read nothing of their vocabulary; the others read it once, and what may be kept again."""
+    draw, seen = skipping(every_filter(VOCAB, seed=1).take(SOME)), []
+    plenty, ones = torch.full((len(SOME),), VOCAB), torch.ones(len(SOME))
+    draw = replace(draw, filters=Filters(plenty, ones, 0 * ones))
+    read = triton_draw.probabilities
+
+    def reading(probs: Any, row: Any, part: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(int(row.handle.data.item()))
+        return read(probs, row, part, *args, **kwargs)
+
+    with patch.object(triton_draw, "probabilities", reading):
+        draw.run("triton")
+    num_parts = -(-VOCAB // triton_draw.PART)
+    assert sorted(seen) == sorted(draw.rows[~draw.skip].tolist() * (num_parts + 1))
+
+
+def check_programs() -> None:
+    """Neither how many programs share a row nor the company changes a token."""
+    draw = every_filter(VOCAB, seed=2, has_ties=True).take(SOME)
+    tokens, _ = draw.run("triton")
+    with patch.object(triton_draw, "NUM_PROGRAMS", 2):
+        assert torch.equal(draw.run("triton")[0], tokens)
+    assert torch.equal(torch.cat([draw.take([s]).run("triton")[0] for s in range(len(SOME))]), tokens)
+
+
+def check_broken_rows() -> None:
+    draw = every_filter(VOCAB, seed=3).take(SOME)
+    probs = draw.probs.clone()
+    probs[0], probs[1, 3], probs[2, 4], probs[3], probs[4, 5] = torch.nan, torch.inf, -1.0, 0.0, 1.0000001
+    check_draw(replace(draw, probs=probs))
+    check_draw(replace(draw, probs=draw.probs.bfloat16()))
+    check_draw(replace(draw, probs=torch.cat([draw.probs, draw.probs], 1)[:, :VOCAB]))
+
+
+def check_cost() -> None:
+    """Two launches and their columns, at 256 rows of the largest vocabulary: nothing is as wide as that."""
+    num_rows, vocab = 256, 151936
+    column, probs = torch.zeros(num_rows, dtype=torch.int64), torch.empty(num_rows, vocab)  # never touched
+    draw = Draw(probs, column, column > 0, column.double(), Filters(column.int(), column.float(), column.float()))
+    mode = Launches()
+    with patch.multiple(triton_draw, parts_kernel=mode, draw_kernel=mode), mode:
+        draw.run("triton")
+    assert mode.count == 2 and 0 < mode.num_bytes < 1 << 20, (mode.count, mode.num_bytes)
+
+
+def main() -> None:
+    check_cost()
+    triton_draw.PART = 64
+    for seed, vocab in enumerate((VOCAB, 64, 5)):
+        for has_ties in (False, True):
+            check_draw(skipping(every_filter(vocab, seed, has_ties).take(SOME)))
+    check_draw(every_filter(97, seed=9).take([]))
+    check_skipped_rows()
+    check_programs()
+    check_broken_rows()
+
+
+if __name__ == "__main__":
+    main()
+    print("triton checks passed")

@@ -218,7 +218,8 @@ def before_forward(current: Runtime, forward_batch: Any) -> None:
     current.forward_batch = forward_batch
     try:
         context = StepContext.begin(led, forward_batch.sampling_info, forward_batch.positions, current)
-        ride.board(context.rows, context.rows.params.activated(context.standing), context.standing.coin, len(led.seats))
+        params = context.rows.params.activated(context.standing)
+        ride.board(context.rows, params, context.one_pass_uniform, len(led.seats))
         context.is_riding = True
         forward_batch.led_context = context
     except Exception:

@@ -27,7 +27,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit(root: Path) -> str:
-    """"unknown" in a copy without history, and where there is no git."""
+    """ "unknown" in a copy without history, and where there is no git."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     try:
         found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()

@@ -81,8 +81,8 @@ def spread_coins(num_rows: int, num_exploring: int, seed: int = 0, keeps_mask: b
     """(R,) float64 each: coins that explore in so many rows, and uniforms evenly spread over [0, 1).
 
     Which rows explore does not depend on the uniform. With `keeps_mask` the uniform of a row that explores lies below
-    every cut, as it does in production but for rows of very low confidence; without it such rows are left to a second
-    pass. Raises ValueError for more exploring rows than rows.
+    every cut, as it does in production but for rows of very low confidence; without it every other one of them lies
+    above the cut, and is left to a second pass. Raises ValueError for more exploring rows than rows.
     """
     if not 0 <= num_exploring <= num_rows:
         raise ValueError(f"{num_exploring} exploring rows of {num_rows}")
@@ -91,8 +91,9 @@ def spread_coins(num_rows: int, num_exploring: int, seed: int = 0, keeps_mask: b
     exploring = torch.randperm(num_rows, generator=generator)[:num_exploring]
     coin = torch.full((num_rows,), EXPLOITS, dtype=torch.float64)
     coin[exploring] = EXPLORES
-    if keeps_mask:
-        uniform[exploring] = 0.0
+    uniform[exploring] = 0.0
+    if not keeps_mask:
+        uniform[exploring[::2]] = 0.5 + one_pass.CUT / 2
     return coin, uniform
 
 
@@ -105,16 +106,17 @@ def make_head(vocab: int, hidden: int, dtype: torch.dtype, device: torch.device)
     return Head(weight, vocab)
 
 
-def make_case(head: Head, num_rows: int, depth: int, num_exploring: int, **rows: Any) -> Case:
+def make_case(head: Head, num_rows: int, depth: int, num_exploring: int, /, **rows: Any) -> Case:
     """`rows`: fields of LedRows that are not the paper's; depth: layers, the final one included."""
     weight, device = head.weight, head.weight.device
     torch.manual_seed(num_rows)
     favourites = torch.randint(head.num_rows, (num_rows, 6), device=device)
     strength = torch.randn(depth, num_rows, 6, device=device).mul_(2).add_(9)
     streams = torch.einsum("lrf,rfh->lrh", strength, weight[favourites].float()).to(weight.dtype)
-    logits = (streams[0] @ weight.T).float()
+    # In float32: rounded to bfloat16 many logits would be equal, and which of them are candidates a matter of taste.
+    logits = torch.cat([streams[0].float() @ part.float().T for part in weight.split(1 << 14)], 1)
     token = torch.rand(num_rows, generator=torch.Generator().manual_seed(num_rows), dtype=torch.float64).to(device)
-    noise, some = Noise(torch.zeros_like(token), token), paper_rows(num_rows, depth, device=device, **rows)
+    noise, some = Noise(torch.zeros_like(token), token), replace(paper_rows(num_rows, depth, device=device), **rows)
     case = Case(streams[0], logits, streams[1:].contiguous(), head, some, noise, torch.zeros_like(token))
     return case.with_coins(num_exploring)
 

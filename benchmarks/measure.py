@@ -145,7 +145,7 @@ def measure_runs(
     times: dict[str, Times] = {}
     for name, run in runs.items():
         try:
-            for _ in range(NUM_WARM_UPS if device.type == "cuda" else 1):
+            for _ in range(NUM_WARM_UPS if device.type == "cuda" else 0):
                 run()
             host_ms = host_time_ms(run, device, NUM_HOST_CALLS if device.type == "cuda" else 1)
             samplers[name] = sampler_of(run, device)
@@ -161,10 +161,12 @@ def measure_runs(
 
 
 def kernel_times(run: Run, device: torch.device, num_steps: int) -> list[dict[str, Any]]:
-    """By torch.profiler: calls and microseconds of each kernel (on a CPU of each operator) in one step, longest first."""
+    """By torch.profiler: calls and microseconds of each kernel in one step, longest first; on a CPU of each operator.
+
+    The run must be warm.
+    """
     is_cuda = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CUDA if is_cuda else torch.profiler.ProfilerActivity.CPU]
-    run()
     synchronize(device)
     with torch.profiler.profile(activities=activities) as profile:
         for _ in range(num_steps):

@@ -74,7 +74,7 @@ def line(found: LedStep, truth: LedStep, case: Case, dtype: torch.dtype) -> dict
 
 
 def compare(found: LedStep, truth: LedStep, case: Case) -> dict[str, Any]:
-    """`error`: largest difference of a probability where both chose the same depth; `wrong`: what must agree and does not.
+    """`error`: largest difference of a probability where the depths agree; `wrong`: what must agree and does not.
 
     Inactive rows hold anything, and what is told of the explore branch is meant where it was asked for.
     """

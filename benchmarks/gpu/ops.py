@@ -34,7 +34,7 @@ def exploring_counts(num_rows: int, rate: float) -> list[int]:
 
 
 def measure(num_rows: int, args: argparse.Namespace) -> Lines:
-    vocab, hidden, depth = (257, 64, 3) if args.dry_run else (151936, 2560, 8)
+    vocab, hidden, depth = (101, 32, 3) if args.dry_run else (151936, 2560, 8)
     head = head_of(vocab, hidden, torch.bfloat16, args.device)
     whole = make_case(head, num_rows, depth, 0)
     for num_exploring in exploring_counts(num_rows, args.explore_rate):

@@ -108,7 +108,7 @@ def crossover(lines: Sequence[Line]) -> tuple[int, int | None] | None:
 
 
 def step_floor_ms(rows: int, bytes_per_s: float) -> float:
-    """Least time of a stock decode step of the shape: its weights and the keys and values of CONTEXT tokens read once."""
+    """Least time of a stock decode step: the shape's weights and the keys and values of CONTEXT tokens a row read once."""
     shape = json.loads(SHAPE.read_text())
     hidden, heads, width = shape["hidden_size"], shape["num_attention_heads"], shape["head_dim"]
     kv = 2 * shape["num_key_value_heads"] * width
@@ -123,9 +123,7 @@ def _costs(lines: Sequence[Line]) -> Iterator[str]:
     if not added:
         return
     ceilings = next((line for line in lines if line.get("kind") == "ceilings"), None)
-    servers = {
-        line["rows"]: line["step_ms"] for line in lines if line.get("part") == "server" and line.get("mode") == "off"
-    }
+    servers = {rows: value for (mode, rows), value in server_steps_ms(lines).items() if mode == "off"}
     yield from (
         "What a whole LED step adds to the engine's, microseconds of the device; host: Python and launches.",
         "",
@@ -141,7 +139,10 @@ def _costs(lines: Sequence[Line]) -> Iterator[str]:
         cells += ["" if stock is None else f"{_us(stock)} {'measured' if rows in servers else 'floor'}", *shares]
         yield f"| {rows} | {' | '.join(cells)} |"
     yield ""
-    yield f"floor: weights and {CONTEXT} tokens of context a row read once at this device's bandwidth; shares are then upper bounds."
+    yield (
+        f"floor: weights and {CONTEXT} tokens of context a row, read once at this device's bandwidth; the share "
+        "of it is an upper bound."
+    )
     found = crossover(lines)
     if found is not None:
         last, after = found
@@ -177,12 +178,13 @@ def _kernels(lines: Sequence[Line]) -> Iterator[str]:
             yield f"Kernels, {line['run']}, {line['rows']} rows, us: {longest}"
 
 
+def server_steps_ms(lines: Sequence[Line]) -> dict[tuple[str, int], float]:
+    """(mode, rows) -> time of a decode step of a whole server."""
+    return {(x["mode"], x["rows"]): x["step_ms"] for x in lines if x.get("part") == "server" and "step_ms" in x}
+
+
 def _servers(lines: Sequence[Line]) -> Iterator[str]:
-    found = {
-        (line["mode"], line["rows"]): line["step_ms"]
-        for line in lines
-        if line.get("part") == "server" and "step_ms" in line
-    }
+    found = server_steps_ms(lines)
     for (mode, rows), value in sorted(found.items()):
         stock = found.get(("off", rows))
         ratio = f", {value / stock:.3f} of stock" if stock else ""

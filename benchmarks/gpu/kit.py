@@ -65,6 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=list(MODES), help="of the server; default all, dry: auto")
     parser.add_argument("--commit", help="what the lines say, where the copy has no history")
     args = parser.parse_args(argv)
+    args.out = args.out.resolve()  # a part's process runs elsewhere
     args.rows = args.rows or ([1, 3] if args.dry_run else ROWS)
     args.modes = args.modes or (["auto"] if args.dry_run else list(MODES))
     args.repeats = 1 if args.dry_run else args.repeats

@@ -29,7 +29,7 @@ def units(args: argparse.Namespace) -> dict[str, Callable[[], Lines]]:
 
 
 def lengths_of(args: argparse.Namespace) -> tuple[int, int, int]:
-    """Prompt tokens and the two numbers of new ones: 256 requests of them fit into the keys and values of 80 GB."""
+    """Prompt tokens and the two numbers of new ones: 256 such requests need 83 GiB of keys and values."""
     return (16, 4, 12) if args.dry_run else (2048, 64, 320)
 
 

@@ -108,7 +108,7 @@ def crossover(lines: Sequence[Line]) -> tuple[int, int | None] | None:
 
 
 def step_floor_ms(rows: int, bytes_per_s: float) -> float:
-    """Least time of a stock decode step: the shape's weights and the keys and values of CONTEXT tokens a row read once."""
+    """Least time of a stock decode step: weights, and keys and values of CONTEXT tokens a row, are read once."""
     shape = json.loads(SHAPE.read_text())
     hidden, heads, width = shape["hidden_size"], shape["num_attention_heads"], shape["head_dim"]
     kv = 2 * shape["num_key_value_heads"] * width

@@ -47,7 +47,7 @@ def case_of(num_rows: int, is_dry_run: bool, device: torch.device) -> Case:
 def measure(num_rows: int, tile: Tile | None, args: argparse.Namespace) -> Lines:
     """The one pass of all rows by one tile, or the head's product alone."""
     case = case_of(num_rows, args.dry_run, args.device)
-    run = case.product if tile is None else partial(one_pass, case, tile)
+    run = case.product if tile is None else one_pass(case, tile)
     times = measure_runs({"run": run}, args.device, args.repeats)["run"]
     through = num_rows * (1 if tile is None else 1 + len(case.batch_latents))
     name = "product" if tile is None else _name(tile)
@@ -59,9 +59,14 @@ def _name(tile: Tile) -> str:
     return "x".join(map(str, tile))
 
 
-def one_pass(case: Case, tile: Tile) -> None:
-    with patch.object(triton_head, "tile_of", lambda *_, **__: tile):
-        num_rows, device = len(case.hidden), case.hidden.device
-        tau, mask = torch.ones(num_rows, device=device), torch.ones(num_rows, dtype=torch.bool, device=device)
-        lse = torch.empty(case.batch_latents.shape[:2], device=device)
-        triton_head.head_pass(case.hidden, case.batch_latents, case.head, tau, mask, lse)
+def one_pass(case: Case, tile: Tile) -> Callable[[], object]:
+    """All rows and latents through the head, by this tile."""
+    num_rows, device = len(case.hidden), case.hidden.device
+    tau, mask = torch.ones(num_rows, device=device), torch.ones(num_rows, dtype=torch.bool, device=device)
+    lse = torch.empty(case.batch_latents.shape[:2], device=device)
+
+    def run() -> None:
+        with patch.object(triton_head, "tile_of", lambda *_, **__: tile):
+            triton_head.head_pass(case.hidden, case.batch_latents, case.head, tau, mask, lse)
+
+    return run

@@ -5,6 +5,8 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -284,6 +286,64 @@ def test_a_run_that_raises_leaves_the_other_times() -> None:
     assert line["n"] == 5 and 0 < line["ms_q1"] <= line["ms"] <= line["ms_q3"] and line["timed_by"] == "host clock"
     with pytest.raises(RuntimeError, match="does not fit"):
         measure.measure_runs({"broken": broken}, CPU, 1)
+
+
+class FakeGpu:
+    """What `measure.GraphSampler` asks of torch.cuda: a clock that moves by `replay_ms` with each replay."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, replay_ms: float) -> None:
+        self.now, self.is_capturing, self.num_replays = 0.0, False, 0
+        gpu = self
+
+        class Graph:
+            def replay(self) -> None:
+                gpu.now, gpu.num_replays = gpu.now + replay_ms, gpu.num_replays + 1
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at = gpu.now
+
+            def synchronize(self) -> None: ...
+
+            def elapsed_time(self, end: "Event") -> float:
+                return end.at - self.at
+
+        class Stream:
+            def __init__(self, device: torch.device) -> None: ...
+
+            def wait_stream(self, other: "Stream") -> None: ...
+
+        @contextmanager
+        def graph(captured: Graph, stream: Stream) -> Iterator[None]:
+            assert isinstance(captured, Graph) and isinstance(stream, Stream)
+            self.is_capturing = True
+            yield
+            self.is_capturing = False
+
+        fakes = {
+            "CUDAGraph": Graph,
+            "Event": Event,
+            "Stream": Stream,
+            "graph": graph,
+            "stream": lambda _: nullcontext(),
+        }
+        for name, fake in (fakes | {"current_stream": Stream, "synchronize": lambda _: None}).items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+
+
+@pytest.mark.parametrize("replay_ms", [0.02, 5.0])
+def test_a_gpu_times_replays_of_a_graph_not_calls(replay_ms: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, calls = FakeGpu(monkeypatch, replay_ms), []
+    times = measure.measure_runs({"run": lambda: calls.append(gpu.is_capturing)}, torch.device("cuda"), 6)["run"]
+    assert calls.count(True) == 1 and calls[-1], "captured once, after the warm-ups, and never called again"
+    assert calls.count(False) == measure.NUM_WARM_UPS + measure.NUM_HOST_CALLS + 1
+    line = times.line()
+    assert line["ms"] == pytest.approx(replay_ms) and line["n"] == 6 and "graph replays" in line["timed_by"]
+    assert 0 < line["host_us"] < 1e5 and len(times.host_ms) == measure.NUM_HOST_CALLS
+    assert gpu.num_replays == 2 + 6 * round(max(1.0, measure.MIN_SAMPLE_MS / replay_ms))
 
 
 def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

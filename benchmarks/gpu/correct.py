@@ -1,6 +1,7 @@
 """Every backend and form on this device against the float64 reference, by error budget; goes on past a line outside."""
 
 import argparse
+import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any
@@ -98,9 +99,8 @@ def compare(found: LedStep, truth: LedStep, case: Case) -> dict[str, Any]:
         errors.append(_largest(found.entropy - truth.entropy, told))
     if found.logprob is not None and truth.logprob is not None:
         errors.append(_largest(found.logprob.exp() - truth.logprob.exp(), told & same_tokens))
-    error = max(errors)
     return {
-        "error": error if error == error else float("inf"),  # NaN
+        "error": float("inf") if any(map(math.isnan, errors)) else max(errors),
         "wrong": wrong,
         "depths_differ": int((~same).sum()),
         "tokens_differ": int((~same_tokens).sum()),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +16,11 @@ import pytest
 import torch
 
 from benchmarks import measure, plot
-from benchmarks.gpu import cases, kit, ops, summary
+from benchmarks.gpu import capture_order, cases, correct, kit, ops, summary
 from benchmarks.gpu.scenarios import SCENARIOS, Size, without_lse
+from led_sglang.integration.ride import Ride
 from led_sglang.integration.step import bench_coins
-from led_sglang.ops import one_pass, uniforms
+from led_sglang.ops import head, one_pass, uniforms
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -228,9 +230,9 @@ def test_coins_of_the_kit(num_rows: int) -> None:
 def test_rows_are_left_to_the_second_pass() -> None:
     """Some of the rows that explore have their log-sum-exp from the one pass, and some have not."""
     for size in (Size(3, 101, 32, 3), Size(17, 101, 32, 8)):
-        head = cases.make_head(size.vocab, size.hidden, torch.float32, CPU)
+        lm_head = cases.make_head(size.vocab, size.hidden, torch.float32, CPU)
         for make in (without_lse, SCENARIOS["everything"]):
-            case = make(head, size)
+            case = make(lm_head, size)
             mask = one_pass.wanted_rows(case.rows, case.uniform, one_pass.CUT)
             explores = (case.noise.coin < 0) & case.rows.active & (case.rows.depth > 1)
             assert bool((explores & mask).any() and (explores & ~mask).any()), (make, size)
@@ -286,6 +288,56 @@ def test_a_run_that_raises_leaves_the_other_times() -> None:
     assert line["n"] == 5 and 0 < line["ms_q1"] <= line["ms"] <= line["ms_q3"] and line["timed_by"] == "host clock"
     with pytest.raises(RuntimeError, match="does not fit"):
         measure.measure_runs({"broken": broken}, CPU, 1)
+
+
+def test_an_error_of_a_factor_of_two_is_outside_the_budget() -> None:
+    size = Size(17, 101, 32, 8)
+    case = SCENARIOS["plain"](cases.make_head(size.vocab, size.hidden, torch.bfloat16, CPU), size)
+    truth, found = correct.reference(case), case.step("fused")
+    assert correct.line(found, truth, case, torch.bfloat16)["ok"]
+    with pytest.MonkeyPatch.context() as patch:  # a log-sum-exp over half of the vocabulary
+        real = head.log_normalizers
+        patch.setattr(head, "tile_width", lambda *_: 64)
+        patch.setattr(head, "log_normalizers", lambda *a, **k: real(*a, **k) - math.log(2))
+        line = correct.line(case.step("fused"), truth, case, torch.bfloat16)
+    assert not line["ok"] and line["error"] > correct.BUDGET[torch.bfloat16]
+    flipped = correct.line(replace(found, explored=~found.explored), truth, case, torch.bfloat16)
+    assert not flipped["ok"] and flipped["wrong"] == "explored"
+    broken = correct.line(replace(found, confidence=found.confidence * torch.nan), truth, case, torch.bfloat16)
+    assert not broken["ok"] and broken["error"] == math.inf
+
+
+@pytest.mark.parametrize("is_padded", [True, False])
+def test_a_form_that_changes_between_warm_up_and_capture_is_told(
+    is_padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_order, "forward_of", lambda *_: torch.zeros(1))
+    monkeypatch.setattr(capture_order, "replayed", lambda *_: 0.0)
+    args = SimpleNamespace(device=CPU, dry_run=True)
+    sizes = capture_order.decode_graph_sizes(64, is_padded)
+    with cases.gpu_path():
+        captures, _ = capture_order.check(sizes, args)  # type: ignore[arg-type]
+        assert captures["ok"] and 0 < captures["largest_one_pass"] <= one_pass.MAX_ROWS
+
+        def by_the_next_graph(self: Ride, num_rows: int, is_captured: bool) -> None:
+            if is_captured:
+                self.graph_sizes = sorted([*self.graph_sizes, num_rows])
+            self.is_boarding = self.form(num_rows) == "one_pass"
+
+        monkeypatch.setattr(Ride, "see_dummy", by_the_next_graph)
+        captures, _ = capture_order.check(sizes, args)  # type: ignore[arg-type]
+    assert not captures["ok"]
+    assert captures["changed"] == {"48" if is_padded else "51": [False, False, True]}
+
+
+def test_graph_sizes_are_those_of_the_engine() -> None:
+    from sglang.srt.arg_groups.cuda_graph_hook import generate_decode_cuda_graph_batch_sizes
+
+    for is_padded in (True, False):
+        engine = SimpleNamespace(disable_cuda_graph_padding=not is_padded, speculative_algorithm=None)
+        for max_rows in (8, 51, 64, 256, 300):
+            expected = generate_decode_cuda_graph_batch_sizes(engine, max_rows)
+            assert capture_order.decode_graph_sizes(max_rows, is_padded) == sorted(expected)
 
 
 class FakeGpu:

@@ -32,6 +32,7 @@ class StepContext:
     info: Any  # SamplingBatchInfo
     standing: Standing  # before this token, with the step's noise
     is_riding: bool = False  # this step's form is one pass
+    bench_uniform: Tensor | None = None  # of a benchmark, whose coin says nothing of the cut
     preprocessed: Tensor | None = None  # the engine's logits, before its sampler asks for them
     draws_plain: bool = False  # this step's tokens outside the phase are LED's to draw too
     is_decided: bool = False
@@ -50,9 +51,15 @@ class StepContext:
         rows = led.device_rows(info)
         now = stand(rows, positions, current)
         rate = current.config.bench_explore_rate
-        if rate is not None:  # a benchmark: coin 0 always explores, coin 1 never does
-            now = replace(now, coin=(now.coin >= rate).to(now.coin.dtype))
-        return cls(current, rows, info, now)
+        if rate is None:
+            return cls(current, rows, info, now)
+        coin, uniform = bench_coins(now.coin, rate)
+        return cls(current, rows, info, replace(now, coin=coin), bench_uniform=uniform)
+
+    @property
+    def one_pass_uniform(self) -> Tensor:
+        """(R,) float64: what `one_pass.wanted_rows` compares with the cut."""
+        return self.standing.coin if self.bench_uniform is None else self.bench_uniform
 
     @property
     def active(self) -> Tensor:
@@ -198,6 +205,17 @@ class StepContext:
         if self.runtime.ranks is not None:
             self.runtime.ranks.note(self.rows.pick(token_ids).long())
         self.is_finished = True
+
+
+def bench_coins(uniform: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    """Coins that explore in a share `rate` of the rows whatever the model's confidence, for benchmarks.
+
+    (R,) float64 in [0, 1) -> (coin, one_pass_uniform), (R,) float64 each: -1 always explores, 1 never does; the second
+    keeps the uniform, and lies below every cut where the row explores, so the one-pass rows are those of production.
+    The low 33 of the uniform's 53 bits are the second stream: it costs a step a handful of launches, not forty.
+    """
+    explores = uniform.mul(2.0**20).frac_() < rate
+    return torch.ones_like(uniform).masked_fill_(explores, -1.0), uniform.masked_fill(explores, -1.0)
 
 
 def _as_before_sanitizing(logits: Tensor) -> Tensor:

@@ -13,14 +13,9 @@ ROOT = Path(__file__).parents[2]
 SHARED_BYTES = 227 << 10  # of a Hopper multiprocessor, for one block
 # Compiled twice on purpose: with rows that rode already or without (R), for tiles of few rows or of many (T).
 VARIANTS = {"gather_kernel": 2, "head_kernel": 2, "merge_kernel": 4}  # R, T, both
-WIDE = {
-    "gather_kernel",
-    "head_kernel",
-    "scan_kernel",
-    "candidates_kernel",
-    "parts_kernel",
-    "draw_kernel",
-}  # read what is long
+# What is long is read in wide loads.
+WIDE = {"gather_kernel", "head_kernel", "scan_kernel", "candidates_kernel"}
+WIDE |= {"parts_kernel", "draw_kernel", "product_kernel"}
 ROWS = (1, 3, 16, 250)
 
 

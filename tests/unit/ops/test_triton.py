@@ -1,18 +1,20 @@
-"""The Triton kernel without a GPU: Triton's interpreter has to be asked for before Triton is imported."""
+"""The Triton kernels without a GPU: Triton's interpreter has to be asked for before Triton is imported."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from elsewhere import names, outcomes
+
+SCRIPT = Path(__file__).with_name("triton_checks.py")
 
 
-def test_kernel_under_the_interpreter():
+@pytest.fixture(scope="module")
+def faults() -> dict[str, list[str]]:
     pytest.importorskip("triton")
-    script = Path(__file__).with_name("triton_checks.py")
-    paths = os.pathsep.join([str(script.parents[3]), os.environ.get("PYTHONPATH", "")])
-    env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "triton checks passed" in done.stdout
+    return outcomes(SCRIPT, TRITON_INTERPRET="1")
+
+
+@pytest.mark.parametrize("check", names(SCRIPT))
+def test_under_the_interpreter(check: str, faults: dict[str, list[str]]) -> None:
+    assert check in faults, "it did not run"
+    assert not faults[check], "\n".join(faults[check])

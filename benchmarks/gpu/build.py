@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,12 +33,11 @@ from led_sglang.ops.plain import Filters
 from led_sglang.ops.standing import Seats
 from led_sglang.ops.tally import Counters
 from led_sglang.ops.triton_candidates import candidate_logits
-from led_sglang.ops.triton_columns import ALIGNMENT
 from led_sglang.ops.triton_project import projected_sums
 from led_sglang.ops.triton_rows import final_rows
 from led_sglang.ops.triton_tail import tail
 from led_sglang.ops.triton_tally import tell
-from led_sglang.ops.types import Noise, Ridden
+from led_sglang.ops.types import ALIGNMENT, Noise, Ridden
 
 RESULT = Path(__file__).parents[1] / "results" / "gpu_build.jsonl"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -80,6 +80,26 @@ def compiled_by(action: Callable[[], Any]) -> list[Built]:
     with patch.object(JITFunction, "run", compile_only), patch.object(host, "can_look", lambda device: False):
         action()
     return seen
+
+
+@dataclass(frozen=True)
+class Launch:
+    kernel: str
+    variant: str  # what Triton finds the kernel's code by: types, alignments, constants, options
+
+
+@contextmanager
+def launches() -> Iterator[list[Launch]]:
+    """What is launched, in order; nothing is compiled or run. The first launch of a variant compiles and loads it."""
+    seen: list[Launch] = []
+
+    def note_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        _, _, _, _, bind = self.device_caches[triton.runtime.driver.active.get_current_device()]
+        _, specialization, options = bind(*args, **kwargs, debug=False, instrumentation_mode="")
+        seen.append(Launch(self.__name__, str((specialization, options))))
+
+    with patch.object(JITFunction, "run", note_only), patch.object(host, "can_look", lambda device: False):
+        yield seen
 
 
 def step(num_rows: int, dtype: torch.dtype) -> None:

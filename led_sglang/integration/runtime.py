@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,10 +21,11 @@ from led_sglang.integration.ranks import FailureCheck, RankCheck
 from led_sglang.integration.ride import Ride
 from led_sglang.integration.soft import SoftInputs, is_soft_enabled
 from led_sglang.integration.support import refuse_features
-from led_sglang.ops import chosen_backend, compiled
-from led_sglang.ops.agreement import fault_of
+from led_sglang.ops import chosen_backend, compiled, host
+from led_sglang.ops.agreement import fault_of, fault_with
 from led_sglang.ops.thinking import ThinkingMachine
 from led_sglang.ops.types import Head
+from led_sglang.ops.warm_up import warm_up
 from led_sglang.params import ServerConfig, server_config
 
 logger = logging.getLogger(__name__)
@@ -77,7 +79,10 @@ class Runtime:
         hidden_size = int(runner.model_config.hidden_size)
         self.capture.allocate(max_rows, hidden_size, head_dtype(runner), runner.device)
         depth = config.max_depth if self.num_led_layers else 1
-        self.ride = Ride(config.form, self.backend, depth - 1, max_rows, torch.device(runner.device))
+        self.is_deterministic = bool(getattr(runner.server_args, "enable_deterministic_inference", False))
+        device = torch.device(runner.device)
+        self.ride = Ride(config.form, self.backend, depth - 1, max_rows, device, self.is_deterministic)
+        self.is_warm = host.can_look(device)  # no kernel is compiled at its first launch any more
         self.num_engine_head_steps = 0
         self.ranks = RankCheck.of(get_parallel().tp_group, max_rows, torch.device(runner.device))
         self.failed_ranks = FailureCheck.of(get_parallel().tp_group)
@@ -122,10 +127,36 @@ class Runtime:
         """Remember the head the first time the logits processor uses it."""
         if self.head is None:
             final_norm = getattr(getattr(self.runner.model, "model", None), "norm", None)
-            self.head = build_head(logits_processor, lm_head, final_norm, get_parallel().tp_group)
+            head = build_head(logits_processor, lm_head, final_norm, get_parallel().tp_group)
+            self.head = replace(head, is_batch_invariant=self.is_deterministic)
             self.ride.fault = why_nothing_rides(logits_processor, lm_head, self.head)
             if self.ride.fault and self.config.form == "one_pass":
                 raise CaptureError(f"--led-form one_pass is not possible here: {self.ride.fault}; use auto")
+        if not self.is_warm and not is_capturing():
+            self.is_warm = True
+            self._warm_up(self.head)
+
+    def _warm_up(self, head: Head) -> None:
+        """With the head that is served: whether the kernels are right, then all that requests can reach of them.
+
+        At the first use of the head, which is the engine's own warm-up and comes before any graph capture. The ranks
+        use one backend: where one of them finds a fault, none uses the kernels.
+        """
+        latents = self.capture.states[: self.num_led_layers] if self.num_led_layers else self._no_latents(head)
+        if self.backend == "triton" and self.config.backend == "auto":
+            self.backend_fault = fault_with(self.backend, head, latents, self.config.max_top_k)
+        if self.config.backend == "auto" and is_true_anywhere(self.backend_fault is not None, head):
+            self.backend_fault = self.backend_fault or "another tensor-parallel rank found a fault"
+            logger.warning('LED: backend "triton" is not used here, "fused" is: %s', self.backend_fault)
+            self.backend = "fused"
+            self.ride.use_backend(self.backend)
+        if self.backend == "triton":
+            vocab_size = int(self.runner.model_config.vocab_size)
+            tables = None if self.machine is None else self.tables
+            warm_up(head, latents, vocab_size, len(self.ride.wanted), self.config.max_top_k, tables)
+
+    def _no_latents(self, head: Head) -> Tensor:
+        return torch.empty(0, 1, 1, dtype=head_dtype(self.runner), device=head.weight.device)
 
     @contextmanager
     def riders(self, logits_processor: Any, is_decode: bool) -> Iterator[None]:
@@ -170,6 +201,18 @@ class Runtime:
         """`engine_steps`: steps whose latent rows were multiplied by the engine's own head, exact and slower."""
         kind = None if self.head is None else "weight" if self.head.project is None else "engine"
         return {"kind": kind, "engine_steps": self.num_engine_head_steps}
+
+
+def is_capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def is_true_anywhere(value: bool, head: Head) -> bool:
+    """On any rank that holds a part of the head; every one of them has to ask."""
+    if head.all_gather is None:
+        return value
+    own = torch.full((1,), float(value), device=head.weight.device)
+    return bool(head.all_gather(own).any())
 
 
 def _call(inner: Any, args: Any, kwargs: Any, hidden: Tensor) -> Tensor:

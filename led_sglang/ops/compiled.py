@@ -170,7 +170,7 @@ def layers_at(
     if edits is not None:
         edits = edits.take(some)
     is_plain = head.project is None and ridden is None and head.all_gather is None
-    if not is_plain or head.num_rows > tile_width(num_layers * num_rows, hidden.device):
+    if not is_plain or head.num_rows > tile_width(num_layers * num_rows, hidden.device, head.is_batch_invariant):
         probs = latent_probs(hidden, torch.from_numpy(ids[index]), head, tau, take_ridden(ridden, some), edits)
         return probs.contiguous().numpy()
     logits = layer_logits(hidden, head, 0, head.num_rows)

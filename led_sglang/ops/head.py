@@ -11,6 +11,7 @@ from led_sglang.ops.types import Head, Ridden
 TILE_ELEMENTS = 1 << 17  # float32 logits held at once on CPU: 512 KiB stays in the second-level cache
 FIXED_TILE_ELEMENTS = 4 << 20  # elsewhere: 10 bytes each, with the half-precision product and exp's copy; 40 MiB
 PROJECT_ROWS = 256  # rows of one product of the engine's: few rows cost it as much, as it reads the whole head
+INVARIANT_WIDTH = 2048  # 14 MiB of float32 logits with 7 layers of 256 rows
 CANDIDATE_ELEMENTS = 1 << 22  # of the candidates' head rows held at once: 16 MiB, and half of it again to widen them
 
 
@@ -18,7 +19,10 @@ def tile_elements(device: torch.device) -> int:
     return TILE_ELEMENTS if host.can_look(device) else FIXED_TILE_ELEMENTS
 
 
-def tile_width(num_latents: int, device: torch.device) -> int:
+def tile_width(num_latents: int, device: torch.device, is_batch_invariant: bool = False) -> int:
+    """Columns of the vocabulary multiplied at once; is_batch_invariant: the same for any number of rows."""
+    if is_batch_invariant:
+        return INVARIANT_WIDTH
     return max(512, tile_elements(device) // max(num_latents, 1) // 512 * 512)
 
 
@@ -68,7 +72,7 @@ def log_normalizers(latents: Tensor, head: Head, tau: Tensor, edits: LogitEdits 
     """
     if head.project is not None:
         return engine_sums(latents, None, head, tau, edits)[0]
-    width = tile_width(latents.shape[0], latents.device)
+    width = tile_width(latents.shape[0], latents.device, head.is_batch_invariant)
     sums = []
     for start in range(0, head.num_rows, width):
         logits = layer_logits(latents, head, start, min(start + width, head.num_rows))
@@ -238,7 +242,8 @@ def latent_probs(
     """Eq. 2, p^l(x_i): (J, N, H), (N, K), (N, 1) -> (J, N, K) float32; NaN where a layer is not finite."""
     num_layers, num_rows = latents.shape[:2]
     is_plain = head.project is None and ridden is None and head.all_gather is None
-    if is_plain and head.num_rows <= tile_width(num_layers * num_rows, latents.device):  # one tile: fewer calls
+    width = tile_width(num_layers * num_rows, latents.device, head.is_batch_invariant)
+    if is_plain and head.num_rows <= width:  # one tile: fewer calls
         flat, flat_tau = latents.flatten(0, 1), tau.repeat(num_layers, 1)
         if edits is None:
             logprobs = tile_logits(flat, head, flat_tau, 0, head.num_rows).log_softmax(-1)

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from led_sglang.ops import host
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.fused import pick_latents
 from led_sglang.ops.one_pass import row_tau
@@ -22,7 +23,7 @@ def led_step(
     from led_sglang.ops.triton_rows import final_rows
     from led_sglang.ops.triton_tail import tail
 
-    if final_logits.device.type == "cpu" and not is_interpreted():
+    if host.can_look(final_logits.device) and not is_interpreted():
         raise ValueError('LED backend "triton" needs a GPU; this step is on cpu')
     tau, num_layers = row_tau(rows), rows.max_depth - 1
     final = final_rows(final_logits, tau, rows, noise.coin)
@@ -31,4 +32,6 @@ def led_step(
         sums = latent_sums(hidden, final.candidate_ids, head, tau[:, None], final.needed, ridden, edits)
     else:
         sums = tau.new_empty(0, len(tau)), tau.new_empty(0, *final.logprobs.shape)
-    return tail(final.logprobs, final.candidate_ids, *sums, final.explored, final.needed, rows, noise)
+    # The caller's latents are those of the deepest request that may come: their number does not change.
+    fixed = {"max_layers": len(latents), "has_fixed_width": head.is_batch_invariant}
+    return tail(final.logprobs, final.candidate_ids, *sums, final.explored, final.needed, rows, noise, **fixed)

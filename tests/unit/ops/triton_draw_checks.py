@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 from draw_cases import Draw, every_filter, skipping
 from triton_checks import Launches
@@ -14,7 +15,12 @@ from led_sglang.ops.plain import Filters
 VOCAB, SOME = 300, [0, 7, 12, 26, 33, 41, 50, 54, 66, 71, 75, 79]
 
 
-def check_draw(draw: Draw) -> None:
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_draw, "PART", 64)
+
+
+def compare(draw: Draw) -> None:
     """Tokens and what they were drawn from, bit for bit."""
     tokens, cut = draw.run("triton")
     truth, true_cut = draw.run("numba")
@@ -23,7 +29,7 @@ def check_draw(draw: Draw) -> None:
         assert is_skipped or ours == theirs
 
 
-def check_skipped_rows() -> None:
+def check_skipped_rows(small_parts: None) -> None:
     """They read nothing of their vocabulary; the others read it once, and what may be kept again."""
     draw, seen = skipping(every_filter(VOCAB, seed=1).take(SOME)), []
     plenty, ones = torch.full((len(SOME),), VOCAB), torch.ones(len(SOME))
@@ -40,7 +46,7 @@ def check_skipped_rows() -> None:
     assert sorted(seen) == sorted(draw.rows[~draw.skip].tolist() * (num_parts + 1))
 
 
-def check_programs() -> None:
+def check_programs(small_parts: None) -> None:
     """Neither how many programs share a row nor the company changes a token."""
     draw = every_filter(VOCAB, seed=2, has_ties=True).take(SOME)
     tokens, _ = draw.run("triton")
@@ -49,13 +55,13 @@ def check_programs() -> None:
     assert torch.equal(torch.cat([draw.take([s]).run("triton")[0] for s in range(len(SOME))]), tokens)
 
 
-def check_broken_rows() -> None:
+def check_broken_rows(small_parts: None) -> None:
     draw = every_filter(VOCAB, seed=3).take(SOME)
     probs = draw.probs.clone()
     probs[0], probs[1, 3], probs[2, 4], probs[3], probs[4, 5] = torch.nan, torch.inf, -1.0, 0.0, 1.0000001
-    check_draw(replace(draw, probs=probs))
-    check_draw(replace(draw, probs=draw.probs.bfloat16()))
-    check_draw(replace(draw, probs=torch.cat([draw.probs, draw.probs], 1)[:, :VOCAB]))
+    compare(replace(draw, probs=probs))
+    compare(replace(draw, probs=draw.probs.bfloat16()))
+    compare(replace(draw, probs=torch.cat([draw.probs, draw.probs], 1)[:, :VOCAB]))
 
 
 def check_cost() -> None:
@@ -69,18 +75,11 @@ def check_cost() -> None:
     assert mode.count == 2 and 0 < mode.num_bytes < 1 << 20, (mode.count, mode.num_bytes)
 
 
-def main() -> None:
-    check_cost()
-    triton_draw.PART = 64
-    for seed, vocab in enumerate((VOCAB, 64, 5)):
-        for has_ties in (False, True):
-            check_draw(skipping(every_filter(vocab, seed, has_ties).take(SOME)))
-    check_draw(every_filter(97, seed=9).take([]))
-    check_skipped_rows()
-    check_programs()
-    check_broken_rows()
+@pytest.mark.parametrize("vocab", [VOCAB, 64, 5])
+@pytest.mark.parametrize("has_ties", [False, True])
+def check_filters(small_parts: None, vocab: int, has_ties: bool) -> None:
+    compare(skipping(every_filter(vocab, seed=vocab, has_ties=has_ties).take(SOME)))
 
 
-if __name__ == "__main__":
-    main()
-    print("triton checks passed")
+def check_no_rows(small_parts: None) -> None:
+    compare(every_filter(97, seed=9).take([]))

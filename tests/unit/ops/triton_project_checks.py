@@ -1,7 +1,9 @@
 """Run under TRITON_INTERPRET=1 by test_triton.py: what a product of the engine's gives, against plain torch."""
 
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 from op_cases import Case, make_case
 from test_projected import projected, with_explorers
@@ -10,7 +12,13 @@ from led_sglang.ops import host, triton_project
 from led_sglang.ops.head import local_sums
 
 
-def check_sums(case: Case, dtype: torch.dtype = torch.float32, **changes: object) -> None:
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_project, "BLOCK_VOCAB", 64)
+    monkeypatch.setattr(triton_project, "PROJECT_ROWS", 16)
+
+
+def compare(case: Case, dtype: torch.dtype = torch.float32, **changes: object) -> None:
     """Rows that are not needed are read no further than the product; they hold 0."""
     case = case.with_head(**changes)
     num_rows, weight = len(case.final_logits), case.head.weight
@@ -26,7 +34,7 @@ def check_sums(case: Case, dtype: torch.dtype = torch.float32, **changes: object
         torch.testing.assert_close(ours, theirs.where(wanted, 0.0), rtol=1e-5, atol=1e-5)
 
 
-def check_rows() -> None:
+def check_step(small_blocks: None) -> None:
     """The step itself on the path of a GPU: all rows, in few products."""
     plain = with_explorers(19, 6, full=False)
     case, product = projected(plain)
@@ -42,21 +50,24 @@ def check_rows() -> None:
     torch.testing.assert_close(step.explore_probs, truth.explore_probs, rtol=1e-4, atol=1e-5)
 
 
-def main() -> None:
-    triton_project.BLOCK_VOCAB, triton_project.PROJECT_ROWS = 64, 16
-    case = make_case(7, 211, hidden=40, depth=4)
-    check_sums(case)
-    check_sums(case, torch.bfloat16)
-    check_sums(case, torch.float16, softcap=6.0, scale=1.5, num_rows=200)
-    check_sums(case, first_id=100, num_rows=90, all_gather=torch.clone)
-    check_rows()
-    broken = case.with_rows(exploit=torch.zeros(7, dtype=torch.bool))
+CASE = make_case(7, 211, hidden=40, depth=4)
+HEADS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "capped": {"dtype": torch.float16, "softcap": 6.0, "scale": 1.5, "num_rows": 200},
+    "shard": {"first_id": 100, "num_rows": 90, "all_gather": torch.clone},
+}
+
+
+@pytest.mark.parametrize("changes", HEADS.values(), ids=list(HEADS))
+def check_sums(small_blocks: None, changes: dict[str, Any]) -> None:
+    compare(CASE, **changes)
+
+
+def check_broken_latents(small_blocks: None) -> None:
+    case, weight = make_case(7, 211, hidden=40, depth=4), CASE.head.weight
+    broken = case.with_rows(exploit=torch.zeros(7, dtype=torch.bool)).with_head(
+        project=lambda hidden: hidden @ weight.T
+    )
     broken.latents[0, 1], broken.latents[1, 3] = torch.inf, torch.nan
-    weight = case.head.weight
-    broken = broken.with_head(project=lambda hidden: hidden @ weight.T)
     assert broken.run("triton").ok.tolist() == broken.run("fused").ok.tolist() == [i not in (1, 3) for i in range(7)]
-
-
-if __name__ == "__main__":
-    main()
-    print("triton checks passed")

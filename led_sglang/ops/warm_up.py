@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from led_sglang.ops import one_pass, triton_backend
+from led_sglang.ops.plain import Filters, sample_filtered
 from led_sglang.ops.standing import Seats, Standing
 from led_sglang.ops.tally import Counters
 from led_sglang.ops.thinking import ThinkingMachine, ThinkingTables
@@ -43,6 +44,7 @@ def warm_up(
         for size in sizes_up_to(max_rows, BATCH_SIZES):
             _sums(own, latents, size // 4 + 1 if size > BATCH_SIZES[0] else SMALL_TILE.rows)
     _surroundings(steps[0], latents, tables)
+    _draw(vocab_size, latents.device)
 
 
 def _step(head: Head, latents: Tensor, num_columns: int, top_k: int) -> LedStep:
@@ -84,6 +86,14 @@ def _surroundings(step: LedStep, latents: Tensor, tables: ThinkingTables | None)
         token_ids = torch.zeros(16, dtype=dtype, device=device)[:1]
         triton_standing.write_tokens(seats, token_ids, now, step)
         triton_standing.move_states(seats, tables, states, now, token_ids)
+
+
+def _draw(vocab_size: int, device: torch.device) -> None:
+    """A token outside the phase of a request that named its seed."""
+    probs, row = torch.zeros(1, vocab_size, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    column = torch.ones(1, device=device)
+    filters = Filters(column.int(), column, column)  # SGLang's dtypes
+    sample_filtered(probs, row, column > 1, column.double(), filters, "triton")
 
 
 def _row(depth: int, top_k: int, device: torch.device) -> LedRows:

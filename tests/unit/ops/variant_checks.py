@@ -18,6 +18,7 @@ from benchmarks.gpu.build import Hopper, Launch, launches
 from led_sglang.integration.batch import LedBatch, RowSeat, _to_device
 from led_sglang.integration.ride import Ride
 from led_sglang.ops import Head, LogitEdits, ThinkingMachine, led_step
+from led_sglang.ops.plain import Filters, sample_filtered
 from led_sglang.ops.standing import move_states, standing, write_tokens
 from led_sglang.ops.tally import Counters, tell
 from led_sglang.ops.warm_up import warm_up
@@ -46,6 +47,7 @@ HEADS = {
     "second half": Head(weight(75968), 75968, 75968, all_gather=gather),
     "odd shard": Head(weight(75968), 75955, 75981, all_gather=gather),
     "float32, capped, biased": Head(weight(VOCAB, torch.float32), VOCAB, bias=torch.empty(VOCAB), softcap=30),  # type: ignore[arg-type]
+    "quantised": Head(weight(VOCAB), VOCAB, project=lambda rows: rows.new_empty(len(rows), VOCAB)),
     "deterministic": Head(weight(VOCAB), VOCAB, is_batch_invariant=True),
 }
 
@@ -81,7 +83,7 @@ def serve(batch: Batch, head: Head) -> None:
     numbers, states = torch.zeros(num_rows, dtype=torch.int64), torch.zeros(MAX_ROWS + 1, dtype=torch.int64)
     now = standing(rows, numbers, numbers, numbers + 4 if batch.is_extend else None, states, "triton")
     params = rows.params.activated(now)
-    ridden = None
+    ridden, ride.fault = None, None if head.project is None else "its product is the engine's own"
     if not batch.is_extend and ride.form(num_rows) == "one_pass":
         ride.board(rows, params, now.coin, num_rows)
         hidden = torch.empty(num_rows, HIDDEN, dtype=buffer.dtype)
@@ -97,6 +99,10 @@ def serve(batch: Batch, head: Head) -> None:
     token_ids = torch.zeros(num_rows, dtype=torch.int64 if batch.is_greedy else torch.int32)
     write_tokens(rows, token_ids, now, step, "triton")
     move_states(rows, MACHINE, states, now, token_ids, "triton")
+    assert rows.seeded is not None
+    batch_rows = rows.seeded if rows.index is None else rows.index[rows.seeded]
+    filters = Filters(info.top_ks, torch.ones(num_rows), torch.zeros(num_rows))
+    sample_filtered(logits, batch_rows, now.active[rows.seeded], now.token[rows.seeded], filters, "triton")
     tell(now, step, False, rows.method, Counters.zeros(NUM_LATENTS, len(METHODS), CPU), "triton")
 
 
@@ -169,8 +175,10 @@ def check_how_many_there_are() -> None:
         "write_kernel": 2,  # tokens of 32 and 64 bits
         "move_kernel": 2,
         "tell_kernel": 1,
+        "parts_kernel": 1,
+        "draw_kernel": 1,
     }
-    assert sum(counts.values()) == 28
+    assert sum(counts.values()) == 30
 
 
 @pytest.mark.parametrize("max_rows", [1, 256, 257, 1024, 1025, 9000])

@@ -17,10 +17,11 @@ from led_sglang.integration.counts import Counts
 from led_sglang.integration.guard import is_nobodys
 from led_sglang.integration.head import build_head, refuse_lora, why_nothing_rides
 from led_sglang.integration.layers import captured_layers
+from led_sglang.integration.memory import GraphSizes, Sizes, memory_plan, num_free_bytes, rows_of, shortage
 from led_sglang.integration.ranks import FailureCheck, RankCheck
 from led_sglang.integration.ride import Ride
 from led_sglang.integration.soft import SoftInputs, is_soft_enabled
-from led_sglang.integration.support import refuse_features
+from led_sglang.integration.support import in_effect, refuse_features
 from led_sglang.ops import chosen_backend, compiled, host
 from led_sglang.ops.agreement import fault_of, fault_with
 from led_sglang.ops.thinking import ThinkingMachine
@@ -29,7 +30,6 @@ from led_sglang.ops.warm_up import warm_up
 from led_sglang.params import ServerConfig, server_config
 
 logger = logging.getLogger(__name__)
-MIB = 1 << 20
 
 
 def head_dtype(runner: Any) -> torch.dtype:
@@ -75,8 +75,11 @@ class Runtime:
         if config.open_ids and config.close_ids:
             self.machine = ThinkingMachine(config.open_ids, config.close_ids, int(runner.model_config.vocab_size))
             self.tables = self.machine.tables(runner.device)
-        max_rows = self._max_rows()
-        hidden_size = int(runner.model_config.hidden_size)
+        hidden_size, vocab_size = int(runner.model_config.hidden_size), int(runner.model_config.vocab_size)
+        graphs = GraphSizes.of(in_effect(runner.server_args))
+        max_rows = rows_of(runner.req_to_token_pool.req_to_token.shape[0], graphs)
+        self.memory = memory_plan(config, Sizes(max_rows, hidden_size, vocab_size, head_dtype(runner).itemsize, graphs))
+        self._tell_memory(torch.device(runner.device))
         self.capture.allocate(max_rows, hidden_size, head_dtype(runner), runner.device)
         depth = config.max_depth if self.num_led_layers else 1
         self.is_deterministic = bool(getattr(runner.server_args, "enable_deterministic_inference", False))
@@ -88,10 +91,13 @@ class Runtime:
         self.failed_ranks = FailureCheck.of(get_parallel().tp_group)
         self.soft = SoftInputs(runner, config, self.fail_mixture) if is_soft_enabled(config) else None
 
-    def _max_rows(self) -> int:
-        """As many as any batch or graph can have."""
-        graph_sizes = getattr(self.runner.server_args, "cuda_graph_bs", None) or [0]
-        return max(self.runner.req_to_token_pool.req_to_token.shape[0] + 1, *graph_sizes)
+    def _tell_memory(self, device: torch.device) -> None:
+        """Before it is taken."""
+        logger.info("LED: %s", self.memory.text())
+        num_free = num_free_bytes(device)
+        short = None if num_free is None else shortage(self.memory, num_free)
+        if short is not None:
+            logger.warning("LED: %s", short)
 
     @property
     def states(self) -> Tensor:
@@ -187,6 +193,7 @@ class Runtime:
             "captured_layers": sorted(self.capture.layers),
             "methods": ["none", *self.config.methods],
             "capture_buffer_bytes": buffer.numel() * buffer.element_size() if buffer is not None else 0,
+            "memory": self.memory.to_dict(),
             "step_failures": self.num_step_failures,
             "counters": self.counts.facts(),
             "backend": self.config.backend,
@@ -235,11 +242,9 @@ def start(runner: Any) -> Runtime:
         compiled.warm()
     facts = _runtime.facts()
     logger.info(
-        "LED: methods %s; captured layers %s, %.2f MiB; mixtures of soft methods, %.2f MiB",
+        "LED: methods %s; captured layers %s",
         ", ".join(facts["methods"]),
         facts["captured_layers"],
-        facts["capture_buffer_bytes"] / MIB,
-        (0 if _runtime.soft is None else _runtime.soft.num_bytes) / MIB,
     )
     return _runtime
 

@@ -1,6 +1,6 @@
-"""Draw benchmarks/results/gpu_ops.jsonl and gpu_server.jsonl: `python benchmarks/plot.py [--out FOLDER]`.
+"""Draw benchmarks/results/gpu.jsonl, the lines of benchmarks/gpu: `python benchmarks/plot.py [--out FOLDER]`.
 
-Writes ops.svg (time over batch size, each path) and server.svg (LED over stock, mean inter-token latency). SVG by hand:
+Writes ops.svg (time over batch size, each path) and server.svg (LED over stock, time of a decode step). SVG by hand:
 no plotting library is among our dependencies.
 """
 
@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.gpu.summary import expected_ms, server_steps_ms
 from led_sglang.cli import files
 from led_sglang.cli.endings import CommandError, guarded
 
@@ -27,21 +30,19 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 def ops_series(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     """Newest measurement of each batch size: milliseconds of every path."""
-    series: dict[str, dict[float, float]] = {}
-    for line in lines:
-        for key, value in line.items():
-            if "rows" in line and key.endswith("_ms"):
-                series.setdefault(key.removesuffix("_ms"), {})[line["rows"]] = value
-    return {name: sorted(points.items()) for name, points in series.items()}
+    series: dict[str, list[tuple[float, float]]] = {}
+    for (rows, run), value in sorted(expected_ms(lines).items()):
+        series.setdefault(run, []).append((rows, value))
+    return series
 
 
 def server_series(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """Mean inter-token latency of each mode over that of stock SGLang at the same batch size."""
-    mean = {(line["mode"], line["rows"]): line["mean_ms"] for line in lines}
+    """A decode step of each mode over that of stock SGLang at the same batch size."""
+    steps = server_steps_ms(lines)
     series: dict[str, list[tuple[float, float]]] = {}
-    for (mode, rows), value in sorted(mean.items()):
-        if mode != "off" and ("off", rows) in mean:
-            series.setdefault(mode, []).append((rows, value / mean["off", rows]))
+    for (mode, rows), value in sorted(steps.items()):
+        if mode != "off" and ("off", rows) in steps:
+            series.setdefault(mode, []).append((rows, value / steps["off", rows]))
     return series
 
 
@@ -83,13 +84,11 @@ def command(argv: list[str] | None) -> None:
     parser.add_argument("--out", type=Path, default=Path("out"))
     args = parser.parse_args(argv)
     files.check_folder(args.out)
-    ops = ops_series(read(args.results / "gpu_ops.jsonl"))
-    server = server_series(read(args.results / "gpu_server.jsonl"))
+    lines = read(args.results / "gpu.jsonl")
+    ops, server = ops_series(lines), server_series(lines)
     if not ops and not server:
-        raise CommandError(
-            f"no gpu_ops.jsonl or gpu_server.jsonl with lines in {args.results}: run benchmarks/gpu first"
-        )
-    pictures = {"ops": (ops, "ms", True), "server": (server, "LED / stock, mean inter-token latency", False)}
+        raise CommandError(f"no gpu.jsonl with times in {args.results}: run benchmarks/gpu first")
+    pictures = {"ops": (ops, "ms", True), "server": (server, "LED / stock, time of a decode step", False)}
     for name, (series, label, is_log) in pictures.items():
         if series:
             files.write_text(args.out / f"{name}.svg", draw(series, label, is_log))

@@ -14,19 +14,26 @@ import torch
 def provenance() -> dict[str, Any]:
     """For every line under results/."""
     root = Path(__file__).parent.parent
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=False
-    )
     device = (
         torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores"
     )
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": _commit(root),
         "device": device,
         "sglang": _version("sglang"),
         "torch": _version("torch"),
     }
+
+
+def _commit(root: Path) -> str:
+    """ "unknown" in a copy without history, and where there is no git."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return "unknown"
+    return found or "unknown"
 
 
 def _version(package: str) -> str | None:

@@ -122,6 +122,13 @@ def _serve(options: Namespace, rest: list[str]) -> int:
         return _run(server_args, with_led)
     captured = f", layers captured: {resolved.num_captured}, markers: {resolved.think_open!r}" if with_led else ""
     print(f"led_sglang: ok, model: {server_args.model_path}{captured}")
+    if with_led:
+        from led_sglang.integration.memory import memory_of_check
+
+        plan, short = memory_of_check(resolved, server_args)
+        print(f"led_sglang: LED takes {plan.text()}")
+        if short is not None:
+            print(f"led_sglang: warning: {short}", file=sys.stderr)
     return 0
 
 

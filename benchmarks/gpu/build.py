@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,16 @@ from benchmarks.provenance import provenance
 from benchmarks.rows import paper_rows
 from led_sglang.ops import Head, ThinkingMachine, arrays
 from led_sglang.ops.backends import one_pass
-from led_sglang.ops.kernels import lm_head, row_inputs
+from led_sglang.ops.kernels import filtered_draw, lm_head, row_inputs
 from led_sglang.ops.kernels.candidates import candidate_logits
-from led_sglang.ops.kernels.columns import ALIGNMENT
 from led_sglang.ops.kernels.final_layer import final_rows
 from led_sglang.ops.kernels.mix_and_sample import tail
+from led_sglang.ops.kernels.projected_head import projected_sums
 from led_sglang.ops.kernels.row_stats import tell
+from led_sglang.ops.rows.filtered_draw import Filters
 from led_sglang.ops.rows.inputs import Seats
 from led_sglang.ops.rows.stats import Counters
-from led_sglang.ops.types import Noise, Ridden
+from led_sglang.ops.types import ALIGNMENT, Noise, Ridden
 
 RESULT = Path(__file__).parents[1] / "results" / "gpu_build.jsonl"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -82,6 +84,26 @@ def compiled_by(action: Callable[[], Any]) -> list[Built]:
     return seen
 
 
+@dataclass(frozen=True)
+class Launch:
+    kernel: str
+    variant: str  # what Triton finds the kernel's code by: types, alignments, constants, options
+
+
+@contextmanager
+def launches() -> Iterator[list[Launch]]:
+    """What is launched, in order; nothing is compiled or run. The first launch of a variant compiles and loads it."""
+    seen: list[Launch] = []
+
+    def note_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        _, _, _, _, bind = self.device_caches[triton.runtime.driver.active.get_current_device()]
+        _, specialization, options = bind(*args, **kwargs, debug=False, instrumentation_mode="")
+        seen.append(Launch(self.__name__, str((specialization, options))))
+
+    with patch.object(JITFunction, "run", note_only), patch.object(arrays, "can_look", lambda device: False):
+        yield seen
+
+
 def step(num_rows: int, dtype: torch.dtype) -> None:
     """Everything that a step of the "triton" backend launches, in both forms."""
     # Never touched, so never in memory.
@@ -105,9 +127,13 @@ def step(num_rows: int, dtype: torch.dtype) -> None:
     made = tail(
         final.logprobs, final.candidate_ids, *sums, final.explored, final.needed, rows, Noise(now.coin, now.token)
     )
+    projected = replace(head, project=lambda rows: torch.empty(len(rows), VOCAB, dtype=dtype))
+    projected_sums(latents, final.candidate_ids, projected, rows.temperature, final.needed)
     row_inputs.write_tokens(seats, number, now, made)
     tell(now, made, number, Counters.zeros(LAYERS + 1, 1, number.device))
     row_inputs.move_states(seats, machine, number, now, number)
+    filters = Filters(number.int(), rows.temperature, rows.min_p)
+    filtered_draw.sample_filtered(torch.empty(num_rows, VOCAB), number, now.active, now.token, filters)
 
 
 def facts(built: Built) -> dict[str, Any]:

@@ -1,55 +1,129 @@
-"""Inputs of the kit: layers that agree on a row's likely tokens and disagree on their order."""
+"""Inputs of the kit: layers that agree on a row's likely tokens and disagree on their order, and coins of two kinds.
 
+Which rows go through the head in one pass is decided by a uniform, as in production; which rows explore is forced apart
+from it, since random weights have no confidence to speak of. Shape letters: `B` rows of the batch, `R` of them LED's,
+`J` latent layers.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from benchmarks.rows import paper_rows
-from led_sglang.ops import Head, LedRows, LedStep, Noise, led_step
+from led_sglang.ops import Head, LedRows, LedStep, Noise, Ridden, arrays, led_step
 from led_sglang.ops.backends import one_pass
+
+EXPLORES, EXPLOITS = -1.0, 1.0  # coins that do so whatever the confidence
 
 
 @dataclass(frozen=True)
 class Case:
     hidden: Tensor  # (B, H), what the engine's head multiplies
-    final_logits: Tensor
-    latents: Tensor
+    batch_logits: Tensor  # (B, V)
+    batch_latents: Tensor  # (J, B, H)
     head: Head
-    rows: LedRows
-    noise: Noise
+    rows: LedRows  # R
+    noise: Noise  # R
+    uniform: Tensor  # (R,) float64, what chooses the one-pass rows
+    index: Tensor | None = None  # (R,) int64 rows of the batch; None: R = B
 
-    def coin_first(self, backend: str) -> LedStep:
-        return led_step(self.final_logits, self.latents, self.head, self.rows, self.noise, backend=backend)
+    @property
+    def final_logits(self) -> Tensor:
+        return self.batch_logits if self.index is None else self.batch_logits.index_select(0, self.index)
+
+    @property
+    def latents(self) -> Tensor:
+        return self.batch_latents if self.index is None else self.batch_latents.index_select(1, self.index)
+
+    def step(self, backend: str, ridden: Ridden | None = None) -> LedStep:
+        given = {} if ridden is None else {"ridden": ridden}
+        return led_step(self.final_logits, self.latents, self.head, self.rows, self.noise, backend=backend, **given)
+
+    def two_pass(self, backend: str) -> LedStep:
+        """The coin first, then the rows that explore."""
+        return self.step(backend)
 
     def one_pass(self, backend: str) -> LedStep:
-        """The head's own product included, which every other form is given."""
-        cut = one_pass.cut_of(backend, self.hidden.device)
-        wanted = one_pass.wanted_rows(self.rows, self.noise.coin, cut)
-        normalizers = torch.zeros(self.latents.shape[:2], device=self.hidden.device)
-        tau = one_pass.row_tau(self.rows)
-        one_pass.head_pass(self.hidden, self.latents, self.head, tau, wanted, normalizers, backend)
-        ridden = one_pass.ridden_of(self.rows, normalizers, wanted, cut)
-        arguments = (self.final_logits, self.latents, self.head, self.rows, self.noise)
-        return led_step(*arguments, backend=backend, ridden=ridden)
+        """The head's own product included, which the other form is given."""
+        num_rows, device = len(self.hidden), self.hidden.device
+        mask = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        tau, lse = torch.ones(num_rows, device=device), torch.zeros(self.batch_latents.shape[:2], device=device)
+        cut = one_pass.cut_of(backend, device)
+        one_pass.board(self.rows, self.uniform, cut, self.index, mask, tau, backend)
+        one_pass.head_pass(self.hidden, self.batch_latents, self.head, tau, mask, lse, backend)
+        if self.index is not None:
+            lse, mask = lse.index_select(1, self.index), mask.index_select(0, self.index)
+        return self.step(backend, one_pass.ridden_of(self.rows, lse, mask, cut))
 
-    def with_head(self, **changes: object) -> "Case":
+    def product(self) -> Tensor:
+        """The engine's head product alone."""
+        return self.hidden @ self.head.weight.T
+
+    def one_pass_rows(self) -> int:
+        """How many rows go through the head with the final ones."""
+        return int(one_pass.wanted_rows(self.rows, self.uniform, one_pass.CUT).sum())
+
+    def with_head(self, **changes: Any) -> "Case":
         return replace(self, head=replace(self.head, **changes))
 
+    def with_coins(self, num_exploring: int, seed: int = 0, keeps_mask: bool = True) -> "Case":
+        """So many rows explore; see `spread_coins`."""
+        num_rows, device = len(self.uniform), self.uniform.device
+        coin, uniform = spread_coins(num_rows, num_exploring, seed, keeps_mask)
+        return replace(self, noise=Noise(coin.to(device), self.noise.token), uniform=uniform.to(device))
 
-def make(
-    num_rows: int, vocab: int, hidden: int, depth: int, explore_rate: float, dtype: torch.dtype, device: torch.device
-) -> Case:
-    torch.manual_seed(num_rows)
+
+def spread_coins(num_rows: int, num_exploring: int, seed: int = 0, keeps_mask: bool = True) -> tuple[Tensor, Tensor]:
+    """(R,) float64 each: coins that explore in so many rows, and uniforms evenly spread over [0, 1).
+
+    Which rows explore does not depend on the uniform. With `keeps_mask` the uniform of a row that explores lies below
+    every cut, as it does in production but for rows of very low confidence; without it every other one of them lies
+    above the cut, and is left to a second pass. Raises ValueError for more exploring rows than rows.
+    """
+    if not 0 <= num_exploring <= num_rows:
+        raise ValueError(f"{num_exploring} exploring rows of {num_rows}")
+    generator = torch.Generator().manual_seed(seed)
+    uniform = (torch.randperm(num_rows, generator=generator).double() + 0.5) / max(num_rows, 1)
+    exploring = torch.randperm(num_rows, generator=generator)[:num_exploring]
+    coin = torch.full((num_rows,), EXPLOITS, dtype=torch.float64)
+    coin[exploring] = EXPLORES
+    uniform[exploring] = 0.0
+    if not keeps_mask:
+        uniform[exploring[::2]] = 0.5 + one_pass.CUT / 2
+    return coin, uniform
+
+
+def make_head(vocab: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Head:
+    """Random directions of length about one."""
+    torch.manual_seed(0)
     weight = torch.empty(vocab, hidden, device=device, dtype=dtype)
-    for part in weight.split(1 << 14):
+    for part in weight.split(1 << 14):  # by parts: no float32 copy of the whole
         part.copy_(torch.randn(part.shape, device=device) / hidden**0.5)
-    favourites = torch.randint(vocab, (num_rows, 6), device=device)
+    return Head(weight, vocab)
+
+
+def make_case(head: Head, num_rows: int, depth: int, num_exploring: int, /, **rows: Any) -> Case:
+    """`rows`: fields of LedRows that are not the paper's; depth: layers, the final one included."""
+    weight, device = head.weight, head.weight.device
+    torch.manual_seed(num_rows)
+    favourites = torch.randint(head.num_rows, (num_rows, 6), device=device)
     strength = torch.randn(depth, num_rows, 6, device=device).mul_(2).add_(9)
-    streams = torch.einsum("lrf,rfh->lrh", strength, weight[favourites].float()).to(dtype)
-    coin = torch.ones(num_rows, device=device, dtype=torch.float64)
-    coin[torch.randperm(num_rows, device=device)[: round(explore_rate * num_rows)]] = 0.0
-    noise = Noise(coin, torch.rand(num_rows, device=device, dtype=torch.float64))
-    final_logits = (streams[0] @ weight.T).float()
-    head, same_rows = Head(weight, vocab), paper_rows(num_rows, depth, device=device)
-    return Case(streams[0], final_logits, streams[1:].contiguous(), head, same_rows, noise)
+    streams = torch.einsum("lrf,rfh->lrh", strength, weight[favourites].float()).to(weight.dtype)
+    # In float32: rounded to bfloat16 many logits would be equal, and which of them are candidates a matter of taste.
+    logits = torch.cat([streams[0].float() @ part.float().T for part in weight.split(1 << 14)], 1)
+    token = torch.rand(num_rows, generator=torch.Generator().manual_seed(num_rows), dtype=torch.float64).to(device)
+    noise, some = Noise(torch.zeros_like(token), token), replace(paper_rows(num_rows, depth, device=device), **rows)
+    case = Case(streams[0], logits, streams[1:].contiguous(), head, some, noise, torch.zeros_like(token))
+    return case.with_coins(num_exploring)
+
+
+@contextmanager
+def gpu_path() -> Iterator[None]:
+    """The step takes the way of a GPU, fixed shapes and kernels, on a CPU too: what a dry run is to prove."""
+    with patch.object(arrays, "can_look", lambda device: False):
+        yield

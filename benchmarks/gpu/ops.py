@@ -1,56 +1,96 @@
-"""Both forms against the paper's listing and against cuBLAS with a chunked log-sum-exp, over batch sizes."""
+"""What both forms of a step cost over batch sizes, by CUDA graph replays; host time and times by kernel beside it."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 
-from benchmarks.gpu.cases import Case, make
-from benchmarks.measure import interleaved_median_ms, peak_bandwidth, peak_extra_mib, peak_flops
+from benchmarks.gpu.cases import Case, make_case, make_head
+from benchmarks.gpu.whole_step import WholeStep
+from benchmarks.measure import Run, kernel_times, measure_runs, peak_bandwidth, peak_extra_mib, peak_flops
+
+RARE = 0.01  # a batch in which no row explores is measured too where it is more frequent
+NUM_PROFILED = 3
+Lines = Iterator[dict[str, Any]]
+
+head_of = lru_cache(maxsize=1)(make_head)
 
 
-def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One line for each batch size, then the crossover of the fastest one-pass and coin-first paths."""
-    vocab, hidden, depth = (257, 64, 3) if args.dry_run else (151936, 2560, 8)
-    crossover = 0
-    for num_rows in args.rows:
-        case = make(num_rows, vocab, hidden, depth, args.explore_rate, torch.bfloat16, args.device)
-        line = measure(case, num_rows, args)
-        if line["one_pass_ms"] <= line["coin_first_ms"]:
-            crossover = num_rows
-        yield line
-        del case
-    yield {"one_pass_is_faster_up_to_rows": crossover, "explore_rate": args.explore_rate}
+def units(args: argparse.Namespace) -> dict[str, Callable[[], Lines]]:
+    found: dict[str, Callable[[], Lines]] = {"ceilings": partial(ceilings, args)}
+    return found | {f"rows_{num_rows}": partial(measure, num_rows, args) for num_rows in args.rows}
 
 
-def measure(case: Case, num_rows: int, args: argparse.Namespace) -> dict[str, Any]:
-    """`head`: the engine's product alone. The one-pass paths contain it, so it is taken off theirs."""
-    runs = {
-        "head": lambda: case.hidden @ case.head.weight.T,
-        "naive": lambda: case.coin_first("eager"),
-        "coin_first_cublas": lambda: case.coin_first("fused"),
-        "coin_first_triton": lambda: case.coin_first("triton"),
-        "one_pass_cublas": lambda: case.one_pass("fused"),
-        "one_pass_triton": lambda: case.one_pass("triton"),
+def exploring_counts(num_rows: int, rate: float) -> list[int]:
+    """Numbers of exploring rows to measure: about the mean one, and none where that is not rare.
+
+    One exploring row already costs the second read of the weight, so a small batch is two kinds of steps.
+    """
+    some = max(1, round(rate * num_rows)) if rate > 0 else 0
+    is_none_frequent = (1 - rate) ** num_rows > RARE
+    return sorted({some, 0} if is_none_frequent else {some}, reverse=True)
+
+
+def measure(num_rows: int, args: argparse.Namespace) -> Lines:
+    vocab, hidden, depth = (101, 32, 3) if args.dry_run else (151936, 2560, 8)
+    head = head_of(vocab, hidden, torch.bfloat16, args.device)
+    whole = make_case(head, num_rows, depth, 0)
+    for num_exploring in exploring_counts(num_rows, args.explore_rate):
+        case = whole.with_coins(num_exploring)
+        about = {
+            "rows": num_rows,
+            "explored_rows": num_exploring,
+            "one_pass_rows": case.one_pass_rows(),
+            "explore_rate": args.explore_rate,
+        }
+        for line in lines_of(case, num_exploring > 0, args):
+            yield about | line
+
+
+def runs_of(case: Case, is_all: bool) -> dict[str, Run]:
+    """`product`: the engine's head alone, which what begins with one_pass or ends with it contains."""
+    step = WholeStep(case)
+    runs: dict[str, Run] = {
+        "product": case.product,
+        "step_two_pass": step.two_pass,
+        "step_one_pass": step.one_pass,
+        "two_pass_triton": partial(case.two_pass, "triton"),
+        "one_pass_triton": partial(case.one_pass, "triton"),
     }
-    with torch.inference_mode():
-        times = interleaved_median_ms(runs, args.device, args.repeats)
-        peaks = {name: peak_extra_mib(run, args.device) for name, run in runs.items()}
-    line: dict[str, Any] = {"rows": num_rows, "explore_rate": args.explore_rate}
-    line |= {f"{name}_ms": round(value, 4) for name, value in times.items()}
-    line |= {f"{name}_mib": round(value, 2) for name, value in peaks.items()}
-    line["coin_first_ms"] = min(times["coin_first_cublas"], times["coin_first_triton"])
-    line["one_pass_ms"] = max(min(times["one_pass_cublas"], times["one_pass_triton"]) - times["head"], 0.0)
-    line["share_of_roofline"] = round(floor_ms(case, args) / max(line["coin_first_ms"], 1e-9), 3)
-    return line
+    if is_all:
+        runs["two_pass_fused"] = partial(case.two_pass, "fused")
+        runs["one_pass_fused"] = partial(case.one_pass, "fused")
+        runs["naive"] = partial(case.step, "eager")
+    return runs
 
 
-def floor_ms(case: Case, args: argparse.Namespace) -> float:
-    """The second pass at this device's ceilings: head and final logits read once, or the exploring rows' product."""
-    weight, num_layers = case.head.weight, len(case.latents)
-    num_latents = round(args.explore_rate * len(case.hidden)) * num_layers
-    num_bytes = case.final_logits.numel() * 4 + (weight.numel() * weight.element_size() if num_latents else 0)
-    size = 64 if args.dry_run else 8192
-    flops = peak_flops(weight.dtype, args.device, size)
-    return 1e3 * max(2 * num_latents * weight.numel() / flops, num_bytes / peak_bandwidth(args.device, size**2 * 4))
+def lines_of(case: Case, is_all: bool, args: argparse.Namespace) -> Lines:
+    runs, faults = runs_of(case, is_all), []
+
+    def note(name: str, error: Exception) -> None:
+        faults.append({"kind": "fault", "run": name, "error": f"{type(error).__name__}: {error}"})
+
+    times = measure_runs(runs, args.device, args.repeats, note)
+    yield from faults
+    for name, found in times.items():
+        yield {"kind": "time", "run": name, **found.line()}
+    for name in ("step_two_pass", "step_one_pass") if is_all else ():
+        if name in times:
+            kernels = kernel_times(runs[name], args.device, 1 if args.dry_run else NUM_PROFILED)
+            yield {"kind": "kernels", "run": name, "timed_by": "torch.profiler", "kernels": kernels[:24]}
+    for name in ("two_pass_triton", "one_pass_triton", "naive") if is_all else ():
+        if name in times:
+            yield {"kind": "memory", "run": name, "peak_mib": round(peak_extra_mib(runs[name], args.device), 2)}
+
+
+def ceilings(args: argparse.Namespace) -> Lines:
+    """What this device reaches at best: to hold the rest against."""
+    size, num_bytes = (64, 1 << 20) if args.dry_run else (8192, 4 << 30)
+    yield {
+        "kind": "ceilings",
+        "flops": peak_flops(torch.bfloat16, args.device, size),
+        "bytes_per_s": peak_bandwidth(args.device, num_bytes),
+        "timed_by": "host clock",
+    }

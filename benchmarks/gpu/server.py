@@ -1,103 +1,137 @@
-"""A whole server with a Qwen3-4B-shaped model of random weights, LED off and on: latency over batch sizes."""
+"""A whole server with a Qwen3-4B-shaped model of random weights, LED off and on: the time of a decode step.
+
+A batch of requests of one length is answered, then one of a greater length; the prompts, their prefill and the client
+are the same, so a decode step takes the difference of the times over the difference of the lengths.
+"""
 
 import argparse
-import asyncio
 import statistics
+import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
-import torch
+from benchmarks.gpu.server_modes import MODES
 
-from led_sglang.cli import http_client
-from led_sglang.serving.child import Server
-
+USES_DEVICE = False  # the server's memory is the server's alone
 MODEL = Path(__file__).parent / "qwen3_4b_shape"
 TOKENIZER = Path(__file__).parents[2] / "led_sglang" / "embedded" / "model"
-NUM_PROMPT_TOKENS = 2048
-MODES = {
-    "off": ["--led", "disabled"],
-    "auto": [],
-    "one_pass": ["--led-form", "one_pass"],
-    "coin_first": ["--led-form", "coin_first"],
-    "triton_one_pass": ["--led-form", "one_pass", "--led-backend", "triton"],
-    "triton_coin_first": ["--led-form", "coin_first", "--led-backend", "triton"],
-}
+MAX_PAIRS = 3
+Lines = Iterator[dict[str, Any]]
 
 
-def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One line for each batch size and mode of MODES. All read the same prompts."""
+def units(args: argparse.Namespace) -> dict[str, Callable[[], Lines]]:
+    """By mode, each a server of its own."""
+    return {mode: partial(measure_mode, mode, args) for mode in args.modes}
+
+
+def lengths_of(args: argparse.Namespace) -> tuple[int, int, int]:
+    """Prompt tokens and the two numbers of new ones: 256 such requests need 83 GiB of keys and values."""
+    return (16, 4, 12) if args.dry_run else (2048, 64, 320)
+
+
+def measure_mode(mode: str, args: argparse.Namespace) -> Lines:
+    """A line for each batch size."""
+    from led_sglang.serving.child import Server
+
     led = ["--led-phase", "all", "--led-bench-explore-rate", str(args.explore_rate)]
-    for mode in args.modes:
-        arguments = MODES[mode] if mode == "off" else [*MODES[mode], *led]
-        log = Path(tempfile.mkdtemp()) / f"{mode}.log"
-        with Server(*model_arguments(args), *arguments, log=log) as server:
+    arguments = [*model_arguments(args), *MODES[mode], *(led if mode != "off" else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.monotonic()
+        with Server(*arguments, log=Path(folder) / f"{mode}.log") as server:
+            yield {"kind": "start", "mode": mode, "seconds": round(time.monotonic() - started, 1)}
             for num_rows in args.rows:
-                yield {"mode": mode, **asyncio.run(measure(server.url, num_rows, args))} | facts(server.url, mode)
+                yield {"kind": "time", "mode": mode, "rows": num_rows, **measure(server.url, mode, num_rows, args)}
 
 
 def model_arguments(args: argparse.Namespace) -> list[str]:
+    """No prefix is cached: each request of a pair is to prefill its whole prompt."""
     if args.dry_run:
-        return ["--max-running-requests", "8"]  # the embedded model
+        return ["--max-running-requests", "8", "--disable-radix-cache"]  # the embedded model
     # Random weights need no tokenizer of their own, but the server needs one.
     shape = ["--model-path", str(MODEL), "--load-format", "dummy", "--tokenizer-path", str(TOKENIZER)]
-    return [*shape, "--attention-backend", "triton", "--max-running-requests", str(max(args.rows))]
+    rows = ["--max-running-requests", str(max(args.rows)), "--context-length", "4096"]
+    return [*shape, *rows, "--disable-radix-cache", "--attention-backend", "triton"]
 
 
-async def measure(url: str, num_rows: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Steady state: every request is past its prompt before a gap counts."""
-    gaps: list[float] = []
-    async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None)) as client:
-        tasks = [stream(client, url, i, args.seconds, gaps) for i in range(num_rows)]
-        start = time.perf_counter()
-        num_tokens = sum(await asyncio.gather(*tasks))
-        elapsed = time.perf_counter() - start
-    ordered = sorted(gaps)
+def measure(url: str, mode: str, num_rows: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Raises AssertionError where the numbers would mean nothing."""
+    num_prompt, short, long = lengths_of(args)
+    answer(url, num_rows, num_prompt, short)  # compiles and warms up
+    before = counters(url, mode)
+    num_pairs = 1 if args.dry_run else MAX_PAIRS
+    times = [
+        (answer(url, num_rows, num_prompt, short), answer(url, num_rows, num_prompt, long)) for _ in range(num_pairs)
+    ]
+    steps = [1e3 * (whole - part) / (long - short) for part, whole in times]
+    step_ms = statistics.median(steps)
+    facts = work_done(before, counters(url, mode), num_rows * num_pairs * (short + long), args)
+    if step_ms <= 0:
+        raise AssertionError(f"a longer answer took less time than a shorter one: {times}")
     return {
-        "rows": num_rows,
-        "mean_ms": round(1e3 * statistics.fmean(ordered), 3),
-        "p99_ms": round(1e3 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], 3),
-        "tokens_per_s": round(num_tokens / elapsed, 1),
-        "memory_mib": device_memory_mib(),
+        "step_ms": round(step_ms, 4),
+        "step_ms_min": round(min(steps), 4),
+        "step_ms_max": round(max(steps), 4),
+        "n": num_pairs,
+        "timed_by": f"host clock, answers of {long} less those of {short} tokens",
+        "tokens_per_s": round(num_rows / step_ms * 1e3, 1),
+        "prompt_tokens": num_prompt,
+        "memory_mib": used_memory_mib(),
+        **facts,
     }
 
 
-async def stream(client: httpx.AsyncClient, url: str, index: int, seconds: float, gaps: list[float]) -> int:
-    prompt = [(index * 7919 + i * 31) % 1000 + 1 for i in range(64 if seconds < 5 else NUM_PROMPT_TOKENS)]
-    sampling = {"temperature": 0.6, "max_new_tokens": 4096, "ignore_eos": True}
-    if seconds < 5:
-        sampling["max_new_tokens"] = 8
-    body = {"input_ids": prompt, "sampling_params": sampling, "stream": True}
-    num_tokens, last, begun = 0, None, time.perf_counter()
-    async with client.stream("POST", f"{url}/generate", json=body) as answer:
-        await http_client.checked_stream(answer)
-        async for line in answer.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            now, num_tokens = time.perf_counter(), num_tokens + 1
-            if last is not None:
-                gaps.append(now - last)
-            last = now
-            if now - begun > seconds:
-                break
-    return num_tokens
+def answer(url: str, num_rows: int, num_prompt: int, num_tokens: int) -> float:
+    """Seconds until all requests of a batch are answered: one request to the server, so that all begin together."""
+    from led_sglang.cli import http_client
+
+    prompts = [[(row * 7919 + i * 31) % 1000 + 1 for i in range(num_prompt)] for row in range(num_rows)]
+    sampling = {"temperature": 0.6, "max_new_tokens": num_tokens, "ignore_eos": True}
+    body = {"input_ids": prompts, "sampling_params": sampling, "stream": False}
+    started = time.perf_counter()
+    response = http_client.post(f"{url}/generate", body, timeout_s=600)
+    elapsed = time.perf_counter() - started
+    found = [one["meta_info"]["completion_tokens"] for one in response.json()]
+    if found != [num_tokens] * num_rows:
+        raise AssertionError(f"answers have {sorted(set(found))} tokens, not {num_tokens}")
+    return elapsed
 
 
-def device_memory_mib() -> float | None:
-    if not torch.cuda.is_available():
-        return None
-    free, total = torch.cuda.mem_get_info()
-    return round((total - free) / 2**20, 1)
+def counters(url: str, mode: str) -> dict[str, Any]:
+    """/led/info; empty for a stock server."""
+    from led_sglang.cli import http_client
+
+    return {} if mode == "off" else http_client.get_object(f"{url}/led/info")
 
 
-def facts(url: str, mode: str) -> dict[str, Any]:
-    """Refuses a number for LED if the counter did not move."""
-    if mode == "off":
+def work_done(
+    before: dict[str, Any], after: dict[str, Any], num_tokens: int, args: argparse.Namespace
+) -> dict[str, Any]:
+    """What LED did meanwhile. Raises AssertionError where it did not decode all of the tokens."""
+    if not after:
         return {}
-    info = http_client.get_object(f"{url}/led/info")
-    if not info["counters"]["led_tokens"]:
-        raise AssertionError("the server decoded nothing with LED: no number")
-    return {"form": info["form"], "counters": info["counters"]}
+    led, explored, fallbacks = (
+        after["counters"][name] - before["counters"][name] for name in ("led_tokens", "explored_tokens", "fallbacks")
+    )
+    if led < num_tokens or fallbacks or after["step_failures"]:
+        raise AssertionError(f"LED decoded {led} of {num_tokens} tokens, {fallbacks} fell back: no number")
+    steps = {form: count - before["form"]["steps"][form] for form, count in after["form"]["steps"].items()}
+    return {
+        "explored_share": round(explored / led, 4),
+        "explore_rate": args.explore_rate,
+        "form_steps": steps,
+        "form_fault": after["form"]["fault"],
+        "backend": after["backend_used"],
+        "backend_fault": after["backend_fault"],
+    }
+
+
+def used_memory_mib() -> float | None:
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None

@@ -1,15 +1,15 @@
 """Tiles of the head kernel against each other and against cuBLAS alone: which one serves how many rows."""
 
 import argparse
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from benchmarks.gpu.cases import Case, make
-from benchmarks.measure import interleaved_median_ms
+from benchmarks.gpu.cases import Case, make_case, make_head
+from benchmarks.measure import measure_runs
 from led_sglang.ops.kernels import lm_head
 from led_sglang.ops.kernels.lm_head import LARGE_TILE, SMALL_TILE, Tile
 
@@ -23,23 +23,50 @@ TILES = (
     Tile(rows=256, vocab=128, row_bytes=128, warps=8, stages=4),
 )
 BATCHES = (1, 8, 16, 32, 64)  # final rows; with the latents of seven layers, 8 to 512 rows through the head
+Lines = Iterator[dict[str, Any]]
+
+head_of = lru_cache(maxsize=1)(make_head)
 
 
-def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A line for each number of rows: the head's product alone, and the one pass by every tile, in ms."""
-    vocab, hidden, depth = (257, 64, 3) if args.dry_run else (151936, 2560, 8)
-    for num_rows in args.rows if args.dry_run else BATCHES:
-        case = make(num_rows, vocab, hidden, depth, 1.0, torch.bfloat16, args.device)
-        runs = {"head_ms": lambda case=case: case.hidden @ case.head.weight.T}
-        runs |= {"x".join(map(str, tile)): partial(one_pass, case, tile) for tile in TILES}
-        with torch.inference_mode():
-            times = interleaved_median_ms(runs, args.device, args.repeats)
-        yield {"rows": num_rows, "rows_through_head": num_rows * depth} | {k: round(v, 4) for k, v in times.items()}
+def units(args: argparse.Namespace) -> dict[str, Callable[[], Lines]]:
+    """By number of rows, each tile by itself: one that does not fit, or breaks the process, leaves the others."""
+    batches = args.rows if args.dry_run else BATCHES
+    found: dict[str, Callable[[], Lines]] = {}
+    for num_rows in batches:
+        found[f"rows_{num_rows}/product"] = partial(measure, num_rows, None, args)
+        found |= {f"rows_{num_rows}/{_name(tile)}": partial(measure, num_rows, tile, args) for tile in TILES}
+    return found
 
 
-def one_pass(case: Case, tile: Tile) -> None:
-    with patch.object(lm_head, "tile_of", lambda num_rows, dtype: tile):
-        num_rows, device = len(case.hidden), case.hidden.device
-        tau, wanted = torch.ones(num_rows, device=device), torch.ones(num_rows, dtype=torch.bool, device=device)
-        normalizers = torch.empty(case.latents.shape[:2], device=device)
-        lm_head.head_pass(case.hidden, case.latents, case.head, tau, wanted, normalizers)
+@lru_cache(maxsize=1)
+def case_of(num_rows: int, is_dry_run: bool, device: torch.device) -> Case:
+    vocab, hidden, depth = (101, 32, 3) if is_dry_run else (151936, 2560, 8)
+    return make_case(head_of(vocab, hidden, torch.bfloat16, device), num_rows, depth, num_rows)
+
+
+def measure(num_rows: int, tile: Tile | None, args: argparse.Namespace) -> Lines:
+    """The one pass of all rows by one tile, or the head's product alone."""
+    case = case_of(num_rows, args.dry_run, args.device)
+    run = case.product if tile is None else one_pass(case, tile)
+    times = measure_runs({"run": run}, args.device, args.repeats)["run"]
+    through = num_rows * (1 if tile is None else 1 + len(case.batch_latents))
+    name = "product" if tile is None else _name(tile)
+    yield {"kind": "time", "rows": num_rows, "rows_through_head": through, "run": name, **times.line()}
+
+
+def _name(tile: Tile) -> str:
+    """rows x vocabulary x bytes of hidden dimensions x warps x stages."""
+    return "x".join(map(str, tile))
+
+
+def one_pass(case: Case, tile: Tile) -> Callable[[], object]:
+    """All rows and latents through the head, by this tile."""
+    num_rows, device = len(case.hidden), case.hidden.device
+    tau, mask = torch.ones(num_rows, device=device), torch.ones(num_rows, dtype=torch.bool, device=device)
+    lse = torch.empty(case.batch_latents.shape[:2], device=device)
+
+    def run() -> None:
+        with patch.object(lm_head, "tile_of", lambda *_, **__: tile):
+            lm_head.head_pass(case.hidden, case.batch_latents, case.head, tau, mask, lse)
+
+    return run

@@ -33,6 +33,8 @@ WRONG_CAPTURE = {
 HIDES_ROWS = "the rows of the forward are not those of the sampler"
 HIDES_REQUESTS = "requests do not pass the functions that read their LED parameters"
 KEEPS_LAYERS = "the forward keeps no layer outputs"
+REPLAYS = "it runs forwards of rows that are not sampled"
+RANKS_CHANGE = "LED's noise and counters need the ranks to stay the same"
 # Fields of ServerArgs that cannot go with LED where they are set: the flag, and why.
 UNSUPPORTED: dict[str, tuple[str, str]] = {
     "speculative_algorithm": (
@@ -45,11 +47,23 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
         "--enable-return-aux-hidden-states",
         "it asks the model for layer outputs of its own",
     ),
+    "return_aux_hidden_state_layer_ids": (
+        "--return-aux-hidden-state-layer-ids",
+        "it asks the model for layer outputs of its own",
+    ),
     "pp_size": ("--pp-size", "the sampler's stage does not have every layer"),
     "attn_dp_size": ("--attn-dp-size", HIDES_ROWS),
     "enable_dp_attention": ("--enable-dp-attention", HIDES_ROWS),
     "enable_dp_lm_head": ("--enable-dp-lm-head", HIDES_ROWS),
     "enable_layernorm_sp": ("--enable-layernorm-sp", HIDES_ROWS),
+    "enable_attn_tp_input_scattered": ("--enable-attn-tp-input-scattered", HIDES_ROWS),
+    "attn_cp_size": ("--attn-cp-size", HIDES_ROWS),
+    "enable_prefill_cp": ("--enable-prefill-cp", HIDES_ROWS),
+    "moe_a2a_backend": ("--moe-a2a-backend", HIDES_ROWS),
+    "enable_encoder_swa_bounded_replay": ("--enable-encoder-swa-bounded-replay", REPLAYS),
+    "enable_decoder_swa_bounded_replay": ("--enable-decoder-swa-bounded-replay", REPLAYS),
+    "enable_nvidia_megakernel": ("--enable-nvidia-megakernel", KEEPS_LAYERS),
+    "enable_amd_monokernel": ("--enable-amd-monokernel", KEEPS_LAYERS),
     "enable_two_batch_overlap": ("--enable-two-batch-overlap", KEEPS_LAYERS),
     "enable_pdmux": ("--enable-pdmux", KEEPS_LAYERS),
     "enable_torch_compile": ("--enable-torch-compile", "nothing has shown that a compiled forward keeps layer outputs"),
@@ -63,10 +77,20 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
     "grpc_mode": ("--grpc-mode", HIDES_REQUESTS),
     "use_ray": ("--use-ray", HIDES_REQUESTS),
     "encoder_only": ("--encoder-only", "it serves no text"),
+    "is_embedding": ("--is-embedding", "it serves no text"),
+    "dllm_algorithm": ("--dllm-algorithm", "a diffusion model's tokens do not come from the sampler"),
+    "decoupled_spec_role": (
+        "--decoupled-spec-role",
+        "the verification of speculative decoding bypasses the sampler",
+    ),
+    "mlx_enable_sampling": ("--mlx-enable-sampling", "MLX samples inside its own graph"),
+    "elastic_ep_backend": ("--elastic-ep-backend", RANKS_CHANGE),
+    "ep_join_mode": ("--elastic-ep-join-mode", RANKS_CHANGE),
 }
 UNSET: dict[str, object] = {  # values beside None, False and 0 that ask for nothing
-    **dict.fromkeys(("pp_size", "attn_dp_size", "tokenizer_worker_num"), 1),
-    "disaggregation_mode": "null",
+    **dict.fromkeys(("pp_size", "attn_dp_size", "tokenizer_worker_num", "attn_cp_size"), 1),
+    **dict.fromkeys(("disaggregation_mode", "decoupled_spec_role"), "null"),
+    **dict.fromkeys(("moe_a2a_backend", "elastic_ep_backend"), "none"),
 }
 
 

@@ -13,6 +13,7 @@ from led_sglang.ops.arrays import Columns
 
 # The captured states, or what gathers them: a step in which no row needs them does not.
 Latents = Tensor | Callable[[], Tensor]
+ALIGNMENT = 16  # a kernel is compiled anew for pointers that are no multiple of so many bytes
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Head:
     # The engine's own product, (N, H) -> (N, V_shard) before scale and soft cap, where `weight` cannot be multiplied
     # with (quantised, LoRA): exact and slower. `weight` is then only what tells dtype and device.
     project: Callable[[Tensor], Tensor] | None = None
+    # A row's numbers do not depend on the other rows of the batch, last bits included (deterministic inference). Needs
+    # products of matrices that do not either.
+    is_batch_invariant: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A second SGLang plugin, for the tests: breaks LED's step for the requests whose seed names a fault, and its hooks.
 
-A hook breaks while a file names it, at its first step (before LED did anything) or its last (when all is done).
+A hook breaks while a file names it, in every other call: first (before LED did anything) or last (when all is done).
 
 Its hooks come from SGLang's own registry, also on targets that LED hooks itself; led_sglang has no code for it.
 """
@@ -33,7 +33,7 @@ RANKS = ("other noise", "other tokens")  # on the last rank alone
 ALONE = {"decide alone": "step.StepContext.decide"}  # so is this
 SEEDS = {name: 70_000_000 + i for i, name in enumerate((*LOGITS, *LATENTS, *RAISING, *RANKS, *ALONE))}
 LED = "led_sglang.integration."
-SWITCH = "LED_FAULT_SWITCH"  # the file's place; its JSON: which target, "first" or "last", and at every how many calls
+SWITCH = "LED_FAULT_SWITCH"  # the file's place; its JSON: which target, and "first" or "last"
 AT_START = (  # called before anybody is served, and never again
     "sglang.srt.model_executor.model_runner.ModelRunner.init_attention_backends",
     "sglang.srt.layers.sampler.create_sampler",
@@ -89,7 +89,7 @@ def switched(target: str, error: type[Exception], original: Callable[..., Any], 
     if is_meant:
         key = f"{target} {asked['when']}"
         num_calls[key] = num_calls.get(key, 0) + 1
-        is_meant = num_calls[key] % asked["every"] == 0
+        is_meant = num_calls[key] % 2 == 1
     if is_meant and asked["when"] == "first":
         raise error(f"forced in {target}")
     result = original(*args, **kwargs)

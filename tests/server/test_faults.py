@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import httpx
@@ -138,7 +139,7 @@ def num_faults(client: Client) -> int:
 
 
 TRAFFIC = [
-    Request(thinking_prompt(40), FLICKERING, num_tokens=30, seed=7),
+    Request(thinking_prompt(40), FLICKERING, num_tokens=24, seed=7),
     OFF,
     Request(thinking_prompt(41), FLICKERING, num_tokens=10, seed=8),
     Request(thinking_prompt(42), Asked(temperature=1.0), num_tokens=14, seed=9, led={"method": "soft_thinking"}),
@@ -187,21 +188,21 @@ def other_requests(url: str) -> list[httpx.Response]:
         ]
 
 
-@pytest.mark.parametrize("when", ["first", "last"])
-@pytest.mark.parametrize("target", [*fault_plugin.HOOKS, *fault_plugin.INNER])
+@pytest.mark.parametrize(
+    ("target", "when"), [*product(fault_plugin.HOOKS, ("first", "last")), *product(fault_plugin.INNER, ("first",))]
+)
 def test_a_fault_in_a_hook(
     target: str, when: str, faulty: Server, switch: Path, client: Client, alone: tuple[Reply, Reply]
 ) -> None:
     """The engine's requests do not notice, LED's are told, and when it is over LED is as before."""
     before = num_faults(client)
     try:
-        for every in (1, 2):
-            switch.write_text(json.dumps({"target": target, "when": when, "every": every}))
-            check_answers(faulty.url, alone[1].output_ids)
-            for answer in other_requests(faulty.url):
-                if answer.status_code != 200:
-                    legal = (FAILED, 400) if answer.url.path == "/v1/responses" else (FAILED,)
-                    assert answer.status_code in legal and "LED" in answer.text, answer.text
+        switch.write_text(json.dumps({"target": target, "when": when}))
+        check_answers(faulty.url, alone[1].output_ids)
+        for answer in other_requests(faulty.url):
+            if answer.status_code != 200:
+                legal = (FAILED, 400) if answer.url.path == "/v1/responses" else (FAILED,)
+                assert answer.status_code in legal and "LED" in answer.text, answer.text
     finally:
         switch.write_text("{}")
     assert num_faults(client) > before, "no request of this test came by"

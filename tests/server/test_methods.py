@@ -610,7 +610,10 @@ def test_the_log_and_info_name_methods_layers_and_memory(asker: Asker, methods_s
     info = asker.get("/led/info")
     assert info["methods"] == ["none", *METHODS]
     assert info["captured_layers"] == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
-    assert info["capture_buffer_bytes"] == 10 * (NUM_SLOTS + 2) * 128 * 4  # layers, rows, hidden size, float32
+    rows = -(-(NUM_SLOTS + 2) // 16) * 16
+    assert (
+        info["capture_buffer_bytes"] == 10 * rows * 128 * 4 == info["memory"]["capture_buffer"]
+    )  # layers, hidden size, float32
     said = methods_server.log.read_text(errors="replace")
     # 92,160 bytes captured; of each of 18 slots 32 ids and weights, a flag and a count: 18 * (32 * 12 + 1 + 8) bytes
     assert f"methods none, {', '.join(METHODS)}; captured layers [2, 3, 4, 5, 6, 7, 8, 9, 10, 11], 0.09 MiB" in said

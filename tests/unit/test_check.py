@@ -120,6 +120,19 @@ def test_refused_by_both_in_the_same_words(
         assert word in said[0][0]
 
 
+def test_a_check_says_what_memory_a_batch_takes(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """From the model's configuration and the number of requests alone."""
+    told = []
+    for requests in ("32", "4096"):
+        arguments = arguments_of(("--max-running-requests", requests, "--check"), places)
+        assert launch.main(arguments) == 0
+        told += [line for line in capsys.readouterr().out.splitlines() if "LED takes" in line]
+    config = json.loads((MODEL_DIR / "config.json").read_text())
+    for line, rows in zip(told, (48, 4112), strict=True):
+        buffer = (config["num_hidden_layers"] - 1) * rows * config["hidden_size"] * 4
+        assert f"batches of up to {rows} rows (capture buffer {buffer / 1e6:.1f} MB, step 67.1 MB)" in line
+
+
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_accepted_by_both(name: str, places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     arguments, told = arguments_of(ACCEPTED[name][0], places), ACCEPTED[name][1]

@@ -79,7 +79,7 @@ def _logits(
         last_index = None
         if logits_metadata.forward_mode.is_extend() and logits_metadata.extend_seq_lens is not None:
             last_index = torch.cumsum(logits_metadata.extend_seq_lens, dim=0) - 1
-        current.capture.store(aux_hidden_states, last_index)
+        current.capture.store(aux_hidden_states, last_index, len(hidden_states))
     else:
         current.capture.drop()
     if _is_dummy_decode(logits_metadata):

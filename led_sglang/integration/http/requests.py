@@ -241,7 +241,7 @@ async def _with_led(answers: Any, state: Any, tell: Callable[[dict[str, Any], An
 def _say_unreported(answer: dict[str, Any], state: Any) -> None:
     """Of an answer that LED cannot say more about."""
     meta = answer["meta_info"]
-    meta["led_stats"] = {"unreported": meta.get("completion_tokens", 0)}
+    meta.setdefault("led_stats", {"unreported": meta.get("completion_tokens", 0)})
 
 
 def _tell(answer: dict[str, Any], state: Any) -> None:

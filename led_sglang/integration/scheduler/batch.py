@@ -86,7 +86,8 @@ class DeviceRows(Seats):
     groups: dict[str, MethodGroup]  # the other methods' rows
     params: LedRows  # `active` is filled in at every step
     seeded: Tensor | None  # (S,) int64 positions among the R rows whose request named a seed; None = no such row
-    edited: Tensor | None = None  # (E,) the same, of LED's rows with penalties or a logit bias
+    seeded_masked: Tensor | None = None  # positions among the S rows that return sampling masks
+    edited: Tensor | None = None  # (E,) positions among the R rows, of LED's rows with penalties or a logit bias
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,7 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
         any_offset=any(asked["latent_offset"]),
     )
     seeded = [i for i, request in enumerate(requests) if request.is_seeded]
+    masked = [s for s, i in enumerate(seeded) if seats[i].returns_mask]
     edited = [i for i, seat in enumerate(seats) if seat.is_edited and asked["is_led"][i]]
     is_all_led = all(asked["is_led"])
     return DeviceRows(
@@ -226,6 +228,7 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
         groups={} if is_all_led else _groups(rows, params, put),
         params=led_rows,
         seeded=put(seeded) if seeded else None,
+        seeded_masked=put(masked) if masked else None,
         edited=put(edited) if edited else None,
     )
 

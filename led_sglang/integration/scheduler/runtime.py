@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from led_sglang.config.server import ServerConfig, server_config
 from led_sglang.integration.hooks.guard import is_nobodys
+from led_sglang.integration.memory import GraphSizes, Sizes, memory_plan, num_free_bytes, rows_of, shortage
 from led_sglang.integration.scheduler.counters import Counts
 from led_sglang.integration.scheduler.latents.capture import Capture, CaptureError
 from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
@@ -20,15 +22,15 @@ from led_sglang.integration.scheduler.latents.lm_head import build_head, refuse_
 from led_sglang.integration.scheduler.latents.one_pass import Ride
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs, is_soft_enabled
 from led_sglang.integration.scheduler.ranks import FailureCheck, RankCheck
-from led_sglang.integration.support import refuse_features
-from led_sglang.ops import chosen_backend
+from led_sglang.integration.support import in_effect, refuse_features
+from led_sglang.ops import arrays, chosen_backend
 from led_sglang.ops.backends import numba_step
-from led_sglang.ops.backends.self_test import fault_of
+from led_sglang.ops.backends.self_test import fault_of, fault_with
+from led_sglang.ops.backends.warm_up import warm_up
 from led_sglang.ops.rows.automaton import ThinkingMachine
 from led_sglang.ops.types import Head
 
 logger = logging.getLogger(__name__)
-MIB = 1 << 20
 
 
 def head_dtype(runner: Any) -> torch.dtype:
@@ -74,20 +76,29 @@ class Runtime:
         if config.open_ids and config.close_ids:
             self.machine = ThinkingMachine(config.open_ids, config.close_ids, int(runner.model_config.vocab_size))
             self.tables = self.machine.tables(runner.device)
-        max_rows = self._max_rows()
-        hidden_size = int(runner.model_config.hidden_size)
+        hidden_size, vocab_size = int(runner.model_config.hidden_size), int(runner.model_config.vocab_size)
+        graphs = GraphSizes.of(in_effect(runner.server_args))
+        max_rows = rows_of(runner.req_to_token_pool.req_to_token.shape[0], graphs)
+        self.memory = memory_plan(config, Sizes(max_rows, hidden_size, vocab_size, head_dtype(runner).itemsize, graphs))
+        self._tell_memory(torch.device(runner.device))
         self.capture.allocate(max_rows, hidden_size, head_dtype(runner), runner.device)
         depth = config.max_depth if self.num_led_layers else 1
-        self.ride = Ride(config.form, self.backend, depth - 1, max_rows, torch.device(runner.device))
+        self.is_deterministic = bool(getattr(runner.server_args, "enable_deterministic_inference", False))
+        device = torch.device(runner.device)
+        self.ride = Ride(config.form, self.backend, depth - 1, max_rows, device, self.is_deterministic)
+        self.is_warm = arrays.can_look(device)  # no kernel is compiled at its first launch any more
         self.num_engine_head_steps = 0
         self.ranks = RankCheck.of(get_parallel().tp_group, max_rows, torch.device(runner.device))
         self.failed_ranks = FailureCheck.of(get_parallel().tp_group)
         self.soft = SoftInputs(runner, config, self.fail_mixture) if is_soft_enabled(config) else None
 
-    def _max_rows(self) -> int:
-        """As many as any batch or graph can have."""
-        graph_sizes = getattr(self.runner.server_args, "cuda_graph_bs", None) or [0]
-        return max(self.runner.req_to_token_pool.req_to_token.shape[0] + 1, *graph_sizes)
+    def _tell_memory(self, device: torch.device) -> None:
+        """Before it is taken."""
+        logger.info("LED: %s", self.memory.text())
+        num_free = num_free_bytes(device)
+        short = None if num_free is None else shortage(self.memory, num_free)
+        if short is not None:
+            logger.warning("LED: %s", short)
 
     @property
     def states(self) -> Tensor:
@@ -123,10 +134,36 @@ class Runtime:
         """Remember the head the first time the logits processor uses it."""
         if self.head is None:
             final_norm = getattr(getattr(self.runner.model, "model", None), "norm", None)
-            self.head = build_head(logits_processor, lm_head, final_norm, get_parallel().tp_group)
+            head = build_head(logits_processor, lm_head, final_norm, get_parallel().tp_group)
+            self.head = replace(head, is_batch_invariant=self.is_deterministic)
             self.ride.fault = why_nothing_rides(logits_processor, lm_head, self.head)
             if self.ride.fault and self.config.form == "one_pass":
                 raise CaptureError(f"--led-form one_pass is not possible here: {self.ride.fault}; use auto")
+        if not self.is_warm and not is_capturing():
+            self.is_warm = True
+            self._warm_up(self.head)
+
+    def _warm_up(self, head: Head) -> None:
+        """With the head that is served: whether the kernels are right, then all that requests can reach of them.
+
+        At the first use of the head, which is the engine's own warm-up and comes before any graph capture. The ranks
+        use one backend: where one of them finds a fault, none uses the kernels.
+        """
+        latents = self.capture.states[: self.num_led_layers] if self.num_led_layers else self._no_latents(head)
+        if self.backend == "triton" and self.config.backend == "auto":
+            self.backend_fault = fault_with(self.backend, head, latents, self.config.max_top_k)
+        if self.config.backend == "auto" and is_true_anywhere(self.backend_fault is not None, head):
+            self.backend_fault = self.backend_fault or "another tensor-parallel rank found a fault"
+            logger.warning('LED: backend "triton" is not used here, "fused" is: %s', self.backend_fault)
+            self.backend = "fused"
+            self.ride.use_backend(self.backend)
+        if self.backend == "triton":
+            vocab_size = int(self.runner.model_config.vocab_size)
+            tables = None if self.machine is None else self.tables
+            warm_up(head, latents, vocab_size, len(self.ride.wanted), self.config.max_top_k, tables)
+
+    def _no_latents(self, head: Head) -> Tensor:
+        return torch.empty(0, 1, 1, dtype=head_dtype(self.runner), device=head.weight.device)
 
     @contextmanager
     def riders(self, logits_processor: Any, is_decode: bool) -> Iterator[None]:
@@ -157,6 +194,7 @@ class Runtime:
             "captured_layers": sorted(self.capture.layers),
             "methods": ["none", *self.config.methods],
             "capture_buffer_bytes": buffer.numel() * buffer.element_size() if buffer is not None else 0,
+            "memory": self.memory.to_dict(),
             "step_failures": self.num_step_failures,
             "counters": self.counts.facts(),
             "backend": self.config.backend,
@@ -171,6 +209,18 @@ class Runtime:
         """`engine_steps`: steps whose latent rows were multiplied by the engine's own head, exact and slower."""
         kind = None if self.head is None else "weight" if self.head.project is None else "engine"
         return {"kind": kind, "engine_steps": self.num_engine_head_steps}
+
+
+def is_capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def is_true_anywhere(value: bool, head: Head) -> bool:
+    """On any rank that holds a part of the head; every one of them has to ask."""
+    if head.all_gather is None:
+        return value
+    own = torch.full((1,), float(value), device=head.weight.device)
+    return bool(head.all_gather(own).any())
 
 
 def _call(inner: Any, args: Any, kwargs: Any, hidden: Tensor) -> Tensor:
@@ -193,11 +243,9 @@ def start(runner: Any) -> Runtime:
         numba_step.warm()
     facts = _runtime.facts()
     logger.info(
-        "LED: methods %s; captured layers %s, %.2f MiB; mixtures of soft methods, %.2f MiB",
+        "LED: methods %s; captured layers %s",
         ", ".join(facts["methods"]),
         facts["captured_layers"],
-        facts["capture_buffer_bytes"] / MIB,
-        (0 if _runtime.soft is None else _runtime.soft.num_bytes) / MIB,
     )
     return _runtime
 

@@ -247,8 +247,8 @@ def before_forward(current: Runtime, forward_batch: Any) -> None:
 
 def _begin_riding(led: LedBatch, forward_batch: Any, current: Runtime) -> StepContext:
     context = StepContext.begin(led, forward_batch.sampling_info, forward_batch.positions, current)
-    coin, num_rows = context.standing.coin, len(led.seats)
-    current.ride.board(context.rows, context.rows.params.activated(context.standing), coin, num_rows)
+    params, uniform = context.rows.params.activated(context.standing), context.one_pass_uniform
+    current.ride.board(context.rows, params, uniform, len(led.seats))
     context.is_riding = True
     return context
 

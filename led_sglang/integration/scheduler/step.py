@@ -15,8 +15,8 @@ from led_sglang.integration.scheduler.methods.edits import edits_of
 from led_sglang.integration.scheduler.methods.masks import Draw
 from led_sglang.integration.scheduler.runtime import Runtime
 from led_sglang.ops import arrays, led_step
-from led_sglang.ops.plain import sample_filtered
 from led_sglang.ops.policy import led_probs
+from led_sglang.ops.rows.filtered_draw import Filters, kept_tokens, sample_filtered
 from led_sglang.ops.rows.inputs import Standing, move_states, standing, write_tokens
 from led_sglang.ops.types import LedStep
 
@@ -32,6 +32,7 @@ class StepContext:
     info: Any  # SamplingBatchInfo
     standing: Standing  # before this token, with the step's noise
     is_riding: bool = False  # this step's form is one pass
+    bench_uniform: Tensor | None = None  # of a benchmark, whose coin says nothing of the cut
     preprocessed: Tensor | None = None  # the engine's logits, before its sampler asks for them
     draws_plain: bool = False  # this step's tokens outside the phase are LED's to draw too
     is_decided: bool = False
@@ -50,9 +51,15 @@ class StepContext:
         rows = led.device_rows(info)
         now = stand(rows, positions, current)
         rate = current.config.bench_explore_rate
-        if rate is not None:  # a benchmark: coin 0 always explores, coin 1 never does
-            now = replace(now, coin=(now.coin >= rate).to(now.coin.dtype))
-        return cls(current, rows, info, now)
+        if rate is None:
+            return cls(current, rows, info, now)
+        coin, uniform = bench_coins(now.coin, rate)
+        return cls(current, rows, info, replace(now, coin=coin), bench_uniform=uniform)
+
+    @property
+    def one_pass_uniform(self) -> Tensor:
+        """(R,) float64: what `one_pass.wanted_rows` compares with the cut."""
+        return self.standing.coin if self.bench_uniform is None else self.bench_uniform
 
     @property
     def active(self) -> Tensor:
@@ -106,23 +113,25 @@ class StepContext:
         picked = self.rows.seeded
         if picked is None or self.info.sampling_seed is not None:
             return
-        if arrays.can_look(probs.device):
-            picked = picked[self.active[picked].logical_not()]
-            if not len(picked):
-                return
-        batch_rows = picked if self.rows.index is None else self.rows.index[picked]
+        active = self.active[picked]
+        if arrays.can_look(probs.device) and active.all():
+            return
         info = self.info
-        self.plain_ids, ids, weights = sample_filtered(
-            probs[batch_rows],
-            info.top_ks[batch_rows],
-            info.top_ps[batch_rows],
-            info.min_ps[batch_rows],
-            self.standing.token[picked],
+        batch_rows = picked if self.rows.index is None else self.rows.index[picked]
+        is_filtered = info.need_top_k_sampling or info.need_top_p_sampling or info.need_min_p_sampling
+        filters = Filters(info.top_ks, info.top_ps, info.min_ps, is_filtered)
+        self.plain_ids, cut = sample_filtered(
+            probs, batch_rows, active, self.standing.token[picked], filters, self.runtime.backend
         )
-        self.plain_rows, self.plain_active = batch_rows, self.active[picked]
-        if self.mask_rows is not None:  # SGLang refuses one of a top-k that is not finite
-            width = max(info.sampling_mask_top_ks)
-            self.plain_draw = Draw(batch_rows, ids[:, :width], weights[:, :width], ~self.plain_active)
+        self.plain_rows, self.plain_active = batch_rows, active
+        masked = self.rows.seeded_masked
+        if self.mask_rows is not None and masked is not None:
+            if arrays.can_look(probs.device):
+                masked = masked[~active[masked]]
+            some = batch_rows[masked]
+            # SGLang refuses a mask of a top-k that is not finite.
+            ids, weights = kept_tokens(probs, some, cut.take(masked), max(info.sampling_mask_top_ks))
+            self.plain_draw = Draw(some, ids, weights, ~active[masked])
 
     @property
     def mask_rows(self) -> Tensor | None:
@@ -196,6 +205,17 @@ class StepContext:
         if self.runtime.ranks is not None:
             self.runtime.ranks.note(self.rows.pick(token_ids).long())
         self.is_finished = True
+
+
+def bench_coins(uniform: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    """Coins that explore in a share `rate` of the rows whatever the model's confidence, for benchmarks.
+
+    (R,) float64 in [0, 1) -> (coin, one_pass_uniform), (R,) float64 each: -1 always explores, 1 never does; the second
+    keeps the uniform, and lies below every cut where the row explores, so the one-pass rows are those of production.
+    The low 33 of the uniform's 53 bits are the second stream: it costs a step a handful of launches, not forty.
+    """
+    explores = uniform.mul(2.0**20).frac_() < rate
+    return torch.ones_like(uniform).masked_fill_(explores, -1.0), uniform.masked_fill(explores, -1.0)
 
 
 def _as_before_sanitizing(logits: Tensor) -> Tensor:

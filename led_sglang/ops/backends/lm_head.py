@@ -10,6 +10,8 @@ from led_sglang.ops.types import Head, Ridden
 
 TILE_ELEMENTS = 1 << 17  # float32 logits held at once on CPU: 512 KiB stays in the second-level cache
 FIXED_TILE_ELEMENTS = 4 << 20  # elsewhere: 10 bytes each, with the half-precision product and exp's copy; 40 MiB
+PROJECT_ROWS = 256  # rows of one product of the engine's: few rows cost it as much, as it reads the whole head
+INVARIANT_WIDTH = 2048  # 14 MiB of float32 logits with 7 layers of 256 rows
 CANDIDATE_ELEMENTS = 1 << 22  # of the candidates' head rows held at once: 16 MiB, and half of it again to widen them
 
 
@@ -17,7 +19,10 @@ def tile_elements(device: torch.device) -> int:
     return TILE_ELEMENTS if arrays.can_look(device) else FIXED_TILE_ELEMENTS
 
 
-def tile_width(num_latents: int, device: torch.device) -> int:
+def tile_width(num_latents: int, device: torch.device, is_batch_invariant: bool = False) -> int:
+    """Columns of the vocabulary multiplied at once; is_batch_invariant: the same for any number of rows."""
+    if is_batch_invariant:
+        return INVARIANT_WIDTH
     return max(512, tile_elements(device) // max(num_latents, 1) // 512 * 512)
 
 
@@ -38,7 +43,7 @@ def finish_logits(logits: Tensor, head: Head, tau: Tensor) -> Tensor:
 def layer_logits(latents: Tensor, head: Head, start: int, stop: int) -> Tensor:
     """(..., H) latents to (..., stop - start) float32 logits at temperature 1, which the caller owns."""
     if head.project is not None:
-        raw = head.project(latents.flatten(0, -2))[:, start:stop].view(*latents.shape[:-1], stop - start)
+        raw = engine_product(latents.flatten(0, -2), head)[:, start:stop].view(*latents.shape[:-1], stop - start)
         return scale_and_cap(raw.to(torch.float32, copy=True), head)
     bias = None if head.bias is None else head.bias[start:stop]
     return scale_and_cap(F.linear(latents, head.weight[start:stop], bias).float(), head)
@@ -67,7 +72,7 @@ def log_normalizers(latents: Tensor, head: Head, tau: Tensor, edits: LogitEdits 
     """
     if head.project is not None:
         return engine_sums(latents, None, head, tau, edits)[0]
-    width = tile_width(latents.shape[0], latents.device)
+    width = tile_width(latents.shape[0], latents.device, head.is_batch_invariant)
     sums = []
     for start in range(0, head.num_rows, width):
         logits = layer_logits(latents, head, start, min(start + width, head.num_rows))
@@ -120,23 +125,40 @@ def only_local(logits: Tensor, candidate_ids: Tensor, head: Head) -> Tensor:
 def engine_sums(
     latents: Tensor, candidate_ids: Tensor | None, head: Head, tau: Tensor, edits: LogitEdits | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Both at once through the engine's own head, some rows at a time: (N, H), (N, K), (N, 1) -> (N,), (N, K).
+    """Both at once through the engine's own head, many rows at a time: (N, H), (N, K), (N, 1) -> (N,), (N, K).
 
     Its product cannot be cut into vocabulary tiles, so the rows are cut. The first is (2, N) with edits.
     """
-    chunk = max(1, tile_elements(latents.device) // max(head.num_rows, 1))
     ids = latents.new_zeros(len(latents), 1, dtype=torch.int64) if candidate_ids is None else candidate_ids
-    parts = []
-    columns = torch.split(latents, chunk), torch.split(ids, chunk), torch.split(tau, chunk)
-    places = torch.split(torch.arange(len(latents), device=tau.device), chunk)
-    for hidden, some_ids, some_tau, place in zip(*columns, places, strict=True):
+    many = max(PROJECT_ROWS, tile_elements(latents.device) // max(head.num_rows, 1))
+    columns = torch.split(latents, many), torch.split(ids, many), torch.split(tau, many)
+    places = torch.split(torch.arange(len(latents), device=tau.device), many)
+    parts = [_product_sums(h, i, t, p, head, edits) for h, i, t, p in zip(*columns, places, strict=True)]
+    sums, logits = zip(*parts, strict=True)
+    return torch.cat(sums, -1), torch.cat(logits)
+
+
+def _product_sums(
+    latents: Tensor, ids: Tensor, tau: Tensor, places: Tensor, head: Head, edits: LogitEdits | None
+) -> tuple[Tensor, Tensor]:
+    """`engine_sums` of one product, of which a few rows at a time are widened to float32."""
+    products, parts = engine_product(latents, head), []
+    few = max(1, tile_elements(latents.device) // max(head.num_rows, 1))
+    columns = products, ids, tau, places
+    for raw, some_ids, some_tau, place in zip(*(torch.split(column, few) for column in columns), strict=True):
         some = None if edits is None else edits.take(place % edits.num_rows)
-        logits = layer_logits(hidden, head, 0, head.num_rows)
+        logits = scale_and_cap(raw.to(torch.float32, copy=True), head)
         sums = tile_sums(logits, some_tau, some, head.first_id)  # the logits are edited, and over tau, by now
         picked = logits.gather(1, local_candidates(some_ids, head))
         parts.append((sums, only_local(picked, some_ids, head)))
     sums_of_parts, logits_of_parts = zip(*parts, strict=True)
     return torch.cat(sums_of_parts, -1), torch.cat(logits_of_parts)
+
+
+def engine_product(latents: Tensor, head: Head) -> Tensor:
+    """(N, H) through the engine's own head: (N, num_rows) in its dtype, before scale and soft cap."""
+    assert head.project is not None
+    return head.project(latents)[:, : head.num_rows]
 
 
 def across_ranks(normalizers: Tensor, logits: Tensor, head: Head) -> tuple[Tensor, Tensor]:
@@ -220,7 +242,8 @@ def latent_probs(
     """Eq. 2, p^l(x_i): (J, N, H), (N, K), (N, 1) -> (J, N, K) float32; NaN where a layer is not finite."""
     num_layers, num_rows = latents.shape[:2]
     is_plain = head.project is None and ridden is None and head.all_gather is None
-    if is_plain and head.num_rows <= tile_width(num_layers * num_rows, latents.device):  # one tile: fewer calls
+    width = tile_width(num_layers * num_rows, latents.device, head.is_batch_invariant)
+    if is_plain and head.num_rows <= width:  # one tile: fewer calls
         flat, flat_tau = latents.flatten(0, 1), tau.repeat(num_layers, 1)
         if edits is None:
             logprobs = tile_logits(flat, head, flat_tau, 0, head.num_rows).log_softmax(-1)

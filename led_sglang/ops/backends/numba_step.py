@@ -19,6 +19,7 @@ from led_sglang.ops.backends.torch_step import CHUNK_ELEMENTS, pick_latents, tak
 from led_sglang.ops.edits import LogitEdits, edited_logprobs
 from led_sglang.ops.rows import stats
 from led_sglang.ops.rows.automaton import ThinkingMachine
+from led_sglang.ops.rows.filtered_draw import Filters, sample_filtered
 from led_sglang.ops.rows.inputs import Seats, move_states, standing, write_tokens
 from led_sglang.ops.rows.noise import uniforms
 from led_sglang.ops.types import Head, Latents, LedRows, LedStep, Noise, Ridden
@@ -67,6 +68,8 @@ def warm() -> None:
     for token_ids in (torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)):
         write_tokens(seats, token_ids, now, step, "compiled")
         move_states(seats, tables, 0 * row, now, token_ids, "compiled")
+    for probs in (torch.zeros(2, 2), torch.zeros(2, 3)[:, :2]):  # where the head is padded, the engine's are strided
+        sample_filtered(probs, 0 * row, no, token, Filters(row, one, 0 * one), "compiled")
     counters = stats.Counters.zeros(2, 1, row.device)
     for decided in (step, None):
         stats.tell(now, decided, False, 0 * row, counters, "compiled")
@@ -168,7 +171,7 @@ def layers_at(
     if edits is not None:
         edits = edits.take(some)
     is_plain = head.project is None and ridden is None and head.all_gather is None
-    if not is_plain or head.num_rows > tile_width(num_layers * num_rows, hidden.device):
+    if not is_plain or head.num_rows > tile_width(num_layers * num_rows, hidden.device, head.is_batch_invariant):
         probs = latent_probs(hidden, torch.from_numpy(ids[index]), head, tau, take_ridden(ridden, some), edits)
         return probs.contiguous().numpy()
     logits = layer_logits(hidden, head, 0, head.num_rows)

@@ -100,7 +100,7 @@ def tiled_pass(hidden: Tensor, riders: Tensor, head: Head, tau: Tensor) -> tuple
     num_final, weight = len(hidden), head.weight
     rows = torch.cat([hidden.to(weight.dtype), riders])  # (B + N, H)
     logits = rows.new_empty(num_final, weight.shape[0])
-    width, sums = tile_width(len(rows), rows.device), []
+    width, sums = tile_width(len(rows), rows.device, head.is_batch_invariant), []
     for start in range(0, weight.shape[0], width):
         product = F.linear(rows, weight[start : start + width])  # (B + N, width)
         logits[:, start : start + width] = product[:num_final]

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from led_sglang.ops import arrays
 from led_sglang.ops.backends.one_pass import row_tau
 from led_sglang.ops.backends.torch_step import pick_latents
 from led_sglang.ops.edits import LogitEdits
@@ -22,7 +23,7 @@ def led_step(
     from led_sglang.ops.kernels.lm_head import is_interpreted, latent_sums
     from led_sglang.ops.kernels.mix_and_sample import tail
 
-    if final_logits.device.type == "cpu" and not is_interpreted():
+    if arrays.can_look(final_logits.device) and not is_interpreted():
         raise ValueError('LED backend "triton" needs a GPU; this step is on cpu')
     tau, num_layers = row_tau(rows), rows.max_depth - 1
     final = final_rows(final_logits, tau, rows, noise.coin)
@@ -31,4 +32,15 @@ def led_step(
         sums = latent_sums(hidden, final.candidate_ids, head, tau[:, None], final.needed, ridden, edits)
     else:
         sums = tau.new_empty(0, len(tau)), tau.new_empty(0, *final.logprobs.shape)
-    return tail(final.logprobs, final.candidate_ids, *sums, final.explored, final.needed, rows, noise)
+    # The caller's latents are those of the deepest request that may come: their number does not change.
+    return tail(
+        final.logprobs,
+        final.candidate_ids,
+        *sums,
+        final.explored,
+        final.needed,
+        rows,
+        noise,
+        max_layers=len(latents),
+        has_fixed_width=head.is_batch_invariant,
+    )

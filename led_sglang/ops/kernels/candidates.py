@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from led_sglang.ops.kernels.columns import width_of
 from led_sglang.ops.types import Head
 
 BLOCK_HIDDEN = 128
@@ -16,7 +17,7 @@ def tanh(x):  # type: ignore[no-untyped-def]
     return 1 - 2 / (tl.exp(2 * x) + 1)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_candidates", "stride_layer"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows", "num_candidates", "stride_layer", "first_id"])  # type: ignore[untyped-decorator]
 def candidates_kernel(  # type: ignore[no-untyped-def]
     latents,  # (J, N, H)
     weight,  # (V_shard, H)
@@ -33,7 +34,6 @@ def candidates_kernel(  # type: ignore[no-untyped-def]
     stride_dim,
     stride_token,
     stride_weight,
-    stride_needed,
     first_id,
     num_vocab,
     scale,
@@ -48,7 +48,7 @@ def candidates_kernel(  # type: ignore[no-untyped-def]
     is_column = columns < num_candidates
     places = (layer * num_rows + row) * num_candidates + columns
     found = tl.zeros((BLOCK_K,), tl.float32)
-    if tl.load(needed + row * stride_needed) != 0:
+    if tl.load(needed + row) != 0:
         tokens = tl.load(ids + row * num_candidates + columns, mask=is_column, other=-1) - first_id
         is_local = is_column & (tokens >= 0) & (tokens < num_vocab)  # the others are another rank's
         products = tl.zeros((BLOCK_K, BLOCK_H), tl.float32)
@@ -78,7 +78,7 @@ def candidate_logits(latents: Tensor, candidate_ids: Tensor, head: Head, tau: Te
     """As `led_sglang.ops.backends.lm_head.candidate_logits`; 0 too in the rows that are not needed, (N,) bool."""
     (num_layers, num_rows, hidden), num_candidates = latents.shape, candidate_ids.shape[1]
     logits = torch.empty(num_layers, num_rows, num_candidates, device=latents.device)
-    block = min(triton.next_power_of_2(num_candidates), MAX_TILE // BLOCK_HIDDEN)
+    block = min(width_of(num_candidates, head.is_batch_invariant), MAX_TILE // BLOCK_HIDDEN)
     if logits.numel():
         candidates_kernel[(num_rows, num_layers, -(-num_candidates // block))](
             latents,
@@ -86,18 +86,17 @@ def candidate_logits(latents: Tensor, candidate_ids: Tensor, head: Head, tau: Te
             head.weight if head.bias is None else head.bias,
             candidate_ids.contiguous(),
             tau.float().contiguous(),
-            needed,
+            needed.contiguous(),
             logits,
             num_rows,
             num_candidates,
             hidden,
             *latents.stride(),
             *head.weight.stride(),
-            needed.stride(0),
             head.first_id,
             head.num_rows,
             head.scale,
-            head.softcap or 1.0,
+            float(head.softcap or 1.0),
             HAS_BIAS=head.bias is not None,
             HAS_SOFTCAP=head.softcap is not None,
             BLOCK_K=block,

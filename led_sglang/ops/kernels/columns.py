@@ -1,20 +1,52 @@
-"""The columns of a step, one entry a row, as Triton kernels want them."""
+"""The columns of a step, one entry a row, as Triton kernels want them; and the sizes that kernels are compiled for.
+
+A kernel is compiled for each value of its constexpr arguments and for the alignment of its pointers, which stops every
+request of a server for a second. So what requests choose is never a constexpr by itself: a flag (an index, a trace, a
+row that has its sums already) is a runtime argument, and a size is rounded up to one of a few. `ops.warm_up` runs the
+variants that are left before a server takes its first request.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-ALIGNMENT = 16  # a kernel is compiled anew for pointers that are no multiple of so many bytes
+from led_sglang.ops.types import ALIGNMENT
+
+WIDTHS = (8, 16, 64, 256)  # columns of candidates that kernels are compiled for; beyond, the next power of 4
+BATCH_SIZES = (256, 1024, 4096)  # the same of a batch's rows, where one program looks at all of them
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def place_of(index, rows, is_row, HAS_INDEX: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Our rows' places in the batch."""
-    places = rows
-    if HAS_INDEX:
-        places = tl.load(index + rows, mask=is_row, other=0)
-    return places
+def size_up(count: int, sizes: tuple[int, ...]) -> int:
+    """The smallest size that holds so many; four times the last one as often as it takes."""
+    size = next((size for size in sizes if size >= count), sizes[-1])
+    while size < count:
+        size *= 4
+    return size
+
+
+def sizes_up_to(count: int, sizes: tuple[int, ...]) -> list[int]:
+    """All that `size_up` gives for counts up to this one, ascending."""
+    largest, found = size_up(count, sizes), [size for size in sizes if size <= size_up(count, sizes)]
+    while found[-1] < largest:
+        found.append(found[-1] * 4)
+    return found
+
+
+def width_of(num_candidates: int, is_fixed: bool = False) -> int:
+    """Columns that a kernel holds for so many candidates.
+
+    is_fixed: the same for any number up to the largest of WIDTHS. Sums over more columns are summed in another order,
+    and under deterministic inference a row must not notice that another one has more candidates.
+    """
+    return size_up(max(num_candidates, WIDTHS[-1]) if is_fixed else num_candidates, WIDTHS)
+
+
+@triton.jit
+def place_of(index, rows, is_row, has_index):  # type: ignore[no-untyped-def]
+    """Our rows' places in the batch: int64."""
+    found = tl.load(index + rows, mask=is_row & (has_index != 0), other=0)
+    return tl.where(has_index != 0, found, rows.to(tl.int64))
 
 
 def aligned(count: int, num_rows: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:

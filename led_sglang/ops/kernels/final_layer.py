@@ -8,8 +8,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
-from led_sglang.ops.kernels.columns import aligned
-from led_sglang.ops.types import LedRows
+from led_sglang.ops.kernels.columns import aligned, width_of
+from led_sglang.ops.types import ALIGNMENT, LedRows
 
 BLOCK = 2048
 MAX_PICKED = 16  # candidates that the scan finds itself; torch.topk beyond
@@ -31,7 +31,7 @@ def unpack(packed):  # type: ignore[no-untyped-def]
     return values, (packed & LOW_BITS) ^ LOW_BITS
 
 
-@triton.jit(do_not_specialize=["num_parts"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_parts", "stride_row"])  # type: ignore[untyped-decorator]
 def scan_kernel(  # type: ignore[no-untyped-def]
     logits,  # (R, V)
     tau,  # (R,)
@@ -42,13 +42,17 @@ def scan_kernel(  # type: ignore[no-untyped-def]
     num_parts,
     stride_row,
     stride_column,
+    IS_ALIGNED: tl.constexpr,  # every row begins at a multiple of ALIGNMENT elements
     PICKED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    begin = row * stride_row
+    if IS_ALIGNED:  # the compiler sees that wide loads may begin there
+        begin = row * (stride_row // 16) * 16
     ids = part * BLOCK + tl.arange(0, BLOCK)
     is_token = ids < num_vocab
-    values = tl.load(logits + row * stride_row + ids * stride_column, mask=is_token, other=float("-inf")).to(tl.float32)
+    values = tl.load(logits + begin + ids * stride_column, mask=is_token, other=float("-inf")).to(tl.float32)
     peak = tl.max(values, 0)
     shift = tl.where(peak == float("-inf"), 0.0, peak)
     place = row * num_parts + part
@@ -131,7 +135,7 @@ def final_rows(final_logits: Tensor, tau: Tensor, rows: LedRows, coin: Tensor) -
     """(R, V), (R,), (R,) float64: Eq. 1 and 3 as in `fused.final_layer`."""
     (num_rows, num_vocab), num_candidates, device = final_logits.shape, rows.max_top_k, final_logits.device
     num_columns = min(num_candidates, num_vocab)
-    width = max(2, triton.next_power_of_2(num_candidates))
+    width = width_of(num_candidates)
     block = min(BLOCK, max(width, triton.next_power_of_2(num_vocab)))
     num_parts = triton.cdiv(num_vocab, block)
     num_picked = width if width <= MAX_PICKED else 0
@@ -148,6 +152,8 @@ def final_rows(final_logits: Tensor, tau: Tensor, rows: LedRows, coin: Tensor) -
     if num_rows:
         scan_kernel[(num_rows, num_parts)](
             final_logits, tau, peaks, masses, picked, num_vocab, num_parts, *final_logits.stride(),
+            # Not by the row alone: where the vocabulary is no multiple, the engine's rows may be padded or not.
+            IS_ALIGNED=num_vocab % ALIGNMENT == 0 and final_logits.stride(0) % ALIGNMENT == 0,
             PICKED=num_picked, BLOCK=block,
         )  # fmt: skip
         coin_kernel[(num_rows,)](

@@ -18,10 +18,11 @@ from led_sglang.ops.backends import lm_head as torch_head
 from led_sglang.ops.backends.lm_head import across_ranks
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.kernels.candidates import candidate_logits, tanh
+from led_sglang.ops.kernels.columns import BATCH_SIZES, size_up
+from led_sglang.ops.kernels.projected_head import projected_sums
 from led_sglang.ops.types import Head, Ridden
 
 BLOCK_COPY = 1024
-MIN_BATCH = 256  # the kernels are compiled for powers of two of rows, from here on
 
 
 class Tile(NamedTuple):
@@ -39,25 +40,25 @@ SMALL_TILE = Tile(rows=64, vocab=128, row_bytes=128, warps=4, stages=4)
 LARGE_TILE = Tile(rows=128, vocab=256, row_bytes=128, warps=8, stages=4)
 
 
-def tile_of(num_rows: int, dtype: torch.dtype) -> Tile:
-    return LARGE_TILE if num_rows > SMALL_TILE.rows and dtype.itemsize <= 2 else SMALL_TILE
+def tile_of(num_rows: int, head: Head) -> Tile:
+    """For so many rows; a batch-invariant head has one tile, since a row's sum is made of sums over tiles."""
+    is_many = num_rows > SMALL_TILE.rows or head.is_batch_invariant
+    return LARGE_TILE if is_many and head.weight.dtype.itemsize <= 2 else SMALL_TILE
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def is_missing(needed, rode, rows, mask, HAS_RODE: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def is_missing(needed, rode, rows, mask, has_rode):  # type: ignore[no-untyped-def]
     """Whether the sums of a row's latents are to be computed: needed, and not known already."""
-    found = tl.load(needed + rows, mask=mask, other=0) != 0
-    if HAS_RODE:
-        found = found & (tl.load(rode + rows, mask=mask, other=1) == 0)
-    return found
+    is_needed = tl.load(needed + rows, mask=mask, other=0) != 0
+    return is_needed & (tl.load(rode + rows, mask=mask & (has_rode != 0), other=0) == 0)
 
 
-@triton.jit(do_not_specialize=["num_final", "num_layers", "num_batch"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_final", "num_layers", "num_batch", "rows_per_layer", "has_rode"])  # type: ignore[untyped-decorator]
 def gather_kernel(  # type: ignore[no-untyped-def]
     final,  # (num_final, H)
     latents,  # (J, B, H)
     needed,  # (B,) bool
-    rode,  # (B,) bool, where HAS_RODE
+    rode,  # (B,) bool, where has_rode
     tau,  # (B,) float32
     states,  # (num_final + J B, H), written: the final rows, then layer by layer the latents that are missing
     taus,  # (num_final + J B,) float32, written: theirs
@@ -67,15 +68,15 @@ def gather_kernel(  # type: ignore[no-untyped-def]
     num_batch,
     hidden,
     stride_final,
-    stride_layer,
+    rows_per_layer,  # of the latents' buffer, which holds more rows than the batch
     stride_latent,
-    HAS_RODE: tl.constexpr,
+    has_rode,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
     place = tl.program_id(0)
     batch = tl.arange(0, BLOCK_BATCH)
-    missing = is_missing(needed, rode, batch, batch < num_batch, HAS_RODE).to(tl.int32)
+    missing = is_missing(needed, rode, batch, batch < num_batch, has_rode).to(tl.int32)
     num_missing = tl.sum(missing, 0)
     num_places = num_final + num_layers * num_missing
     if place == 0:
@@ -85,7 +86,7 @@ def gather_kernel(  # type: ignore[no-untyped-def]
         if place >= num_final:
             layer, rank = (place - num_final) // num_missing, (place - num_final) % num_missing
             row = tl.sum((tl.cumsum(missing, 0) <= rank).to(tl.int64), 0)
-            source = latents + layer.to(tl.int64) * stride_layer + row * stride_latent
+            source = latents + (layer.to(tl.int64) * rows_per_layer + row) * stride_latent
             tl.store(taus + place, tl.load(tau + row))
         for start in range(0, hidden, BLOCK_H):
             dims = start + tl.arange(0, BLOCK_H)
@@ -157,25 +158,25 @@ def log_sum_exp(values):  # type: ignore[no-untyped-def]
     return peak + tl.log(tl.sum(tl.exp(values - shift[:, None]), 1))
 
 
-@triton.jit(do_not_specialize=["num_final", "num_batch", "stride_known", "stride_layer"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_final", "num_batch", "num_tiles", "stride_known", "stride_layer", "has_rode"])  # type: ignore[untyped-decorator]
 def merge_kernel(  # type: ignore[no-untyped-def]
     sums,  # (num_final + J B, num_tiles) float32
     needed,  # (B,) bool
-    rode,  # (B,) bool, where HAS_RODE
-    known,  # (J, B) float32, where HAS_RODE
+    rode,  # (B,) bool, where has_rode
+    known,  # (J, B) float32, where has_rode
     normalizers,  # (J, B) float32, written
     num_final,
     num_batch,
     num_tiles,
     stride_known,
     stride_layer,
-    HAS_RODE: tl.constexpr,
+    has_rode,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_TILES: tl.constexpr,
 ):
     row, layer = tl.program_id(0), tl.program_id(1)
     batch = tl.arange(0, BLOCK_BATCH)
-    missing = is_missing(needed, rode, batch, batch < num_batch, HAS_RODE).to(tl.int32)
+    missing = is_missing(needed, rode, batch, batch < num_batch, has_rode).to(tl.int32)
     if tl.sum(tl.where(batch == row, missing, 0), 0) != 0:
         rank = tl.sum(tl.where(batch < row, missing, 0), 0)
         place = num_final + layer * tl.sum(missing, 0) + rank
@@ -183,10 +184,14 @@ def merge_kernel(  # type: ignore[no-untyped-def]
         parts = tl.load(sums + place.to(tl.int64) * num_tiles + tiles, mask=tiles < num_tiles, other=float("-inf"))
         result = tl.sum(log_sum_exp(parts[None, :]), 0)
     else:
-        result = 0.0
-        if HAS_RODE:
-            result = tl.load(known + layer * stride_known + row)
+        result = tl.load(known + layer * stride_known + row, mask=has_rode != 0, other=0.0)
     tl.store(normalizers + layer * stride_layer + row, result)
+
+
+def most_tiles(num_columns: int) -> int:
+    """A power of two that holds the number of tiles of either kind."""
+    width = min(SMALL_TILE.vocab, LARGE_TILE.vocab)
+    return triton.next_power_of_2(triton.cdiv(num_columns, width))  # type: ignore[no-any-return]
 
 
 def is_interpreted() -> bool:
@@ -212,24 +217,26 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, normalizers
     """
     hidden, ridden = latents.hidden, latents.ridden
     weight = head.weight if head.weight.stride(1) == 1 else head.weight.contiguous()
-    hidden = hidden if hidden.stride(2) == 1 else hidden.contiguous()
+    if hidden.stride(2) != 1 or hidden.stride(1) != hidden.shape[2] or hidden.stride(0) % hidden.shape[2]:
+        hidden = hidden.contiguous()
     (num_layers, num_batch, width), num_columns = hidden.shape, len(weight)
     num_final = 0 if final is None else len(final)
     final = hidden[0] if final is None else final.contiguous()
     num_rows = num_final + num_layers * num_batch
-    tile, device = tile_of(num_rows, weight.dtype), hidden.device
+    tile, device = tile_of(num_rows, head), hidden.device
     num_tiles = triton.cdiv(num_columns, tile.vocab)
     states, logits = weight.new_empty(num_rows, width), weight.new_empty(num_final, num_columns)
     taus, sums = torch.empty(num_rows, device=device), torch.empty(num_rows, num_tiles, device=device)
     count = torch.empty(1, dtype=torch.int32, device=device)
     needed, tau = latents.needed.contiguous(), latents.tau.float().contiguous()
     rode, known = (needed, normalizers) if ridden is None else (ridden.rode.contiguous(), ridden.normalizers)
-    flags = {"HAS_RODE": ridden is not None, "BLOCK_BATCH": max(MIN_BATCH, triton.next_power_of_2(num_batch))}
+    has_rode, block_batch = int(ridden is not None), size_up(num_batch, BATCH_SIZES)
     if not num_rows:
         return logits
     gather_kernel[(num_rows,)](
         final, hidden, needed, rode, tau, states, taus, count, num_final, num_layers, num_batch, width,
-        final.stride(0), hidden.stride(0), hidden.stride(1), **flags, BLOCK_H=BLOCK_COPY,
+        final.stride(0), hidden.stride(0) // hidden.stride(1), hidden.stride(1), has_rode, BLOCK_BATCH=block_batch,
+        BLOCK_H=BLOCK_COPY,
     )  # fmt: skip
     head_kernel[(triton.cdiv(num_rows, tile.rows), num_tiles)](
         states,
@@ -246,7 +253,7 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, normalizers
         width,
         weight.stride(0),
         head.scale,
-        head.softcap or 1.0,
+        float(head.softcap or 1.0),
         HAS_BIAS=head.bias is not None,
         HAS_SOFTCAP=head.softcap is not None,
         # The interpreter would multiply bfloat16's bit patterns as integers.
@@ -259,7 +266,7 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, normalizers
     )
     merge_kernel[(num_batch, num_layers)](
         sums, needed, rode, known, normalizers, num_final, num_batch, num_tiles, known.stride(0),
-        normalizers.stride(0), **flags, BLOCK_TILES=triton.next_power_of_2(num_tiles),
+        normalizers.stride(0), has_rode, BLOCK_BATCH=block_batch, BLOCK_TILES=most_tiles(num_columns),
     )  # fmt: skip
     return logits
 
@@ -283,6 +290,8 @@ def latent_sums(
     Rows with edits take plain torch's way, needed or not; the kernels know none.
     """
     index = None if edits is None else edits.edited
+    if head.project is not None and edits is None:
+        return across_ranks(*projected_sums(latents, candidate_ids, head, tau, needed), head)
     if head.project is not None or (edits is not None and index is None):
         return torch_head.latent_sums(latents, candidate_ids, head, tau, ridden, edits)
     if index is not None:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from led_sglang.ops.kernels.columns import aligned
+from led_sglang.ops.kernels.columns import aligned, width_of
 from led_sglang.ops.types import LedRows, LedStep, Noise
 
 TINY = torch.finfo(torch.float32).tiny  # as in fused
@@ -21,7 +21,7 @@ def entropy_of(probs):  # type: ignore[no-untyped-def]
     return tl.sum(tl.where(probs == 0.0, 0.0, -probs * tl.log(tl.where(probs == 0.0, 1.0, probs))), 0)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_candidates"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows", "num_candidates", "num_layers", "is_full"])  # type: ignore[untyped-decorator]
 def tail_kernel(  # type: ignore[no-untyped-def]
     logprobs,  # (R, K) float32, of the final layer; -inf: not a candidate
     ids,  # (R, K) int64
@@ -40,14 +40,15 @@ def tail_kernel(  # type: ignore[no-untyped-def]
     out_confidence,  # (R,) float32
     out_exploit,  # (R, K) float32
     out_explore,  # (R, K) float32
-    out_entropy,  # (R,) float32
+    out_entropy,  # (R,) float32, where is_full, like the next two
     out_logprob,  # (R,) float32
     out_entropies,  # (R, J + 1) float32
     num_rows,
     num_candidates,
-    NUM_LAYERS: tl.constexpr,
+    num_layers,  # J <= MAX_LAYERS
+    is_full,
+    MAX_LAYERS: tl.constexpr,
     TINIEST: tl.constexpr,
-    IS_FULL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -64,11 +65,13 @@ def tail_kernel(  # type: ignore[no-untyped-def]
 
     total, best = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     best_entropy, best_depth, is_broken = -1.0, 1, False
-    for j in tl.static_range(NUM_LAYERS + 1):
+    for j in tl.static_range(MAX_LAYERS + 1):
         layer = final
-        if j > 0:
-            normalizer = tl.load(normalizers + (j - 1) * num_rows + row)
-            values = tl.load(logits + (j - 1) * num_rows * num_candidates + place, mask=is_column, other=0.0)
+        is_allowed = (j < depth) & (j <= num_layers)
+        if j > 0:  # what is beyond the row's depth is not read, and what is made of it not used
+            normalizer = tl.load(normalizers + (j - 1) * num_rows + row, mask=is_allowed, other=0.0)
+            layer_at = logits + (j - 1) * num_rows * num_candidates + place
+            values = tl.load(layer_at, mask=is_column & is_allowed, other=0.0)
             # +inf - +inf is NaN: a row whose normalizer overflowed must not pass as probability 0.
             layer = tl.exp(values - normalizer) + (normalizer - normalizer)
             layer = tl.where(is_dropped, 0.0, layer)
@@ -76,14 +79,13 @@ def tail_kernel(  # type: ignore[no-untyped-def]
         total += layer
         aggregate = total / tl.sum(total, 0)
         entropy = entropy_of(aggregate)
-        is_allowed = j < depth
         is_broken = is_broken | (is_allowed & (entropy != entropy))
         is_best = is_allowed & (entropy > best_entropy)
         best = tl.where(is_best, aggregate, best)
         best_entropy = tl.where(is_best, entropy, best_entropy)
         best_depth = tl.where(is_best, j + 1, best_depth)
-        if IS_FULL:
-            tl.store(out_entropies + row * (NUM_LAYERS + 1) + j, tl.where(is_allowed, entropy, -1.0))
+        entropy_at = out_entropies + row * (num_layers + 1) + j
+        tl.store(entropy_at, tl.where(is_allowed, entropy, -1.0), mask=(is_full != 0) & (j <= num_layers))
     explore = tl.where(is_needed, best, exploit)
     is_fine = (confidence > 0.0) & ((is_broken == 0) | (is_needed == 0))
 
@@ -101,7 +103,7 @@ def tail_kernel(  # type: ignore[no-untyped-def]
     tl.store(out_confidence + row, confidence)
     tl.store(out_exploit + place, exploit, mask=is_column)
     tl.store(out_explore + place, explore, mask=is_column)
-    if IS_FULL:
+    if is_full != 0:
         tl.store(out_entropy + row, tl.where(is_needed, best_entropy, entropy_of(exploit)))
         share = tl.where(tl.load(exploits + row) != 0, confidence, 0.0)
         led = explore + share * (exploit - explore)
@@ -117,8 +119,13 @@ def tail(
     needed: Tensor,
     rows: LedRows,
     noise: Noise,
+    max_layers: int = 0,
+    has_fixed_width: bool = False,
 ) -> LedStep:
-    """(R, K), (R, K), (J, R), (J, R, K), (R,), (R,): what `fused.mixed_step` makes of them, in one launch."""
+    """(R, K), (R, K), (J, R), (J, R, K), (R,), (R,): what `fused.mixed_step` makes of them, in one launch.
+
+    max_layers: of any batch, for which the kernel is compiled; J where it is more. has_fixed_width: see `width_of`.
+    """
     (num_rows, num_candidates), num_layers = logprobs.shape, len(logits)
     token_ids, depth = torch.empty_like(rows.depth), torch.empty_like(rows.depth)
     ok = torch.empty(num_rows, dtype=torch.uint8, device=logprobs.device)
@@ -149,10 +156,11 @@ def tail(
             entropies,
             num_rows,
             num_candidates,
-            NUM_LAYERS=num_layers,
+            num_layers,
+            int(rows.any_full),
+            MAX_LAYERS=max(num_layers, max_layers),
             TINIEST=TINY,
-            IS_FULL=rows.any_full,
-            BLOCK=triton.next_power_of_2(num_candidates),
+            BLOCK=width_of(num_candidates, has_fixed_width),
         )
     return LedStep(
         token_ids=token_ids,

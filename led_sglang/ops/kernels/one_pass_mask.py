@@ -11,7 +11,7 @@ from led_sglang.ops.types import LedRows
 BLOCK = 64
 
 
-@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows", "has_index"])  # type: ignore[untyped-decorator]
 def board_kernel(  # type: ignore[no-untyped-def]
     active,  # (R,) bool, like the next two
     exploits,
@@ -20,16 +20,14 @@ def board_kernel(  # type: ignore[no-untyped-def]
     coin,  # (R,) float64
     temperature,  # (R,) float32
     greedy,  # (R,) bool
-    latent_norm,  # (R,) bool, where HAS_NORM
-    latent_offset,  # (R,) int64, where HAS_OFFSET
-    index,  # (R,) int64, where HAS_INDEX
+    latent_norm,  # (R,) bool
+    latent_offset,  # (R,) int64
+    index,  # (R,) int64, where has_index
     wanted,  # (B,) bool, written
     tau,  # (B,) float32, written
     num_rows,
     cut,
-    HAS_NORM: tl.constexpr,
-    HAS_OFFSET: tl.constexpr,
-    HAS_INDEX: tl.constexpr,
+    has_index,
     BLOCK: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -39,13 +37,11 @@ def board_kernel(  # type: ignore[no-untyped-def]
     is_likely = is_likely | (tl.load(full + rows, mask=is_row, other=0) != 0)
     rides = is_likely & (tl.load(active + rows, mask=is_row, other=0) != 0)
     rides = rides & (tl.load(depth + rows, mask=is_row, other=0) > 1)
-    if HAS_NORM:
-        rides = rides & (tl.load(latent_norm + rows, mask=is_row, other=0) == 0)
-    if HAS_OFFSET:
-        rides = rides & (tl.load(latent_offset + rows, mask=is_row, other=0) == 0)
+    rides = rides & (tl.load(latent_norm + rows, mask=is_row, other=0) == 0)
+    rides = rides & (tl.load(latent_offset + rows, mask=is_row, other=0) == 0)
     is_greedy = tl.load(greedy + rows, mask=is_row, other=0) != 0
     row_tau = tl.where(is_greedy, 1.0, tl.load(temperature + rows, mask=is_row, other=1.0))
-    places = place_of(index, rows, is_row, HAS_INDEX)
+    places = place_of(index, rows, is_row, has_index)
     tl.store(wanted + places, rides.to(tl.uint8), mask=is_row)
     tl.store(tau + places, row_tau, mask=is_row)
 
@@ -69,8 +65,6 @@ def board(rows: LedRows, coin: Tensor, cut: float, index: Tensor | None, wanted:
             tau,
             num_rows,
             cut,
-            HAS_NORM=rows.any_norm,
-            HAS_OFFSET=rows.any_offset,
-            HAS_INDEX=index is not None,
+            int(index is not None),
             BLOCK=BLOCK,
         )

@@ -1,7 +1,5 @@
 """`ops.rows.inputs` in one kernel before a token and two after: torch launches fifty for the same few rows."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -34,19 +32,19 @@ def uniform(keyed):  # type: ignore[no-untyped-def]
     return ((mix(keyed) >> 11) & ((1 << 53) - 1)).to(tl.float64) * 2.0**-53
 
 
-@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows", "has_index", "has_lengths", "has_is_led"])  # type: ignore[untyped-decorator]
 def stand_kernel(  # type: ignore[no-untyped-def]
-    slots,  # (B,) integers, like the next two
+    slots,  # (B,) int64, like the next two
     positions,
-    lengths,  # where HAS_LENGTHS
+    lengths,  # where has_lengths
     states,  # by slot, int64
-    index,  # (R,) int64, where HAS_INDEX
+    index,  # (R,) int64, where has_index
     seed,  # (R,) int64, like the next three
     sample,
     start_state,
     start_length,
     phase_all,  # (R,) bool
-    is_led,  # (R,) bool, where HAS_IS_LED
+    is_led,  # (R,) bool, where has_is_led
     own_slots,  # (R,) int64, written, like the next two
     own_states,
     own_positions,
@@ -55,24 +53,24 @@ def stand_kernel(  # type: ignore[no-untyped-def]
     coin,  # (R,) float64, written
     token,  # (R,) float64, written
     num_rows,
-    HAS_INDEX: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr,
-    HAS_IS_LED: tl.constexpr,
+    has_index,
+    has_lengths,
+    has_is_led,
     BLOCK: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = rows < num_rows
-    places = place_of(index, rows, is_row, HAS_INDEX)
-    slot = tl.load(slots + places, mask=is_row, other=0).to(tl.int64)
-    position = tl.load(positions + places, mask=is_row, other=0).to(tl.int64)
+    places = place_of(index, rows, is_row, has_index)
+    slot = tl.load(slots + places, mask=is_row, other=0)
+    position = tl.load(positions + places, mask=is_row, other=0)
     state = tl.load(states + slot, mask=is_row, other=0)
-    if HAS_LENGTHS:
-        is_start = tl.load(lengths + places, mask=is_row, other=0) == tl.load(start_length + rows, mask=is_row, other=0)
-        state = tl.where(is_start, tl.load(start_state + rows, mask=is_row, other=0), state)
+    is_extended = is_row & (has_lengths != 0)
+    length = tl.load(lengths + places, mask=is_extended, other=0)
+    is_start = is_extended & (length == tl.load(start_length + rows, mask=is_row, other=0))
+    state = tl.where(is_start, tl.load(start_state + rows, mask=is_row, other=0), state)
     thinks = (state & 1) == 1
     acts = thinks | (tl.load(phase_all + rows, mask=is_row, other=0) != 0)
-    if HAS_IS_LED:
-        acts = acts & (tl.load(is_led + rows, mask=is_row, other=0) != 0)
+    acts = acts & ((has_is_led == 0) | (tl.load(is_led + rows, mask=is_row, other=0) != 0))
     counter = (tl.load(sample + rows, mask=is_row, other=0) << SAMPLE_SHIFT) + position
     keyed = mix(tl.load(seed + rows, mask=is_row, other=0) * SEED_FACTOR + counter * COUNTER_FACTOR + SALT)
     tl.store(own_slots + rows, slot, mask=is_row)
@@ -84,43 +82,43 @@ def stand_kernel(  # type: ignore[no-untyped-def]
     tl.store(token + rows, uniform(keyed + STEP + STEP), mask=is_row)
 
 
-@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows", "has_index"])  # type: ignore[untyped-decorator]
 def write_kernel(  # type: ignore[no-untyped-def]
     token_ids,  # (B,) integers, written
-    index,  # (R,) int64, where HAS_INDEX
+    index,  # (R,) int64, where has_index
     active,  # (R,) bool
     ok,  # (R,) bool
     chosen,  # (R,) int64
     num_rows,
-    HAS_INDEX: tl.constexpr,
+    has_index,
     BLOCK: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = rows < num_rows
-    places = place_of(index, rows, is_row, HAS_INDEX)
+    places = place_of(index, rows, is_row, has_index)
     is_taken = (tl.load(active + rows, mask=is_row, other=0) != 0) & (tl.load(ok + rows, mask=is_row, other=0) != 0)
     value = tl.load(chosen + rows, mask=is_row, other=0).to(token_ids.dtype.element_ty)
     tl.store(token_ids + places, value, mask=is_row & is_taken)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_vocab", "num_symbols"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows", "num_vocab", "num_symbols", "has_index"])  # type: ignore[untyped-decorator]
 def move_kernel(  # type: ignore[no-untyped-def]
     states,  # by slot, int64, written
     slots,  # (R,) int64
     before,  # (R,) int64
     token_ids,  # (B,) integers
-    index,  # (R,) int64, where HAS_INDEX
+    index,  # (R,) int64, where has_index
     symbol_of,  # (num_vocab,) int64
     next_state,  # int64
     num_rows,
     num_vocab,
     num_symbols,
-    HAS_INDEX: tl.constexpr,
+    has_index,
     BLOCK: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = rows < num_rows
-    tokens = tl.load(token_ids + place_of(index, rows, is_row, HAS_INDEX), mask=is_row, other=0).to(tl.int64)
+    tokens = tl.load(token_ids + place_of(index, rows, is_row, has_index), mask=is_row, other=0).to(tl.int64)
     is_known = is_row & (tokens >= 0) & (tokens < num_vocab)  # any other is an ordinary token
     symbols = tl.load(symbol_of + tokens, mask=is_known, other=0)
     places = tl.load(before + rows, mask=is_row, other=0) * num_symbols + symbols
@@ -133,7 +131,7 @@ def _grid(num_rows: int) -> tuple[int]:
 
 
 def _optional(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
-    """A kernel's flag says whether it reads the tensor; some pointer it must have."""
+    """A kernel's flag says whether it reads the tensor; some pointer of its type it must have."""
     return stand_in if tensor is None else tensor
 
 
@@ -143,16 +141,13 @@ def standing(seats: Seats, slots: Tensor, positions: Tensor, lengths: Tensor | N
     own_slots, own_states, own_positions = aligned(3, num_rows, torch.int64, device)
     thinking, active = aligned(2, num_rows, torch.uint8, device)
     coin, token = aligned(2, num_rows, torch.float64, device)
-    flags: dict[str, Any] = {
-        "HAS_INDEX": seats.index is not None,
-        "HAS_LENGTHS": lengths is not None,
-        "HAS_IS_LED": seats.is_led is not None,
-    }
+    flags = int(seats.index is not None), int(lengths is not None), int(seats.is_led is not None)
+    slots, positions = slots.long(), positions.long()  # the engine's are, and one variant is enough
     if num_rows:
         stand_kernel[_grid(num_rows)](
             slots,
             positions,
-            _optional(lengths, slots),
+            slots if lengths is None else lengths.long(),
             states,
             _optional(seats.index, seats.seed),
             seats.seed,
@@ -169,7 +164,7 @@ def standing(seats: Seats, slots: Tensor, positions: Tensor, lengths: Tensor | N
             coin,
             token,
             num_rows,
-            **flags,
+            *flags,
             BLOCK=BLOCK,
         )
     flags_seen = thinking.view(torch.bool), active.view(torch.bool)
@@ -181,8 +176,8 @@ def write_tokens(seats: Seats, token_ids: Tensor, now: Standing, step: LedStep) 
     if seats.num_rows:
         index = _optional(seats.index, step.token_ids)
         write_kernel[_grid(seats.num_rows)](
-            token_ids, index, now.active, step.ok, step.token_ids, seats.num_rows,
-            HAS_INDEX=seats.index is not None, BLOCK=BLOCK,
+            token_ids, index, now.active, step.ok, step.token_ids, seats.num_rows, int(seats.index is not None),
+            BLOCK=BLOCK,
         )  # fmt: skip
 
 
@@ -192,5 +187,5 @@ def move_states(seats: Seats, tables: ThinkingTables, states: Tensor, before: St
         move_kernel[_grid(seats.num_rows)](
             states, before.slots, before.states, token_ids, _optional(seats.index, before.slots), tables.symbol_of,
             tables.next_state, seats.num_rows, len(tables.symbol_of), tables.num_symbols,
-            HAS_INDEX=seats.index is not None, BLOCK=BLOCK,
+            int(seats.index is not None), BLOCK=BLOCK,
         )  # fmt: skip

@@ -32,8 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, server: FakeServer) -> Path
     folder = tmp_path_factory.mktemp("endings")
     asked = ["--task", "embedded", "--limit", "2", "--samples", "1", "--methods", "cot", "--quiet"]
     assert evals.main(["run", *asked, "--base-url", server.url, "--out", str(folder / "run")]) == 0
-    lines = [{"rows": n, "naive_ms": 2.0 * n} for n in (1, 8)]
-    (folder / "gpu_ops.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    about = {"part": "ops", "kind": "time", "run": "naive", "explored_rows": 1, "explore_rate": 0.1}
+    lines = [{**about, "rows": n, "ms": 2.0 * n} for n in (1, 8)]
+    (folder / "gpu.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 

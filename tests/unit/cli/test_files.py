@@ -119,8 +119,9 @@ def manifest(folder: Path, url: str) -> tuple[Path, Callable[[], int]]:
 
 
 def measured(folder: Path, url: str) -> tuple[Path, Callable[[], int]]:
-    file = folder / "gpu_ops.jsonl"
-    lines = [{"rows": n, "naive_ms": 2.0 * n, "device": "é"} for n in (1, 8, 64)]
+    file = folder / "gpu.jsonl"
+    about = {"part": "ops", "kind": "time", "run": "naive", "explored_rows": 1, "explore_rate": 0.1, "device": "é"}
+    lines = [{**about, "rows": n, "ms": 2.0 * n} for n in (1, 8, 64)]
     file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return file, partial(plot.main, ["--results", str(folder), "--out", str(folder / "pictures")])
 

@@ -116,6 +116,29 @@ def test_missing_layers_are_told_when_they_come() -> None:
         assert none.states
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_rows_that_do_not_fit_are_told_and_the_buffer_stays(is_packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.stack(out=...)` would give the view other storage, and nobody would read it."""
+
+    def output(rows: int, width: int = 2) -> list[torch.Tensor] | torch.Tensor:
+        layers = [torch.ones(rows, width)] * 3
+        return torch.cat(layers, 1) if is_packed else layers
+
+    monkeypatch.setattr(arrays, "can_look", lambda device: False)
+    capture = capture_of()
+    place = capture.states.data_ptr()
+    capture.store(output(6), None, 6)
+    with pytest.raises(CaptureError, match="a batch of 7 rows does not fit LED's buffer of 6 rows"):
+        capture.store(output(7), None, 7)
+    with pytest.raises(CaptureError, match="3 rows of its layers for 4 tokens"):  # a rank's share of them
+        capture.store(output(3), torch.tensor([0, 2]), 4)
+    with pytest.raises(CaptureError, match="layers 4 wide, its hidden size is 2"):
+        capture.store(output(6, width=4), None, 6)
+    capture.store(output(9), torch.tensor([0, 8]), 9)  # a prompt longer than the buffer
+    capture.store(output(6), None, 5)  # a graph's padding
+    assert capture.states.data_ptr() == place and capture.states.shape == (3, 6, 2)
+
+
 def test_a_model_that_cannot_be_captured_serves_depth_1() -> None:
     """The way out that the refusal names: nothing is asked of the model, and there are no latents to look at."""
     none = Capture(nn.Linear(2, 2), ())

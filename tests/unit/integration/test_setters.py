@@ -19,8 +19,8 @@ NOT_PYTORCH = {"MindSporeForCausalLM"}
 DEPTHS = (2, 8, 10, 11, 12)  # 11 of 12 layers from layer 1 on; at 10 of 12 the first id is 1
 
 
-def classes_with_setter() -> list[tuple[str, str]]:
-    """(module, class) of models whose setter reaches `self.model`, the decoder."""
+def classes_with_setter(is_delegated: bool = False) -> list[tuple[str, str]]:
+    """(module, class) of models whose setter reaches `self.model`, the decoder, or `self.language_model`."""
     found = []
     for file in sorted(Path(sglang.srt.models.__path__[0]).glob("*.py")):
         text = file.read_text()
@@ -29,7 +29,7 @@ def classes_with_setter() -> list[tuple[str, str]]:
                 continue
             setters = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == SETTER]
             source = "".join(ast.unparse(setter) for setter in setters)
-            if "self.model" in source and "self.language_model" not in source:
+            if "self.language_model" in source if is_delegated else "self.model" in source:
                 found.append((file.stem, node.name))
     return found
 
@@ -50,6 +50,13 @@ class Decoder(nn.Module):
     set_dflash_layers_to_capture = set_eagle3_layers_to_capture
 
 
+class Language(Decoder):
+    """A language model inside another one, with the setter that adds 1 only sometimes."""
+
+    def set_eagle3_layers_to_capture(self, layers: list[int]) -> None:
+        self.layers_to_capture = [layer + 1 for layer in layers] if layers[0] == 1 else list(layers)
+
+
 def model_of(module: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An instance without weights."""
     loaded = import_module(f"sglang.srt.models.{module}")
@@ -59,8 +66,11 @@ def model_of(module: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     cls = getattr(loaded, name)
     model = cls.__new__(cls)
     nn.Module.__init__(model)
-    model.model = Decoder()
-    model.pp_group, model.config = group, SimpleNamespace(num_hidden_layers=NUM_LAYERS)
+    if (module, name) in classes_with_setter(is_delegated=True):
+        model.language_model = Language()
+    else:
+        model.model = Decoder()
+    model.pp_group, model.config = group, SimpleNamespace(num_hidden_layers=NUM_LAYERS, text_config=None)
     return model
 
 
@@ -78,6 +88,33 @@ def test_the_layers_that_were_asked_for_are_captured(module: str, name: str, mon
         Capture(model, layers)
         assert sorted(model.model.layers_to_capture) == sorted(layers)
     assert changed == ({True, False} if name in OFF_BY_ONE else {False}), "what SGLang makes of it without us"
+
+
+@pytest.mark.parametrize(("module", "name"), classes_with_setter(is_delegated=True))
+def test_a_setter_that_asks_an_inner_model_is_read_back_too(
+    module: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for depth in DEPTHS:
+        layers = tuple(range(NUM_LAYERS - 1, NUM_LAYERS - depth, -1))
+        model = model_of(module, name, monkeypatch)
+        Capture(model, layers)
+        assert sorted(model.language_model.layers_to_capture) == sorted(layers)
+
+
+def test_every_setter_of_the_release_is_one_of_these() -> None:
+    """Those of decoders, which the others call, aside."""
+    defined = set()
+    for file in Path(sglang.srt.models.__path__[0]).glob("*.py"):
+        for node in ast.parse(text).body if f"def {SETTER}" in (text := file.read_text()) else ():
+            if isinstance(node, ast.ClassDef) and any(getattr(item, "name", "") == SETTER for item in node.body):
+                defined.add((file.stem, node.name))
+    tried = {*classes_with_setter(), *classes_with_setter(is_delegated=True)}
+    decoders = {
+        ("qwen2_moe", "Qwen2MoeModel"),
+        ("qwen3_next", "Qwen3NextModel"),
+        ("qwen3_5", "Qwen3_5ForCausalLM"),
+    }
+    assert defined - tried == decoders
 
 
 def test_the_list_is_not_empty() -> None:

@@ -23,9 +23,17 @@ from led_sglang.integration.support import (
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_what_cannot_work_is_refused(name: str) -> None:
     """Every field of the table, as SGLang's parser would set it."""
-    kinds = {"pp_size": 2, "attn_dp_size": 2, "tokenizer_worker_num": 2, "disaggregation_mode": "decode"}
-    value = kinds.get(name, "NGRAM" if name in ("speculative_algorithm", "watermark_config") else True)
-    flag = "--" + name.replace("_", "-")
+    kinds: dict[str, object] = {
+        **dict.fromkeys(("pp_size", "attn_dp_size", "tokenizer_worker_num", "attn_cp_size"), 2),
+        **dict.fromkeys(("speculative_algorithm", "watermark_config", "dllm_algorithm"), "NGRAM"),
+        "disaggregation_mode": "decode",
+        "decoupled_spec_role": "verifier",
+        "moe_a2a_backend": "deepep",
+        "elastic_ep_backend": "nixl",
+        "ep_join_mode": "scale",
+    }
+    value = kinds.get(name, True)
+    flag = "--elastic-ep-join-mode" if name == "ep_join_mode" else "--" + name.replace("_", "-")
     told = flag if value is True else f"{flag} {value}"
     with pytest.raises(CaptureError, match=f"{told}: .*--led disabled"):
         refuse_features(SimpleNamespace(**{name: value}))
@@ -65,6 +73,7 @@ def test_what_sglang_decided_counts_too() -> None:
 
 def test_the_rest_starts() -> None:
     refuse_features(SimpleNamespace(pp_size=1, tokenizer_worker_num=1, enable_dp_attention=False))
+    refuse_features(SimpleNamespace(moe_a2a_backend="none", decoupled_spec_role="null", elastic_ep_backend="none"))
     refuse_features(SimpleNamespace(disaggregation_mode="null", attn_dp_size=1, speculative_algorithm=None))
 
 

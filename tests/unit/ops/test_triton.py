@@ -1,18 +1,24 @@
-"""The Triton kernel without a GPU: Triton's interpreter has to be asked for before Triton is imported."""
+"""The Triton kernels without a GPU: Triton's interpreter has to be asked for before Triton is imported."""
 
-import os
-import subprocess
-import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
+from elsewhere import names, outcomes
+
+HERE = Path(__file__).parent
+SCRIPTS = [HERE / name for name in ("triton_checks.py", "triton_draw_checks.py", "triton_project_checks.py")]
+CHECKS = [pytest.param(script, name, id=f"{script.stem}-{name}") for script in SCRIPTS for name in names(script)]
 
 
-def test_kernel_under_the_interpreter():
+@cache
+def faults_of(script: Path) -> dict[str, list[str]]:
+    return outcomes(script, TRITON_INTERPRET="1")
+
+
+@pytest.mark.parametrize(("script", "check"), CHECKS)
+def test_under_the_interpreter(script: Path, check: str) -> None:
     pytest.importorskip("triton")
-    script = Path(__file__).with_name("triton_checks.py")
-    paths = os.pathsep.join([str(script.parents[3]), os.environ.get("PYTHONPATH", "")])
-    env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "triton checks passed" in done.stdout
+    faults = faults_of(script)
+    assert check in faults, "it did not run"
+    assert not faults[check], "\n".join(faults[check])

@@ -1,4 +1,4 @@
-"""Run under TRITON_INTERPRET=1 by test_triton.py: the kernel on CPU, on sizes that are no multiple of any block."""
+"""Run under TRITON_INTERPRET=1 by test_triton.py: the kernels on CPU, on sizes that are no multiple of any block."""
 
 import itertools
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import standing_cases
 import tally_cases
 import torch
@@ -15,7 +16,7 @@ from op_cases import Case, make_case, make_rows
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from led_sglang.ops import LedStep, arrays, led_step
-from led_sglang.ops.backends import one_pass, self_test
+from led_sglang.ops.backends import one_pass
 from led_sglang.ops.backends.lm_head import candidate_logits as torch_candidates
 from led_sglang.ops.backends.lm_head import log_normalizers as plain_normalizers
 from led_sglang.ops.kernels import candidates, final_layer, lm_head, mix_and_sample
@@ -42,7 +43,22 @@ VIEWS |= {"unbind", "split", "_unsafe_view"}
 NO_LAUNCH = VIEWS | {"empty", "new_empty", "empty_like"}
 
 
-def check_step(case: Case, tolerance: float = 1e-5) -> None:
+@pytest.fixture
+def real_blocks() -> None:
+    """For what counts launches and bytes as they are served."""
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many parts and many blocks, and less for the interpreter to sort."""
+    if "real_blocks" in request.fixturenames:
+        return
+    monkeypatch.setattr(final_layer, "BLOCK", 64)
+    monkeypatch.setattr(lm_head, "SMALL_TILE", lm_head.SMALL_TILE._replace(rows=8, vocab=32))
+    monkeypatch.setattr(lm_head, "LARGE_TILE", lm_head.LARGE_TILE._replace(rows=16, vocab=64))
+
+
+def compare(case: Case, tolerance: float = 1e-5) -> None:
     step, truth = case.run("triton"), case.run("fused")
     for field in fields(LedStep):
         expected = getattr(truth, field.name)
@@ -69,6 +85,7 @@ def check_row_list() -> None:
     torch.testing.assert_close(found, truth.where(needed & ~rode, known[:2]))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def check_normalizers(dtype: torch.dtype) -> None:
     """Half-precision operands, float32 sums: closer to float64 than torch, which rounds the logits."""
     case = make_case(6, 1300, hidden=70, depth=2, dtype=dtype)
@@ -80,7 +97,11 @@ def check_normalizers(dtype: torch.dtype) -> None:
     assert error <= (plain - truth).abs().max() + 1e-5
 
 
-def check_one_pass(**head: object) -> None:
+ODD_HEAD = {"softcap": 6.0, "scale": 1.5, "bias": torch.linspace(-1, 1, 300), "num_rows": 290}
+
+
+@pytest.mark.parametrize("head", [{}, ODD_HEAD], ids=["plain", "odd"])
+def check_one_pass(head: dict[str, object]) -> None:
     """Final rows, riders and rows left out, in one kernel; more final rows than one block holds."""
     case = make_case(13, 300, hidden=40, depth=3, explore=True).with_head(**head)
     hidden, tau = torch.randn(13, 40), one_pass.row_tau(case.rows)
@@ -98,7 +119,7 @@ def check_edits() -> None:
     plain = make_case(4, 97, hidden=20, depth=2, full=True, exploit=False)
     weight, mixed = plain.head.weight, with_edits(plain, "all", is_edited)
     for case in (mixed, mixed.with_head(softcap=6.0, project=lambda h: h @ weight.T), with_edits(plain, "ban")):
-        check_step(case)
+        compare(case)
     step, alone = mixed.run("triton"), plain.run("triton")
     for field in fields(LedStep):
         assert torch.equal(getattr(step, field.name)[~is_edited], getattr(alone, field.name)[~is_edited])
@@ -127,62 +148,50 @@ def check_fixed_shapes() -> None:
         torch.testing.assert_close(getattr(step, name), getattr(truth, name), rtol=1e-4, atol=1e-5)
 
 
-def check_final_rows() -> None:
+@pytest.mark.parametrize(
+    ("k", "dtype"),
+    [(1, torch.float32), (3, torch.float32), (8, torch.bfloat16), (16, torch.float32), (40, torch.float32)],
+)
+def check_final_rows(k: int, dtype: torch.dtype) -> None:
     """Parts of the vocabulary merged, by our own selection and by torch's; equal, forbidden and negative logits."""
-    for k, dtype in (
-        (1, torch.float32),
-        (3, torch.float32),
-        (8, torch.bfloat16),
-        (16, torch.float32),
-        (40, torch.float32),
-    ):
-        logits = torch.randn(5, 3 * final_layer.BLOCK + 77, generator=torch.Generator().manual_seed(k)).to(dtype) * 5
-        logits[1] -= 100
-        logits[2, : final_layer.BLOCK + 5] = -torch.inf
-        logits[3, 4:] = -torch.inf
-        rows, tau = make_rows(5, top_k=torch.tensor([k, k, k, k, 1]), full=True), torch.linspace(0.3, 2, 5)
-        found = final_layer.final_rows(logits, tau, rows, torch.full((5,), 0.5, dtype=torch.float64))
-        top, ids = logits.topk(k)
-        truth = (logits.float() / tau[:, None]).log_softmax(-1)
-        torch.testing.assert_close(
-            found.logprobs,
-            truth.gather(1, ids).masked_fill(torch.arange(k) >= rows.top_k[:, None], -torch.inf),
-            rtol=1e-5,
-            atol=1e-5,
-        )
-        assert torch.equal(logits.gather(1, found.candidate_ids), top)
-        assert torch.equal(found.explored, truth.amax(-1).exp() < 0.5)
-        if k <= final_layer.MAX_PICKED:  # of equal logits the smaller id comes first
-            order = logits.double().argsort(descending=True, stable=True)[:, :k]
-            finite = top > -torch.inf
-            assert torch.equal(found.candidate_ids[finite], order[finite])
+    logits = torch.randn(5, 3 * final_layer.BLOCK + 77, generator=torch.Generator().manual_seed(k)).to(dtype) * 5
+    logits[1] -= 100
+    logits[2, : final_layer.BLOCK + 5] = -torch.inf
+    logits[3, 4:] = -torch.inf
+    rows, tau = make_rows(5, top_k=torch.tensor([k, k, k, k, 1]), full=True), torch.linspace(0.3, 2, 5)
+    found = final_layer.final_rows(logits, tau, rows, torch.full((5,), 0.5, dtype=torch.float64))
+    top, ids = logits.topk(k)
+    truth = (logits.float() / tau[:, None]).log_softmax(-1)
+    torch.testing.assert_close(
+        found.logprobs,
+        truth.gather(1, ids).masked_fill(torch.arange(k) >= rows.top_k[:, None], -torch.inf),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    assert torch.equal(logits.gather(1, found.candidate_ids), top)
+    assert torch.equal(found.explored, truth.amax(-1).exp() < 0.5)
+    if k <= final_layer.MAX_PICKED:  # of equal logits the smaller id comes first
+        order = logits.double().argsort(descending=True, stable=True)[:, :k]
+        finite = top > -torch.inf
+        assert torch.equal(found.candidate_ids[finite], order[finite])
 
 
-@patch.multiple(self_test, NUM_ROWS=9, NUM_LAYERS=3, VOCAB=150, HIDDEN=40)
-def check_agreement() -> None:
-    """What a server asks of the kernels before it uses them."""
-    cpu = torch.device("cpu")
-    assert self_test.fault_of("triton", cpu, torch.bfloat16) is None
-    with patch.object(lm_head, "candidate_logits", lambda *args: candidate_logits(*args) * 1.1):
-        assert "differs from plain torch" in str(self_test.fault_of("triton", cpu, torch.float32))
-
-
-def check_candidates() -> None:
+@pytest.mark.parametrize(("k", "hidden"), [(8, 70), (3, 300), (200, 40)])
+def check_candidates(k: int, hidden: int) -> None:
     """Bias, scale and soft cap, a shard of the vocabulary, rows left out, more hidden dimensions than a block."""
-    for k, hidden in ((8, 70), (3, 300), (200, 40)):
-        case = make_case(7, 311, hidden=hidden, depth=4, top_k=k)
-        ids = torch.randint(311, (7, k), generator=torch.Generator().manual_seed(k))
-        tau, needed = torch.linspace(0.3, 2, 7)[:, None], torch.arange(7) % 3 != 1
-        plain = {"softcap": 6.0, "scale": 1.5, "bias": torch.linspace(-1, 1, 311)}
-        shard = {"first_id": 100, "num_rows": 90, "weight": case.head.weight[100:200], "all_gather": torch.clone}
-        for changes in ({}, plain, shard, {**shard, "bias": torch.linspace(-1, 1, 100)}):
-            head = replace(case.head, **changes)
-            truth = torch_candidates(case.latents, ids, head, tau)
-            found = candidate_logits(case.latents, ids, head, tau, needed)
-            torch.testing.assert_close(found, truth * needed[:, None], rtol=1e-4, atol=1e-4)
+    case = make_case(7, 311, hidden=hidden, depth=4, top_k=k)
+    ids = torch.randint(311, (7, k), generator=torch.Generator().manual_seed(k))
+    tau, needed = torch.linspace(0.3, 2, 7)[:, None], torch.arange(7) % 3 != 1
+    plain = {"softcap": 6.0, "scale": 1.5, "bias": torch.linspace(-1, 1, 311)}
+    shard = {"first_id": 100, "num_rows": 90, "weight": case.head.weight[100:200], "all_gather": torch.clone}
+    for changes in ({}, plain, shard, {**shard, "bias": torch.linspace(-1, 1, 100)}):
+        head = replace(case.head, **changes)
+        truth = torch_candidates(case.latents, ids, head, tau)
+        found = candidate_logits(case.latents, ids, head, tau, needed)
+        torch.testing.assert_close(found, truth * needed[:, None], rtol=1e-4, atol=1e-4)
 
 
-def check_tail(case: Case) -> None:
+def compare_tail(case: Case) -> None:
     """The step in a handful of kernels against torch's many, every field of every row that uses it."""
     arrays.can_look = lambda device: False
     try:
@@ -204,13 +213,30 @@ def check_tail(case: Case) -> None:
         torch.testing.assert_close(step.depth_entropy[told], truth.depth_entropy[told], rtol=1e-4, atol=1e-5)
 
 
-def check_tails() -> None:
+TAILS: dict[str, dict[str, Any]] = {
+    "plain": {"vocab": 97},
+    "depth 1": {"vocab": 97, "depth": 1, "explore": True},
+    "traced": {"vocab": 97, "top_k": 3, "explore": True, "full": True},
+    "more candidates than tokens": {"vocab": 5, "top_k": 8, "explore": True},
+}
+
+
+@pytest.mark.parametrize("changes", TAILS.values(), ids=list(TAILS))
+def check_tail(changes: dict[str, Any]) -> None:
+    compare_tail(make_case(17, **changes))
+
+
+def check_tail_of_more_layers_than_a_batch_reaches() -> None:
+    """A server's latents are those of its deepest request: the kernel is compiled for them, whatever is asked."""
+    for depth in (1, 2, 4):
+        for full in (False, True):
+            compare_tail(make_case(9, 97, depth=depth, layers=7, explore=True, full=full))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def check_mixed_tail(seed: int) -> None:
     """Every column that the kernel reads, mixed within a batch."""
     row = torch.arange(17)
-    check_tail(make_case(17, 97))
-    check_tail(make_case(17, 97, depth=1, explore=True))
-    check_tail(make_case(17, 97, top_k=3, explore=True, full=True))
-    check_tail(make_case(17, 5, top_k=8, explore=True))
     mixed = {
         "depth": row % 4 + 1,
         "top_k": row % 7 + 2,
@@ -221,14 +247,16 @@ def check_tails() -> None:
         "active": row % 6 > 0,
         "min_p": (row % 3 == 1) * 0.05,
     }
-    for seed in range(3):
-        check_tail(replace(make_case(17, 97, seed=seed), rows=make_rows(17, **mixed)))
+    compare_tail(replace(make_case(17, 97, seed=seed), rows=make_rows(17, **mixed)))
+
+
+def check_broken_tail() -> None:
     broken = make_case(9, 97, explore=True, full=True)
     broken.final_logits[1, 3], broken.final_logits[2], broken.final_logits[3, 4] = torch.nan, -torch.inf, torch.inf
     broken.latents[0, 5, 2], broken.latents[2, 6, 1] = torch.inf, torch.nan
-    check_tail(broken)
+    compare_tail(broken)
     shallow = torch.arange(9) % 3 + 2  # row 6 does not reach its NaN
-    check_tail(replace(broken, rows=make_rows(9, depth=shallow, full=True)))
+    compare_tail(replace(broken, rows=make_rows(9, depth=shallow, full=True)))
 
 
 class Launches(TorchDispatchMode):
@@ -275,6 +303,7 @@ def num_launches(case: Case, ridden: Ridden | None) -> int:
     return mode.count
 
 
+@pytest.mark.usefixtures("real_blocks")
 def check_memory() -> None:
     """All that a step allocates, at the paper's size for 256 rows: the vocabulary is in none of it."""
     num_rows, vocab, hidden, num_layers = 256, 151936, 2560, 7
@@ -291,6 +320,7 @@ def check_memory() -> None:
     assert 0 < extra <= 64 << 20, extra
 
 
+@pytest.mark.usefixtures("real_blocks")
 def check_launches() -> None:
     """A row alone on a GPU waits for launches: `fused` makes 48 of them coin first and 52 in one pass."""
     for full in (False, True):
@@ -300,35 +330,35 @@ def check_launches() -> None:
         assert found == (7, 6), found
 
 
-def check_tally() -> None:
+@pytest.mark.parametrize(("seed", "num_rows"), enumerate((1, 9, 150, 0)))
+def check_tally(seed: int, num_rows: int) -> None:
     """Flags and counters of a step in one kernel against torch's, twice; more rows than a block, and none."""
-    for seed, num_rows in enumerate((1, 9, 150, 0)):
-        case = tally_cases.draw(seed, num_rows, is_decided=True, has_failed=False)
+    case = tally_cases.draw(seed, num_rows, is_decided=True, has_failed=False)
+    arrays.can_look = lambda device: False
+    try:
+        flags, counters = tally_cases.tell(case, "triton")
+        tally_cases.tell(case, "triton", counters)
+        expected, counted = tally_cases.tell(case, "fused")
+        tally_cases.tell(case, "fused", counted)
+    finally:
+        arrays.can_look = CAN_LOOK
+    assert torch.equal(flags, expected) and torch.equal(counters.values, counted.values)
+
+
+@pytest.mark.parametrize(("seed", "num_rows"), enumerate((1, 6, 70, 0)))
+def check_standing(seed: int, num_rows: int) -> None:
+    """Every kind of batch, more rows than a block, and none; the tokens and states that follow."""
+    for is_part, is_mixed, is_extend in itertools.product((False, True), repeat=3):
+        seats, batch = standing_cases.draw(seed, num_rows, is_part, is_mixed)
+        dtype = torch.int32 if is_mixed else torch.int64
         arrays.can_look = lambda device: False
         try:
-            flags, counters = tally_cases.tell(case, "triton")
-            tally_cases.tell(case, "triton", counters)
-            expected, counted = tally_cases.tell(case, "fused")
-            tally_cases.tell(case, "fused", counted)
+            found = standing_cases.run(seats, batch, is_extend, dtype, "triton")
         finally:
             arrays.can_look = CAN_LOOK
-        assert torch.equal(flags, expected) and torch.equal(counters.values, counted.values)
-
-
-def check_standing() -> None:
-    """Every kind of batch, more rows than a block, and none; the tokens and states that follow."""
-    for seed, num_rows in enumerate((1, 6, 70, 0)):
-        for is_part, is_mixed, is_extend in itertools.product((False, True), repeat=3):
-            seats, batch = standing_cases.draw(seed, num_rows, is_part, is_mixed)
-            dtype = torch.int32 if is_mixed else torch.int64
-            arrays.can_look = lambda device: False
-            try:
-                found = standing_cases.run(seats, batch, is_extend, dtype, "triton")
-            finally:
-                arrays.can_look = CAN_LOOK
-            expected = standing_cases.run(seats, batch, is_extend, dtype, "compiled")
-            for ours, theirs in zip(found, expected, strict=True):
-                assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+        expected = standing_cases.run(seats, batch, is_extend, dtype, "compiled")
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
 
 
 def check_boarding() -> None:
@@ -347,7 +377,8 @@ def check_boarding() -> None:
     coin, temperature = torch.linspace(0, 1, 70, dtype=torch.float64), torch.linspace(0.1, 2, 70)
     rows = replace(rows, temperature=temperature)
     for index in (None, torch.arange(70) + 3):
-        for plain in (rows, replace(rows, any_norm=False, any_offset=False)):
+        no = {"latent_norm": row < 0, "latent_offset": 0 * row, "any_norm": False, "any_offset": False}
+        for plain in (rows, replace(rows, **no)):
             boards = []
             for backend in ("triton", "fused"):
                 wanted, tau = torch.zeros(80, dtype=torch.bool), torch.zeros(80)
@@ -369,38 +400,28 @@ def check_overflow() -> None:
     assert step.ok.tolist() == [True, False, True]
 
 
-def main() -> None:
-    check_launches()
-    check_memory()
-    final_layer.BLOCK = 64  # many parts, and less for the interpreter to sort
-    lm_head.SMALL_TILE = lm_head.SMALL_TILE._replace(rows=8, vocab=32)  # many blocks
-    lm_head.LARGE_TILE = lm_head.LARGE_TILE._replace(rows=16, vocab=64)
-    check_overflow()
-    check_tally()
-    check_standing()
-    check_boarding()
-    check_agreement()
-    check_final_rows()
-    check_candidates()
-    check_tails()
-    check_row_list()
-    check_one_pass()
-    check_one_pass(softcap=6.0, scale=1.5, bias=torch.linspace(-1, 1, 300), num_rows=290)
-    check_edits()
-    check_fixed_shapes()
-    check_step(make_case(3, 97, hidden=20, explore=True))
-    check_step(make_case(5, 1300, hidden=70, depth=3, full=True))
-    check_step(make_case(3, 97, explore=True).with_head(softcap=6.0, scale=1.5, bias=torch.linspace(-1, 1, 97)))
-    check_step(make_case(3, 130, explore=True).with_head(num_rows=101))
-    check_step(make_case(3, 97, explore=False))
-    check_step(make_case(2, 97, dtype=torch.float16, explore=True, depth=2), tolerance=1e-3)  # "fused" rounds logits
-    check_normalizers(torch.bfloat16)
-    check_normalizers(torch.float16)
+STEPS: dict[str, dict[str, Any]] = {
+    "explores": {"num_rows": 3, "vocab": 97, "hidden": 20, "explore": True},
+    "traced": {"num_rows": 5, "vocab": 1300, "hidden": 70, "depth": 3, "full": True},
+    "exploits": {"num_rows": 3, "vocab": 97, "explore": False},
+}
+
+
+@pytest.mark.parametrize("changes", STEPS.values(), ids=list(STEPS))
+def check_step(changes: dict[str, Any]) -> None:
+    compare(make_case(**changes))
+
+
+def check_step_of_an_odd_head() -> None:
+    compare(make_case(3, 97, explore=True).with_head(softcap=6.0, scale=1.5, bias=torch.linspace(-1, 1, 97)))
+    compare(make_case(3, 130, explore=True).with_head(num_rows=101))
+
+
+def check_step_in_half_precision() -> None:
+    compare(make_case(2, 97, dtype=torch.float16, explore=True, depth=2), tolerance=1e-3)  # "fused" rounds logits
+
+
+def check_broken_latents() -> None:
     broken = make_case(3, 97, explore=True)
     broken.latents[0, 1, 2] = torch.inf
     assert broken.run("triton").ok.tolist() == [True, False, True]
-
-
-if __name__ == "__main__":
-    main()
-    print("triton checks passed")

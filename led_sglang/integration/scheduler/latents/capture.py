@@ -104,10 +104,14 @@ class Capture:
     def allocate(self, max_rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device | str) -> None:
         self.buffer = torch.zeros(len(self.layers), max_rows, hidden_size, dtype=dtype, device=device)
 
-    def store(self, aux: Tensor | list[Tensor] | None, last_index: Tensor | None) -> None:
+    def store(
+        self, aux: Tensor | list[Tensor] | None, last_index: Tensor | None, num_tokens: int | None = None
+    ) -> None:
         """Copy the sampled rows' layer outputs into the buffer.
 
-        aux: ascending layers, a list of (T, H) or one packed (T, D * H); last_index: (B,) rows of T, None = all.
+        aux: ascending layers, a list of (T, H) or one packed (T, D * H); last_index: (B,) rows of T, None = all;
+        num_tokens: of the hidden states. Raises CaptureError for layers that are missing, that are a rank's share of
+        the rows, or that do not fit the buffer, which torch would resize without a word.
         """
         if self.buffer is None or not self.layers:
             return
@@ -119,6 +123,15 @@ class Capture:
             aux = list(aux.view(aux.shape[0], len(self.layers), -1).unbind(1))
         if len(aux) != len(self.layers):
             raise CaptureError(f"the model returned {len(aux)} layer outputs, {len(self.layers)} were asked for")
+        num_kept, width = aux[0].shape
+        _, max_rows, hidden_size = self.buffer.shape
+        if num_tokens is not None and num_kept < num_tokens:
+            raise CaptureError(f"the model returned {num_kept} rows of its layers for {num_tokens} tokens")
+        if width != hidden_size:
+            raise CaptureError(f"the model returned layers {width} wide, its hidden size is {hidden_size}")
+        num_rows = num_kept if last_index is None else len(last_index)
+        if num_rows > max_rows:
+            raise CaptureError(f"a batch of {num_rows} rows does not fit LED's buffer of {max_rows} rows")
         self._pending, self._pending_index = aux, last_index
         if not arrays.can_look(self.buffer.device):
             self._copy()

@@ -15,7 +15,7 @@ from torch import Tensor
 from led_sglang.integration.scheduler.latents.capture import CaptureError
 from led_sglang.ops import arrays
 from led_sglang.ops.backends import one_pass
-from led_sglang.ops.types import Head, LedRows, Ridden
+from led_sglang.ops.types import ALIGNMENT, Head, LedRows, Ridden
 
 if TYPE_CHECKING:
     from led_sglang.integration.scheduler.batch import DeviceRows
@@ -26,16 +26,35 @@ logger = logging.getLogger(__name__)
 class Ride:
     """One per model runner. Shapes: J = `num_layers`, `max_rows` rows."""
 
-    def __init__(self, form: str, backend: str, num_layers: int, max_rows: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        form: str,
+        backend: str,
+        num_layers: int,
+        max_rows: int,
+        device: torch.device,
+        is_batch_invariant: bool = False,
+    ) -> None:
+        """is_batch_invariant: always coin first, since the final logits of the two forms differ in their last bits.
+
+        Raises CaptureError for the one-pass form then.
+        """
+        if is_batch_invariant and form == "one_pass":
+            raise CaptureError(
+                "--led-form one_pass is not possible with --enable-deterministic-inference: a row's numbers would "
+                "depend on the size of its batch; use auto or coin_first"
+            )
         self.asked = form
-        self.backend = backend
+        self.is_batch_invariant = is_batch_invariant
         self.num_layers = num_layers
         self.device = device
-        self.cut = one_pass.cut_of(self.backend, device)
-        self.flags = torch.zeros(2, max_rows, dtype=torch.bool, device=device)
+        self.use_backend(backend)
+        # Each begins at a multiple of ALIGNMENT: a kernel is compiled for the alignment of its pointers.
+        width = -(-max_rows // ALIGNMENT) * ALIGNMENT
+        self.flags = torch.zeros(2, width, dtype=torch.bool, device=device)[:, :max_rows]
         self.wanted, self.served = self.flags
         self.tau = torch.ones(max_rows, device=device)
-        self.normalizers = torch.zeros(num_layers, max_rows, device=device)
+        self.normalizers = torch.zeros(num_layers, width, device=device)[:, :max_rows]
         self.graph_sizes: list[int] = []  # decode graphs seen, ascending
         self.fault: str | None = None  # why nothing rides although it should
         self.is_boarding = False  # the forward under way carries riders
@@ -48,7 +67,9 @@ class Ride:
         return self._form_of(self.graph_sizes[place] if place < len(self.graph_sizes) else num_rows)
 
     def _form_of(self, size: int) -> str:
-        if self.num_layers == 0 or self.fault is not None or self.backend not in one_pass.BACKENDS:
+        if self.is_batch_invariant or self.num_layers == 0 or self.fault is not None:
+            return "coin_first"
+        if self.backend not in one_pass.BACKENDS:
             return "coin_first"
         return one_pass.form_of(size, self.asked, self.device)
 
@@ -62,6 +83,10 @@ class Ride:
             self.graph_sizes = sorted([*self.graph_sizes, num_rows])
         self.is_captured = is_captured
         self.is_boarding = num_rows <= len(self.wanted) and self._form_of(num_rows) == "one_pass"
+
+    def use_backend(self, backend: str) -> None:
+        """Another one, before any graph is captured."""
+        self.backend, self.cut = backend, one_pass.cut_of(backend, self.device)
 
     def clear(self) -> None:
         """Before every decode forward: nobody rides, unless `board` says otherwise."""
@@ -118,6 +143,7 @@ class Ride:
         return {
             "asked": self.asked,
             "one_pass_up_to_rows": self._largest(),
+            "batch_invariant": self.is_batch_invariant,
             "steps": dict(self.num_steps),
             "fault": self.fault,
         }

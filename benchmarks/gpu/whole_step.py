@@ -1,0 +1,81 @@
+"""A decode step as a server runs it around the engine's own: layers copied, rows' inputs, LED, tokens, counts, states.
+
+Everything is static, so a CUDA graph holds it: that is also a proof that it can.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from benchmarks.gpu.cases import Case
+from led_sglang.ops import Noise, ThinkingMachine, led_step
+from led_sglang.ops.backends import one_pass
+from led_sglang.ops.rows import stats
+from led_sglang.ops.rows.inputs import Seats, Standing, move_states, standing, write_tokens
+from led_sglang.ops.types import LedStep, Ridden
+
+MULTIPLE = 16  # of rows that a buffer holds: kernels are compiled for the alignment of what they are given
+
+
+class WholeStep:
+    """Of LED's rows alone: R = B."""
+
+    def __init__(self, case: Case, backend: str = "triton") -> None:
+        self.case, self.backend = case, backend
+        device, num_rows, (num_layers, _, width) = case.hidden.device, len(case.hidden), case.batch_latents.shape
+        max_rows = -(-num_rows // MULTIPLE) * MULTIPLE
+        number = torch.arange(max_rows, device=device)[:num_rows]
+        self.seats = Seats(None, number, number, number * 0, number * 0, number >= 0, None, True)
+        self.slots, self.positions = number, number + 100
+        machine = ThinkingMachine([1], [2], case.head.num_rows)
+        self.tables, self.states = machine.tables(device), torch.zeros(max_rows, dtype=torch.int64, device=device)
+        self.counters = stats.Counters.zeros(num_layers + 1, 1, device)
+        self.method, self.tokens = number * 0, number.int()
+        # One layer more than depth needs, as the server keeps for the offset.
+        self.outputs = [*case.batch_latents, case.batch_latents[-1]]
+        self.buffer = case.hidden.new_zeros(len(self.outputs), max_rows, width)
+        flags = torch.zeros(2, max_rows, dtype=torch.bool, device=device)
+        self.flags, self.mask, self.served = flags, flags[0, :num_rows], flags[1, :num_rows]
+        self.tau = torch.ones(max_rows, device=device)[:num_rows]
+        self.lse = torch.zeros(num_layers, max_rows, device=device)[:, :num_rows]
+
+    def two_pass(self) -> LedStep:
+        """Beside the engine's head product."""
+        self._capture()
+        now = self._inputs()
+        return self._decide(now, None)
+
+    def one_pass(self) -> LedStep:
+        """With the engine's head product."""
+        case = self.case
+        self.flags.zero_()
+        now = self._inputs()
+        cut = one_pass.cut_of(self.backend, case.hidden.device)
+        rows = case.rows.activated(now)
+        one_pass.board(rows, case.uniform, cut, None, self.mask, self.tau, self.backend)
+        self._capture()
+        arguments = case.hidden, self._latents(), case.head, self.tau, self.mask, self.lse
+        one_pass.head_pass(*arguments, self.backend)
+        self.served.copy_(self.mask)
+        return self._decide(now, one_pass.ridden_of(rows, self.lse, self.served, cut))
+
+    def _capture(self) -> None:
+        """The engine clones each layer's output, and LED's buffer takes them."""
+        torch.stack([output.clone() for output in self.outputs], out=self.buffer[:, : len(self.case.hidden)])
+
+    def _latents(self) -> torch.Tensor:
+        return self.buffer[:-1, : len(self.case.hidden)]
+
+    def _inputs(self) -> Standing:
+        now = standing(self.seats, self.slots, self.positions, None, self.states, self.backend)
+        noise = self.case.noise  # drawn all the same; the case says which rows explore
+        return replace(now, coin=noise.coin, token=noise.token)
+
+    def _decide(self, now: Standing, ridden: Ridden | None) -> LedStep:
+        case, given = self.case, {} if ridden is None else {"ridden": ridden}
+        rows, noise = case.rows.activated(now), Noise(now.coin, now.token)
+        step = led_step(case.batch_logits, self._latents(), case.head, rows, noise, backend=self.backend, **given)
+        write_tokens(self.seats, self.tokens, now, step, self.backend)
+        stats.tell(now, step, False, self.method, self.counters, self.backend)
+        move_states(self.seats, self.tables, self.states, now, self.tokens, self.backend)
+        return step

@@ -1,0 +1,147 @@
+"""Device memory that LED and its capture take beside the engine's, told before it is taken.
+
+SGLang has divided the memory before LED allocates: what is here comes out of what `--mem-fraction-static` leaves.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from led_sglang.config.fields import MAX_SOFT_TOP_K
+from led_sglang.config.server import ServerConfig
+from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
+
+MB, GB = 10**6, 10**9
+STEP_BYTES = 64 << 20  # the bound that tests/unit/ops hold for the LED step
+LOGIT_COPIES = 6  # float32 copies of a row's logits that DoLa and Confident Decoding hold at once
+ROW_MULTIPLE = 16  # a Triton kernel is compiled for the alignment of its pointers: rows of a table begin at it
+UNKNOWN_ROWS = 256  # a check without --max-running-requests and without graphs
+
+
+@dataclass(frozen=True)
+class GraphSizes:
+    """The largest CUDA graphs; 0 where there are none."""
+
+    decode_rows: int = 0
+    prefill_tokens: int = 0
+
+    @classmethod
+    def of(cls, args: Any) -> "GraphSizes":
+        """args: resolved server arguments, as `support.in_effect` gives them."""
+        config = getattr(args, "cuda_graph_config", None)
+        return cls(_largest(getattr(config, "decode", None)), _largest(getattr(config, "prefill", None)))
+
+
+def _largest(phase: Any) -> int:
+    if phase is None or phase.backend == "disabled":
+        return 0
+    return max([*(phase.bs or ()), phase.max_bs or 0])
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the memory depends on."""
+
+    max_rows: int  # of the capture buffer
+    hidden_size: int
+    vocab_size: int
+    itemsize: int  # bytes of an element of the hidden states
+    graphs: GraphSizes
+
+
+def rows_of(num_slots: int, graphs: GraphSizes) -> int:
+    """Rows of the tables that hold one for each row of a batch or a graph."""
+    most = max(num_slots + 1, graphs.decode_rows)
+    return -(-most // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by what they are for, in the order in which they are taken."""
+
+    parts: dict[str, int]
+    max_rows: int
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(self.parts.values())
+
+    def text(self) -> str:
+        parts = ", ".join(f"{name} {_text(size)}" for name, size in self.parts.items() if size)
+        return f"{_text(self.num_bytes)} of device memory for batches of up to {self.max_rows} rows ({parts})"
+
+    def to_dict(self) -> dict[str, int]:
+        return {**{name.replace(" ", "_"): size for name, size in self.parts.items()}, "total": self.num_bytes}
+
+
+def _text(num_bytes: int) -> str:
+    return f"{num_bytes / GB:.2f} GB" if num_bytes >= GB else f"{num_bytes / MB:.1f} MB"
+
+
+def memory_plan(config: ServerConfig, sizes: Sizes) -> MemoryPlan:
+    """Of a resolved configuration. The buffer and the soft tables are exact, the rest are upper bounds.
+
+    capture buffer: (layers, max_rows, H).
+    layers in decode graphs: the engine keeps each layer of the largest graph, a list of (rows, H) or one packed
+        (rows, layers * H), and the copy into the buffer stacks them once more; smaller graphs use the same pool.
+    layers in prefill graphs: once in the output that all graphs share, once in their pool.
+    soft tables: ids, weights and state of each slot. soft mixtures: the embeddings of every row's candidates, as the
+        model's and twice as float32.
+    step: the LED step. logits of methods: DoLa's and Confident Decoding's copies.
+    """
+    layer = len(captured_layers(config)) * sizes.hidden_size * sizes.itemsize
+    is_soft = any(method.startswith("soft_thinking") for method in config.methods)
+    mixed_rows = sizes.graphs.decode_rows or sizes.max_rows
+    slot = MAX_SOFT_TOP_K * (8 + 4) + 1 + 8
+    mixture = MAX_SOFT_TOP_K * sizes.hidden_size * (sizes.itemsize + 2 * 4)
+    compares = any(method in config.methods for method in ("dola", "confident"))
+    parts = {
+        "capture buffer": layer * sizes.max_rows,
+        "layers in decode graphs": 2 * layer * sizes.graphs.decode_rows,
+        "layers in prefill graphs": 2 * layer * sizes.graphs.prefill_tokens,
+        "soft tables": is_soft * slot * sizes.max_rows,
+        "soft mixtures": is_soft * mixture * mixed_rows,
+        "step": STEP_BYTES,
+        "logits of methods": compares * LOGIT_COPIES * 4 * sizes.vocab_size * sizes.max_rows,
+    }
+    return MemoryPlan(parts, sizes.max_rows)
+
+
+def shortage(plan: MemoryPlan, num_free: int) -> str | None:
+    """What to say where so many bytes are left; None where they are enough."""
+    if plan.num_bytes <= num_free:
+        return None
+    return (
+        f"LED may take {_text(plan.num_bytes)} of device memory, {_text(num_free)} are left by SGLang: lower "
+        f"--mem-fraction-static, --led-max-depth or --max-running-requests"
+    )
+
+
+def num_free_bytes(device: torch.device) -> int | None:
+    """Of the device now; None for a CPU, whose memory nobody has divided."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+
+
+def memory_of_check(config: ServerConfig, server_args: Any) -> tuple[MemoryPlan, str | None]:
+    """What a start with these resolved arguments would take, from the model's configuration alone, and any shortage."""
+    from sglang.srt.configs.model_config import ModelConfig
+
+    from led_sglang.integration.support import in_effect
+
+    view = in_effect(server_args)
+    model_config: Any = ModelConfig.from_server_args(server_args)
+    graphs = GraphSizes.of(view)
+    num_slots = view.max_running_requests or graphs.decode_rows or UNKNOWN_ROWS
+    sizes = Sizes(
+        rows_of(num_slots + 1, graphs),
+        int(model_config.hidden_size),
+        int(model_config.vocab_size),
+        model_config.dtype.itemsize,
+        graphs,
+    )
+    plan = memory_plan(config, sizes)
+    if view.device != "cuda" or not torch.cuda.is_available() or not view.mem_fraction_static:
+        return plan, None
+    whole = torch.cuda.get_device_properties(0).total_memory
+    return plan, shortage(plan, int(whole * (1 - view.mem_fraction_static)))

@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""The verdict on every argument of the newest supported SGLang, from patches/arguments.json, in docs/compat.md.
+
+    .venv/bin/python scripts/arguments.py           # writes the tables between the page's markers
+    .venv/bin/python scripts/arguments.py --check   # exits 1 if the page has others
+
+What is refused stands in `integration.support.UNSUPPORTED` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "patches/arguments.json"
+PAGE = ROOT / "docs/compat.md"
+BEGIN, END = "<!-- scripts/arguments.py writes this -->", "<!-- until here -->"
+OTHER_NAMES = {"ep_join_mode": "elastic-ep-join-mode"}  # no flag of the field's own name
+
+
+def verdicts() -> dict[str, Any]:
+    """`works`: field -> the test that has it; `untested`, `cannot matter`: what about them -> fields."""
+    loaded: dict[str, Any] = json.loads(SOURCE.read_text(encoding="utf-8"))
+    return loaded
+
+
+def flag(field: str) -> str:
+    return "--" + OTHER_NAMES.get(field, field).replace("_", "-")
+
+
+def table() -> str:
+    from led_sglang.integration.support import UNSUPPORTED
+
+    found = verdicts()
+    by_test: dict[str, list[str]] = {}
+    for field, test in found["works"].items():
+        by_test.setdefault(test, []).append(field)
+    by_reason: dict[str, list[str]] = {}
+    for field, (_, why) in UNSUPPORTED.items():
+        by_reason.setdefault(why, []).append(field)
+    groups = {
+        "works, in this test": {f"`{test}`": fields for test, fields in sorted(by_test.items())},
+        "refused, because": by_reason,
+        "untested": found["untested"],
+        "cannot matter": found["cannot matter"],
+    }
+    lines = []
+    for title, rows in groups.items():
+        number = sum(map(len, rows.values()))
+        lines += [f"| {title} | {number} arguments |", "|---|---|"]
+        lines += [
+            f"| {what} | {', '.join(f'`{flag(field)}`' for field in sorted(fields))} |" for what, fields in rows.items()
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """docs/compat.md as it should be."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    return f"{before}{BEGIN}\n\n{table()}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> int:
+    wanted = page()
+    if "--check" in sys.argv[1:]:
+        return int(wanted != PAGE.read_text(encoding="utf-8"))
+    PAGE.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""What is told of memory is what is really allocated: tensors of a CPU, and SGLang's own keepers of layer outputs."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.layers.aux_hidden_states import AuxHiddenStateList, AuxHiddenStatePacker
+from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig, PhaseConfig
+from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
+
+from led_sglang.config.server import ServerConfig
+from led_sglang.integration.memory import GraphSizes, MemoryPlan, Sizes, memory_of_check, memory_plan, rows_of, shortage
+from led_sglang.integration.scheduler.latents.capture import Capture
+from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
+from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs
+from led_sglang.ops import arrays
+from tests.unit.integration.test_capture import Model
+from tests.unit.integration.test_soft import Model as SoftModel
+from tests.unit.integration.test_soft import no_fault
+
+HIDDEN, VOCABULARY, DECODE_ROWS, PREFILL_TOKENS = 24, 97, 5, 11
+GRAPHS = GraphSizes(DECODE_ROWS, PREFILL_TOKENS)
+CONFIGS = {
+    "led": ServerConfig(num_layers=12),
+    "all": ServerConfig(
+        num_layers=12, methods=("led", "dola", "soft_thinking", "confident"), open_ids=(6,), close_ids=(7,)
+    ),
+    "nothing is captured": ServerConfig(num_layers=12, depth=1, max_depth=1),
+}
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def plan_of(config: ServerConfig, dtype: torch.dtype, graphs: GraphSizes = GRAPHS) -> MemoryPlan:
+    return memory_plan(config, Sizes(16, HIDDEN, VOCABULARY, dtype.itemsize, graphs))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_buffer(config: ServerConfig, dtype: torch.dtype) -> None:
+    capture = Capture(Model(), captured_layers(config))
+    capture.allocate(16, HIDDEN, dtype, "cpu")
+    assert capture.buffer is not None
+    assert plan_of(config, dtype).parts["capture buffer"] == capture.buffer.nbytes
+
+
+def kept_layers(is_packed: bool, num_rows: int, num_layers: int, dtype: torch.dtype) -> Any:
+    """As an inner model returns them."""
+    kept = AuxHiddenStatePacker(num_layers) if is_packed else AuxHiddenStateList()
+    for _ in range(num_layers):
+        kept.capture(torch.zeros(num_rows, HIDDEN, dtype=dtype))
+    return kept.finalize() if isinstance(kept, AuxHiddenStatePacker) else kept
+
+
+def num_bytes(output: Any) -> int:
+    return int(output.nbytes) if isinstance(output, torch.Tensor) else sum(map(num_bytes, output))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("name", ["led", "all"])
+def test_layers_that_graphs_keep(
+    name: str, is_packed: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decode graph: the model's output and the stack into the buffer. Prefill graphs: theirs, and a shared one."""
+    config = CONFIGS[name]
+    layers = captured_layers(config)
+    parts = plan_of(config, dtype).parts
+    monkeypatch.setattr(arrays, "can_look", lambda device: False)
+    capture = Capture(Model(), layers)
+    capture.allocate(16, HIDDEN, dtype, "cpu")
+    decode = kept_layers(is_packed, DECODE_ROWS, len(layers), dtype)
+    stacked: list[torch.Tensor] = []
+    stack = torch.stack
+
+    def spy(rows: list[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+        stacked.append(out)
+        return stack(rows, out=out)
+
+    monkeypatch.setattr(torch, "stack", spy)
+    capture.store(decode, None)
+    assert num_bytes(decode) + num_bytes(stacked) == parts["layers in decode graphs"]
+    backend = BreakableCudaGraphBackend.__new__(BreakableCudaGraphBackend)
+    prefill = kept_layers(is_packed, PREFILL_TOKENS, len(layers), dtype)
+    shared = backend._alloc_full_buffer((torch.zeros(3, HIDDEN, dtype=dtype), prefill), PREFILL_TOKENS)[1]
+    replayed = backend._slice_output(shared, PREFILL_TOKENS)
+    assert num_bytes(prefill) + num_bytes(replayed) == parts["layers in prefill graphs"]
+
+
+def test_soft_tables_and_mixtures(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = SimpleNamespace(
+        model=SoftModel(),
+        device="cpu",
+        req_to_token_pool=SimpleNamespace(req_to_token=torch.zeros(15, 1)),
+        server_args=SimpleNamespace(),
+    )
+    inputs = SoftInputs(runner, CONFIGS["all"], no_fault)
+    hidden_size = 3  # of the model's table
+    parts = memory_plan(CONFIGS["all"], Sizes(16, hidden_size, 10, 4, GraphSizes())).parts
+    assert parts["soft tables"] == inputs.num_bytes
+    made: list[int] = []
+    look_up = torch.nn.functional.embedding
+
+    def spy(*args: Any, **kwargs: Any) -> torch.Tensor:
+        found = look_up(*args, **kwargs)
+        made.append(found.numel())
+        return found
+
+    monkeypatch.setattr(torch.nn.functional, "embedding", spy)
+    batch = SimpleNamespace(
+        req_pool_indices=torch.arange(16), forward_mode=SimpleNamespace(is_decode=lambda: True), sampling_info=None
+    )
+    runner.model(torch.zeros(16, dtype=torch.int64), None, batch)
+    assert parts["soft mixtures"] == max(made) * (4 + 4 + 4), "the embeddings, in float32, times their weights"
+
+
+def test_a_method_that_is_off_takes_nothing() -> None:
+    parts = plan_of(CONFIGS["led"], torch.float32, GraphSizes()).parts
+    assert {name for name, size in parts.items() if size} == {"capture buffer", "step"}
+    assert plan_of(CONFIGS["all"], torch.float32).parts["logits of methods"] == 6 * 4 * VOCABULARY * 16
+
+
+@pytest.mark.parametrize(
+    ("bs", "max_bs", "backend", "largest"),
+    [([1, 2, 40], 40, "full", 40), (None, 24, "full", 24), ([1, 512], None, "full", 512), ([1, 2], 2, "disabled", 0)],
+)
+def test_the_largest_graph_as_sglang_has_it(bs: Any, max_bs: Any, backend: str, largest: int) -> None:
+    config = CudaGraphConfig(
+        decode=PhaseConfig(backend=backend, bs=bs, max_bs=max_bs), prefill=PhaseConfig(backend="disabled")
+    )
+    graphs = GraphSizes.of(SimpleNamespace(cuda_graph_config=config))
+    assert graphs == GraphSizes(largest, 0)
+    assert rows_of(20, graphs) == max(32, -(-largest // 16) * 16)
+    assert GraphSizes.of(SimpleNamespace()) == GraphSizes()
+
+
+@pytest.mark.parametrize("num_slots", [1, 14, 15, 16, 4097])
+def test_rows_are_whole_alignments(num_slots: int) -> None:
+    rows = rows_of(num_slots, GraphSizes())
+    assert rows % 16 == 0 and num_slots + 1 <= rows < num_slots + 17
+
+
+def test_it_is_said_in_one_line_with_its_parts() -> None:
+    """Qwen3-4B's sizes on an H200, as the review of the CUDA path counted them."""
+    sizes = Sizes(4112, 2560, 151_936, 2, GraphSizes(256, 8192))
+    plan = memory_plan(ServerConfig(num_layers=36), sizes)
+    assert plan.text() == (
+        "927.6 MB of device memory for batches of up to 4112 rows (capture buffer 168.4 MB, "
+        "layers in decode graphs 21.0 MB, layers in prefill graphs 671.1 MB, step 67.1 MB)"
+    )
+    assert plan.to_dict()["total"] == sum(plan.parts.values())
+    assert "\n" not in plan.text()
+
+
+def test_a_shortage_names_both_numbers_and_what_to_lower() -> None:
+    plan = MemoryPlan({"step": 2_000_000_000}, 16)
+    assert shortage(plan, 2_000_000_000) is None
+    told = shortage(plan, 1_900_000_000)
+    assert told is not None
+    for word in ("2.00 GB", "1.90 GB", "--mem-fraction-static"):
+        assert word in told
+
+
+def test_a_check_compares_with_what_the_fraction_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.configs import model_config
+
+    found = SimpleNamespace(hidden_size=HIDDEN, vocab_size=VOCABULARY, dtype=torch.bfloat16)
+    monkeypatch.setattr(model_config.ModelConfig, "from_server_args", lambda server_args: found)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    device = SimpleNamespace(total_memory=10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: device)
+    for fraction, is_short in ((0.9, False), (0.95, True)):
+        args = SimpleNamespace(
+            max_running_requests=14, cuda_graph_config=None, device="cuda", mem_fraction_static=fraction
+        )
+        plan, short = memory_of_check(CONFIGS["led"], args)
+        assert plan.max_rows == 16 and (short is not None) == is_short

@@ -58,6 +58,17 @@ def check_broken_rows() -> None:
     check_draw(replace(draw, probs=torch.cat([draw.probs, draw.probs], 1)[:, :VOCAB]))
 
 
+def check_ties_of_two_parts() -> None:
+    """Of two equals the first is kept; the other, before a larger token of its own part, takes nothing of that."""
+    probs = torch.zeros(1, 128)
+    probs[0, [0, 64, 65, 70]] = torch.tensor([0.1, 0.1, 0.5, 0.3])
+    row, filters = torch.tensor([0]), Filters(torch.tensor([3]), torch.ones(1), torch.zeros(1))
+    for uniform, token in ((0.05, 0), (0.12, 65), (0.6, 65), (0.7, 70)):
+        draw = Draw(probs, row, row > 0, torch.tensor([uniform], dtype=torch.float64), filters)
+        for backend in ("triton", "numba", "torch"):
+            assert draw.run(backend)[0].tolist() == [token], (backend, uniform)
+
+
 def check_cost() -> None:
     """Two launches and their columns, at 256 rows of the largest vocabulary: nothing is as wide as that."""
     num_rows, vocab = 256, 151936
@@ -72,12 +83,12 @@ def check_cost() -> None:
 def main() -> None:
     check_cost()
     triton_draw.PART = 64
-    for seed, vocab in enumerate((VOCAB, 64, 5)):
-        for has_ties in (False, True):
-            check_draw(skipping(every_filter(vocab, seed, has_ties).take(SOME)))
+    for seed, (vocab, has_ties) in enumerate(((VOCAB, False), (VOCAB, True), (64, True), (5, False))):
+        check_draw(skipping(every_filter(vocab, seed, has_ties).take(SOME)))
     check_draw(every_filter(97, seed=9).take([]))
     check_skipped_rows()
     check_programs()
+    check_ties_of_two_parts()
     check_broken_rows()
 
 

@@ -43,6 +43,15 @@ def test_a_malformed_answer_does_not_stop_the_tokenizer_manager(caplog: pytest.L
     assert unwrap_from_pickle(answer.customized_info) == {"another": [[2], [3]]}, "ours reaches nobody"
 
 
+def test_entries_that_nobody_took_reach_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = HANDLERS[TOKENIZER + "_handle_batch_output"]
+    monkeypatch.setattr(hook, "handler", Raising(ArithmeticError))
+    for custom, left in (({WIRE_KEY: [[1]], "another": [[2]]}, {"another": [[2]]}), ({WIRE_KEY: [[1]]}, None)):
+        answer = SimpleNamespace(rids=["a"], completion_tokens=[1], customized_info=wrap_as_pickle(custom))
+        hook(SimpleNamespace(rid_to_state={}), answer)
+        assert (answer.customized_info and unwrap_from_pickle(answer.customized_info)) == left
+
+
 def test_every_hook_of_the_table_is_broken_by_the_test_of_faults() -> None:
     """A new one is too: `tests/server/test_faults.py` breaks each that is called while serving."""
     at_start = {target for target, guarded in HANDLERS.items() if guarded.is_start_only}

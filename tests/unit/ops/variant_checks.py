@@ -93,9 +93,7 @@ def serve(batch: Batch, head: Head) -> None:
     if batch.is_edited:
         edited = LogitEdits(torch.zeros(num_rows, VOCAB), None, None, rows.index, torch.tensor([0]))
     latents = buffer[:, :num_rows] if rows.index is None else buffer.index_select(1, rows.index)
-    step = led_step(
-        rows.pick(logits), latents, head, params, now, backend="triton", ridden=ridden, edits=edited
-    )  # type: ignore[call-overload]
+    step = led_step(rows.pick(logits), latents, head, params, now, backend="triton", ridden=ridden, edits=edited)  # type: ignore[call-overload]
     token_ids = torch.zeros(num_rows, dtype=torch.int64 if batch.is_greedy else torch.int32)
     write_tokens(rows, token_ids, now, step, "triton")
     move_states(rows, MACHINE, states, now, token_ids, "triton")

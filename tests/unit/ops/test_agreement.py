@@ -1,12 +1,28 @@
 """A backend is trusted on a machine once it has done there what plain torch does."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from elsewhere import names, outcomes
 
 from led_sglang.ops import fused
 from led_sglang.ops.agreement import fault_of
 
 CPU = torch.device("cpu")
+SCRIPT = Path(__file__).with_name("agreement_checks.py")
+
+
+@pytest.fixture(scope="module")
+def faults() -> dict[str, list[str]]:
+    pytest.importorskip("triton")
+    return outcomes(SCRIPT, TRITON_INTERPRET="1")
+
+
+@pytest.mark.parametrize("check", names(SCRIPT))
+def test_of_the_kernels(check, faults):
+    assert check in faults, "it did not run"
+    assert not faults[check], "\n".join(faults[check])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

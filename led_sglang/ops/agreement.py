@@ -16,9 +16,9 @@ from led_sglang.ops import Head, LedRows, LedStep, Noise, led_step, one_pass
 from led_sglang.ops.head import scale_and_cap
 
 NUM_ROWS, NUM_LAYERS, TOP_K, VOCAB, HIDDEN = 37, 7, 8, 5003, 192
-# What probabilities, and entropies in nats, may differ by. The kernels' float32 sums differ by 4e-7 in every dtype; plain
-# torch, which rounds its logits, by 2e-3 in bfloat16 and 1.4e-4 in float16. Layers' probabilities that are wrong by a
-# factor of two show as 2e-2 and more.
+# What probabilities, and entropies in nats, may differ by. The kernels' float32 sums differ by 4e-7 in every dtype;
+# plain torch, which rounds its logits, by 2e-3 in bfloat16 and 1.4e-4 in float16. Layers' probabilities that are wrong
+# by a factor of two show as 2e-2 and more.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 3e-3}
 CHUNK = 4096  # rows of a head that are widened at once
 NUM_LIKELY = 6
@@ -183,7 +183,7 @@ def likely_states(head: Head, shape: tuple[int, int, int], generator: torch.Gene
 def unrounded_product(head: Head, rows: Tensor) -> Tensor:
     """(N, H) -> (N, V_shard) float64: the head's product and bias, of its weight as it is."""
     wide = rows.double()
-    products = torch.cat([wide @ part.double().T for part in head.weight.split(CHUNK)], 1)
+    products = torch.cat([wide @ part.double().T for part in torch.split(head.weight, CHUNK)], 1)
     return products if head.bias is None else products + head.bias.double()
 
 

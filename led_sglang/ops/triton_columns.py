@@ -42,7 +42,7 @@ def width_of(num_candidates: int, is_fixed: bool = False) -> int:
     return size_up(max(num_candidates, WIDTHS[-1]) if is_fixed else num_candidates, WIDTHS)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def place_of(index, rows, is_row, has_index):  # type: ignore[no-untyped-def]
     """Our rows' places in the batch: int64."""
     found = tl.load(index + rows, mask=is_row & (has_index != 0), other=0)

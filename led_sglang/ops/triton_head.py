@@ -45,7 +45,7 @@ def tile_of(num_rows: int, head: Head) -> Tile:
     return LARGE_TILE if is_many and head.weight.dtype.itemsize <= 2 else SMALL_TILE
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def is_missing(needed, rode, rows, mask, has_rode):  # type: ignore[no-untyped-def]
     """Whether the sums of a row's latents are to be computed: needed, and not known already."""
     is_needed = tl.load(needed + rows, mask=mask, other=0) != 0

@@ -146,7 +146,7 @@ def check_what_is_served_was_run_at_start(name: str) -> None:
         for batch in islice(batches(), 0, None, 1 if name == "whole" else 5):
             before = len(seen)
             serve(batch, head)
-            new = {launch for launch in seen[before:]} - known
+            new = set(seen[before:]) - known
             assert not new, (batch, new)
     assert len(seen) > (5000 if name == "whole" else 1000)
     unused = known - set(seen)  # of the widest requests, which are not walked, and of the larger batches

@@ -17,8 +17,8 @@ from led_sglang.ops.head import scale_and_cap
 
 NUM_ROWS, NUM_LAYERS, TOP_K, VOCAB, HIDDEN = 37, 7, 8, 5003, 192
 # What probabilities, and entropies in nats, may differ by. The kernels' float32 sums differ by 4e-7 in every dtype;
-# plain torch, which rounds its logits, by 2e-3 in bfloat16 and 1.4e-4 in float16. Layers' probabilities that are wrong by a
-# factor of two show as 2e-2 and more.
+# plain torch, which rounds its logits, by 2e-3 in bfloat16 and 1.4e-4 in float16. Layers' probabilities that are wrong
+# by a factor of two show as 2e-2 and more.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 3e-3}
 CHUNK = 4096  # rows of a head that are widened at once
 NUM_LIKELY = 6

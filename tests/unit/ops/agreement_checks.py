@@ -1,4 +1,4 @@
-"""Run under TRITON_INTERPRET=1 by test_agreement.py: what the start check makes of kernels that are right, and wrong."""
+"""Run under TRITON_INTERPRET=1 by test_agreement.py: what the start check makes of right kernels, and of wrong ones."""
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace

@@ -17,7 +17,15 @@ from led_sglang.integration.counts import Counts
 from led_sglang.integration.guard import is_nobodys
 from led_sglang.integration.head import build_head, refuse_lora, why_nothing_rides
 from led_sglang.integration.layers import captured_layers
-from led_sglang.integration.memory import GraphSizes, Sizes, memory_plan, num_free_bytes, rows_of, shortage
+from led_sglang.integration.memory import (
+    GraphSizes,
+    Sizes,
+    eager_tokens_of,
+    memory_plan,
+    num_free_bytes,
+    rows_of,
+    shortage,
+)
 from led_sglang.integration.ranks import FailureCheck, RankCheck
 from led_sglang.integration.ride import Ride
 from led_sglang.integration.soft import SoftInputs, is_soft_enabled
@@ -68,6 +76,7 @@ class Runtime:
         self.forward_batch: Any = None
         self.plain_logits: dict[str, Tensor] = {}  # of the step under way, by method: `edits.plain_logits`
         self.num_step_failures = 0
+        self.has_started = False  # a forward has gone through: until then every fault is one of the start
         self.has_forward_failed = False  # the step under way is the engine's: its latents may not be there
         self.counts = Counts(config.max_depth, torch.device(runner.device))
         self.is_sanitized = bool(envs.SGLANG_SANITIZE_NAN_LOGITS.get())
@@ -76,9 +85,11 @@ class Runtime:
             self.machine = ThinkingMachine(config.open_ids, config.close_ids, int(runner.model_config.vocab_size))
             self.tables = self.machine.tables(runner.device)
         hidden_size, vocab_size = int(runner.model_config.hidden_size), int(runner.model_config.vocab_size)
-        graphs = GraphSizes.of(in_effect(runner.server_args))
+        args = in_effect(runner.server_args)
+        graphs = GraphSizes.of(args)
         max_rows = rows_of(runner.req_to_token_pool.req_to_token.shape[0], graphs)
-        self.memory = memory_plan(config, Sizes(max_rows, hidden_size, vocab_size, head_dtype(runner).itemsize, graphs))
+        itemsize, eager = head_dtype(runner).itemsize, eager_tokens_of(args, graphs)
+        self.memory = memory_plan(config, Sizes(max_rows, hidden_size, vocab_size, itemsize, graphs, eager))
         self._tell_memory(torch.device(runner.device))
         self.capture.allocate(max_rows, hidden_size, head_dtype(runner), runner.device)
         depth = config.max_depth if self.num_led_layers else 1
@@ -162,7 +173,8 @@ class Runtime:
             warm_up(head, latents, vocab_size, len(self.ride.wanted), self.config.max_top_k, tables)
 
     def _no_latents(self, head: Head) -> Tensor:
-        return torch.empty(0, 1, 1, dtype=head_dtype(self.runner), device=head.weight.device)
+        hidden_size = int(self.runner.model_config.hidden_size)
+        return torch.empty(0, 1, hidden_size, dtype=head_dtype(self.runner), device=head.weight.device)
 
     @contextmanager
     def riders(self, logits_processor: Any, is_decode: bool) -> Iterator[None]:

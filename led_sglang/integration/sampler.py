@@ -157,7 +157,7 @@ def _guard(context: StepContext, action: Any, *args: Any) -> None:
         raise
     except Exception:
         fail_step(context.runtime, getattr(action, "__qualname__", repr(action)))
-        context.step, context.failed = None, True
+        context.step, context.failed, context.overrides = None, True, []
         context.runtime.forget_mixtures(context.standing.slots)
 
 

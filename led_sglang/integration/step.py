@@ -190,14 +190,18 @@ class StepContext:
         if self.is_applied:
             return
         self.is_applied = True
+        # Several writes, of which one may fail: the engine's tokens are kept until all are done.
+        chosen = token_ids.clone() if self.overrides or self.plain_ids is not None else token_ids
         if self.plain_ids is not None:
             assert self.plain_rows is not None and self.plain_active is not None
-            kept = token_ids[self.plain_rows]
-            token_ids[self.plain_rows] = torch.where(self.plain_active, kept, self.plain_ids.to(kept.dtype))
+            kept = chosen[self.plain_rows]
+            chosen[self.plain_rows] = torch.where(self.plain_active, kept, self.plain_ids.to(kept.dtype))
         for rows, forced, is_forced in self.overrides:
-            token_ids[rows] = torch.where(is_forced, forced.to(token_ids.dtype), token_ids[rows])
+            chosen[rows] = torch.where(is_forced, forced.to(chosen.dtype), chosen[rows])
         if self.step is not None:
-            write_tokens(self.rows, token_ids, self.standing, self.step, self.runtime.backend, self.draws_plain)
+            write_tokens(self.rows, chosen, self.standing, self.step, self.runtime.backend, self.draws_plain)
+        if chosen is not token_ids:
+            token_ids.copy_(chosen)
 
     def finish(self, token_ids: Tensor) -> None:
         """Advance the thinking states with the tokens that were really chosen."""
@@ -211,7 +215,7 @@ def bench_coins(uniform: Tensor, rate: float) -> tuple[Tensor, Tensor]:
     """Coins that explore in a share `rate` of the rows whatever the model's confidence, for benchmarks.
 
     (R,) float64 in [0, 1) -> (coin, one_pass_uniform), (R,) float64 each: -1 always explores, 1 never does; the second
-    keeps the uniform, and lies below every cut where the row explores, so the one-pass rows are those of production.
+    keeps the uniform, and lies below every cut where the row explores: of the rows, cut + (1 - cut) * rate are one-pass.
     The low 33 of the uniform's 53 bits are the second stream: it costs a step a handful of launches, not forty.
     """
     explores = uniform.mul(2.0**20).frac_() < rate

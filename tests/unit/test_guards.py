@@ -77,6 +77,7 @@ class Serving:
         self.failed: list[Any] = []
         self.num_step_failures = 0
         self.failed_ranks = None
+        self.has_started = True
 
     def fail_forward(self, batch: Any) -> None:
         self.failed.append(batch)
@@ -113,6 +114,10 @@ def test_a_fault_in_a_forward_ends_a_start_and_fails_a_served_step(
     result = HANDLERS[target](*FORWARDS[target](served))
     assert serving.failed == [served] and serving.num_step_failures == 1
     assert "aux" not in (result or ()), "the engine is not shown layer outputs that it did not ask for"
+    serving.has_started = False  # without graphs a request's forward is the first
+    with pytest.raises(error, match="the sizes 1 and 2"):
+        HANDLERS[target](*FORWARDS[target](served))
+    serving.has_started = True
     monkeypatch.setattr(guard, "is_capturing", lambda: True)
     with pytest.raises(error, match="the sizes 1 and 2"):
         HANDLERS[target](*FORWARDS[target](served))

@@ -215,7 +215,7 @@ def bench_coins(uniform: Tensor, rate: float) -> tuple[Tensor, Tensor]:
     """Coins that explore in a share `rate` of the rows whatever the model's confidence, for benchmarks.
 
     (R,) float64 in [0, 1) -> (coin, one_pass_uniform), (R,) float64 each: -1 always explores, 1 never does; the second
-    keeps the uniform, and lies below every cut where the row explores: of the rows, cut + (1 - cut) * rate are one-pass.
+    keeps the uniform, and lies below every cut where the row explores: cut + (1 - cut) * rate of them are one-pass.
     The low 33 of the uniform's 53 bits are the second stream: it costs a step a handful of launches, not forty.
     """
     explores = uniform.mul(2.0**20).frac_() < rate

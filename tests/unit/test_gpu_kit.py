@@ -206,7 +206,9 @@ def test_the_step_under_a_bench_rate_keeps_its_uniform(monkeypatch: pytest.Monke
     now = step.Standing(*(torch.linspace(0, 0.99, 50, dtype=torch.float64) for _ in range(2)), *[torch.arange(50)] * 5)
     monkeypatch.setattr(step, "stand", lambda *_: now)
     params = SimpleNamespace(activated=lambda _: "params")
-    led = SimpleNamespace(our_rows=(0,), lost_rows=(), seats=range(50), device_rows=lambda _: SimpleNamespace(params=params))
+    led = SimpleNamespace(
+        our_rows=(0,), lost_rows=(), seats=range(50), device_rows=lambda _: SimpleNamespace(params=params)
+    )
     asked: list[Any] = []
     ride = SimpleNamespace(clear=lambda: None, form=lambda _: "one_pass", board=lambda *a: asked.append(a))
     for rate in (None, 0.3):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from led_sglang.integration.capture import Capture, CaptureError
 from led_sglang.integration.counts import Counts
-from led_sglang.integration.guard import is_nobodys
+from led_sglang.integration.guard import is_capturing, is_nobodys
 from led_sglang.integration.head import build_head, refuse_lora, why_nothing_rides
 from led_sglang.integration.layers import captured_layers
 from led_sglang.integration.memory import (
@@ -220,10 +220,6 @@ class Runtime:
         """`engine_steps`: steps whose latent rows were multiplied by the engine's own head, exact and slower."""
         kind = None if self.head is None else "weight" if self.head.project is None else "engine"
         return {"kind": kind, "engine_steps": self.num_engine_head_steps}
-
-
-def is_capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def is_true_anywhere(value: bool, head: Head) -> bool:

@@ -13,8 +13,8 @@ import torch
 import triton
 
 from benchmarks.gpu.build import Hopper, launches
+from led_sglang.integration import guard, hooks, runtime
 from led_sglang.integration import head as head_module
-from led_sglang.integration import hooks, runtime
 from led_sglang.integration.capture import Capture
 from led_sglang.integration.ride import Ride
 from led_sglang.integration.runtime import Runtime
@@ -88,7 +88,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setattr(runtime, "get_parallel", lambda: SimpleNamespace(tp_group=group))
         monkeypatch.setattr(runtime, "_runtime", server.runtime)
         monkeypatch.setattr(head_module, "has_plain_weight", lambda lm_head: True)
-        for module, name in ((runtime, "is_capturing"), (hooks, "_is_capturing")):
+        for module, name in ((runtime, "is_capturing"), (hooks, "is_capturing"), (guard, "is_capturing")):
             monkeypatch.setattr(module, name, lambda: server.is_capturing)
         return server
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from led_sglang.integration.layers import captured_layers
+from led_sglang.ops.types import ALIGNMENT
 from led_sglang.params import MAX_SOFT_TOP_K, ServerConfig
 
 MB, GB = 10**6, 10**9
 STEP_BYTES = 64 << 20  # the bound that tests/unit/ops hold for the LED step
 LOGIT_COPIES = 6  # float32 copies of a row's logits that DoLa and Confident Decoding hold at once
-ROW_MULTIPLE = 16  # a Triton kernel is compiled for the alignment of its pointers: rows of a table begin at it
 MAX_SLOTS = 4096  # SGLang's own ceiling where --max-running-requests does not say
 TILE_COLUMNS = 128  # of the LM head: a latent row's partial sums are one number for each
 
@@ -61,7 +61,7 @@ def eager_tokens_of(args: Any, graphs: GraphSizes) -> int:
 def rows_of(num_slots: int, graphs: GraphSizes) -> int:
     """Rows of the tables that hold one for each row of a batch or a graph."""
     most = max(num_slots + 1, graphs.decode_rows)
-    return -(-most // ROW_MULTIPLE) * ROW_MULTIPLE
+    return -(-most // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True)

@@ -190,18 +190,15 @@ class StepContext:
         if self.is_applied:
             return
         self.is_applied = True
-        # Several writes, of which one may fail: the engine's tokens are kept until all are done.
-        chosen = token_ids.clone() if self.overrides or self.plain_ids is not None else token_ids
+        # First what may fail: the engine's tokens are untouched then. Rows of LED's are neither plain nor another's.
+        if self.step is not None:
+            write_tokens(self.rows, token_ids, self.standing, self.step, self.runtime.backend, self.draws_plain)
         if self.plain_ids is not None:
             assert self.plain_rows is not None and self.plain_active is not None
-            kept = chosen[self.plain_rows]
-            chosen[self.plain_rows] = torch.where(self.plain_active, kept, self.plain_ids.to(kept.dtype))
+            kept = token_ids[self.plain_rows]
+            token_ids[self.plain_rows] = torch.where(self.plain_active, kept, self.plain_ids.to(kept.dtype))
         for rows, forced, is_forced in self.overrides:
-            chosen[rows] = torch.where(is_forced, forced.to(chosen.dtype), chosen[rows])
-        if self.step is not None:
-            write_tokens(self.rows, chosen, self.standing, self.step, self.runtime.backend, self.draws_plain)
-        if chosen is not token_ids:
-            token_ids.copy_(chosen)
+            token_ids[rows] = torch.where(is_forced, forced.to(token_ids.dtype), token_ids[rows])
 
     def finish(self, token_ids: Tensor) -> None:
         """Advance the thinking states with the tokens that were really chosen."""

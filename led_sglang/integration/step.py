@@ -141,13 +141,13 @@ class StepContext:
 
     def draws(self) -> Iterator[Draw]:
         """What the tokens of `apply` were drawn from, in the order in which they were written."""
+        if self.step is not None:
+            probs = led_probs(self.step, self.rows.params)
+            yield Draw(self.rows.in_batch, self.step.candidate_ids, probs, self.active & self.step.ok)
         if self.plain_draw is not None:
             yield self.plain_draw
         for rows, forced, is_forced in self.overrides:  # no chance left
             yield Draw(rows, forced[:, None], torch.ones_like(forced[:, None], dtype=torch.float32), is_forced)
-        if self.step is not None:
-            probs = led_probs(self.step, self.rows.params)
-            yield Draw(self.rows.in_batch, self.step.candidate_ids, probs, self.active & self.step.ok)
 
     @property
     def is_led_alone(self) -> bool:

@@ -10,9 +10,7 @@ import torch
 from benchmarks.gpu.cases import Case
 from led_sglang.ops import Noise, ThinkingMachine, led_step, one_pass, tally
 from led_sglang.ops.standing import Seats, Standing, move_states, standing, write_tokens
-from led_sglang.ops.types import LedStep, Ridden
-
-MULTIPLE = 16  # of rows that a buffer holds: kernels are compiled for the alignment of what they are given
+from led_sglang.ops.types import ALIGNMENT, LedStep, Ridden
 
 
 class WholeStep:
@@ -21,7 +19,7 @@ class WholeStep:
     def __init__(self, case: Case, backend: str = "triton") -> None:
         self.case, self.backend = case, backend
         device, num_rows, (num_layers, _, width) = case.hidden.device, len(case.hidden), case.batch_latents.shape
-        max_rows = -(-num_rows // MULTIPLE) * MULTIPLE
+        max_rows = -(-num_rows // ALIGNMENT) * ALIGNMENT
         number = torch.arange(max_rows, device=device)[:num_rows]
         self.seats = Seats(None, number, number, number * 0, number * 0, number >= 0, None, True)
         self.slots, self.positions = number, number + 100

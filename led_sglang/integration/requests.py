@@ -16,6 +16,7 @@ from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
 from sglang.srt.runtime_context import get_exec
 
+from led_sglang.integration.faults import is_new
 from led_sglang.integration.records import WIRE_KEY
 from led_sglang.integration.view import RequestView
 from led_sglang.params import (
@@ -34,7 +35,6 @@ from led_sglang.params import (
 logger = logging.getLogger(__name__)
 DETERMINISTIC_SEED = 42  # SGLang's own for requests without one under --enable-deterministic-inference
 MAX_BIAS = 1e30  # one that is infinite in float32, over the temperature too, takes stock SGLang 0.5.23's scheduler down
-_logged: set[str] = set()
 
 
 def _config() -> ServerConfig:
@@ -181,10 +181,9 @@ ANSWERS = Answers()
 
 
 def count_failure(where: str) -> None:
-    """Called in the `except` block of a fault of ours. The first of each place is logged, counted are all."""
+    """Called in the `except` block of a fault of ours. What is new is logged, counted are all."""
     ANSWERS.num_report_failures += 1
-    if where not in _logged:
-        _logged.add(where)
+    if is_new(where):
         logger.exception("LED could not report (%s); what it lost is counted as `unreported` in led_stats", where)
 
 

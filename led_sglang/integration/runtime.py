@@ -14,6 +14,7 @@ from torch import Tensor
 
 from led_sglang.integration.capture import Capture, CaptureError
 from led_sglang.integration.counts import Counts
+from led_sglang.integration.faults import is_new
 from led_sglang.integration.guard import is_capturing, is_nobodys
 from led_sglang.integration.head import build_head, refuse_lora, why_nothing_rides
 from led_sglang.integration.layers import captured_layers
@@ -257,14 +258,10 @@ def start(runner: Any) -> Runtime:
     return _runtime
 
 
-_logged: set[str] = set()
-
-
 def count_failure(current: Runtime, where: str = "its step") -> None:
-    """Called in the `except` block of an exception of ours. The first of each place is logged, counted are all."""
+    """Called in the `except` block of an exception of ours. What is new is logged, counted are all."""
     current.num_step_failures += 1
-    if where not in _logged:
-        _logged.add(where)
+    if is_new(where):
         logger.exception("LED step failed in %s; the engine's own result stands", where)
 
 

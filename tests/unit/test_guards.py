@@ -1,6 +1,7 @@
 """A fault of ours in a function that serves everybody is counted and logged, never raised."""
 
 import asyncio
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -270,3 +271,24 @@ def test_a_lora_wrapped_head_is_refused_before_anything_is_served() -> None:
                 runtime._refuse_unsupported(runner)
         else:
             runtime._refuse_unsupported(runner)
+
+
+def test_each_fault_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Two that are caught in one hook are two; one that comes back with every token is one."""
+
+    def first() -> None:
+        raise ValueError("the first")
+
+    def second() -> None:
+        raise ValueError("the second")
+
+    serving = Serving()
+    for count in (partial(runtime.count_failure, serving), requests.count_failure):
+        caplog.clear()
+        for fail in (first, second, first, second):
+            try:
+                fail()
+            except ValueError:
+                count(f"a place of {count}")
+        assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["the first", "the second"]
+    assert serving.num_step_failures == 4

@@ -25,7 +25,8 @@ Points = Sequence[tuple[float, float]]
 
 def read(file: Path) -> list[dict[str, Any]]:
     """Raises CommandError."""
-    return [line for _, line in files.json_lines(file)] if file.exists() else []
+    lines = (line for _, line in files.json_lines(file)) if file.exists() else ()
+    return [line for line in lines if not line.get("dry_run")]
 
 
 def ops_series(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:

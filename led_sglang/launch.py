@@ -127,6 +127,8 @@ def _serve(options: Namespace, rest: list[str]) -> int:
 
         plan, short = memory_of_check(resolved, server_args)
         print(f"led_sglang: LED takes {plan.text()}")
+        if not plan.has_graphs:
+            print("led_sglang: without CUDA graphs, which a start on this machine would not capture")
         if short is not None:
             print(f"led_sglang: warning: {short}", file=sys.stderr)
     return 0

@@ -9,8 +9,10 @@ What is refused stands in `integration.support.UNSUPPORTED` alone.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,6 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "patches/arguments.json"
 PAGE = ROOT / "docs/compat.md"
 BEGIN, END = "<!-- scripts/arguments.py writes this -->", "<!-- until here -->"
-OTHER_NAMES = {"ep_join_mode": "elastic-ep-join-mode"}  # no flag of the field's own name
 
 
 def verdicts() -> dict[str, Any]:
@@ -27,8 +28,20 @@ def verdicts() -> dict[str, Any]:
     return loaded
 
 
+@cache
+def flags() -> dict[str, str]:
+    """Field -> its flag as SGLang's own parser has it, in the field's own words where there are two."""
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    spellings = {action.dest: action.option_strings for action in parser._actions if action.option_strings}
+    own = {field: "--" + field.replace("_", "-") for field in spellings}
+    return {field: own[field] if own[field] in found else max(found, key=len) for field, found in spellings.items()}
+
+
 def flag(field: str) -> str:
-    return "--" + OTHER_NAMES.get(field, field).replace("_", "-")
+    return flags().get(field, f"{field} (no flag)")
 
 
 def table() -> str:

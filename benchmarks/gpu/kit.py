@@ -1,6 +1,6 @@
 """All that one lease of a GPU has to tell, in one command: correctness, graph capture, times of the step, tiles.
 
-    python -m benchmarks.gpu.kit --out DIR --minutes 10        # torch and triton are enough
+    python -m benchmarks.gpu.kit --out DIR --minutes 9        # torch and triton are enough
     python -m benchmarks.gpu.kit --out DIR --parts server      # needs SGLang; its own lease
     TRITON_INTERPRET=1 python -m benchmarks.gpu.kit --out DIR --dry-run   # on a CPU, tiny sizes
 
@@ -55,7 +55,7 @@ PARTS = (
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for lines, log and summary; made if missing")
-    parser.add_argument("--minutes", type=float, default=10.0, help="the kit ends within so many; default 10")
+    parser.add_argument("--minutes", type=float, default=9.0, help="the kit ends within so many; default 9")
     parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS], help="default: all but server")
     parser.add_argument("--units", nargs="+", metavar="PATTERN", help="of the parts, e.g. 'bfloat16/*'; default all")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on CPU: proves the script alone")
@@ -196,11 +196,13 @@ def run(parts: Sequence[Part], args: argparse.Namespace) -> int:
     """Exit status: 1 where a part failed."""
     folder, deadline = Folder(args.out), time.monotonic() + 60 * args.minutes - RESERVE_S
     folder.path.mkdir(parents=True, exist_ok=True)
-    for path in (folder.lines, folder.log):
-        path.unlink(missing_ok=True)
+    if folder.lines.exists():
+        raise SystemExit(f"kit: {folder.lines} exists: another run's lines are not written over, name another --out")
     for part in parts:
         started, left_s = time.monotonic(), deadline - time.monotonic()
         run_part(part, options_of(args), folder, min(part.limit_s, left_s))
+        if not any(line["part"] == part.name for line in summary.read(folder.lines)):
+            _fault(folder, part, None, f"nothing ran: no unit is named like {', '.join(args.units or ['*'])}")
         append(folder.lines, {"part": part.name, "kind": "part", "seconds": round(time.monotonic() - started, 1)})
         print(f"{part.name}: {time.monotonic() - started:.0f} s", flush=True)
     lines = summary.read(folder.lines)

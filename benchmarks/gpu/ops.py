@@ -78,11 +78,21 @@ def lines_of(case: Case, is_all: bool, args: argparse.Namespace) -> Lines:
         yield {"kind": "time", "run": name, **found.line()}
     for name in ("step_two_pass", "step_one_pass") if is_all else ():
         if name in times:
-            kernels = kernel_times(runs[name], args.device, 1 if args.dry_run else NUM_PROFILED)
-            yield {"kind": "kernels", "run": name, "timed_by": "torch.profiler", "kernels": kernels[:24]}
+            yield kernels_line(name, runs[name], args)
     for name in ("two_pass_triton", "one_pass_triton", "naive") if is_all else ():
         if name in times:
             yield {"kind": "memory", "run": name, "peak_mib": round(peak_extra_mib(runs[name], args.device), 2)}
+
+
+def kernels_line(name: str, run: Run, args: argparse.Namespace) -> dict[str, Any]:
+    """A fault of the profiler's is a line: what is timed after it does not depend on it."""
+    try:
+        kernels = kernel_times(run, args.device, 1 if args.dry_run else NUM_PROFILED)
+    except Exception as error:
+        return {"kind": "fault", "run": name, "error": f"torch.profiler: {type(error).__name__}: {error}"}
+    if not kernels:
+        return {"kind": "fault", "run": name, "error": "torch.profiler saw no kernel"}
+    return {"kind": "kernels", "run": name, "timed_by": "torch.profiler", "kernels": kernels[:24]}
 
 
 def ceilings(args: argparse.Namespace) -> Lines:

@@ -12,9 +12,7 @@ from led_sglang.ops import Noise, ThinkingMachine, led_step
 from led_sglang.ops.backends import one_pass
 from led_sglang.ops.rows import stats
 from led_sglang.ops.rows.inputs import Seats, Standing, move_states, standing, write_tokens
-from led_sglang.ops.types import LedStep, Ridden
-
-MULTIPLE = 16  # of rows that a buffer holds: kernels are compiled for the alignment of what they are given
+from led_sglang.ops.types import ALIGNMENT, LedStep, Ridden
 
 
 class WholeStep:
@@ -23,7 +21,7 @@ class WholeStep:
     def __init__(self, case: Case, backend: str = "triton") -> None:
         self.case, self.backend = case, backend
         device, num_rows, (num_layers, _, width) = case.hidden.device, len(case.hidden), case.batch_latents.shape
-        max_rows = -(-num_rows // MULTIPLE) * MULTIPLE
+        max_rows = -(-num_rows // ALIGNMENT) * ALIGNMENT
         number = torch.arange(max_rows, device=device)[:num_rows]
         self.seats = Seats(None, number, number, number * 0, number * 0, number >= 0, None, True)
         self.slots, self.positions = number, number + 100

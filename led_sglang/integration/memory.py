@@ -11,12 +11,13 @@ import torch
 from led_sglang.config.fields import MAX_SOFT_TOP_K
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
+from led_sglang.ops.types import ALIGNMENT
 
 MB, GB = 10**6, 10**9
 STEP_BYTES = 64 << 20  # the bound that tests/unit/ops hold for the LED step
 LOGIT_COPIES = 6  # float32 copies of a row's logits that DoLa and Confident Decoding hold at once
-ROW_MULTIPLE = 16  # a Triton kernel is compiled for the alignment of its pointers: rows of a table begin at it
-UNKNOWN_ROWS = 256  # a check without --max-running-requests and without graphs
+MAX_SLOTS = 4096  # SGLang's own ceiling where --max-running-requests does not say
+TILE_COLUMNS = 128  # of the LM head: a latent row's partial sums are one number for each
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,20 @@ class Sizes:
     vocab_size: int
     itemsize: int  # bytes of an element of the hidden states
     graphs: GraphSizes
+    eager_tokens: int = 0  # of the largest prefill that no graph runs
+
+
+def eager_tokens_of(args: Any, graphs: GraphSizes) -> int:
+    """args: as in `GraphSizes.of`."""
+    chunk = getattr(args, "chunked_prefill_size", None) or 0
+    most = chunk if chunk > 0 else (getattr(args, "max_prefill_tokens", None) or 0)
+    return most if most > graphs.prefill_tokens else 0
 
 
 def rows_of(num_slots: int, graphs: GraphSizes) -> int:
     """Rows of the tables that hold one for each row of a batch or a graph."""
     most = max(num_slots + 1, graphs.decode_rows)
-    return -(-most // ROW_MULTIPLE) * ROW_MULTIPLE
+    return -(-most // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class MemoryPlan:
 
     parts: dict[str, int]
     max_rows: int
+    has_graphs: bool = True
 
     @property
     def num_bytes(self) -> int:
@@ -86,11 +96,15 @@ def memory_plan(config: ServerConfig, sizes: Sizes) -> MemoryPlan:
     layers in decode graphs: the engine keeps each layer of the largest graph, a list of (rows, H) or one packed
         (rows, layers * H), and the copy into the buffer stacks them once more; smaller graphs use the same pool.
     layers in prefill graphs: once in the output that all graphs share, once in their pool.
+    layers in eager prefills: the engine keeps each layer of every token, where a prefill is larger than its graphs.
     soft tables: ids, weights and state of each slot. soft mixtures: the embeddings of every row's candidates, as the
         model's and twice as float32.
-    step: the LED step. logits of methods: DoLa's and Confident Decoding's copies.
+    step: all latent rows of the largest batch and their partial sums, or more. logits of methods: DoLa's and Confident
+        Decoding's copies.
     """
-    layer = len(captured_layers(config)) * sizes.hidden_size * sizes.itemsize
+    num_layers = len(captured_layers(config))
+    layer = num_layers * sizes.hidden_size * sizes.itemsize
+    latent_row = sizes.hidden_size * sizes.itemsize + 4 * -(-sizes.vocab_size // TILE_COLUMNS)
     is_soft = any(method.startswith("soft_thinking") for method in config.methods)
     mixed_rows = sizes.graphs.decode_rows or sizes.max_rows
     slot = MAX_SOFT_TOP_K * (8 + 4) + 1 + 8
@@ -100,12 +114,13 @@ def memory_plan(config: ServerConfig, sizes: Sizes) -> MemoryPlan:
         "capture buffer": layer * sizes.max_rows,
         "layers in decode graphs": 2 * layer * sizes.graphs.decode_rows,
         "layers in prefill graphs": 2 * layer * sizes.graphs.prefill_tokens,
+        "layers in eager prefills": layer * sizes.eager_tokens,
         "soft tables": is_soft * slot * sizes.max_rows,
         "soft mixtures": is_soft * mixture * mixed_rows,
-        "step": STEP_BYTES,
+        "step": max(STEP_BYTES, num_layers * sizes.max_rows * latent_row),
         "logits of methods": compares * LOGIT_COPIES * 4 * sizes.vocab_size * sizes.max_rows,
     }
-    return MemoryPlan(parts, sizes.max_rows)
+    return MemoryPlan(parts, sizes.max_rows, sizes.graphs != GraphSizes())
 
 
 def shortage(plan: MemoryPlan, num_free: int) -> str | None:
@@ -132,13 +147,14 @@ def memory_of_check(config: ServerConfig, server_args: Any) -> tuple[MemoryPlan,
     view = in_effect(server_args)
     model_config: Any = ModelConfig.from_server_args(server_args)
     graphs = GraphSizes.of(view)
-    num_slots = view.max_running_requests or graphs.decode_rows or UNKNOWN_ROWS
+    num_slots = view.max_running_requests or MAX_SLOTS
     sizes = Sizes(
         rows_of(num_slots + 1, graphs),
         int(model_config.hidden_size),
         int(model_config.vocab_size),
         model_config.dtype.itemsize,
         graphs,
+        eager_tokens_of(view, graphs),
     )
     plan = memory_plan(config, sizes)
     if view.device != "cuda" or not torch.cuda.is_available() or not view.mem_fraction_static:

@@ -615,9 +615,10 @@ def test_the_log_and_info_name_methods_layers_and_memory(asker: Asker, methods_s
         info["capture_buffer_bytes"] == 10 * rows * 128 * 4 == info["memory"]["capture_buffer"]
     )  # layers, hidden size, float32
     said = methods_server.log.read_text(errors="replace")
-    # 92,160 bytes captured; of each of 18 slots 32 ids and weights, a flag and a count: 18 * (32 * 12 + 1 + 8) bytes
-    assert f"methods none, {', '.join(METHODS)}; captured layers [2, 3, 4, 5, 6, 7, 8, 9, 10, 11], 0.09 MiB" in said
-    assert "mixtures of soft methods, 0.01 MiB" in said
+    assert f"methods none, {', '.join(METHODS)}; captured layers [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]\n" in said
+    # Of each row 32 ids and weights, a flag and a count.
+    assert info["memory"]["soft_tables"] == rows * (32 * 12 + 1 + 8)
+    assert f"batches of up to {rows} rows (capture buffer 0.2 MB, " in said and ", soft tables 0.0 MB, " in said
 
 
 REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {

@@ -11,8 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SHARED_BYTES = 227 << 10  # of a Hopper multiprocessor, for one block
-# Compiled twice on purpose: with rows that rode already or without (R), for tiles of few rows or of many (T).
-VARIANTS = {"gather_kernel": 2, "head_kernel": 2, "merge_kernel": 4}  # R, T, both
+VARIANTS = {"head_kernel": 2}  # compiled twice on purpose: for tiles of few rows, and of many
 # What is long is read in wide loads.
 WIDE = {"gather_kernel", "head_kernel", "scan_kernel", "candidates_kernel"}
 WIDE |= {"parts_kernel", "draw_kernel", "product_kernel"}

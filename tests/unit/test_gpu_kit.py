@@ -1,5 +1,6 @@
 """The GPU kit without a GPU: its parts under Triton's interpreter, its processes when they die, its coins and times."""
 
+import argparse
 import json
 import math
 import os
@@ -207,7 +208,9 @@ def test_the_step_under_a_bench_rate_keeps_its_uniform(monkeypatch: pytest.Monke
     now = step.Standing(*(torch.linspace(0, 0.99, 50, dtype=torch.float64) for _ in range(2)), *[torch.arange(50)] * 5)
     monkeypatch.setattr(step, "stand", lambda *_: now)
     params = SimpleNamespace(activated=lambda _: "params")
-    led = SimpleNamespace(our_rows=(0,), seats=range(50), device_rows=lambda _: SimpleNamespace(params=params))
+    led = SimpleNamespace(
+        our_rows=(0,), lost_rows=(), seats=range(50), device_rows=lambda _: SimpleNamespace(params=params)
+    )
     asked: list[Any] = []
     ride = SimpleNamespace(clear=lambda: None, form=lambda _: "one_pass", board=lambda *a: asked.append(a))
     for rate in (None, 0.3):
@@ -428,3 +431,22 @@ def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "1.5" in (tmp_path / "out" / "server.svg").read_text()
     assert plot.main(["--results", str(tmp_path / "nothing"), "--out", str(tmp_path)]) == 1
     assert "run benchmarks/gpu first" in capsys.readouterr().err
+
+
+def test_units_that_match_nothing_are_a_fault(tmp_path: Path) -> None:
+    lines, _, status = run_kit(tmp_path / "out", "--parts", "tiles", "--units", "tyle*")
+    assert status == 1 and ["tyle*" in line["error"] for line in lines if line["kind"] == "fault"] == [True]
+
+
+def test_lines_of_another_run_are_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text("{}\n")
+    with pytest.raises(SystemExit, match="another --out"):
+        kit.run([], kit.parse_args(["--out", str(tmp_path), "--dry-run"]))
+    assert (tmp_path / "lines.jsonl").read_text() == "{}\n"
+
+
+def test_a_fault_of_the_profiler_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = argparse.Namespace(device=torch.device("cpu"), dry_run=True)
+    for found in (lambda *_: [], lambda *_: 1 / 0):
+        monkeypatch.setattr(ops, "kernel_times", found)
+        assert ops.kernels_line("step", lambda: None, args)["kind"] == "fault"

@@ -1,6 +1,7 @@
 """A fault of ours in a function that serves everybody is counted and logged, never raised."""
 
 import asyncio
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,6 +49,15 @@ def test_a_malformed_answer_does_not_stop_the_tokenizer_manager(caplog: pytest.L
     assert unwrap_from_pickle(answer.customized_info) == {"another": [[2], [3]]}, "ours reaches nobody"
 
 
+def test_entries_that_nobody_took_reach_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = HANDLERS[TOKENIZER + "_handle_batch_output"]
+    monkeypatch.setattr(hook, "handler", Raising(ArithmeticError))
+    for custom, left in (({WIRE_KEY: [[1]], "another": [[2]]}, {"another": [[2]]}), ({WIRE_KEY: [[1]]}, None)):
+        answer = SimpleNamespace(rids=["a"], completion_tokens=[1], customized_info=wrap_as_pickle(custom))
+        hook(SimpleNamespace(rid_to_state={}), answer)
+        assert (answer.customized_info and unwrap_from_pickle(answer.customized_info)) == left
+
+
 def test_every_hook_of_the_table_is_broken_by_the_test_of_faults() -> None:
     """A new one is too: `tests/server/test_faults.py` breaks each that is called while serving."""
     at_start = {target for target, guarded in HANDLERS.items() if guarded.is_start_only}
@@ -73,6 +83,7 @@ class Serving:
         self.failed: list[Any] = []
         self.num_step_failures = 0
         self.failed_ranks = None
+        self.has_started = True
 
     def fail_forward(self, batch: Any) -> None:
         self.failed.append(batch)
@@ -109,6 +120,10 @@ def test_a_fault_in_a_forward_ends_a_start_and_fails_a_served_step(
     result = HANDLERS[target](*FORWARDS[target](served))
     assert serving.failed == [served] and serving.num_step_failures == 1
     assert "aux" not in (result or ()), "the engine is not shown layer outputs that it did not ask for"
+    serving.has_started = False  # without graphs a request's forward is the first
+    with pytest.raises(error, match="the sizes 1 and 2"):
+        HANDLERS[target](*FORWARDS[target](served))
+    serving.has_started = True
     monkeypatch.setattr(guard, "is_capturing", lambda: True)
     with pytest.raises(error, match="the sizes 1 and 2"):
         HANDLERS[target](*FORWARDS[target](served))
@@ -261,3 +276,24 @@ def test_a_lora_wrapped_head_is_refused_before_anything_is_served() -> None:
                 runtime._refuse_unsupported(runner)
         else:
             runtime._refuse_unsupported(runner)
+
+
+def test_each_fault_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Two that are caught in one hook are two; one that comes back with every token is one."""
+
+    def first() -> None:
+        raise ValueError("the first")
+
+    def second() -> None:
+        raise ValueError("the second")
+
+    serving = Serving()
+    for count in (partial(runtime.count_failure, serving), requests.count_failure):
+        caplog.clear()
+        for fail in (first, second, first, second):
+            try:
+                fail()
+            except ValueError:
+                count(f"a place of {count}")
+        assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["the first", "the second"]
+    assert serving.num_step_failures == 4

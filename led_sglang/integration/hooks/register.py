@@ -88,7 +88,9 @@ def _logits(
     if current.ride.is_boarding:
         riders = current.riders(self, logits_metadata.forward_mode.is_decode())
     with riders:
-        return original(self, input_ids, hidden_states, lm_head, logits_metadata, None, hidden_states_before_norm)
+        result = original(self, input_ids, hidden_states, lm_head, logits_metadata, None, hidden_states_before_norm)
+    current.has_started = True
+    return result
 
 
 def _is_wanted(forward_batch: Any) -> bool:

@@ -20,13 +20,13 @@ from led_sglang.config.checks import LedParamError, show
 from led_sglang.config.fields import LedParams
 from led_sglang.config.request import StampedParams, check_custom_params, parse_request, refuse_beams
 from led_sglang.config.server import ServerConfig, server_config
+from led_sglang.integration.http.faults import is_new
 from led_sglang.integration.http.responses import RequestView
 from led_sglang.wire import STAMP_KEY, WIRE_KEY
 
 logger = logging.getLogger(__name__)
 DETERMINISTIC_SEED = 42  # SGLang's own for requests without one under --enable-deterministic-inference
 MAX_BIAS = 1e30  # one that is infinite in float32, over the temperature too, takes stock SGLang 0.5.23's scheduler down
-_logged: set[str] = set()
 
 
 def _config() -> ServerConfig:
@@ -173,10 +173,9 @@ ANSWERS = Answers()
 
 
 def count_failure(where: str) -> None:
-    """Called in the `except` block of a fault of ours. The first of each place is logged, counted are all."""
+    """Called in the `except` block of a fault of ours. What is new is logged, counted are all."""
     ANSWERS.num_report_failures += 1
-    if where not in _logged:
-        _logged.add(where)
+    if is_new(where):
         logger.exception("LED could not report (%s); what it lost is counted as `unreported` in led_stats", where)
 
 

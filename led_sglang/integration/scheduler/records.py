@@ -8,7 +8,7 @@ from torch import Tensor
 from led_sglang.config.fields import METHODS, LedParams
 from led_sglang.config.request import StampedParams
 from led_sglang.integration.scheduler.counters import Counts
-from led_sglang.integration.scheduler.runtime import Runtime, count_failure, runtime
+from led_sglang.integration.scheduler.runtime import Runtime
 from led_sglang.ops.rows import stats
 from led_sglang.wire import ACTIVE, FALLBACK, RECORD_KEY, STAMP_KEY, VALUE_COLUMNS, WIRE_KEY
 
@@ -129,19 +129,6 @@ class StepRecord:
             self._counts.correct(*self.untold(), -1)
 
 
-def _guarded_entry(record: StepRecord, row: int, req: Any) -> int | tuple[Any, ...] | None:
-    """An entry that cannot be told becomes one of a failed step: a trace keeps one entry for each token."""
-    if record.is_lost(row):
-        return record.failed_entry(row, req)
-    try:
-        return record.entry(row)
-    except Exception:
-        current = runtime()
-        assert current is not None
-        count_failure(current, "an entry of a trace")
-        return record.failed_entry(row, req)
-
-
 def collect(original: Any, self: Any, i: int, req: Any, logits_output: Any) -> None:
     """AROUND `_maybe_collect_customized_info`: a request is given its own LED entries, never another's."""
     info = getattr(logits_output, "customized_info", None)
@@ -152,7 +139,9 @@ def collect(original: Any, self: Any, i: int, req: Any, logits_output: Any) -> N
     record: StepRecord = info[RECORD_KEY]
     # With max_new_tokens 0, as for the prefill that n > 1 samples share, the token that was sampled is cut off.
     visible = getattr(req, "finished_len", None)
-    entry = _guarded_entry(record, i, req) if visible is None or visible >= len(req.output_ids) else None
+    if visible is not None and visible < len(req.output_ids):
+        return
+    entry = record.failed_entry(i, req) if record.is_lost(i) else record.entry(i)
     if entry is not None:
         _entries_of(req).append(entry)
 

@@ -29,8 +29,13 @@ def before_start(*args: Any, **kwargs: Any) -> bool:
     return runtime.runtime() is None
 
 
+def _is_start(forward_batch: Any) -> bool:
+    """Also of the first forward, which is a request's where no graph is captured: what is wrong then stays wrong."""
+    return is_nobodys(forward_batch) or not _served().has_started
+
+
 def is_start_of_forward(self: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> bool:
-    return is_nobodys(forward_batch)
+    return _is_start(forward_batch)
 
 
 def forward(self: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> None:
@@ -40,7 +45,7 @@ def forward(self: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> None:
 def is_start_of_logits(
     original: Call, self: Any, input_ids: Any, hidden_states: Any, lm_head: Any, batch: Any, *args: Any, **kwargs: Any
 ) -> bool:
-    return is_nobodys(batch)
+    return _is_start(batch)
 
 
 def logits(
@@ -58,7 +63,7 @@ def logits(
 
 
 def is_start_of_sample(original: Call, self: Any, logits_output: Any, forward_batch: Any) -> bool:
-    return is_nobodys(forward_batch)
+    return _is_start(forward_batch)
 
 
 def sample(original: Call, self: Any, logits_output: Any, forward_batch: Any) -> Any:

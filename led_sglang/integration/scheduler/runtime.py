@@ -13,8 +13,17 @@ from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 from led_sglang.config.server import ServerConfig, server_config
-from led_sglang.integration.hooks.guard import is_nobodys
-from led_sglang.integration.memory import GraphSizes, Sizes, memory_plan, num_free_bytes, rows_of, shortage
+from led_sglang.integration.hooks.guard import is_capturing, is_nobodys
+from led_sglang.integration.http.faults import is_new
+from led_sglang.integration.memory import (
+    GraphSizes,
+    Sizes,
+    eager_tokens_of,
+    memory_plan,
+    num_free_bytes,
+    rows_of,
+    shortage,
+)
 from led_sglang.integration.scheduler.counters import Counts
 from led_sglang.integration.scheduler.latents.capture import Capture, CaptureError
 from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
@@ -69,6 +78,7 @@ class Runtime:
         self.forward_batch: Any = None
         self.plain_logits: dict[str, Tensor] = {}  # of the step under way, by method: `edits.plain_logits`
         self.num_step_failures = 0
+        self.has_started = False  # a forward has gone through: until then every fault is one of the start
         self.has_forward_failed = False  # the step under way is the engine's: its latents may not be there
         self.counts = Counts(config.max_depth, torch.device(runner.device))
         self.is_sanitized = bool(envs.SGLANG_SANITIZE_NAN_LOGITS.get())
@@ -77,9 +87,11 @@ class Runtime:
             self.machine = ThinkingMachine(config.open_ids, config.close_ids, int(runner.model_config.vocab_size))
             self.tables = self.machine.tables(runner.device)
         hidden_size, vocab_size = int(runner.model_config.hidden_size), int(runner.model_config.vocab_size)
-        graphs = GraphSizes.of(in_effect(runner.server_args))
+        args = in_effect(runner.server_args)
+        graphs = GraphSizes.of(args)
         max_rows = rows_of(runner.req_to_token_pool.req_to_token.shape[0], graphs)
-        self.memory = memory_plan(config, Sizes(max_rows, hidden_size, vocab_size, head_dtype(runner).itemsize, graphs))
+        itemsize, eager = head_dtype(runner).itemsize, eager_tokens_of(args, graphs)
+        self.memory = memory_plan(config, Sizes(max_rows, hidden_size, vocab_size, itemsize, graphs, eager))
         self._tell_memory(torch.device(runner.device))
         self.capture.allocate(max_rows, hidden_size, head_dtype(runner), runner.device)
         depth = config.max_depth if self.num_led_layers else 1
@@ -163,7 +175,8 @@ class Runtime:
             warm_up(head, latents, vocab_size, len(self.ride.wanted), self.config.max_top_k, tables)
 
     def _no_latents(self, head: Head) -> Tensor:
-        return torch.empty(0, 1, 1, dtype=head_dtype(self.runner), device=head.weight.device)
+        hidden_size = int(self.runner.model_config.hidden_size)
+        return torch.empty(0, 1, hidden_size, dtype=head_dtype(self.runner), device=head.weight.device)
 
     @contextmanager
     def riders(self, logits_processor: Any, is_decode: bool) -> Iterator[None]:
@@ -211,10 +224,6 @@ class Runtime:
         return {"kind": kind, "engine_steps": self.num_engine_head_steps}
 
 
-def is_capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
 def is_true_anywhere(value: bool, head: Head) -> bool:
     """On any rank that holds a part of the head; every one of them has to ask."""
     if head.all_gather is None:
@@ -250,14 +259,10 @@ def start(runner: Any) -> Runtime:
     return _runtime
 
 
-_logged: set[str] = set()
-
-
 def count_failure(current: Runtime, where: str = "its step") -> None:
-    """Called in the `except` block of an exception of ours. The first of each place is logged, counted are all."""
+    """Called in the `except` block of an exception of ours. What is new is logged, counted are all."""
     current.num_step_failures += 1
-    if where not in _logged:
-        _logged.add(where)
+    if is_new(where):
         logger.exception("LED step failed in %s; the engine's own result stands", where)
 
 

@@ -139,26 +139,24 @@ class LedSamplerMixin:
             _guarded_finish(context, token_ids)
 
 
-def _attempt(current: Runtime, action: Any, *args: Any) -> Any:
-    """The action's result. A fault of ours must not take the scheduler down: it is counted, and the result is None."""
+FAILED = object()
+
+
+def _attempt(current: Runtime, action: Any, *args: Any, failed: Any = None) -> Any:
+    """The action's result; `failed` after a fault of ours, which must not take the scheduler down and is counted."""
     try:
         return action(*args)
     except RankDivergence:
         raise
     except Exception:
         fail_step(current, getattr(action, "__qualname__", repr(action)))
-        return None
+        return failed
 
 
 def _guard(context: StepContext, action: Any, *args: Any) -> None:
     """The same where the step cannot go on after it: it keeps the engine's tokens."""
-    try:
-        action(*args)
-    except RankDivergence:
-        raise
-    except Exception:
-        fail_step(context.runtime, getattr(action, "__qualname__", repr(action)))
-        context.step, context.failed = None, True
+    if _attempt(context.runtime, action, *args, failed=FAILED) is FAILED:
+        context.step, context.failed, context.overrides = None, True, []
         context.runtime.forget_mixtures(context.standing.slots)
 
 

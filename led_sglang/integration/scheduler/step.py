@@ -141,13 +141,13 @@ class StepContext:
 
     def draws(self) -> Iterator[Draw]:
         """What the tokens of `apply` were drawn from, in the order in which they were written."""
+        if self.step is not None:
+            probs = led_probs(self.step, self.rows.params)
+            yield Draw(self.rows.in_batch, self.step.candidate_ids, probs, self.active & self.step.ok)
         if self.plain_draw is not None:
             yield self.plain_draw
         for rows, forced, is_forced in self.overrides:  # no chance left
             yield Draw(rows, forced[:, None], torch.ones_like(forced[:, None], dtype=torch.float32), is_forced)
-        if self.step is not None:
-            probs = led_probs(self.step, self.rows.params)
-            yield Draw(self.rows.in_batch, self.step.candidate_ids, probs, self.active & self.step.ok)
 
     @property
     def is_led_alone(self) -> bool:
@@ -190,14 +190,15 @@ class StepContext:
         if self.is_applied:
             return
         self.is_applied = True
+        # First what may fail: the engine's tokens are untouched then. Rows of LED's are neither plain nor another's.
+        if self.step is not None:
+            write_tokens(self.rows, token_ids, self.standing, self.step, self.runtime.backend, self.draws_plain)
         if self.plain_ids is not None:
             assert self.plain_rows is not None and self.plain_active is not None
             kept = token_ids[self.plain_rows]
             token_ids[self.plain_rows] = torch.where(self.plain_active, kept, self.plain_ids.to(kept.dtype))
         for rows, forced, is_forced in self.overrides:
             token_ids[rows] = torch.where(is_forced, forced.to(token_ids.dtype), token_ids[rows])
-        if self.step is not None:
-            write_tokens(self.rows, token_ids, self.standing, self.step, self.runtime.backend, self.draws_plain)
 
     def finish(self, token_ids: Tensor) -> None:
         """Advance the thinking states with the tokens that were really chosen."""
@@ -211,7 +212,7 @@ def bench_coins(uniform: Tensor, rate: float) -> tuple[Tensor, Tensor]:
     """Coins that explore in a share `rate` of the rows whatever the model's confidence, for benchmarks.
 
     (R,) float64 in [0, 1) -> (coin, one_pass_uniform), (R,) float64 each: -1 always explores, 1 never does; the second
-    keeps the uniform, and lies below every cut where the row explores, so the one-pass rows are those of production.
+    keeps the uniform, and lies below every cut where the row explores: cut + (1 - cut) * rate of them are one-pass.
     The low 33 of the uniform's 53 bits are the second stream: it costs a step a handful of launches, not forty.
     """
     explores = uniform.mul(2.0**20).frac_() < rate

@@ -6,6 +6,7 @@ a kernel with float32 sums may differ by, and would hide a probability that is w
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from math import log
 
 import torch
@@ -124,7 +125,8 @@ class Case:
             any_offset=False,
         )
         coin, token = torch.rand(2, num_rows, generator=generator, dtype=torch.float64).to(device)
-        logits = scale_and_cap(unrounded_product(head, states[0])[:, : head.num_rows].float(), head)
+        product = head.project or partial(unrounded_product, head)
+        logits = scale_and_cap(product(states[0])[:, : head.num_rows].float(), head)
         return cls(head, states, logits, rows, Noise(coin, token))
 
     @property
@@ -136,7 +138,7 @@ class Case:
         return self.head.project is None and len(self.states) > 1
 
     def truth(self) -> LedStep:
-        project = self.head.project or (lambda rows: unrounded_product(self.head, rows))
+        project = self.head.project or partial(unrounded_product, self.head)
         return replace(self, head=replace(self.head, project=project)).step("eager")
 
     def step(self, backend: str, **more: object) -> LedStep:

@@ -33,14 +33,5 @@ def led_step(
     else:
         sums = tau.new_empty(0, len(tau)), tau.new_empty(0, *final.logprobs.shape)
     # The caller's latents are those of the deepest request that may come: their number does not change.
-    return tail(
-        final.logprobs,
-        final.candidate_ids,
-        *sums,
-        final.explored,
-        final.needed,
-        rows,
-        noise,
-        max_layers=len(latents),
-        has_fixed_width=head.is_batch_invariant,
-    )
+    fixed = len(latents), head.is_batch_invariant
+    return tail(final.logprobs, final.candidate_ids, *sums, final.explored, final.needed, rows, noise, *fixed)

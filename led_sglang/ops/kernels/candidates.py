@@ -91,7 +91,9 @@ def candidate_logits(latents: Tensor, candidate_ids: Tensor, head: Head, tau: Te
             num_rows,
             num_candidates,
             hidden,
-            *latents.stride(),
+            latents.stride(0),
+            latents.stride(1) if num_rows > 1 else hidden,  # any, where there is one row
+            latents.stride(2),
             *head.weight.stride(),
             head.first_id,
             head.num_rows,

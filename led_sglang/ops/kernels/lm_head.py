@@ -55,8 +55,8 @@ def is_missing(needed, rode, rows, mask, has_rode):  # type: ignore[no-untyped-d
 
 @triton.jit(do_not_specialize=["num_final", "num_layers", "num_batch", "rows_per_layer", "has_rode"])  # type: ignore[untyped-decorator]
 def gather_kernel(  # type: ignore[no-untyped-def]
-    final,  # (num_final, H)
-    latents,  # (J, B, H)
+    final,  # (num_final, H), contiguous
+    latents,  # (J, B, H), of a contiguous (J, rows_per_layer, H)
     needed,  # (B,) bool
     rode,  # (B,) bool, where has_rode
     tau,  # (B,) float32
@@ -67,9 +67,7 @@ def gather_kernel(  # type: ignore[no-untyped-def]
     num_layers,
     num_batch,
     hidden,
-    stride_final,
     rows_per_layer,  # of the latents' buffer, which holds more rows than the batch
-    stride_latent,
     has_rode,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -82,11 +80,11 @@ def gather_kernel(  # type: ignore[no-untyped-def]
     if place == 0:
         tl.store(count, num_places)
     if place < num_places:
-        source = final + place.to(tl.int64) * stride_final
+        source = final + place.to(tl.int64) * hidden
         if place >= num_final:
             layer, rank = (place - num_final) // num_missing, (place - num_final) % num_missing
             row = tl.sum((tl.cumsum(missing, 0) <= rank).to(tl.int64), 0)
-            source = latents + (layer.to(tl.int64) * rows_per_layer + row) * stride_latent
+            source = latents + (layer.to(tl.int64) * rows_per_layer + row) * hidden
             tl.store(taus + place, tl.load(tau + row))
         for start in range(0, hidden, BLOCK_H):
             dims = start + tl.arange(0, BLOCK_H)
@@ -217,8 +215,9 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, normalizers
     """
     hidden, ridden = latents.hidden, latents.ridden
     weight = head.weight if head.weight.stride(1) == 1 else head.weight.contiguous()
-    if hidden.stride(2) != 1 or hidden.stride(1) != hidden.shape[2] or hidden.stride(0) % hidden.shape[2]:
-        hidden = hidden.contiguous()
+    stride_layer, stride_row, stride_dim = hidden.stride()
+    if stride_dim != 1 or stride_row != hidden.shape[2] or stride_layer % stride_row:
+        hidden = hidden.contiguous()  # whose strides along an axis of length 1 may still be any
     (num_layers, num_batch, width), num_columns = hidden.shape, len(weight)
     num_final = 0 if final is None else len(final)
     final = hidden[0] if final is None else final.contiguous()
@@ -235,8 +234,7 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, normalizers
         return logits
     gather_kernel[(num_rows,)](
         final, hidden, needed, rode, tau, states, taus, count, num_final, num_layers, num_batch, width,
-        final.stride(0), hidden.stride(0) // hidden.stride(1), hidden.stride(1), has_rode, BLOCK_BATCH=block_batch,
-        BLOCK_H=BLOCK_COPY,
+        hidden.stride(0) // width, has_rode, BLOCK_BATCH=block_batch, BLOCK_H=BLOCK_COPY,
     )  # fmt: skip
     head_kernel[(triton.cdiv(num_rows, tile.rows), num_tiles)](
         states,

@@ -70,21 +70,19 @@ def _cut(clean: Any, bits: Any, top_k: Any, limit: Any, counts: Any, masses: Any
 
 @jit
 def _draw(clean: Any, bits: Any, floor: Any, ties: Any, uniform: float) -> Any:
-    """The first kept token whose cumulated probability exceeds the uniform."""
+    """The first kept token whose cumulated probability exceeds the uniform. What is not kept is 0 in `clean` then."""
     total, seen = np.int64(0), 0
     for v in range(len(bits)):
-        if bits[v] > floor:
+        is_kept = bits[v] > floor
+        if bits[v] == floor and seen < ties:
+            is_kept, seen = True, seen + 1
+        if is_kept:
             total += np.int64(clean[v] * np.float32(ONE))
-        elif bits[v] == floor and seen < ties:
-            total += np.int64(clean[v] * np.float32(ONE))
-            seen += 1
-    target, cumulated, seen = min(np.int64(uniform * np.float64(total)), total - 1), np.int64(0), 0
+        else:
+            clean[v] = 0
+    target, cumulated = min(np.int64(uniform * np.float64(total)), total - 1), np.int64(0)
     for v in range(len(bits)):
-        if bits[v] > floor:
-            cumulated += np.int64(clean[v] * np.float32(ONE))
-        elif bits[v] == floor and seen < ties:
-            cumulated += np.int64(clean[v] * np.float32(ONE))
-            seen += 1
+        cumulated += np.int64(clean[v] * np.float32(ONE))
         if cumulated > target:
             return v
     return 0

@@ -1,13 +1,22 @@
 """Which backend a server uses, and what it says where it is not the one expected."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from led_sglang.integration.scheduler import runtime
+from led_sglang.integration.scheduler.latents.capture import CaptureError
+from led_sglang.integration.scheduler.latents.one_pass import Ride
+from led_sglang.integration.scheduler.runtime import Runtime
+from led_sglang.ops import Head
+from led_sglang.ops.backends import one_pass
+from led_sglang.ops.types import ALIGNMENT
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+CUDA_LIKE = torch.device("meta")  # where the host may not look, and there is one
+V = 40
 
 
 def test_on_a_gpu_auto_is_triton_if_it_agrees_with_torch(
@@ -26,3 +35,90 @@ def test_what_was_asked_for_is_used_unasked(monkeypatch: pytest.MonkeyPatch) -> 
     assert runtime.backend_for("auto", CPU, torch.float32) == ("compiled", None)
     for backend in ("eager", "fused", "triton"):
         assert runtime.backend_for(backend, CUDA, torch.float16) == (backend, None)
+
+
+def runtime_of(asked: str, head: Head, backend: str = "triton") -> Runtime:
+    """One at the first use of its head on a GPU."""
+    made = object.__new__(Runtime)
+    device = torch.device("cpu")
+    config = SimpleNamespace(backend=asked, max_top_k=64)
+    capture = SimpleNamespace(states=torch.zeros(4, 9, 2))
+    model_config = SimpleNamespace(vocab_size=V)
+    made.__dict__.update(
+        config=config,
+        backend=backend,
+        backend_fault=None if backend == "triton" else "an earlier fault",
+        runner=SimpleNamespace(model_config=model_config, dtype=torch.float32),
+        num_led_layers=3,
+        machine=None,
+        capture=capture,
+        ride=Ride("auto", backend, 2, 9, device),
+    )
+    return made
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was asked of the kernels; the check finds `fault`."""
+    seen: list[str] = []
+
+    def check(backend: str, head: Head, latents: torch.Tensor, max_top_k: int) -> str | None:
+        seen.append(f"check {backend} {tuple(latents.shape)} {max_top_k}")
+        return "wrong" if head.scale == 2.0 else None
+
+    monkeypatch.setattr(runtime, "fault_with", check)
+    monkeypatch.setattr(runtime, "warm_up", lambda head, latents, *rest: seen.append(f"run {rest[:3]}"))
+    return seen
+
+
+def test_the_served_head_decides_too(asked: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    right, wrong = Head(torch.zeros(V, 2), V), Head(torch.zeros(V, 2), V, scale=2.0)
+    made = runtime_of("auto", right)
+    made._warm_up(right)
+    assert (made.backend, made.backend_fault) == ("triton", None)
+    assert asked == ["check triton (3, 9, 2) 64", f"run ({V}, 9, 64)"]
+    asked.clear()
+    made = runtime_of("auto", wrong)
+    with caplog.at_level(logging.WARNING):
+        made._warm_up(wrong)
+    assert (made.backend, made.ride.backend, made.backend_fault) == ("fused", "fused", "wrong")
+    assert "wrong" in caplog.text and asked == ["check triton (3, 9, 2) 64"]
+    asked.clear()
+    made = runtime_of("triton", wrong)
+    made._warm_up(wrong)
+    assert made.backend == "triton" and asked == [f"run ({V}, 9, 64)"], "what was asked for is used unasked"
+    asked.clear()
+    runtime_of("fused", wrong, "fused")._warm_up(wrong)
+    assert asked == []
+
+
+def test_ranks_use_one_backend(asked: list[str]) -> None:
+    """Also the rank whose own kernels are right; and a rank that found a fault earlier says so."""
+    for others, own in (([0.0, 1.0], "triton"), ([1.0, 0.0], "fused")):
+        heard: list[float] = []
+
+        def gather(flag: torch.Tensor, others: list[float] = others, heard: list[float] = heard) -> torch.Tensor:
+            heard.append(float(flag))
+            return torch.tensor(others)[:, None]
+
+        head = Head(torch.zeros(V, 2), V, all_gather=gather)
+        made = runtime_of("auto", head, own)
+        made._warm_up(head)
+        assert made.backend == made.ride.backend == "fused" and made.backend_fault
+        assert heard == [float(own == "fused")]
+
+
+def test_deterministic_inference_has_one_form() -> None:
+    ride = Ride("auto", "triton", 3, 64, CUDA_LIKE, is_batch_invariant=True)
+    assert ride.facts()["batch_invariant"] and ride.facts()["one_pass_up_to_rows"] == 0
+    assert Ride("auto", "triton", 3, 64, CUDA_LIKE).facts()["one_pass_up_to_rows"] == one_pass.MAX_ROWS
+    with pytest.raises(CaptureError, match="--led-form one_pass is not possible with --enable-deterministic-inference"):
+        Ride("one_pass", "triton", 3, 64, CUDA_LIKE, is_batch_invariant=True)
+
+
+@pytest.mark.parametrize("max_rows", [1, 15, 16, 17, 258])
+def test_a_servers_buffers_are_aligned(max_rows: int) -> None:
+    """A kernel is compiled anew for pointers that are not, in the middle of a request."""
+    ride = Ride("auto", "triton", 3, max_rows, torch.device("cpu"))
+    rows = ride.flags[0], ride.flags[1], ride.wanted, ride.served, ride.tau, *ride.normalizers
+    assert all(row.data_ptr() % ALIGNMENT == 0 and len(row) == max_rows for row in rows)

@@ -104,6 +104,52 @@ def test_a_prefill_graph_that_replaces_the_inner_forward_keeps_the_layers(is_lis
         del outer.model.forward
 
 
+class ListedOuter(nn.Module):
+    """Qwen3's: the inner module's layers come out of the outer class, which hands them to the logits processor."""
+
+    def __init__(self, capture: "list[Capture]") -> None:
+        super().__init__()
+        self.model, self.capture = Inner(), capture
+
+    def set_eagle3_layers_to_capture(self, layer_ids: list[int]) -> None:
+        self.model.layers_to_capture = [layer + 1 for layer in layer_ids]
+
+    def forward(self, hidden: torch.Tensor, last_index: torch.Tensor) -> torch.Tensor:
+        states, layers = self.model(hidden)
+        self.capture[0].store(layers, last_index)
+        return states  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("can_look", [True, False])
+def test_a_prefill_graph_that_keeps_a_list_of_layers_gives_each_replay_its_own(
+    can_look: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang's breakable graphs keep one buffer for all sizes; a replay overwrites it and hands out its first rows."""
+    from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
+
+    monkeypatch.setattr(arrays, "can_look", lambda device: can_look)
+    held: list[Capture] = []
+    outer = ListedOuter(held)
+    capture = Capture(outer, (2, 1))
+    capture.allocate(6, 1, torch.float32, "cpu")
+    held.append(capture)
+    kept = outer.model.forward(torch.zeros(8, 1))  # the capture: `.forward` itself, with padding
+    cut = BreakableCudaGraphBackend._slice_output
+    for replay, num_tokens, last in ((1, 5, [1, 4]), (2, 3, [2])):
+
+        def replay_forward(_: torch.Tensor, replay: int = replay, num_tokens: int = num_tokens) -> object:
+            hidden, layers = kept  # type: ignore[misc]
+            for layer, static in zip((1, 2), layers, strict=True):
+                static.copy_(torch.arange(8.0)[:, None] + 100 * replay + 1000 * layer)
+            return cut(BreakableCudaGraphBackend.__new__(BreakableCudaGraphBackend), (hidden, layers), num_tokens)
+
+        outer.model.forward = replay_forward  # type: ignore[method-assign]
+        outer(torch.zeros(num_tokens, 1), torch.tensor(last))
+        del outer.model.forward
+        expected = [[1000 * layer + 100 * replay + token for token in last] for layer in (2, 1)]
+        assert capture.latents(2, len(last), None)[:, :, 0].tolist() == expected
+
+
 def test_missing_layers_are_told_when_they_come() -> None:
     capture = capture_of()
     with pytest.raises(CaptureError, match="returned no layer outputs"):

@@ -10,7 +10,16 @@ from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig, PhaseCo
 from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
 
 from led_sglang.config.server import ServerConfig
-from led_sglang.integration.memory import GraphSizes, MemoryPlan, Sizes, memory_of_check, memory_plan, rows_of, shortage
+from led_sglang.integration.memory import (
+    GraphSizes,
+    MemoryPlan,
+    Sizes,
+    eager_tokens_of,
+    memory_of_check,
+    memory_plan,
+    rows_of,
+    shortage,
+)
 from led_sglang.integration.scheduler.latents.capture import Capture
 from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs
@@ -145,8 +154,8 @@ def test_it_is_said_in_one_line_with_its_parts() -> None:
     sizes = Sizes(4112, 2560, 151_936, 2, GraphSizes(256, 8192))
     plan = memory_plan(ServerConfig(num_layers=36), sizes)
     assert plan.text() == (
-        "927.6 MB of device memory for batches of up to 4112 rows (capture buffer 168.4 MB, "
-        "layers in decode graphs 21.0 MB, layers in prefill graphs 671.1 MB, step 67.1 MB)"
+        "1.19 GB of device memory for batches of up to 4112 rows (capture buffer 168.4 MB, "
+        "layers in decode graphs 21.0 MB, layers in prefill graphs 671.1 MB, step 324.6 MB)"
     )
     assert plan.to_dict()["total"] == sum(plan.parts.values())
     assert "\n" not in plan.text()
@@ -171,7 +180,31 @@ def test_a_check_compares_with_what_the_fraction_leaves(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: device)
     for fraction, is_short in ((0.9, False), (0.95, True)):
         args = SimpleNamespace(
-            max_running_requests=14, cuda_graph_config=None, device="cuda", mem_fraction_static=fraction
+            max_running_requests=14,
+            cuda_graph_config=None,
+            device="cuda",
+            mem_fraction_static=fraction,
+            chunked_prefill_size=-1,
+            max_prefill_tokens=7,
         )
         plan, short = memory_of_check(CONFIGS["led"], args)
         assert plan.max_rows == 16 and (short is not None) == is_short
+        assert plan.parts["layers in eager prefills"] == 8 * HIDDEN * 2 * 7 and not plan.has_graphs
+    args.max_running_requests = None  # as many as SGLang itself takes
+    assert memory_of_check(CONFIGS["led"], args)[0].max_rows == 4112
+
+
+def test_the_step_of_a_large_batch_is_told() -> None:
+    """Latent rows and their partial sums are allocated for all rows, needed or not."""
+    sizes = Sizes(4112, 2560, 151_936, 2, GraphSizes())
+    step = memory_plan(ServerConfig(num_layers=36), sizes).parts["step"]
+    assert step >= 7 * 4112 * (2560 * 2 + 1187 * 4) > 64 << 20
+
+
+@pytest.mark.parametrize(
+    ("chunk", "most", "graph_tokens", "eager"),
+    [(8192, 16384, 8192, 0), (8192, 16384, 2048, 8192), (-1, 16384, 0, 16384)],
+)
+def test_the_largest_prefill_without_a_graph(chunk: int, most: int, graph_tokens: int, eager: int) -> None:
+    args = SimpleNamespace(chunked_prefill_size=chunk, max_prefill_tokens=most)
+    assert eager_tokens_of(args, GraphSizes(0, graph_tokens)) == eager

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from led_sglang.config.fields import METHODS
-from led_sglang.integration.scheduler import records
+from led_sglang.integration.hooks import HANDLERS, PROCESSOR
+from led_sglang.integration.scheduler import records, runtime
 from led_sglang.integration.scheduler.counters import Counts
 from led_sglang.integration.scheduler.records import StepRecord
 from led_sglang.ops.rows import stats
@@ -15,6 +16,7 @@ from led_sglang.wire import ACTIVE, EXPLORED, FALLBACK, RECORD_KEY, THINKING, WI
 from tests.unit.integration.fakes import batch_of, seat
 
 ROWS = ["led", "none", None, "led", "dola"]
+TOLD = 99  # of the token before
 OURS = ["led", "led", "dola"]
 FLAGS = [THINKING | ACTIVE, THINKING | ACTIVE | EXPLORED | 2 << 8, THINKING]
 
@@ -29,10 +31,11 @@ def counted(counts: Counts, flags: list[int] = FLAGS) -> StepRecord:
 
 def collect(record: StepRecord, row: int, finished_len: int | None = None) -> list[Any]:
     """What SGLang's processor does with a row that it hands out: the second token of its request."""
-    request = SimpleNamespace(customized_info=None, output_ids=[5, 6], finished_len=finished_len)
+    request = SimpleNamespace(customized_info={WIRE_KEY: [TOLD]}, output_ids=[5, 6], finished_len=finished_len)
     output = SimpleNamespace(customized_info={RECORD_KEY: record})
-    records.collect(lambda *_: None, None, row, request, output)
-    told: list[Any] = (request.customized_info or {}).get(WIRE_KEY, [])
+    HANDLERS[PROCESSOR + "_maybe_collect_customized_info"](lambda *_: None, None, row, request, output)
+    before, *told = request.customized_info[WIRE_KEY]
+    assert before == TOLD
     return told
 
 
@@ -94,7 +97,7 @@ def test_a_row_that_could_not_be_told_counts_as_what_it_was_told(
     counts: Counts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record, current = counted(counts), SimpleNamespace(num_step_failures=0)
-    monkeypatch.setattr(records, "runtime", lambda: current)
+    monkeypatch.setattr(runtime, "_runtime", current)
     with monkeypatch.context() as patch:
         patch.setattr(StepRecord, "entry", lambda *_: 1 / 0)
         assert collect(record, 3) == [FALLBACK]

@@ -259,3 +259,27 @@ def test_a_fault_leaves_the_engines_tokens(monkeypatch: pytest.MonkeyPatch, name
         ids, _ = dressed._sample_from_probs(torch.eye(V)[[5, 6]], context.info, torch.arange(2), True)
     assert ids.tolist() == [5, 6]
     assert context.runtime.num_step_failures == 1
+
+
+def test_a_step_that_failed_writes_nothing_of_another_methods() -> None:
+    """What a method forced before the fault is not told, so it is not written either."""
+    context = context_of(["led", "led"], [True, True])
+    forced = torch.tensor([0]), torch.tensor([7]), torch.tensor([True])
+
+    def fail() -> None:
+        context.overrides.append(forced)
+        raise ValueError("after a method has forced its tokens")
+
+    sampler._guard(context, fail)
+    tokens = torch.tensor([5, 6], dtype=torch.int32)
+    context.apply(tokens)
+    assert context.failed and tokens.tolist() == [5, 6]
+
+
+def test_a_write_that_fails_leaves_the_engines_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = context_of(["led", "led"], [True, True])
+    context.overrides.append((torch.tensor([0]), torch.tensor([7]), torch.tensor([True])))
+    monkeypatch.setattr(step, "write_tokens", lambda *args: 1 / 0)
+    tokens = torch.tensor([5, 6], dtype=torch.int32)
+    sampler._guard(context, context.apply, tokens)
+    assert context.failed and tokens.tolist() == [5, 6]

@@ -1,6 +1,7 @@
 """What SGLang's own models make of the layers that LED asks for, in each file that has the setter."""
 
 import ast
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ NOT_PYTORCH = {"MindSporeForCausalLM"}
 DEPTHS = (2, 8, 10, 11, 12)  # 11 of 12 layers from layer 1 on; at 10 of 12 the first id is 1
 
 
+@cache
 def classes_with_setter(is_delegated: bool = False) -> list[tuple[str, str]]:
     """(module, class) of models whose setter reaches `self.model`, the decoder, or `self.language_model`."""
     found = []

@@ -9,8 +9,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
+
+import pytest
 
 ROOT = Path(__file__).parents[3]
 
@@ -21,6 +24,15 @@ def names(script: Path) -> list[str]:
     return [function.name for function in functions if function.name.startswith("check_")]
 
 
+def require(script: Path, check: str, **environment: str) -> None:
+    """A test's body: one function of a file of checks has passed, every time. The file runs once for all of them."""
+    pytest.importorskip("triton")
+    faults = outcomes(script, **environment)
+    assert check in faults, "it did not run"
+    assert not faults[check], "\n".join(faults[check])
+
+
+@cache
 def outcomes(script: Path, **environment: str) -> dict[str, list[str]]:
     """What each check failed with, by its function's name; an empty list for one that passed every time."""
     paths = os.pathsep.join([str(ROOT), str(script.parent), os.environ.get("PYTHONPATH", "")])

@@ -401,6 +401,7 @@ def check_overflow() -> None:
 
 
 STEPS: dict[str, dict[str, Any]] = {
+    "alone": {"num_rows": 1, "vocab": 97, "hidden": 20, "explore": True},
     "explores": {"num_rows": 3, "vocab": 97, "hidden": 20, "explore": True},
     "traced": {"num_rows": 5, "vocab": 1300, "hidden": 70, "depth": 3, "full": True},
     "exploits": {"num_rows": 3, "vocab": 97, "explore": False},

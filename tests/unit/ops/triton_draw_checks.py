@@ -64,6 +64,17 @@ def check_broken_rows(small_parts: None) -> None:
     compare(replace(draw, probs=torch.cat([draw.probs, draw.probs], 1)[:, :VOCAB]))
 
 
+def check_ties_of_two_parts(small_parts: None) -> None:
+    """Of two equals the first is kept; the other, before a larger token of its own part, takes nothing of that."""
+    probs = torch.zeros(1, 128)
+    probs[0, [0, 64, 65, 70]] = torch.tensor([0.1, 0.1, 0.5, 0.3])
+    row, filters = torch.tensor([0]), Filters(torch.tensor([3]), torch.ones(1), torch.zeros(1))
+    for uniform, token in ((0.05, 0), (0.12, 65), (0.6, 65), (0.7, 70)):
+        draw = Draw(probs, row, row > 0, torch.tensor([uniform], dtype=torch.float64), filters)
+        for backend in ("triton", "numba", "torch"):
+            assert draw.run(backend)[0].tolist() == [token], (backend, uniform)
+
+
 def check_cost() -> None:
     """Two launches and their columns, at 256 rows of the largest vocabulary: nothing is as wide as that."""
     num_rows, vocab = 256, 151936

@@ -1,0 +1,14 @@
+"""A CUDA graph's capture launches no kernel that was not launched before it."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.ops.elsewhere import names, require
+
+SCRIPT = Path(__file__).with_name("capture_order_checks.py")
+
+
+@pytest.mark.parametrize("check", names(SCRIPT))
+def test_capture_order(check: str) -> None:
+    require(SCRIPT, check, TRITON_INTERPRET="0")

@@ -51,8 +51,8 @@ def layer_sums(logits: Tensor, final_ids: Tensor, ks: tuple[int, ...]) -> LayerS
     probs = log_probs.exp()
     # 0 * -inf is 0 here: a token that cannot come adds no entropy.
     entropy = -(probs * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)  # (P,)
-    own_ids = probs.topk(max(ks), dim=-1).indices  # (P, max k)
-    is_own = final_ids[:, :, None] == own_ids[:, None, :]  # (P, max k, max k)
+    layer_ids = probs.topk(max(ks), dim=-1).indices  # (P, max k)
+    is_own = final_ids[:, :, None] == layer_ids[:, None, :]  # (P, max k, max k)
     candidate_probs = probs.gather(-1, final_ids)  # (P, max k)
     return LayerSums(
         entropy=float(entropy.sum()),

@@ -37,7 +37,7 @@ from led_sglang.ops.kernels.mix_and_sample import tail
 from led_sglang.ops.kernels.projected_head import projected_sums
 from led_sglang.ops.kernels.row_stats import tell
 from led_sglang.ops.rows.filtered_draw import Filters
-from led_sglang.ops.rows.inputs import Seats
+from led_sglang.ops.rows.inputs import RowMeta
 from led_sglang.ops.rows.stats import Counters
 from led_sglang.ops.types import ALIGNMENT, Noise, Ridden
 
@@ -110,9 +110,9 @@ def step(num_rows: int, dtype: torch.dtype) -> None:
     weight, buffer = torch.empty(VOCAB, HIDDEN, dtype=dtype), torch.empty(LAYERS, 300, HIDDEN, dtype=dtype)
     head, rows, latents = Head(weight, VOCAB), paper_rows(num_rows, LAYERS + 1), buffer[:, :num_rows]
     number = torch.zeros(ALIGNMENT * (num_rows + 1), dtype=torch.int64)[:num_rows]
-    seats = Seats(None, number, number, number, number, number.bool(), None, False)
+    meta = RowMeta(None, number, number, number, number, number.bool(), None, False)
     machine = ThinkingMachine([0], [1], VOCAB).tables("cpu")
-    now = row_inputs.standing(seats, number, number, None, number)
+    now = row_inputs.standing(meta, number, number, None, number)
     rows = rows.activated(now)
     normalizers, wanted, tau = torch.empty(LAYERS, 300), torch.empty(300, dtype=torch.bool), torch.empty(300)
     one_pass.board(rows, now.coin, one_pass.CUT, None, wanted, tau, "triton")
@@ -129,9 +129,9 @@ def step(num_rows: int, dtype: torch.dtype) -> None:
     )
     projected = replace(head, project=lambda rows: torch.empty(len(rows), VOCAB, dtype=dtype))
     projected_sums(latents, final.candidate_ids, projected, rows.temperature, final.needed)
-    row_inputs.write_tokens(seats, number, now, made)
+    row_inputs.write_tokens(meta, number, now, made)
     tell(now, made, number, Counters.zeros(LAYERS + 1, 1, number.device))
-    row_inputs.move_states(seats, machine, number, now, number)
+    row_inputs.move_states(meta, machine, number, now, number)
     filters = Filters(number.int(), rows.temperature, rows.min_p)
     filtered_draw.sample_filtered(torch.empty(num_rows, VOCAB), number, now.active, now.token, filters)
 

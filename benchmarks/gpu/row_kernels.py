@@ -12,7 +12,7 @@ from benchmarks.gpu.scenarios import Size, everything
 from led_sglang.ops import LedStep, ThinkingMachine
 from led_sglang.ops.backends import one_pass
 from led_sglang.ops.rows import stats
-from led_sglang.ops.rows.inputs import Seats, Standing, move_states, standing, write_tokens
+from led_sglang.ops.rows.inputs import RowMeta, Standing, move_states, standing, write_tokens
 from led_sglang.ops.rows.noise import torch_uniforms, uniforms
 
 NUM_ROWS, NUM_OTHERS, VOCAB = 17, 4, 11
@@ -28,12 +28,12 @@ def _numbers(seed: int, device: torch.device) -> Callable[..., Tensor]:
     return numbers
 
 
-def _seats(device: torch.device, is_mixed: bool) -> Seats:
+def _seats(device: torch.device, is_mixed: bool) -> RowMeta:
     numbers = _numbers(1, device)
     index = torch.arange(NUM_ROWS, device=device) + 2 if is_mixed else None
     is_led = numbers(2).bool() if is_mixed else None
     seed = numbers(1 << 62) - (1 << 61)
-    return Seats(index, seed, numbers(99), numbers(6), numbers(3), numbers(2).bool(), is_led, True)
+    return RowMeta(index, seed, numbers(99), numbers(6), numbers(3), numbers(2).bool(), is_led, True)
 
 
 def check_inputs(device: torch.device) -> str | None:
@@ -42,14 +42,14 @@ def check_inputs(device: torch.device) -> str | None:
     tables, numbers, batch = machine.tables(device), _numbers(2, device), NUM_ROWS + NUM_OTHERS
     slots, positions = torch.randperm(batch).to(device), numbers(1 << 30, batch)
     for is_mixed in (False, True):
-        seats = _seats(device, is_mixed)
+        meta = _seats(device, is_mixed)
         for lengths in (None, numbers(3, batch)):
             before, tokens = numbers(len(machine.next_state), batch), numbers(VOCAB, batch)
             found = []
             for backend in ("triton", "fused"):
                 states = before.clone()
-                now = standing(seats, slots, positions, lengths, states, backend)
-                move_states(seats, tables, states, now, tokens, backend)
+                now = standing(meta, slots, positions, lengths, states, backend)
+                move_states(meta, tables, states, now, tokens, backend)
                 found.append({field.name: getattr(now, field.name) for field in fields(now)} | {"after": states})
             wrong = [name for name, value in found[0].items() if not torch.equal(value, found[1][name])]
             if wrong:
@@ -59,8 +59,8 @@ def check_inputs(device: torch.device) -> str | None:
 
 def check_noise(device: torch.device) -> str | None:
     """A seed gives the same uniforms on every device."""
-    seats, cpu = _seats(device, False), torch.device("cpu")
-    arguments = seats.seed, seats.sample, _numbers(3, device)(1 << 30)
+    meta, cpu = _seats(device, False), torch.device("cpu")
+    arguments = meta.seed, meta.sample, _numbers(3, device)(1 << 30)
     expected = torch_uniforms(*(column.to(cpu) for column in arguments), 3)
     return None if torch.equal(uniforms(*arguments, 3).to(cpu), expected) else "uniforms differ from the CPU's"
 

@@ -11,7 +11,7 @@ from benchmarks.gpu.cases import Case
 from led_sglang.ops import Noise, ThinkingMachine, led_step
 from led_sglang.ops.backends import one_pass
 from led_sglang.ops.rows import stats
-from led_sglang.ops.rows.inputs import Seats, Standing, move_states, standing, write_tokens
+from led_sglang.ops.rows.inputs import RowMeta, Standing, move_states, standing, write_tokens
 from led_sglang.ops.types import ALIGNMENT, LedStep, Ridden
 
 
@@ -23,7 +23,7 @@ class WholeStep:
         device, num_rows, (num_layers, _, width) = case.hidden.device, len(case.hidden), case.batch_latents.shape
         max_rows = -(-num_rows // ALIGNMENT) * ALIGNMENT
         number = torch.arange(max_rows, device=device)[:num_rows]
-        self.seats = Seats(None, number, number, number * 0, number * 0, number >= 0, None, True)
+        self.meta = RowMeta(None, number, number, number * 0, number * 0, number >= 0, None, True)
         self.slots, self.positions = number, number + 100
         machine = ThinkingMachine([1], [2], case.head.num_rows)
         self.tables, self.states = machine.tables(device), torch.zeros(max_rows, dtype=torch.int64, device=device)
@@ -65,7 +65,7 @@ class WholeStep:
         return self.buffer[:-1, : len(self.case.hidden)]
 
     def _inputs(self) -> Standing:
-        now = standing(self.seats, self.slots, self.positions, None, self.states, self.backend)
+        now = standing(self.meta, self.slots, self.positions, None, self.states, self.backend)
         noise = self.case.noise  # drawn all the same; the case says which rows explore
         return replace(now, coin=noise.coin, token=noise.token)
 
@@ -73,7 +73,7 @@ class WholeStep:
         case, given = self.case, {} if ridden is None else {"ridden": ridden}
         rows, noise = case.rows.activated(now), Noise(now.coin, now.token)
         step = led_step(case.batch_logits, self._latents(), case.head, rows, noise, backend=self.backend, **given)
-        write_tokens(self.seats, self.tokens, now, step, self.backend)
+        write_tokens(self.meta, self.tokens, now, step, self.backend)
         stats.tell(now, step, False, self.method, self.counters, self.backend)
-        move_states(self.seats, self.tables, self.states, now, self.tokens, self.backend)
+        move_states(self.meta, self.tables, self.states, now, self.tokens, self.backend)
         return step

@@ -235,12 +235,12 @@ def _is_triton_interpreted() -> bool:
 
 def _refuse_one_pass(config: ServerConfig, args: Any, text_config: Any) -> None:
     """Where the engine multiplies with the head in its own way; of the head itself `Runtime.see_head` says it."""
-    own_ways = {
+    model_setters = {
         "--enable-fp32-lm-head": getattr(args, "enable_fp32_lm_head", False),
         "--rl-on-policy-target": getattr(args, "rl_on_policy_target", None),
         "enable_lm_head_fp32 in the model's configuration": getattr(text_config, "enable_lm_head_fp32", False),
     }
-    for name, is_set in own_ways.items():
+    for name, is_set in model_setters.items():
         if config.form == "one_pass" and is_set:
             raise LedParamError(f"--led-form one_pass is not possible with {name}: use auto")
 

@@ -84,15 +84,15 @@ def attend(
     longest = lengths[rows[0] : rows[1]].max()
     scores = np.empty((query.shape[1], longest), np.float32)
     flat_keys, flat_values = keys.reshape(len(keys), -1), values.reshape(len(values), -1)
-    own_keys = np.empty(longest * keys.shape[1] * keys.shape[2], np.float32)
-    own_values = np.empty((longest, values.shape[1], values.shape[2]), np.float32)
+    row_keys = np.empty(longest * keys.shape[1] * keys.shape[2], np.float32)
+    row_values = np.empty((longest, values.shape[1], values.shape[2]), np.float32)
     for row in range(rows[0], rows[1]):
         length = lengths[row]
         slots = table[requests[row], :length]
-        transposed = own_keys[: length * flat_keys.shape[1]]
+        transposed = row_keys[: length * flat_keys.shape[1]]
         _gather_transposed(flat_keys, slots, transposed.reshape(-1, length))
-        _gather(flat_values, slots, own_values.reshape(longest, -1))
+        _gather(flat_values, slots, row_values.reshape(longest, -1))
         _score(query[row], transposed.reshape(keys.shape[1], keys.shape[2], length), scale, scores)
         for head in range(len(scores)):
             _softmax(scores[head, :length])
-        _mix(own_values[:length], scores, output[row])
+        _mix(row_values[:length], scores, output[row])

@@ -209,7 +209,7 @@ def test_the_step_under_a_bench_rate_keeps_its_uniform(monkeypatch: pytest.Monke
     monkeypatch.setattr(step, "stand", lambda *_: now)
     params = SimpleNamespace(activated=lambda _: "params")
     led = SimpleNamespace(
-        our_rows=(0,), lost_rows=(), seats=range(50), device_rows=lambda _: SimpleNamespace(params=params)
+        our_rows=(0,), lost_rows=(), request_rows=range(50), device_rows=lambda _: SimpleNamespace(params=params)
     )
     asked: list[Any] = []
     ride = SimpleNamespace(clear=lambda: None, form=lambda _: "one_pass", board=lambda *a: asked.append(a))

@@ -21,14 +21,14 @@ from led_sglang.integration.hooks.targets import HOOK_TARGETS
 from led_sglang.integration.http import info, requests
 from led_sglang.integration.http.responses import RequestView
 from led_sglang.integration.scheduler import records, runtime, sampler
-from led_sglang.integration.scheduler.batch import LedBatch, RowSeat
+from led_sglang.integration.scheduler.batch import LedBatch, RequestRow
 from led_sglang.integration.scheduler.counters import Counts
 from led_sglang.integration.scheduler.latents.capture import CaptureError
 from led_sglang.integration.scheduler.ranks import RankDivergence
 from led_sglang.integration.scheduler.records import StepRecord
 from led_sglang.wire import FALLBACK, RECORD_KEY, STAMP_KEY, THINKING, WIRE_KEY
 from tests.server import fault_plugin
-from tests.unit.integration.fakes import batch_of, seat
+from tests.unit.integration.fakes import batch_of, request_row
 
 FILTER = BATCH_INFO + "adjusted_filter_batch"
 
@@ -164,13 +164,13 @@ def test_rows_whose_seats_were_lost_stay_the_engines_and_in_step(monkeypatch: py
     """Of a batch that was filtered wrongly nobody knows whose row is whose: what was asked is told of the request."""
     monkeypatch.setattr(runtime, "_runtime", Serving())
     info = SamplingInfo(3)
-    info.led = batch_of(seat("led"), seat(None), seat("none"), seat("led"))
+    info.led = batch_of(request_row("led"), request_row(None), request_row("none"), request_row("led"))
     with monkeypatch.context() as patch:
         patch.setattr(LedBatch, "filter", Raising(MemoryError))
         HANDLERS[FILTER](None, info, [0, 1, 2], None)
     assert info.led.lost_rows == (0, 1, 2) and not info.led.our_rows
     fresh = SamplingInfo(2)
-    fresh.led = batch_of(seat("led"), seat(None))
+    fresh.led = batch_of(request_row("led"), request_row(None))
     info.num_rows += 2
     HANDLERS[BATCH_INFO + "adjusted_merge_batch"](None, info, fresh)
     assert info.led.lost_rows == (0, 1, 2) and info.led.our_rows == (3,)
@@ -201,7 +201,7 @@ def test_a_request_misses_no_entry_wherever_its_collection_failed(
         raise ArithmeticError
 
     monkeypatch.setattr(collect, "handler", fail)
-    record = StepRecord(batch_of(seat("led")), Counts(8, torch.device("cpu")))
+    record = StepRecord(batch_of(request_row("led")), Counts(8, torch.device("cpu")))
     output = SimpleNamespace(customized_info={RECORD_KEY: record, "another": [5]})
     req = request_of("led", num_tokens=2, entries=[7])
     collect(lambda self, i, req, output: others.append(dict(output.customized_info)), None, 0, req, output)
@@ -253,10 +253,10 @@ def test_a_scheduler_that_cannot_tell_its_facts_is_no_server_without_faults(monk
 
 
 def test_a_failed_record_leaves_every_row_with_the_engines_token() -> None:
-    seat = RowSeat(StampedParams(LedParams(), seed=1, is_seeded=True, sample=0))
+    request_row = RequestRow(StampedParams(LedParams(), seed=1, is_seeded=True, sample=0))
     current = SimpleNamespace(num_step_failures=0, counts=Counts(8, torch.device("cpu")))
     broken = SimpleNamespace()  # has none of a context's tensors
-    record = sampler._guarded_record(LedBatch((seat, RowSeat(None))), broken, current)  # type: ignore[arg-type]
+    record = sampler._guarded_record(LedBatch((request_row, RequestRow(None))), broken, current)  # type: ignore[arg-type]
     assert current.num_step_failures == 1
     assert isinstance(record, StepRecord)
     first = record.entry(0)

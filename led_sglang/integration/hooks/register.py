@@ -20,7 +20,7 @@ from led_sglang.integration.hooks.guard import (
 from led_sglang.integration.hooks.targets import HOOK_TARGETS
 from led_sglang.integration.http import info, requests
 from led_sglang.integration.scheduler import records, recovery, runtime, sampler
-from led_sglang.integration.scheduler.batch import LedBatch, seat_request
+from led_sglang.integration.scheduler.batch import LedBatch, request_row_of
 from led_sglang.integration.scheduler.recovery import before_start, count_failure, fail_step
 
 
@@ -113,10 +113,10 @@ def _create_sampler(original: Any, backend: str | None = None) -> Any:
     return sampler.dress(original(backend))
 
 
-def _seat(result: Any, self: Any, batch: Any, vocab_size: int) -> None:
+def _attach_rows(result: Any, self: Any, batch: Any, vocab_size: int) -> None:
     current = runtime.runtime()
     if current is not None:
-        self.led = LedBatch.of(tuple(seat_request(req, current.machine) for req in batch.reqs))
+        self.led = LedBatch.of(tuple(request_row_of(req, current.machine) for req in batch.reqs))
 
 
 def _filter(result: Any, self: Any, keep_indices: list[int], keep_indices_device: Any) -> None:
@@ -160,7 +160,7 @@ ROWS: dict[str, Row] = {
         _logits, fail_step, recovery.logits, recovery.is_start_of_logits
     ),
     S + "layers.sampler.create_sampler": Row(_create_sampler, fail_step, call_original, always),
-    BATCH_INFO + "adjusted_from_schedule_batch": Row(_seat, fail_step, recovery.seat, before_start),
+    BATCH_INFO + "adjusted_from_schedule_batch": Row(_attach_rows, fail_step, recovery.request_row, before_start),
     BATCH_INFO + "adjusted_filter_batch": Row(_filter, fail_step, recovery.filter_rows, before_start),
     BATCH_INFO + "adjusted_merge_batch": Row(_merge, fail_step, recovery.merge, before_start),
     BATCH_INFO + "copy_for_forward": Row(_copy, fail_step, recovery.copy, before_start),

@@ -13,7 +13,7 @@ from led_sglang.config.fields import METHODS, LedParams
 from led_sglang.config.request import StampedParams
 from led_sglang.integration.scheduler.methods.edits import COMPARING, is_edited
 from led_sglang.integration.scheduler.methods.soft_inputs import SOFT_METHODS, keep_out_of_prefix_cache
-from led_sglang.ops.rows.inputs import Seats
+from led_sglang.ops.rows.inputs import RowMeta
 from led_sglang.ops.types import LedRows
 from led_sglang.wire import STAMP_KEY
 
@@ -24,7 +24,7 @@ FLAGS = ("phase_all", "is_led", "exploit", "latent_norm", "normalize_layers", "f
 
 
 @dataclass(frozen=True)
-class RowSeat:
+class RequestRow:
     """One request of the batch."""
 
     request: StampedParams | None  # None: neither asked for LED nor on by default
@@ -79,7 +79,7 @@ class MethodGroup:
 
 
 @dataclass(frozen=True)
-class DeviceRows(Seats):
+class DeviceRows(RowMeta):
     """Our rows' parameters on the device. `R` rows of a batch of `B`; "ours" is every method but plain sampling."""
 
     method: Tensor  # (R,) int64, indices of METHODS
@@ -94,27 +94,32 @@ class DeviceRows(Seats):
 class LedBatch:
     """LED's companion of a SamplingBatchInfo; immutable, filtered and merged on the host."""
 
-    seats: tuple[RowSeat, ...]
+    request_rows: tuple[RequestRow, ...]
     _cache: dict[str, DeviceRows] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def our_rows(self) -> tuple[int, ...]:
-        return tuple(i for i, seat in enumerate(self.seats) if seat.is_ours)
+        return tuple(i for i, request_row in enumerate(self.request_rows) if request_row.is_ours)
 
     @cached_property
     def returns_masks(self) -> bool:
         """Some row of ours does."""
-        return any(self.seats[row].returns_mask for row in self.our_rows)
+        return any(self.request_rows[row].returns_mask for row in self.our_rows)
 
     @cached_property
     def is_traced(self) -> bool:
         """Some row of ours is."""
-        return any(request.params.trace for seat in self.seats if (request := seat.request) is not None)
+        return any(
+            request.params.trace for request_row in self.request_rows if (request := request_row.request) is not None
+        )
 
     @cached_property
     def compares_edited(self) -> bool:
         """A method that compares layers has a row with penalties or a logit bias."""
-        return any(seat.is_edited and seat.is_ours and METHODS[seat.method] in COMPARING for seat in self.seats)
+        return any(
+            request_row.is_edited and request_row.is_ours and METHODS[request_row.method] in COMPARING
+            for request_row in self.request_rows
+        )
 
     @cached_property
     def position(self) -> dict[int, int]:
@@ -123,27 +128,31 @@ class LedBatch:
 
     @cached_property
     def lost_rows(self) -> tuple[int, ...]:
-        return tuple(i for i, seat in enumerate(self.seats) if seat.is_lost)
+        return tuple(i for i, request_row in enumerate(self.request_rows) if request_row.is_lost)
 
     @staticmethod
     def lost(num_rows: int) -> "LedBatch":
         """Of a batch in which it is not known any more whose row is whose."""
-        return LedBatch((RowSeat(None, is_lost=True),) * num_rows)
+        return LedBatch((RequestRow(None, is_lost=True),) * num_rows)
 
     def filter(self, keep: list[int]) -> "LedBatch | None":
-        return LedBatch.of(tuple(self.seats[i] for i in keep))
+        return LedBatch.of(tuple(self.request_rows[i] for i in keep))
 
     @staticmethod
-    def of(seats: tuple[RowSeat, ...]) -> "LedBatch | None":
-        return LedBatch(seats) if any(seat.request is not None or seat.is_lost for seat in seats) else None
+    def of(request_rows: tuple[RequestRow, ...]) -> "LedBatch | None":
+        return (
+            LedBatch(request_rows)
+            if any(request_row.request is not None or request_row.is_lost for request_row in request_rows)
+            else None
+        )
 
     @staticmethod
     def merge(left: "LedBatch | None", left_size: int, right: "LedBatch | None", right_size: int) -> "LedBatch | None":
         if left is None and right is None:
             return None
-        empty = RowSeat(None)
-        left_seats = left.seats if left else (empty,) * left_size
-        return LedBatch(left_seats + (right.seats if right else (empty,) * right_size))
+        empty = RequestRow(None)
+        left_rows = left.request_rows if left else (empty,) * left_size
+        return LedBatch(left_rows + (right.request_rows if right else (empty,) * right_size))
 
     def device_rows(self, sampling_info: Any) -> DeviceRows:
         """The rows on the device; made at the first step after the batch changed."""
@@ -152,24 +161,24 @@ class LedBatch:
         return self._cache["rows"]
 
 
-def seat_request(req: Any, machine: Any) -> RowSeat:
+def request_row_of(req: Any, machine: Any) -> RequestRow:
     """A scheduler request's stamped parameters and thinking state after all of its ids (prompt + output)."""
     wire = (req.sampling_params.custom_params or {}).get(STAMP_KEY)
     if wire is None:
-        return RowSeat(None)
+        return RequestRow(None)
     request = StampedParams.from_wire(wire)
     if request.params.method in SOFT_METHODS:
         keep_out_of_prefix_cache(req)
     ids = list(req.origin_input_ids) + list(req.output_ids)
     state = machine.run(ids) if machine is not None else 0
     returns_mask = bool(getattr(req, "return_sampling_mask", False))
-    return RowSeat(request, state, len(ids), returns_mask, is_edited(req.sampling_params))
+    return RequestRow(request, state, len(ids), returns_mask, is_edited(req.sampling_params))
 
 
 def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
     rows = batch.our_rows
-    seats = [batch.seats[i] for i in rows]
-    requests = [seat.request for seat in seats if seat.request is not None]
+    request_rows = [batch.request_rows[i] for i in rows]
+    requests = [request_row.request for request_row in request_rows if request_row.request is not None]
     params = [request.params for request in requests]
     device = info.temperatures.device
     pin = device.type == "cuda"
@@ -177,18 +186,20 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
     def put(values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.tensor(values, dtype=dtype, pin_memory=pin).to(device, non_blocking=True)
 
-    index = None if len(rows) == len(batch.seats) else put(list(rows))
+    index = None if len(rows) == len(batch.request_rows) else put(list(rows))
     temperature = info.temperatures.view(-1).float()
     greedy = info.top_ks <= 1
     if index is not None:
         temperature, greedy = temperature[index], greedy[index]
     # A Triton kernel is compiled for the alignment of its pointers: every column begins at a multiple of 16.
-    padded = *seats, *(seats[-1],) * (-len(seats) % 16)
-    asked = dict(zip((*NUMBERS, *FLAGS), zip(*(seat.values for seat in padded), strict=True), strict=True))
+    padded = *request_rows, *(request_rows[-1],) * (-len(request_rows) % 16)
+    asked = dict(
+        zip((*NUMBERS, *FLAGS), zip(*(request_row.values for request_row in padded), strict=True), strict=True)
+    )
     table = torch.from_numpy(np.array(list(asked.values()), np.int64))  # (columns, R or more)
     values = (table.pin_memory() if pin else table).to(device, non_blocking=True)  # one copy for all columns
-    numbers = dict(zip(NUMBERS, values[: len(NUMBERS), : len(seats)].unbind(), strict=True))
-    flags = dict(zip(FLAGS, values[len(NUMBERS) :].bool()[:, : len(seats)].unbind(), strict=True))
+    numbers = dict(zip(NUMBERS, values[: len(NUMBERS), : len(request_rows)].unbind(), strict=True))
+    flags = dict(zip(FLAGS, values[len(NUMBERS) :].bool()[:, : len(request_rows)].unbind(), strict=True))
     min_p = [p.min_p for p in params]
     any_min_p = any(min_p)
     led_rows = LedRows(
@@ -216,8 +227,8 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
         any_offset=any(asked["latent_offset"]),
     )
     seeded = [i for i, request in enumerate(requests) if request.is_seeded]
-    masked = [s for s, i in enumerate(seeded) if seats[i].returns_mask]
-    edited = [i for i, seat in enumerate(seats) if seat.is_edited and asked["is_led"][i]]
+    masked = [s for s, i in enumerate(seeded) if request_rows[i].returns_mask]
+    edited = [i for i, request_row in enumerate(request_rows) if request_row.is_edited and asked["is_led"][i]]
     is_all_led = all(asked["is_led"])
     return DeviceRows(
         index=index,

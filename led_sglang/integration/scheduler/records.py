@@ -75,7 +75,7 @@ class StepRecord:
 
     def entry(self, row: int) -> int | tuple[Any, ...] | None:
         """None: not a LED request; int: flags and depth; tuple: the same and the trace. Told once."""
-        request = self._led.seats[row].request
+        request = self._led.request_rows[row].request
         if request is None:
             return None
         position = self._led.position.get(row)
@@ -98,11 +98,11 @@ class StepRecord:
         return confidence, entropy, logprob, candidates[:k], exploit[:k], explore[:k], depths
 
     def is_lost(self, row: int) -> bool:
-        return self._led.seats[row].is_lost
+        return self._led.request_rows[row].is_lost
 
     def failed_entry(self, row: int, req: Any) -> int | None:
         """Of a row whose own could not be told: what the scheduler's request says of it."""
-        request = self._led.seats[row].request
+        request = self._led.request_rows[row].request
         if request is None and (wire := (req.sampling_params.custom_params or {}).get(STAMP_KEY)) is not None:
             request = StampedParams.from_wire(wire)
         if request is None:
@@ -116,8 +116,8 @@ class StepRecord:
     def untold(self) -> tuple[list[int], list[int]]:
         """Flags and methods of our rows that no request has been told of."""
         left = [position for position, is_told in enumerate(self._is_told) if not is_told]
-        seats = [self._led.seats[self._led.our_rows[position]] for position in left]
-        return [self.flags[position] for position in left], [seat.method for seat in seats]
+        request_rows = [self._led.request_rows[self._led.our_rows[position]] for position in left]
+        return [self.flags[position] for position in left], [request_row.method for request_row in request_rows]
 
     def close(self) -> None:
         """The step's results have been handed out, and what nobody took does not count.

@@ -77,7 +77,7 @@ def sample(original: Call, self: Any, logits_output: Any, forward_batch: Any) ->
         current.forward_batch, current.plain_logits = None, {}
 
 
-def seat(result: Any, self: Any, batch: Any, vocab_size: int) -> None:
+def request_row(result: Any, self: Any, batch: Any, vocab_size: int) -> None:
     self.led = LedBatch.lost(len(batch.reqs))
 
 

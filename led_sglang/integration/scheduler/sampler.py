@@ -230,7 +230,7 @@ def before_forward(current: Runtime, forward_batch: Any) -> None:
         return
     if led.lost_rows:
         current.forget_mixtures(forward_batch.req_pool_indices[list(led.lost_rows)])
-    if not led.our_rows or ride.form(len(led.seats)) != "one_pass":
+    if not led.our_rows or ride.form(len(led.request_rows)) != "one_pass":
         return
     current.forward_batch = forward_batch
     try:
@@ -246,7 +246,7 @@ def before_forward(current: Runtime, forward_batch: Any) -> None:
 def _begin_riding(led: LedBatch, forward_batch: Any, current: Runtime) -> StepContext:
     context = StepContext.begin(led, forward_batch.sampling_info, forward_batch.positions, current)
     params, uniform = context.rows.params.activated(context.standing), context.one_pass_uniform
-    current.ride.board(context.rows, params, uniform, len(led.seats))
+    current.ride.board(context.rows, params, uniform, len(led.request_rows))
     context.is_riding = True
     return context
 

@@ -20,7 +20,7 @@ from led_sglang.ops.edits import LogitEdits, edited_logprobs
 from led_sglang.ops.rows import stats
 from led_sglang.ops.rows.automaton import ThinkingMachine
 from led_sglang.ops.rows.filtered_draw import Filters, sample_filtered
-from led_sglang.ops.rows.inputs import Seats, move_states, standing, write_tokens
+from led_sglang.ops.rows.inputs import RowMeta, move_states, standing, write_tokens
 from led_sglang.ops.rows.noise import uniforms
 from led_sglang.ops.types import Head, Latents, LedRows, LedStep, Noise, Ridden
 
@@ -63,11 +63,11 @@ def warm() -> None:
     one, logits, (coin, token) = torch.ones(1), torch.zeros(1, 2), uniforms(row, row, row)
     rows = LedRows(~no, 2 * row, 2 * row, one, no, ~no, no, no, 0 * row, 0 * one, ~no, 2, 2, True, False, False)
     step = led_step(logits, torch.zeros(1, 1, 1), Head(torch.zeros(2, 1), 2), rows, Noise(coin, token))
-    seats = Seats(None, row, row, row, row, no, None, False)
-    now, tables = standing(seats, 0 * row, row, None, 0 * row, "compiled"), ThinkingMachine([0], [1], 2).tables("cpu")
+    meta = RowMeta(None, row, row, row, row, no, None, False)
+    now, tables = standing(meta, 0 * row, row, None, 0 * row, "compiled"), ThinkingMachine([0], [1], 2).tables("cpu")
     for token_ids in (torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)):
-        write_tokens(seats, token_ids, now, step, "compiled")
-        move_states(seats, tables, 0 * row, now, token_ids, "compiled")
+        write_tokens(meta, token_ids, now, step, "compiled")
+        move_states(meta, tables, 0 * row, now, token_ids, "compiled")
     for probs in (torch.zeros(2, 2), torch.zeros(2, 3)[:, :2]):  # where the head is padded, the engine's are strided
         sample_filtered(probs, 0 * row, no, token, Filters(row, one, 0 * one), "compiled")
     counters = stats.Counters.zeros(2, 1, row.device)
@@ -289,13 +289,13 @@ def _explore(
                 layer /= max(layer.sum(), np.float32(np.finfo(np.float32).tiny))
             sums += layer
             aggregate[:] = sums / sums.sum()
-            own_entropy = _entropy(aggregate)
+            row_entropy = _entropy(aggregate)
             if len(depth_entropy):
-                depth_entropy[r, j] = own_entropy
-            if not own_entropy <= highest:  # NaN counts as largest
+                depth_entropy[r, j] = row_entropy
+            if not row_entropy <= highest:  # NaN counts as largest
                 explore[r] = aggregate
-                best_depth[r], highest = j + 1, own_entropy
-            if np.isnan(own_entropy):
+                best_depth[r], highest = j + 1, row_entropy
+            if np.isnan(row_entropy):
                 break
         ok[r] = ok[r] and highest >= 0
         branch = explore[r] if explored[r] else exploit[r]

@@ -12,7 +12,7 @@ from torch import Tensor
 from led_sglang.ops.backends import one_pass, triton_step
 from led_sglang.ops.rows.automaton import ThinkingMachine, ThinkingTables
 from led_sglang.ops.rows.filtered_draw import Filters, sample_filtered
-from led_sglang.ops.rows.inputs import Seats, Standing
+from led_sglang.ops.rows.inputs import RowMeta, Standing
 from led_sglang.ops.rows.stats import Counters
 from led_sglang.ops.types import Head, LedRows, LedStep, Noise
 
@@ -74,9 +74,9 @@ def _surroundings(step: LedStep, latents: Tensor, tables: ThinkingTables | None)
     device = latents.device
     numbers, flags = torch.zeros(16, dtype=torch.int64, device=device), torch.zeros(16, dtype=torch.bool, device=device)
     row, flag = numbers[:1], flags[:1]
-    seats = Seats(None, row, row, row, row, flag, None, False)
+    meta = RowMeta(None, row, row, row, row, flag, None, False)
     states = torch.zeros(16, dtype=torch.int64, device=device)
-    now: Standing = row_inputs.standing(seats, row, row, None, states)
+    now: Standing = row_inputs.standing(meta, row, row, None, states)
     rows = _row(len(latents) + 1, 1, device)
     cut = one_pass.cut_of("triton", device)
     board(rows, now.coin, cut, None, torch.zeros(16, dtype=torch.bool, device=device), torch.ones(16, device=device))
@@ -84,8 +84,8 @@ def _surroundings(step: LedStep, latents: Tensor, tables: ThinkingTables | None)
     tables = ThinkingMachine([0], [1], 2).tables(device) if tables is None else tables
     for dtype in TOKEN_DTYPES:
         token_ids = torch.zeros(16, dtype=dtype, device=device)[:1]
-        row_inputs.write_tokens(seats, token_ids, now, step)
-        row_inputs.move_states(seats, tables, states, now, token_ids)
+        row_inputs.write_tokens(meta, token_ids, now, step)
+        row_inputs.move_states(meta, tables, states, now, token_ids)
 
 
 def _draw(vocab_size: int, device: torch.device) -> None:

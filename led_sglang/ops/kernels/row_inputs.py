@@ -8,7 +8,7 @@ from torch import Tensor
 from led_sglang.ops.kernels.columns import aligned, place_of
 from led_sglang.ops.rows import numba_loops
 from led_sglang.ops.rows.automaton import ThinkingTables
-from led_sglang.ops.rows.inputs import Seats, Standing
+from led_sglang.ops.rows.inputs import RowMeta, Standing
 from led_sglang.ops.types import LedStep
 
 BLOCK = 64
@@ -45,9 +45,9 @@ def stand_kernel(  # type: ignore[no-untyped-def]
     start_length,
     phase_all,  # (R,) bool
     is_led,  # (R,) bool, where has_is_led
-    own_slots,  # (R,) int64, written, like the next two
-    own_states,
-    own_positions,
+    row_slots,  # (R,) int64, written, like the next two
+    row_states,
+    row_positions,
     thinking,  # (R,) bool, written
     active,  # (R,) bool, written
     coin,  # (R,) float64, written
@@ -73,9 +73,9 @@ def stand_kernel(  # type: ignore[no-untyped-def]
     acts = acts & ((has_is_led == 0) | (tl.load(is_led + rows, mask=is_row, other=0) != 0))
     counter = (tl.load(sample + rows, mask=is_row, other=0) << SAMPLE_SHIFT) + position
     keyed = mix(tl.load(seed + rows, mask=is_row, other=0) * SEED_FACTOR + counter * COUNTER_FACTOR + SALT)
-    tl.store(own_slots + rows, slot, mask=is_row)
-    tl.store(own_states + rows, state, mask=is_row)
-    tl.store(own_positions + rows, position, mask=is_row)
+    tl.store(row_slots + rows, slot, mask=is_row)
+    tl.store(row_states + rows, state, mask=is_row)
+    tl.store(row_positions + rows, position, mask=is_row)
     tl.store(thinking + rows, thinks.to(tl.uint8), mask=is_row)
     tl.store(active + rows, acts.to(tl.uint8), mask=is_row)
     tl.store(coin + rows, uniform(keyed + STEP), mask=is_row)
@@ -135,13 +135,13 @@ def _optional(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
     return stand_in if tensor is None else tensor
 
 
-def standing(seats: Seats, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor) -> Standing:
+def standing(meta: RowMeta, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor) -> Standing:
     """As `led_sglang.ops.rows.inputs.standing`."""
-    num_rows, device = seats.num_rows, slots.device
-    own_slots, own_states, own_positions = aligned(3, num_rows, torch.int64, device)
+    num_rows, device = meta.num_rows, slots.device
+    row_slots, row_states, row_positions = aligned(3, num_rows, torch.int64, device)
     thinking, active = aligned(2, num_rows, torch.uint8, device)
     coin, token = aligned(2, num_rows, torch.float64, device)
-    flags = int(seats.index is not None), int(lengths is not None), int(seats.is_led is not None)
+    flags = int(meta.index is not None), int(lengths is not None), int(meta.is_led is not None)
     slots, positions = slots.long(), positions.long()  # the engine's are, and one variant is enough
     if num_rows:
         stand_kernel[_grid(num_rows)](
@@ -149,16 +149,16 @@ def standing(seats: Seats, slots: Tensor, positions: Tensor, lengths: Tensor | N
             positions,
             slots if lengths is None else lengths.long(),
             states,
-            _optional(seats.index, seats.seed),
-            seats.seed,
-            seats.sample,
-            seats.start_state,
-            seats.start_length,
-            seats.phase_all,
-            _optional(seats.is_led, seats.phase_all),
-            own_slots,
-            own_states,
-            own_positions,
+            _optional(meta.index, meta.seed),
+            meta.seed,
+            meta.sample,
+            meta.start_state,
+            meta.start_length,
+            meta.phase_all,
+            _optional(meta.is_led, meta.phase_all),
+            row_slots,
+            row_states,
+            row_positions,
             thinking,
             active,
             coin,
@@ -168,24 +168,24 @@ def standing(seats: Seats, slots: Tensor, positions: Tensor, lengths: Tensor | N
             BLOCK=BLOCK,
         )
     flags_seen = thinking.view(torch.bool), active.view(torch.bool)
-    return Standing(coin, token, own_slots, own_states, *flags_seen, own_positions)
+    return Standing(coin, token, row_slots, row_states, *flags_seen, row_positions)
 
 
-def write_tokens(seats: Seats, token_ids: Tensor, now: Standing, step: LedStep) -> None:
+def write_tokens(meta: RowMeta, token_ids: Tensor, now: Standing, step: LedStep) -> None:
     """As `led_sglang.ops.rows.inputs.write_tokens`."""
-    if seats.num_rows:
-        index = _optional(seats.index, step.token_ids)
-        write_kernel[_grid(seats.num_rows)](
-            token_ids, index, now.active, step.ok, step.token_ids, seats.num_rows, int(seats.index is not None),
+    if meta.num_rows:
+        index = _optional(meta.index, step.token_ids)
+        write_kernel[_grid(meta.num_rows)](
+            token_ids, index, now.active, step.ok, step.token_ids, meta.num_rows, int(meta.index is not None),
             BLOCK=BLOCK,
         )  # fmt: skip
 
 
-def move_states(seats: Seats, tables: ThinkingTables, states: Tensor, before: Standing, token_ids: Tensor) -> None:
+def move_states(meta: RowMeta, tables: ThinkingTables, states: Tensor, before: Standing, token_ids: Tensor) -> None:
     """As `led_sglang.ops.rows.inputs.move_states`; an id outside the vocabulary is an ordinary token here too."""
-    if seats.num_rows:
-        move_kernel[_grid(seats.num_rows)](
-            states, before.slots, before.states, token_ids, _optional(seats.index, before.slots), tables.symbol_of,
-            tables.next_state, seats.num_rows, len(tables.symbol_of), tables.num_symbols,
-            int(seats.index is not None), BLOCK=BLOCK,
+    if meta.num_rows:
+        move_kernel[_grid(meta.num_rows)](
+            states, before.slots, before.states, token_ids, _optional(meta.index, before.slots), tables.symbol_of,
+            tables.next_state, meta.num_rows, len(tables.symbol_of), tables.num_symbols,
+            int(meta.index is not None), BLOCK=BLOCK,
         )  # fmt: skip

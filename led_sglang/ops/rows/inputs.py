@@ -22,7 +22,7 @@ NO_LENGTHS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
-class Seats:
+class RowMeta:
     """Our rows of a batch and what does not change from token to token; on the step's device."""
 
     index: Tensor | None  # (R,) int64 rows of the batch; None = all of them in order
@@ -72,7 +72,7 @@ class Standing(Noise):
 
 
 def standing(
-    seats: Seats, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor, backend: str
+    meta: RowMeta, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor, backend: str
 ) -> Standing:
     """Request slots and positions of the batch, (B,) int64; lengths, (B,), of an extend step, None of a decode step.
 
@@ -80,51 +80,51 @@ def standing(
     from its `start_state`. Backend "triton": one kernel where the host cannot look.
     """
     if arrays.can_look(slots.device):
-        return _compiled_standing(seats, slots, positions, lengths, states)
+        return _compiled_standing(meta, slots, positions, lengths, states)
     if backend == "triton":
         from led_sglang.ops.kernels import row_inputs
 
-        return row_inputs.standing(seats, slots, positions, lengths, states)
-    own_slots = seats.pick(slots)
-    own_states = states[own_slots]
+        return row_inputs.standing(meta, slots, positions, lengths, states)
+    row_slots = meta.pick(slots)
+    row_states = states[row_slots]
     if lengths is not None:
-        own_states = torch.where(seats.pick(lengths) == seats.start_length, seats.start_state, own_states)
-    thinking = ThinkingTables.thinking(own_states)
-    active = thinking | seats.phase_all if seats.any_phase_all else thinking
-    if seats.is_led is not None:
-        active = active & seats.is_led
-    own_positions = seats.pick(positions).long()
-    coin, token = uniforms(seats.seed, seats.sample, own_positions)
-    return Standing(coin, token, own_slots, own_states, thinking, active, own_positions)
+        row_states = torch.where(meta.pick(lengths) == meta.start_length, meta.start_state, row_states)
+    thinking = ThinkingTables.thinking(row_states)
+    active = thinking | meta.phase_all if meta.any_phase_all else thinking
+    if meta.is_led is not None:
+        active = active & meta.is_led
+    row_positions = meta.pick(positions).long()
+    coin, token = uniforms(meta.seed, meta.sample, row_positions)
+    return Standing(coin, token, row_slots, row_states, thinking, active, row_positions)
 
 
 def _compiled_standing(
-    seats: Seats, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor
+    meta: RowMeta, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor
 ) -> Standing:
-    num_rows = seats.num_rows
+    num_rows = meta.num_rows
     numbers, flags = np.empty((3, num_rows), np.int64), np.empty((2, num_rows), np.bool_)
-    own_slots, own_states, own_positions = numbers
+    row_slots, row_states, row_positions = numbers
     thinking, active = flags
     noise = np.empty((2, num_rows))
     numba_loops.stand(
-        slots.numpy(), positions.numpy(), NO_LENGTHS if lengths is None else lengths.numpy(), *seats.columns,
-        states.numpy(), own_slots, own_states, thinking, active, own_positions, noise,
+        slots.numpy(), positions.numpy(), NO_LENGTHS if lengths is None else lengths.numpy(), *meta.columns,
+        states.numpy(), row_slots, row_states, thinking, active, row_positions, noise,
     )  # fmt: skip
     return Standing.of_arrays(
         {
             "coin": noise[0],
             "token": noise[1],
-            "slots": own_slots,
-            "states": own_states,
+            "slots": row_slots,
+            "states": row_states,
             "thinking": thinking,
             "active": active,
-            "positions": own_positions,
+            "positions": row_positions,
         }
     )
 
 
 def write_tokens(
-    seats: Seats, token_ids: Tensor, now: Standing, step: LedStep, backend: str, draws_plain: bool = False
+    meta: RowMeta, token_ids: Tensor, now: Standing, step: LedStep, backend: str, draws_plain: bool = False
 ) -> None:
     """Our rows' entries of token_ids, (B,), become the step's where LED decodes them and they are `ok`; in place.
 
@@ -132,31 +132,31 @@ def write_tokens(
     """
     if arrays.can_look(token_ids.device):
         columns = *now.arrays("active"), *step.arrays("ok", "token_ids")
-        numba_loops.write_tokens(token_ids.numpy(), seats.batch_rows, *columns, draws_plain)
+        numba_loops.write_tokens(token_ids.numpy(), meta.batch_rows, *columns, draws_plain)
         return
     if backend == "triton":
         from led_sglang.ops.kernels import row_inputs
 
-        row_inputs.write_tokens(seats, token_ids, now, step)
+        row_inputs.write_tokens(meta, token_ids, now, step)
         return
-    engine_ids = seats.pick(token_ids)
+    engine_ids = meta.pick(token_ids)
     kept = torch.where(now.active & step.ok, step.token_ids.to(engine_ids.dtype), engine_ids)
-    if seats.index is None:
+    if meta.index is None:
         token_ids.copy_(kept)
     else:
-        token_ids[seats.index] = kept
+        token_ids[meta.index] = kept
 
 
 def move_states(
-    seats: Seats, tables: ThinkingTables, states: Tensor, before: Standing, token_ids: Tensor, backend: str
+    meta: RowMeta, tables: ThinkingTables, states: Tensor, before: Standing, token_ids: Tensor, backend: str
 ) -> None:
     """Thinking states by slot, in place: our rows' become those that follow `before` by token_ids, (B,)."""
     if arrays.can_look(states.device):
         own = before.arrays("slots", "states")
-        numba_loops.move_states(states.numpy(), *own, token_ids.numpy(), seats.batch_rows, *tables.arrays)
+        numba_loops.move_states(states.numpy(), *own, token_ids.numpy(), meta.batch_rows, *tables.arrays)
     elif backend == "triton":
         from led_sglang.ops.kernels import row_inputs
 
-        row_inputs.move_states(seats, tables, states, before, token_ids)
+        row_inputs.move_states(meta, tables, states, before, token_ids)
     else:
-        states[before.slots] = tables.advance(before.states, seats.pick(token_ids).long())
+        states[before.slots] = tables.advance(before.states, meta.pick(token_ids).long())

@@ -59,7 +59,7 @@ def fill_uniforms(seed: Any, sample: Any, position: Any, uniform: Any) -> None:
 def stand(
     slots: Any, positions: Any, lengths: Any, index: Any, is_led: Any, phase_all: Any, start_state: Any,
     start_length: Any, seed: Any, sample: Any, states: Any,
-    own_slots: Any, own_states: Any, thinking: Any, active: Any, own_positions: Any, uniform: Any,
+    row_slots: Any, row_states: Any, thinking: Any, active: Any, row_positions: Any, uniform: Any,
 ) -> None:  # fmt: skip
     """slots, positions and, of an extend step, lengths: (B,); the results of `standing`, (R,) each, are written."""
     for r in range(len(index)):
@@ -68,10 +68,10 @@ def stand(
         state = states[slot]
         if len(lengths) and lengths[row] == start_length[r]:
             state = start_state[r]
-        own_slots[r], own_states[r], own_positions[r] = slot, state, positions[row]
+        row_slots[r], row_states[r], row_positions[r] = slot, state, positions[row]
         thinking[r] = (state & 1) == 1
         active[r] = is_led[r] and (thinking[r] or phase_all[r])
-    fill_uniforms(seed, sample, own_positions, uniform)
+    fill_uniforms(seed, sample, row_positions, uniform)
 
 
 @jit

@@ -7,7 +7,7 @@ import torch
 
 from led_sglang.config.fields import LedParams
 from led_sglang.config.request import StampedParams
-from led_sglang.integration.scheduler.batch import LedBatch, RowSeat
+from led_sglang.integration.scheduler.batch import LedBatch, RequestRow
 
 CLOSE_ID = 7
 
@@ -18,21 +18,23 @@ def sampling_params(**changes: Any) -> Any:
     return SimpleNamespace(**penalties | {"min_new_tokens": 0, "logit_bias": None} | changes)
 
 
-def seat(method: str | None, seed: int = 1, is_seeded: bool = True, **params: Any) -> RowSeat:
+def request_row(method: str | None, seed: int = 1, is_seeded: bool = True, **params: Any) -> RequestRow:
     """A row; None: a request that is not ours at all."""
     if method is None:
-        return RowSeat(None)
-    return RowSeat(StampedParams(LedParams(method, **params), seed, is_seeded, 0), start_state=seed % 2, start_length=5)
+        return RequestRow(None)
+    return RequestRow(
+        StampedParams(LedParams(method, **params), seed, is_seeded, 0), start_state=seed % 2, start_length=5
+    )
 
 
-def batch_of(*seats: RowSeat) -> LedBatch:
-    led = LedBatch.of(seats)
+def batch_of(*request_rows: RequestRow) -> LedBatch:
+    led = LedBatch.of(request_rows)
     assert led is not None
     return led
 
 
 def sampling_info(led: LedBatch, temperatures: list[float] | None = None, greedy: list[bool] | None = None) -> Any:
-    num_rows = len(led.seats)
+    num_rows = len(led.request_rows)
     is_greedy = greedy or [False] * num_rows
     return SimpleNamespace(
         led=led,

@@ -8,20 +8,20 @@ import torch
 
 from led_sglang.config.fields import LedParams
 from led_sglang.config.request import StampedParams
-from led_sglang.integration.scheduler.batch import LedBatch, seat_request
+from led_sglang.integration.scheduler.batch import LedBatch, request_row_of
 from led_sglang.ops.rows.automaton import ThinkingMachine
 from led_sglang.wire import STAMP_KEY
-from tests.unit.integration.fakes import CLOSE_ID, batch_of, sampling_info, sampling_params, seat
+from tests.unit.integration.fakes import CLOSE_ID, batch_of, request_row, sampling_info, sampling_params
 
 MIXED = ("led", None, "dola", "none", "soft_thinking", "dola", "led", "confident")
 
 
 def methods_of(led: LedBatch) -> list[str | None]:
-    return [None if s.request is None else s.request.params.method for s in led.seats]
+    return [None if s.request is None else s.request.params.method for s in led.request_rows]
 
 
 def test_groups_know_their_rows_of_the_batch_and_among_ours() -> None:
-    led = batch_of(*(seat(method, seed=i) for i, method in enumerate(MIXED)))
+    led = batch_of(*(request_row(method, seed=i) for i, method in enumerate(MIXED)))
     rows = led.device_rows(sampling_info(led))
     assert led.our_rows == (0, 2, 4, 5, 6, 7)  # neither strangers nor plain sampling
     assert rows.index is not None and rows.index.tolist() == [0, 2, 4, 5, 6, 7]
@@ -40,7 +40,7 @@ def test_groups_know_their_rows_of_the_batch_and_among_ours() -> None:
 
 
 def test_led_alone_costs_no_groups() -> None:
-    led = batch_of(seat("led"), seat("led", depth=3))
+    led = batch_of(request_row("led"), request_row("led", depth=3))
     rows = led.device_rows(sampling_info(led))
     assert rows.index is None and rows.is_led is None and rows.groups == {}
     assert rows.params.depth.tolist() == [8, 3]
@@ -50,7 +50,7 @@ def test_led_alone_costs_no_groups() -> None:
 @pytest.mark.parametrize("num_rows", [1, 3, 16, 17])
 def test_every_column_is_aligned(num_rows: int) -> None:
     """Or Triton would compile its kernels anew for batches of other sizes."""
-    led = batch_of(*(seat("led", depth=3 + i % 2, seed=i) for i in range(num_rows)))
+    led = batch_of(*(request_row("led", depth=3 + i % 2, seed=i) for i in range(num_rows)))
     rows = led.device_rows(sampling_info(led))
     columns = [rows.seed, rows.phase_all, rows.start_length, rows.params.depth, rows.params.full, rows.params.exploit]
     assert all(column.is_contiguous() and column.data_ptr() % 16 == 0 for column in columns)
@@ -60,21 +60,21 @@ def test_every_column_is_aligned(num_rows: int) -> None:
 
 
 def test_other_methods_do_not_widen_leds_work() -> None:
-    led = batch_of(seat("led", depth=2, top_k=3), seat("dola"), seat("soft_thinking"))
+    led = batch_of(request_row("led", depth=2, top_k=3), request_row("dola"), request_row("soft_thinking"))
     params = led.device_rows(sampling_info(led)).params
     assert (params.max_depth, params.max_top_k) == (2, 3)
     assert not params.any_full and not params.any_norm
 
 
 def test_temperatures_and_greed_follow_their_rows() -> None:
-    led = batch_of(seat(None), seat("dola"), seat("none"), seat("led"))
+    led = batch_of(request_row(None), request_row("dola"), request_row("none"), request_row("led"))
     rows = led.device_rows(sampling_info(led, [0.1, 0.2, 0.3, 0.4], [True, False, False, True]))
     assert rows.params.temperature.tolist() == pytest.approx([0.2, 0.4])
     assert rows.params.greedy.tolist() == [False, True]
 
 
 def test_group_parameters_are_columns() -> None:
-    led = batch_of(seat("dola", relative_top=0.5), seat("led"), seat("dola", layers="high"))
+    led = batch_of(request_row("dola", relative_top=0.5), request_row("led"), request_row("dola", layers="high"))
     group = led.device_rows(sampling_info(led)).groups["dola"]
     column = group.column("relative_top", torch.float32)
     assert column.tolist() == pytest.approx([0.5, 0.1])
@@ -82,7 +82,7 @@ def test_group_parameters_are_columns() -> None:
 
 
 def test_filter_and_merge_keep_every_row_with_its_request() -> None:
-    led = batch_of(*(seat(method, seed=i) for i, method in enumerate(MIXED)))
+    led = batch_of(*(request_row(method, seed=i) for i, method in enumerate(MIXED)))
     kept = led.filter([7, 1, 4])
     assert kept is not None and methods_of(kept) == ["confident", None, "soft_thinking"]
     assert kept.device_rows(sampling_info(kept)).groups["confident"].batch_rows.tolist() == [0]
@@ -108,7 +108,7 @@ def request(method: str | None, prompt: list[int], output: list[int]) -> Any:
 @pytest.mark.parametrize("method", ["led", "none", "dola", "confident", "soft_thinking", "soft_thinking_gumbel", None])
 def test_soft_requests_alone_stay_out_of_the_prefix_cache(method: str | None) -> None:
     req = request(method, [1, 6, 2], [])
-    seated = seat_request(req, None)
+    seated = request_row_of(req, None)
     assert req.skip_radix_cache_insert == (method in ("soft_thinking", "soft_thinking_gumbel"))
     assert (seated.request is None) == (method is None)
 
@@ -116,7 +116,7 @@ def test_soft_requests_alone_stay_out_of_the_prefix_cache(method: str | None) ->
 def test_a_resumed_request_starts_from_its_whole_ids() -> None:
     """After a retraction the prompt and all output so far are extended again."""
     machine = ThinkingMachine((6,), (CLOSE_ID,), 10)
-    inside = seat_request(request("soft_thinking", [1, 6, 2], [3, 4]), machine)
+    inside = request_row_of(request("soft_thinking", [1, 6, 2], [3, 4]), machine)
     assert machine.thinking(inside.start_state) and inside.start_length == 5
-    outside = seat_request(request("soft_thinking", [1, 6, 2], [3, CLOSE_ID]), machine)
+    outside = request_row_of(request("soft_thinking", [1, 6, 2], [3, CLOSE_ID]), machine)
     assert not machine.thinking(outside.start_state)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from led_sglang.config.fields import LedParams
 from led_sglang.config.request import StampedParams
-from led_sglang.integration.scheduler.batch import LedBatch, RowSeat, seat_request
+from led_sglang.integration.scheduler.batch import LedBatch, RequestRow, request_row_of
 from led_sglang.integration.scheduler.latents.one_pass import Ride
 from led_sglang.integration.scheduler.methods.edits import edits_of, is_edited, plain_logits, unedited
 from led_sglang.integration.scheduler.methods.registry import confident, dola
@@ -18,7 +18,7 @@ from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.methods.confident import confident_logits
 from led_sglang.ops.methods.dola import dola_logits
 from led_sglang.wire import STAMP_KEY
-from tests.unit.integration.fakes import batch_of, sampling_info, sampling_params, seat
+from tests.unit.integration.fakes import batch_of, request_row, sampling_info, sampling_params
 from tests.unit.integration.test_transforms import LAYERS, V, context_of, group_of, head, logits_for
 
 ASKED: dict[str, Any] = {
@@ -37,15 +37,15 @@ def test_a_request_with_any_of_them_is_edited(name: str) -> None:
         params = sampling_params(**changes, custom_params={STAMP_KEY: stamp})
         req: Any = SimpleNamespace(sampling_params=params, origin_input_ids=[1], output_ids=[])
         assert is_edited(params) is expected
-        assert seat_request(req, None).is_edited is expected
+        assert request_row_of(req, None).is_edited is expected
 
 
-def edited(method: str | None, **params: Any) -> RowSeat:
-    return replace(seat(method, **params), is_edited=True)
+def edited(method: str | None, **params: Any) -> RequestRow:
+    return replace(request_row(method, **params), is_edited=True)
 
 
 def test_rows_with_edits_are_known_through_filter_and_merge() -> None:
-    led = batch_of(seat("led"), edited("led"), edited(None), edited("dola"), seat("led"), edited("led"))
+    led = batch_of(request_row("led"), edited("led"), edited(None), edited("dola"), request_row("led"), edited("led"))
     rows = led.device_rows(sampling_info(led))
     assert rows.edited is not None and rows.edited.tolist() == [1, 4]  # LED's, among ours
     plain = led.filter([0, 2, 4])
@@ -74,12 +74,12 @@ def test_a_step_reads_the_batchs_own_tables() -> None:
 
 def test_logits_are_copied_only_where_layers_are_compared_under_edits() -> None:
     logits = logits_for(3)
-    for seats, copied in (
-        ((edited("led"), seat("dola"), seat("confident")), {}),
-        ((edited("soft_thinking"), edited(None), seat("dola")), {}),
-        ((seat("led"), edited("dola"), seat("confident")), {"dola": [1], "confident": [2]}),
+    for request_rows, copied in (
+        ((edited("led"), request_row("dola"), request_row("confident")), {}),
+        ((edited("soft_thinking"), edited(None), request_row("dola")), {}),
+        ((request_row("led"), edited("dola"), request_row("confident")), {"dola": [1], "confident": [2]}),
     ):
-        led = batch_of(*seats)
+        led = batch_of(*request_rows)
         found = plain_logits(led, sampling_info(led), logits)
         assert set(found) == set(copied)
         assert all(torch.equal(found[method], logits[rows]) for method, rows in copied.items())
@@ -90,7 +90,7 @@ def test_logits_are_copied_only_where_layers_are_compared_under_edits() -> None:
 @pytest.mark.parametrize("has_processor", [False, True])
 def test_layers_are_compared_without_edits(method: str, has_processor: bool) -> None:
     """A custom logit processor's change stays with the final layer."""
-    led = batch_of(seat("led"), edited(method))
+    led = batch_of(request_row("led"), edited(method))
     context, plain = context_of(led), logits_for(2)
     context.info = SimpleNamespace(**tables(2), has_custom_logit_processor=has_processor)
     edits = LogitEdits(*tables(2).values())
@@ -130,7 +130,7 @@ def test_what_a_processor_forces_is_no_number_to_take_off() -> None:
 
 
 def test_rows_with_edits_do_not_ride() -> None:
-    led = batch_of(seat("none"), seat("led"), edited("led"), seat("led"), edited("led"))
+    led = batch_of(request_row("none"), request_row("led"), edited("led"), request_row("led"), edited("led"))
     rows = led.device_rows(sampling_info(led))
     ride = Ride("one_pass", "fused", 7, 12, torch.device("cpu"))
     active: Tensor = torch.ones(4, dtype=torch.bool)

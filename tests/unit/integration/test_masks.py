@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.scheduler import sampler
-from led_sglang.integration.scheduler.batch import LedBatch, RowSeat
+from led_sglang.integration.scheduler.batch import LedBatch, RequestRow
 from led_sglang.integration.scheduler.counters import Counts
 from led_sglang.integration.scheduler.methods import masks
 from led_sglang.integration.scheduler.methods.masks import Draw
@@ -24,7 +24,7 @@ from led_sglang.integration.scheduler.step import StepContext
 from led_sglang.ops import Head, led_step
 from led_sglang.ops.policy import led_probs
 from led_sglang.ops.rows.inputs import Standing
-from tests.unit.integration.fakes import batch_of, sampling_info, seat
+from tests.unit.integration.fakes import batch_of, request_row, sampling_info
 
 V, H, K, CAP, LAYERS = 24, 8, 4, 12, 3
 FIELDS = ("token_ids", "lengths", "selected_logprobs", "statuses")
@@ -47,21 +47,21 @@ def make_sampler() -> Any:
     return made
 
 
-def wanting(row: RowSeat) -> RowSeat:
+def wanting(row: RequestRow) -> RequestRow:
     return replace(row, returns_mask=True)
 
 
 def info_of(
-    seats: list[RowSeat], temperatures: list[float], top_ks: list[int], support: list[bool] | None = None
+    request_rows: list[RequestRow], temperatures: list[float], top_ks: list[int], support: list[bool] | None = None
 ) -> tuple[LedBatch, Any]:
     """The rows that return a mask in `support` mode, as the batch would be told; greedy where top_k is 1."""
-    led = batch_of(*seats)
+    led = batch_of(*request_rows)
     info = sampling_info(led, temperatures, [k == 1 for k in top_ks])
-    wants = [row for row, one in enumerate(seats) if one.returns_mask]
+    wants = [row for row, one in enumerate(request_rows) if one.returns_mask]
     vars(info).update(
         top_ks=torch.tensor(top_ks),
-        top_ps=torch.full((len(seats),), 0.9),
-        min_ps=torch.full((len(seats),), 0.01),
+        top_ps=torch.full((len(request_rows),), 0.9),
+        min_ps=torch.full((len(request_rows),), 0.01),
         max_top_k=None,
         need_top_k_sampling=True,
         need_top_p_sampling=True,
@@ -69,7 +69,7 @@ def info_of(
         has_custom_logit_processor=False,
         grammars=None,
         sampling_mask_batch_indices=torch.tensor(wants) if wants else None,
-        sampling_mask_top_ks=[k if one.returns_mask else 1 for k, one in zip(top_ks, seats, strict=True)],
+        sampling_mask_top_ks=[k if one.returns_mask else 1 for k, one in zip(top_ks, request_rows, strict=True)],
         sampling_support_logprobs_capture_indices=None,
     )
     if support is not None:
@@ -120,9 +120,9 @@ def run(
     monkeypatch.setattr(StepContext, "decide", decide)
     runtime.forward_batch = SimpleNamespace(led_context=context)
     monkeypatch.setattr(sampler, "runtime", lambda: runtime)
-    output = LogitsProcessorOutput(logits_of(len(led.seats)))
+    output = LogitsProcessorOutput(logits_of(len(led.request_rows)))
     torch.manual_seed(11)
-    ids = dress(make_sampler())(output, info, False, None, None, torch.arange(len(led.seats)))
+    ids = dress(make_sampler())(output, info, False, None, None, torch.arange(len(led.request_rows)))
     assert output.sampling_mask_output is not None
     return ids, output.sampling_mask_output, context
 
@@ -148,16 +148,16 @@ def told(output: SamplingMaskOutput, row: int) -> list[int]:
     return ids
 
 
-def led(seed: int = 1, is_seeded: bool = False, **params: Any) -> RowSeat:
-    return wanting(seat("led", seed, is_seeded, **{"depth": LAYERS + 1, "top_k": K, **params}))
+def led(seed: int = 1, is_seeded: bool = False, **params: Any) -> RequestRow:
+    return wanting(request_row("led", seed, is_seeded, **{"depth": LAYERS + 1, "top_k": K, **params}))
 
 
 SEATS = [
     led(),
-    wanting(seat("none")),
+    wanting(request_row("none")),
     led(phase="all"),
-    wanting(RowSeat(None)),
-    seat("led", is_seeded=False, depth=2),
+    wanting(RequestRow(None)),
+    request_row("led", is_seeded=False, depth=2),
     led(exploit=False),
 ]
 TEMPERATURES, TOP_KS = [0.7, 1.3, 1.0, 0.6, 1.0, 2.0], [5, 6, 1, 7, 5, 4]
@@ -209,8 +209,8 @@ def test_a_row_that_is_not_finite_is_told_as_the_engine_drew_it(monkeypatch: pyt
 
 
 def test_a_batch_that_is_all_greedy_has_room_for_both_branches(monkeypatch: pytest.MonkeyPatch) -> None:
-    seats = [led(seed) for seed in range(32)]
-    batch, info = info_of(seats, [1.0] * 32, [1] * 32, support=[True] * 32)
+    request_rows = [led(seed) for seed in range(32)]
+    batch, info = info_of(request_rows, [1.0] * 32, [1] * 32, support=[True] * 32)
     ids, output, context = run(monkeypatch, batch, info, [True] * 32)
     assert output.lengths.max() == 2, "the branches never differed"
     assert output.support_logprobs is not None and context.step is not None
@@ -225,8 +225,8 @@ def test_a_batch_that_is_all_greedy_has_room_for_both_branches(monkeypatch: pyte
 
 def test_outside_the_phase_a_named_seed_draws_from_the_engines_filters(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same mask and, in it, the logprob of the token that is returned."""
-    seats = [led(seed, is_seeded=True) for seed in range(16)]
-    batch, info = info_of(seats, [1.0] * 16, [6] * 16, support=[True] * 16)
+    request_rows = [led(seed, is_seeded=True) for seed in range(16)]
+    batch, info = info_of(request_rows, [1.0] * 16, [6] * 16, support=[True] * 16)
     ids, output, _ = run(monkeypatch, batch, info, [False] * 16)
     stock_ids, stock_output = stock(info, 16)
     assert (ids != stock_ids).any(), "LED never drew another token"
@@ -240,9 +240,9 @@ def test_outside_the_phase_a_named_seed_draws_from_the_engines_filters(monkeypat
 
 
 def test_a_forced_token_leaves_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    soft = wanting(seat("soft_thinking", is_seeded=False))
-    seats = [soft, soft, led()]
-    batch, info = info_of(seats, [1.0] * 3, [6] * 3)
+    soft = wanting(request_row("soft_thinking", is_seeded=False))
+    request_rows = [soft, soft, led()]
+    batch, info = info_of(request_rows, [1.0] * 3, [6] * 3)
     rows = batch.device_rows(info).groups["soft_thinking"].batch_rows
     forced = rows, torch.tensor([20, 21]), torch.tensor([True, False])
     ids, output, _ = run(monkeypatch, batch, info, [False, False, True], forced=[forced])
@@ -295,8 +295,12 @@ def test_no_host_sync() -> None:
 
 
 def test_only_rows_that_want_a_mask_pay_for_both_branches() -> None:
-    batch, info = info_of([led(), seat("led"), led(trace=True), wanting(seat("dola"))], [1.0] * 4, [5] * 4)
+    batch, info = info_of(
+        [led(), request_row("led"), led(trace=True), wanting(request_row("dola"))], [1.0] * 4, [5] * 4
+    )
     assert batch.device_rows(info).params.full.tolist() == [True, False, True, False]
     assert batch.returns_masks and batch.is_traced
-    assert not batch_of(seat("led"), wanting(seat("none"))).returns_masks, "the engine's own is right there"
-    assert not batch_of(led(), seat("dola")).is_traced
+    assert not batch_of(request_row("led"), wanting(request_row("none"))).returns_masks, (
+        "the engine's own is right there"
+    )
+    assert not batch_of(led(), request_row("dola")).is_traced

@@ -13,7 +13,7 @@ from led_sglang.integration.scheduler.counters import Counts
 from led_sglang.integration.scheduler.records import StepRecord
 from led_sglang.ops.rows import stats
 from led_sglang.wire import ACTIVE, EXPLORED, FALLBACK, RECORD_KEY, THINKING, WIRE_KEY
-from tests.unit.integration.fakes import batch_of, seat
+from tests.unit.integration.fakes import batch_of, request_row
 
 ROWS = ["led", "none", None, "led", "dola"]
 TOLD = 99  # of the token before
@@ -26,7 +26,7 @@ def counted(counts: Counts, flags: list[int] = FLAGS) -> StepRecord:
     values = counts.on_device.values.numpy()
     methods = [METHODS.index(method) for method in OURS]
     stats.count(flags, methods, 1, values, counts.on_device.method_offset)
-    return StepRecord(batch_of(*map(seat, ROWS)), counts, torch.tensor(flags))
+    return StepRecord(batch_of(*map(request_row, ROWS)), counts, torch.tensor(flags))
 
 
 def collect(record: StepRecord, row: int, finished_len: int | None = None) -> list[Any]:
@@ -85,7 +85,7 @@ def test_half_of_a_step_is_handed_out_when_somebody_asks(counts: Counts) -> None
 
 
 def test_a_step_that_failed_before_it_was_counted(counts: Counts) -> None:
-    record = StepRecord(batch_of(*map(seat, ROWS)), counts)
+    record = StepRecord(batch_of(*map(request_row, ROWS)), counts)
     assert [collect(record, row) for row in (0, 3)] == [[FALLBACK], [FALLBACK]]
     close(record)
     facts = counts.facts()
@@ -109,7 +109,7 @@ def test_a_row_that_could_not_be_told_counts_as_what_it_was_told(
 
 
 def test_a_batch_without_our_rows_has_nothing_to_close(counts: Counts) -> None:
-    record = StepRecord(batch_of(seat("none"), seat(None)), counts)
+    record = StepRecord(batch_of(request_row("none"), request_row(None)), counts)
     assert collect(record, 0) == [0] and not counts.pending
     close(record)
     records.close(None, None, None, SimpleNamespace(logits_output=None))

@@ -15,7 +15,7 @@ from led_sglang.integration.scheduler.sampler import dress
 from led_sglang.integration.scheduler.step import StepContext
 from led_sglang.ops import Head, LedStep, arrays, led_step
 from led_sglang.ops.rows.inputs import Standing
-from tests.unit.integration.fakes import batch_of, sampling_info, seat
+from tests.unit.integration.fakes import batch_of, request_row, sampling_info
 
 V = 16
 
@@ -68,7 +68,7 @@ def context_of(
     **info: Any,
 ) -> StepContext:
     led = batch_of(
-        *(seat(method, is_seeded=is_seeded, **({"depth": 1} if method == "led" else {})) for method in methods)
+        *(request_row(method, is_seeded=is_seeded, **({"depth": 1} if method == "led" else {})) for method in methods)
     )
     batch_info = sampling_info(led)
     vars(batch_info).update(info)

@@ -17,7 +17,7 @@ from led_sglang.ops.methods.confident import confident_logits
 from led_sglang.ops.methods.dola import dola_logits
 from led_sglang.ops.rows.noise import uniforms
 from led_sglang.ops.types import Head
-from tests.unit.integration.fakes import CLOSE_ID, batch_of, forward_mode, sampling_info, seat
+from tests.unit.integration.fakes import CLOSE_ID, batch_of, forward_mode, request_row, sampling_info
 
 CONFIG = ServerConfig(methods=METHODS, num_layers=12, close_ids=(CLOSE_ID,))
 V, H, LAYERS = 11, 4, captured_layers(CONFIG)
@@ -83,7 +83,9 @@ def test_every_method_but_leds_own_has_a_handler() -> None:
 
 
 def test_dola_rewrites_its_rows_with_their_own_half() -> None:
-    led = batch_of(seat("led"), seat("dola", layers="high"), seat(None), seat("dola", relative_top=0.5))
+    led = batch_of(
+        request_row("led"), request_row("dola", layers="high"), request_row(None), request_row("dola", relative_top=0.5)
+    )
     context, logits = context_of(led), logits_for(4)
     before = logits.clone()
     dola(context, group_of(context, "dola"), logits)
@@ -96,7 +98,7 @@ def test_dola_rewrites_its_rows_with_their_own_half() -> None:
 
 
 def test_confident_rewrites_its_rows_with_their_own_window() -> None:
-    led = batch_of(seat("confident", num_layers=3), seat("led"), seat("confident"))
+    led = batch_of(request_row("confident", num_layers=3), request_row("led"), request_row("confident"))
     context, logits = context_of(led), logits_for(3)
     before = logits.clone()
     confident(context, group_of(context, "confident"), logits)
@@ -109,7 +111,7 @@ def test_confident_rewrites_its_rows_with_their_own_window() -> None:
 
 
 def test_soft_forces_the_heaviest_token_of_thinking_rows() -> None:
-    led = batch_of(seat("led"), seat("soft_thinking", max_topk=2), seat("soft_thinking"))
+    led = batch_of(request_row("led"), request_row("soft_thinking", max_topk=2), request_row("soft_thinking"))
     context, logits = context_of(led, thinking=[True, True, False]), logits_for(3)
     before = logits.clone()
     forced = soft(context, group_of(context, "soft_thinking"), logits)
@@ -127,7 +129,7 @@ def test_soft_forces_the_heaviest_token_of_thinking_rows() -> None:
 
 
 def test_soft_does_not_mix_after_the_close_marker() -> None:
-    led = batch_of(seat("soft_thinking"))
+    led = batch_of(request_row("soft_thinking"))
     context, logits = context_of(led), logits_for(1)
     logits[0, CLOSE_ID] = 50.0
     forced = soft(context, group_of(context, "soft_thinking"), logits)
@@ -137,7 +139,7 @@ def test_soft_does_not_mix_after_the_close_marker() -> None:
 
 @pytest.mark.parametrize(("is_decode", "earlier", "stops"), [(True, 1, True), (True, 0, False), (False, 1, False)])
 def test_cold_stop_counts_in_the_slot_and_anew_for_each_prompt(is_decode: bool, earlier: int, stops: bool) -> None:
-    led = batch_of(seat("soft_thinking", early_stop_length=2, early_stop_entropy=100.0))
+    led = batch_of(request_row("soft_thinking", early_stop_length=2, early_stop_entropy=100.0))
     context, logits = context_of(led, is_decode), logits_for(1)
     context.runtime.soft.num_low_entropy[2] = earlier
     forced = soft(context, group_of(context, "soft_thinking"), logits)
@@ -149,11 +151,14 @@ def test_cold_stop_counts_in_the_slot_and_anew_for_each_prompt(is_decode: bool, 
 
 def test_gumbel_noise_is_the_rows_own() -> None:
     """Streams 2 and up of (seed, sample, position); the same beside other rows, bit for bit."""
-    row = seat("soft_thinking_gumbel", seed=9, max_topk=3)
-    alone, together = batch_of(row), batch_of(row, seat("soft_thinking_gumbel", seed=4, max_topk=30), seat("dola"))
+    row = request_row("soft_thinking_gumbel", seed=9, max_topk=3)
+    alone, together = (
+        batch_of(row),
+        batch_of(row, request_row("soft_thinking_gumbel", seed=4, max_topk=30), request_row("dola")),
+    )
     noted = []
     for led in (alone, together):
-        context, logits = context_of(led), logits_for(len(led.seats))
+        context, logits = context_of(led), logits_for(len(led.request_rows))
         soft(context, group_of(context, "soft_thinking_gumbel"), logits)
         noted.append(context.runtime.soft.written[2])
     assert noted[0] == noted[1]
@@ -169,8 +174,8 @@ def test_gumbel_noise_is_the_rows_own() -> None:
 def test_a_neighbours_wider_mixture_changes_no_bit(max_topk: int) -> None:
     noted = []
     for neighbours in ((), (32,), (2, 17)):
-        seats = [seat("soft_thinking", max_topk=k) for k in (max_topk, *neighbours)]
-        context = context_of(batch_of(*seats))
-        soft(context, group_of(context, "soft_thinking"), logits_for(len(seats)))
+        request_rows = [request_row("soft_thinking", max_topk=k) for k in (max_topk, *neighbours)]
+        context = context_of(batch_of(*request_rows))
+        soft(context, group_of(context, "soft_thinking"), logits_for(len(request_rows)))
         noted.append(context.runtime.soft.written[2])
     assert noted[0] == noted[1] == noted[2]

@@ -5,14 +5,14 @@ from dataclasses import fields
 import torch
 
 from led_sglang.ops import ThinkingMachine
-from led_sglang.ops.rows.inputs import Seats, move_states, standing, write_tokens
+from led_sglang.ops.rows.inputs import RowMeta, move_states, standing, write_tokens
 from led_sglang.ops.types import LedStep
 
 VOCAB_SIZE, NUM_SLOTS = 11, 9
 MACHINE = ThinkingMachine([1, 2], [3], VOCAB_SIZE)
 
 
-def draw(seed: int, num_rows: int, is_part: bool, is_mixed: bool) -> tuple[Seats, dict[str, torch.Tensor]]:
+def draw(seed: int, num_rows: int, is_part: bool, is_mixed: bool) -> tuple[RowMeta, dict[str, torch.Tensor]]:
     """Rows of a batch with padding behind it."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -22,7 +22,7 @@ def draw(seed: int, num_rows: int, is_part: bool, is_mixed: bool) -> tuple[Seats
     batch_size = num_rows + (3 if is_part else 0)
     index = torch.randperm(batch_size, generator=generator)[:num_rows].sort().values if is_part else None
     phase_all = numbers(num_rows, 2).bool()
-    seats = Seats(
+    meta = RowMeta(
         index=index,
         seed=numbers(num_rows, 1 << 62) - (1 << 61),
         sample=numbers(num_rows, 1 << 20),
@@ -41,17 +41,17 @@ def draw(seed: int, num_rows: int, is_part: bool, is_mixed: bool) -> tuple[Seats
         "chosen": numbers(num_rows, VOCAB_SIZE),
         "is_fine": numbers(num_rows, 2).bool(),
     }
-    return seats, batch
+    return meta, batch
 
 
 def run(
-    seats: Seats, batch: dict[str, torch.Tensor], is_extend: bool, dtype: torch.dtype, backend: str
+    meta: RowMeta, batch: dict[str, torch.Tensor], is_extend: bool, dtype: torch.dtype, backend: str
 ) -> list[torch.Tensor]:
     """A whole step: everything that it tells or changes."""
     states, token_ids = batch["states"].clone(), batch["token_ids"].to(dtype)
-    now = standing(seats, batch["slots"], batch["positions"], batch["lengths"] if is_extend else None, states, backend)
+    now = standing(meta, batch["slots"], batch["positions"], batch["lengths"] if is_extend else None, states, backend)
     unused = torch.empty(0)
     step = LedStep(batch["chosen"], batch["is_fine"], unused, unused, unused, None, unused, unused, unused, None)
-    write_tokens(seats, token_ids, now, step, backend)
-    move_states(seats, MACHINE.tables("cpu"), states, now, token_ids, backend)
+    write_tokens(meta, token_ids, now, step, backend)
+    move_states(meta, MACHINE.tables("cpu"), states, now, token_ids, backend)
     return [*(getattr(now, field.name) for field in fields(now)), token_ids, states]

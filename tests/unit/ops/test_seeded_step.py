@@ -35,11 +35,11 @@ class SeededWatch(Watch):
 
 def step_of(needs: tuple[bool, ...], num_masks: int, others: int = 0, backend: str = "fused") -> SeededWatch:
     """What the step adds to the engine's sampler for so many rows, all seeded, of which some return masks."""
-    seats = [seat("led", i) for i in range(NUM_ROWS)] + [seat(None)] * others
+    meta = [seat("led", i) for i in range(NUM_ROWS)] + [seat(None)] * others
     for i in range(num_masks):
-        seats[i].__dict__["returns_mask"] = True
+        meta[i].__dict__["returns_mask"] = True
     with FakeTensorMode(allow_non_fake_inputs=True):
-        led, total = batch_of(*seats), len(seats)
+        led, total = batch_of(*meta), len(meta)
         info = sampling_info(led)
 
         def column(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

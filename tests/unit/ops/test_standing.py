@@ -20,28 +20,28 @@ from led_sglang.ops.rows.inputs import Standing, move_states, standing
     st.sampled_from([torch.int64, torch.int32]),
 )
 def test_compiled_and_torch_agree(seed, num_rows, is_part, is_mixed, is_extend, dtype):
-    seats, batch = draw(seed, num_rows, is_part, is_mixed)
-    compiled = run(seats, batch, is_extend, dtype, "compiled")
+    meta, batch = draw(seed, num_rows, is_part, is_mixed)
+    compiled = run(meta, batch, is_extend, dtype, "compiled")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "can_look", lambda device: False)
-        expected = run(seats, batch, is_extend, dtype, "fused")
+        expected = run(meta, batch, is_extend, dtype, "fused")
     for ours, theirs in zip(compiled, expected, strict=True):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
 
 
 def test_a_row_starts_where_its_whole_ids_left_it():
-    seats, batch = draw(0, 2, is_part=False, is_mixed=False)
-    seats.start_length[:], seats.start_state[:] = torch.tensor([1, 2]), torch.tensor([5, 1])
+    meta, batch = draw(0, 2, is_part=False, is_mixed=False)
+    meta.start_length[:], meta.start_state[:] = torch.tensor([1, 2]), torch.tensor([5, 1])
     batch["lengths"][:2], batch["states"][:] = torch.tensor([1, 1]), 0
-    now = standing(seats, batch["slots"], batch["positions"], batch["lengths"], batch["states"], "compiled")
+    now = standing(meta, batch["slots"], batch["positions"], batch["lengths"], batch["states"], "compiled")
     assert now.states.tolist() == [5, 0], "a chunk of the second row's prompt is still to come"
     assert now.thinking.tolist() == [True, False]
 
 
 @pytest.mark.parametrize("token", [-1, VOCAB_SIZE, 1 << 40])
 def test_an_id_outside_the_vocabulary_is_an_ordinary_token(token):
-    seats, _ = draw(0, 1, is_part=False, is_mixed=False)
+    meta, _ = draw(0, 1, is_part=False, is_mixed=False)
     states, inside = torch.zeros(NUM_SLOTS, dtype=torch.int64), MACHINE.run([1, 2])
     before = Standing.of_arrays({"slots": np.array([4]), "states": np.array([inside])})
-    move_states(seats, MACHINE.tables("cpu"), states, before, torch.tensor([token]), "compiled")
+    move_states(meta, MACHINE.tables("cpu"), states, before, torch.tensor([token]), "compiled")
     assert states[4] == MACHINE.run([1, 2, 5]) and MACHINE.thinking(int(states[4]))

@@ -349,14 +349,14 @@ def check_tally(seed: int, num_rows: int) -> None:
 def check_standing(seed: int, num_rows: int) -> None:
     """Every kind of batch, more rows than a block, and none; the tokens and states that follow."""
     for is_part, is_mixed, is_extend in itertools.product((False, True), repeat=3):
-        seats, batch = standing_cases.draw(seed, num_rows, is_part, is_mixed)
+        meta, batch = standing_cases.draw(seed, num_rows, is_part, is_mixed)
         dtype = torch.int32 if is_mixed else torch.int64
         arrays.can_look = lambda device: False
         try:
-            found = standing_cases.run(seats, batch, is_extend, dtype, "triton")
+            found = standing_cases.run(meta, batch, is_extend, dtype, "triton")
         finally:
             arrays.can_look = CAN_LOOK
-        expected = standing_cases.run(seats, batch, is_extend, dtype, "compiled")
+        expected = standing_cases.run(meta, batch, is_extend, dtype, "compiled")
         for ours, theirs in zip(found, expected, strict=True):
             assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
 

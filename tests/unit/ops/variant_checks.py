@@ -17,7 +17,7 @@ import triton
 from benchmarks.gpu.build import Hopper, Launch, launches
 from led_sglang.config.fields import METHODS, LedParams
 from led_sglang.config.request import StampedParams
-from led_sglang.integration.scheduler.batch import LedBatch, RowSeat, _to_device
+from led_sglang.integration.scheduler.batch import LedBatch, RequestRow, _to_device
 from led_sglang.integration.scheduler.latents.one_pass import Ride
 from led_sglang.ops import Head, LogitEdits, ThinkingMachine, led_step
 from led_sglang.ops.backends.warm_up import warm_up
@@ -63,10 +63,10 @@ class Batch:
     is_edited: bool = False
 
 
-def seat(row: dict[str, Any] | None) -> RowSeat:
+def seat(row: dict[str, Any] | None) -> RequestRow:
     if row is None:
-        return RowSeat(None)
-    return RowSeat(StampedParams(params=LedParams(**row), seed=1, sample=0, is_seeded=True), start_length=4)
+        return RequestRow(None)
+    return RequestRow(StampedParams(params=LedParams(**row), seed=1, sample=0, is_seeded=True), start_length=4)
 
 
 def serve(batch: Batch, head: Head) -> None:

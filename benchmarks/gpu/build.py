@@ -112,7 +112,7 @@ def step(num_rows: int, dtype: torch.dtype) -> None:
     number = torch.zeros(ALIGNMENT * (num_rows + 1), dtype=torch.int64)[:num_rows]
     meta = RowMeta(None, number, number, number, number, number.bool(), None, False)
     machine = ThinkingMachine([0], [1], VOCAB).tables("cpu")
-    now = row_inputs.standing(meta, number, number, None, number)
+    now = row_inputs.make_row_inputs(meta, number, number, None, number)
     rows = rows.activated(now)
     normalizers, wanted, tau = torch.empty(LAYERS, 300), torch.empty(300, dtype=torch.bool), torch.empty(300)
     one_pass.board(rows, now.coin, one_pass.CUT, None, wanted, tau, "triton")

@@ -12,7 +12,7 @@ from benchmarks.gpu.scenarios import Size, everything
 from led_sglang.ops import LedStep, ThinkingMachine
 from led_sglang.ops.backends import one_pass
 from led_sglang.ops.rows import stats
-from led_sglang.ops.rows.inputs import RowMeta, Standing, move_states, standing, write_tokens
+from led_sglang.ops.rows.inputs import RowInputs, RowMeta, make_row_inputs, move_states, write_tokens
 from led_sglang.ops.rows.noise import torch_uniforms, uniforms
 
 NUM_ROWS, NUM_OTHERS, VOCAB = 17, 4, 11
@@ -48,7 +48,7 @@ def check_inputs(device: torch.device) -> str | None:
             found = []
             for backend in ("triton", "fused"):
                 states = before.clone()
-                now = standing(meta, slots, positions, lengths, states, backend)
+                now = make_row_inputs(meta, slots, positions, lengths, states, backend)
                 move_states(meta, tables, states, now, tokens, backend)
                 found.append({field.name: getattr(now, field.name) for field in fields(now)} | {"after": states})
             wrong = [name for name, value in found[0].items() if not torch.equal(value, found[1][name])]
@@ -94,10 +94,10 @@ def _step(device: torch.device) -> tuple[LedStep, Tensor]:
     return case.step("triton"), case.rows.active
 
 
-def _standing(active: Tensor) -> Standing:
+def _standing(active: Tensor) -> RowInputs:
     numbers, noise = torch.arange(len(active), device=active.device), torch.zeros(len(active), dtype=torch.float64)
     noise = noise.to(active.device)
-    return Standing(noise, noise, numbers, numbers, numbers % 2 == 0, active, numbers)
+    return RowInputs(noise, noise, numbers, numbers, numbers % 2 == 0, active, numbers)
 
 
 def check_tokens(device: torch.device) -> str | None:

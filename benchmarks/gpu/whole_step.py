@@ -11,7 +11,7 @@ from benchmarks.gpu.cases import Case
 from led_sglang.ops import Noise, ThinkingMachine, led_step
 from led_sglang.ops.backends import one_pass
 from led_sglang.ops.rows import stats
-from led_sglang.ops.rows.inputs import RowMeta, Standing, move_states, standing, write_tokens
+from led_sglang.ops.rows.inputs import RowInputs, RowMeta, make_row_inputs, move_states, write_tokens
 from led_sglang.ops.types import ALIGNMENT, LedStep, Ridden
 
 
@@ -64,12 +64,12 @@ class WholeStep:
     def _latents(self) -> torch.Tensor:
         return self.buffer[:-1, : len(self.case.hidden)]
 
-    def _inputs(self) -> Standing:
-        now = standing(self.meta, self.slots, self.positions, None, self.states, self.backend)
+    def _inputs(self) -> RowInputs:
+        now = make_row_inputs(self.meta, self.slots, self.positions, None, self.states, self.backend)
         noise = self.case.noise  # drawn all the same; the case says which rows explore
         return replace(now, coin=noise.coin, token=noise.token)
 
-    def _decide(self, now: Standing, ridden: Ridden | None) -> LedStep:
+    def _decide(self, now: RowInputs, ridden: Ridden | None) -> LedStep:
         case, given = self.case, {} if ridden is None else {"ridden": ridden}
         rows, noise = case.rows.activated(now), Noise(now.coin, now.token)
         step = led_step(case.batch_logits, self._latents(), case.head, rows, noise, backend=self.backend, **given)

@@ -205,7 +205,7 @@ def test_a_bench_step_has_the_one_pass_rows_of_production(rate: float) -> None:
 def test_the_step_under_a_bench_rate_keeps_its_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     from led_sglang.integration.scheduler import sampler, step
 
-    now = step.Standing(*(torch.linspace(0, 0.99, 50, dtype=torch.float64) for _ in range(2)), *[torch.arange(50)] * 5)
+    now = step.RowInputs(*(torch.linspace(0, 0.99, 50, dtype=torch.float64) for _ in range(2)), *[torch.arange(50)] * 5)
     monkeypatch.setattr(step, "stand", lambda *_: now)
     params = SimpleNamespace(activated=lambda _: "params")
     led = SimpleNamespace(
@@ -221,7 +221,7 @@ def test_the_step_under_a_bench_rate_keeps_its_uniform(monkeypatch: pytest.Monke
         )
         current = SimpleNamespace(ride=ride, config=SimpleNamespace(bench_explore_rate=rate))
         sampler.before_forward(current, batch)  # type: ignore[arg-type]
-        coin, chosen = batch.led_context.standing.coin, asked[-1][2]
+        coin, chosen = batch.led_context.inputs.coin, asked[-1][2]
         if rate is None:
             assert torch.equal(coin, now.coin) and torch.equal(chosen, now.coin)
         else:

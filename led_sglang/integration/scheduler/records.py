@@ -49,7 +49,7 @@ class StepRecord:
         if context is None:
             return cls(led, counts)
         step, method = context.step, context.rows.method
-        flags = stats.tell(context.standing, step, context.failed, method, counts.on_device, current.backend)
+        flags = stats.tell(context.inputs, step, context.failed, method, counts.on_device, current.backend)
         record = cls(led, counts, to_host(flags))
         if led.is_traced and step is not None and step.entropy is not None and step.logprob is not None:
             record._trace = tuple(

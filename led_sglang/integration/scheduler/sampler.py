@@ -11,7 +11,7 @@ from led_sglang.integration.scheduler.methods.edits import plain_logits
 from led_sglang.integration.scheduler.ranks import RankDivergence
 from led_sglang.integration.scheduler.records import StepRecord
 from led_sglang.integration.scheduler.runtime import Runtime, count_failure, fail_step, runtime
-from led_sglang.integration.scheduler.step import StepContext, advance, stand
+from led_sglang.integration.scheduler.step import StepContext, advance, row_inputs
 from led_sglang.wire import RECORD_KEY
 
 
@@ -157,7 +157,7 @@ def _guard(context: StepContext, action: Any, *args: Any) -> None:
     """The same where the step cannot go on after it: it keeps the engine's tokens."""
     if _attempt(context.runtime, action, *args, failed=FAILED) is FAILED:
         context.step, context.failed, context.overrides = None, True, []
-        context.runtime.forget_mixtures(context.standing.slots)
+        context.runtime.forget_mixtures(context.inputs.slots)
 
 
 def _draw_some(context: StepContext, rows: Tensor, num_rows: int, sample: Any) -> Any:
@@ -183,7 +183,7 @@ def _guarded_advance(led: LedBatch, info: Any, positions: Tensor, current: Runti
 
     def follow() -> None:
         rows = led.device_rows(info)
-        before = stand(rows, positions, current)
+        before = row_inputs(rows, positions, current)
         current.forget_mixtures(before.slots)
         advance(current, rows, before, token_ids)
 
@@ -245,7 +245,7 @@ def before_forward(current: Runtime, forward_batch: Any) -> None:
 
 def _begin_riding(led: LedBatch, forward_batch: Any, current: Runtime) -> StepContext:
     context = StepContext.begin(led, forward_batch.sampling_info, forward_batch.positions, current)
-    params, uniform = context.rows.params.activated(context.standing), context.one_pass_uniform
+    params, uniform = context.rows.params.activated(context.inputs), context.one_pass_uniform
     current.ride.board(context.rows, params, uniform, len(led.request_rows))
     context.is_riding = True
     return context

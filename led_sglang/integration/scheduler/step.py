@@ -17,7 +17,7 @@ from led_sglang.integration.scheduler.runtime import Runtime
 from led_sglang.ops import arrays, led_step
 from led_sglang.ops.policy import led_probs
 from led_sglang.ops.rows.filtered_draw import Filters, kept_tokens, sample_filtered
-from led_sglang.ops.rows.inputs import Standing, move_states, standing, write_tokens
+from led_sglang.ops.rows.inputs import RowInputs, make_row_inputs, move_states, write_tokens
 from led_sglang.ops.types import LedStep
 
 SANITIZER = 1e30  # SGLang's stand-in for infinity
@@ -30,7 +30,7 @@ class StepContext:
     runtime: Runtime
     rows: DeviceRows
     info: Any  # SamplingBatchInfo
-    standing: Standing  # before this token, with the step's noise
+    inputs: RowInputs  # before this token, with the step's noise
     is_riding: bool = False  # this step's form is one pass
     bench_uniform: Tensor | None = None  # of a benchmark, whose coin says nothing of the cut
     preprocessed: Tensor | None = None  # the engine's logits, before its sampler asks for them
@@ -49,7 +49,7 @@ class StepContext:
     @classmethod
     def begin(cls, led: LedBatch, info: Any, positions: Tensor, current: Runtime) -> "StepContext":
         rows = led.device_rows(info)
-        now = stand(rows, positions, current)
+        now = row_inputs(rows, positions, current)
         rate = current.config.bench_explore_rate
         if rate is None:
             return cls(current, rows, info, now)
@@ -59,17 +59,17 @@ class StepContext:
     @property
     def one_pass_uniform(self) -> Tensor:
         """(R,) float64: what `one_pass.wanted_rows` compares with the cut."""
-        return self.standing.coin if self.bench_uniform is None else self.bench_uniform
+        return self.inputs.coin if self.bench_uniform is None else self.bench_uniform
 
     @property
     def active(self) -> Tensor:
         """(R,) bool"""
-        return self.standing.active
+        return self.inputs.active
 
     @property
     def is_active(self) -> Any:
         """The same as numpy sees it. CPU only."""
-        return self.standing.arrays("active")[0]
+        return self.inputs.arrays("active")[0]
 
     def decide(self, logits: Tensor) -> None:
         """Run the LED step on the engine's final logits (B, V), before the engine turns them into probabilities.
@@ -78,7 +78,7 @@ class StepContext:
         """
         self.is_decided = True
         if self.runtime.ranks is not None:
-            self.runtime.ranks.check(torch.stack([self.standing.coin, self.standing.token]))
+            self.runtime.ranks.check(torch.stack([self.inputs.coin, self.inputs.token]))
         engine_logits = logits
         if self.runtime.is_sanitized:
             logits = _as_before_sanitizing(logits)
@@ -93,7 +93,7 @@ class StepContext:
         num_rows, num_layers = logits.shape[0], self.runtime.num_led_layers
         assert head is not None
         latents = partial(self.runtime.capture.latents, num_layers, num_rows, self.rows.index)
-        params = self.rows.params.activated(self.standing, self.draws_plain)
+        params = self.rows.params.activated(self.inputs, self.draws_plain)
         edited = self.rows.edited
         ride.num_steps["one_pass" if self.is_riding else "coin_first"] += 1
         self.runtime.num_engine_head_steps += head.project is not None
@@ -102,7 +102,7 @@ class StepContext:
             latents if num_layers else logits.new_empty(0, self.rows.num_rows, 1),
             head,
             params,
-            self.standing,
+            self.inputs,
             backend=self.runtime.backend,
             ridden=ride.ridden(self.rows, params, num_rows) if self.is_riding else None,
             edits=None if edited is None else edits_of(self.info, self.rows.index, edited),
@@ -121,7 +121,7 @@ class StepContext:
         is_filtered = info.need_top_k_sampling or info.need_top_p_sampling or info.need_min_p_sampling
         filters = Filters(info.top_ks, info.top_ps, info.min_ps, is_filtered)
         self.plain_ids, cut = sample_filtered(
-            probs, batch_rows, active, self.standing.token[picked], filters, self.runtime.backend
+            probs, batch_rows, active, self.inputs.token[picked], filters, self.runtime.backend
         )
         self.plain_rows, self.plain_active = batch_rows, active
         masked = self.rows.seeded_masked
@@ -192,7 +192,7 @@ class StepContext:
         self.is_applied = True
         # First what may fail: the engine's tokens are untouched then. Rows of LED's are neither plain nor another's.
         if self.step is not None:
-            write_tokens(self.rows, token_ids, self.standing, self.step, self.runtime.backend, self.draws_plain)
+            write_tokens(self.rows, token_ids, self.inputs, self.step, self.runtime.backend, self.draws_plain)
         if self.plain_ids is not None:
             assert self.plain_rows is not None and self.plain_active is not None
             kept = token_ids[self.plain_rows]
@@ -202,7 +202,7 @@ class StepContext:
 
     def finish(self, token_ids: Tensor) -> None:
         """Advance the thinking states with the tokens that were really chosen."""
-        advance(self.runtime, self.rows, self.standing, token_ids)
+        advance(self.runtime, self.rows, self.inputs, token_ids)
         if self.runtime.ranks is not None:
             self.runtime.ranks.note(self.rows.pick(token_ids).long())
         self.is_finished = True
@@ -228,14 +228,14 @@ def _as_before_sanitizing(logits: Tensor) -> Tensor:
     return forbidden.masked_fill_(logits >= 0.1 * SANITIZER, torch.nan)
 
 
-def stand(rows: DeviceRows, positions: Tensor, current: Runtime) -> Standing:
+def row_inputs(rows: DeviceRows, positions: Tensor, current: Runtime) -> RowInputs:
     """Where our rows stand before this token; positions: (B,)."""
     batch = current.forward_batch
     lengths = None if batch.forward_mode.is_decode() else batch.seq_lens
-    return standing(rows, batch.req_pool_indices, positions, lengths, current.states, current.backend)
+    return make_row_inputs(rows, batch.req_pool_indices, positions, lengths, current.states, current.backend)
 
 
-def advance(current: Runtime, rows: DeviceRows, before: Standing, token_ids: Tensor) -> None:
+def advance(current: Runtime, rows: DeviceRows, before: RowInputs, token_ids: Tensor) -> None:
     """The thinking states follow the tokens, (B,)."""
     if current.machine is not None:
         move_states(rows, current.tables, current.states, before, token_ids, current.backend)

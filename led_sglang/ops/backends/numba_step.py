@@ -20,7 +20,7 @@ from led_sglang.ops.edits import LogitEdits, edited_logprobs
 from led_sglang.ops.rows import stats
 from led_sglang.ops.rows.automaton import ThinkingMachine
 from led_sglang.ops.rows.filtered_draw import Filters, sample_filtered
-from led_sglang.ops.rows.inputs import RowMeta, move_states, standing, write_tokens
+from led_sglang.ops.rows.inputs import RowMeta, make_row_inputs, move_states, write_tokens
 from led_sglang.ops.rows.noise import uniforms
 from led_sglang.ops.types import Head, Latents, LedRows, LedStep, Noise, Ridden
 
@@ -64,7 +64,10 @@ def warm() -> None:
     rows = LedRows(~no, 2 * row, 2 * row, one, no, ~no, no, no, 0 * row, 0 * one, ~no, 2, 2, True, False, False)
     step = led_step(logits, torch.zeros(1, 1, 1), Head(torch.zeros(2, 1), 2), rows, Noise(coin, token))
     meta = RowMeta(None, row, row, row, row, no, None, False)
-    now, tables = standing(meta, 0 * row, row, None, 0 * row, "compiled"), ThinkingMachine([0], [1], 2).tables("cpu")
+    now, tables = (
+        make_row_inputs(meta, 0 * row, row, None, 0 * row, "compiled"),
+        ThinkingMachine([0], [1], 2).tables("cpu"),
+    )
     for token_ids in (torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)):
         write_tokens(meta, token_ids, now, step, "compiled")
         move_states(meta, tables, 0 * row, now, token_ids, "compiled")

@@ -12,7 +12,7 @@ from torch import Tensor
 from led_sglang.ops.backends import one_pass, triton_step
 from led_sglang.ops.rows.automaton import ThinkingMachine, ThinkingTables
 from led_sglang.ops.rows.filtered_draw import Filters, sample_filtered
-from led_sglang.ops.rows.inputs import RowMeta, Standing
+from led_sglang.ops.rows.inputs import RowInputs, RowMeta
 from led_sglang.ops.rows.stats import Counters
 from led_sglang.ops.types import Head, LedRows, LedStep, Noise
 
@@ -76,7 +76,7 @@ def _surroundings(step: LedStep, latents: Tensor, tables: ThinkingTables | None)
     row, flag = numbers[:1], flags[:1]
     meta = RowMeta(None, row, row, row, row, flag, None, False)
     states = torch.zeros(16, dtype=torch.int64, device=device)
-    now: Standing = row_inputs.standing(meta, row, row, None, states)
+    now: RowInputs = row_inputs.make_row_inputs(meta, row, row, None, states)
     rows = _row(len(latents) + 1, 1, device)
     cut = one_pass.cut_of("triton", device)
     board(rows, now.coin, cut, None, torch.zeros(16, dtype=torch.bool, device=device), torch.ones(16, device=device))

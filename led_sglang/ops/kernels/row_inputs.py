@@ -8,7 +8,7 @@ from torch import Tensor
 from led_sglang.ops.kernels.columns import aligned, place_of
 from led_sglang.ops.rows import numba_loops
 from led_sglang.ops.rows.automaton import ThinkingTables
-from led_sglang.ops.rows.inputs import RowMeta, Standing
+from led_sglang.ops.rows.inputs import RowInputs, RowMeta
 from led_sglang.ops.types import LedStep
 
 BLOCK = 64
@@ -33,7 +33,7 @@ def uniform(keyed):  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["num_rows", "has_index", "has_lengths", "has_is_led"])  # type: ignore[untyped-decorator]
-def stand_kernel(  # type: ignore[no-untyped-def]
+def row_inputs_kernel(  # type: ignore[no-untyped-def]
     slots,  # (B,) int64, like the next two
     positions,
     lengths,  # where has_lengths
@@ -135,7 +135,9 @@ def _optional(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
     return stand_in if tensor is None else tensor
 
 
-def standing(meta: RowMeta, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor) -> Standing:
+def make_row_inputs(
+    meta: RowMeta, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor
+) -> RowInputs:
     """As `led_sglang.ops.rows.inputs.standing`."""
     num_rows, device = meta.num_rows, slots.device
     row_slots, row_states, row_positions = aligned(3, num_rows, torch.int64, device)
@@ -144,7 +146,7 @@ def standing(meta: RowMeta, slots: Tensor, positions: Tensor, lengths: Tensor | 
     flags = int(meta.index is not None), int(lengths is not None), int(meta.is_led is not None)
     slots, positions = slots.long(), positions.long()  # the engine's are, and one variant is enough
     if num_rows:
-        stand_kernel[_grid(num_rows)](
+        row_inputs_kernel[_grid(num_rows)](
             slots,
             positions,
             slots if lengths is None else lengths.long(),
@@ -168,10 +170,10 @@ def standing(meta: RowMeta, slots: Tensor, positions: Tensor, lengths: Tensor | 
             BLOCK=BLOCK,
         )
     flags_seen = thinking.view(torch.bool), active.view(torch.bool)
-    return Standing(coin, token, row_slots, row_states, *flags_seen, row_positions)
+    return RowInputs(coin, token, row_slots, row_states, *flags_seen, row_positions)
 
 
-def write_tokens(meta: RowMeta, token_ids: Tensor, now: Standing, step: LedStep) -> None:
+def write_tokens(meta: RowMeta, token_ids: Tensor, now: RowInputs, step: LedStep) -> None:
     """As `led_sglang.ops.rows.inputs.write_tokens`."""
     if meta.num_rows:
         index = _optional(meta.index, step.token_ids)
@@ -181,7 +183,7 @@ def write_tokens(meta: RowMeta, token_ids: Tensor, now: Standing, step: LedStep)
         )  # fmt: skip
 
 
-def move_states(meta: RowMeta, tables: ThinkingTables, states: Tensor, before: Standing, token_ids: Tensor) -> None:
+def move_states(meta: RowMeta, tables: ThinkingTables, states: Tensor, before: RowInputs, token_ids: Tensor) -> None:
     """As `led_sglang.ops.rows.inputs.move_states`; an id outside the vocabulary is an ordinary token here too."""
     if meta.num_rows:
         move_kernel[_grid(meta.num_rows)](

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from led_sglang import wire
-from led_sglang.ops.rows.inputs import Standing
+from led_sglang.ops.rows.inputs import RowInputs
 from led_sglang.ops.rows.stats import Counters, bounds
 from led_sglang.ops.types import LedStep
 
@@ -64,7 +64,7 @@ def tell_kernel(  # type: ignore[no-untyped-def]
     tl.atomic_add(counters + method_offset + tl.load(method + rows, mask=is_row, other=0), one, mask=is_row)
 
 
-def tell(now: Standing, step: LedStep, method: Tensor, counters: Counters) -> Tensor:
+def tell(now: RowInputs, step: LedStep, method: Tensor, counters: Counters) -> Tensor:
     """See `led_sglang.ops.rows.stats.tell`."""
     num_rows = len(method)
     flags = torch.empty_like(method)

@@ -61,7 +61,7 @@ class RowMeta:
 
 
 @dataclass(frozen=True)
-class Standing(Noise):
+class RowInputs(Noise):
     """Of our rows, before the token is known: where they stand, beside the step's noise."""
 
     slots: Tensor  # (R,) int64
@@ -71,20 +71,20 @@ class Standing(Noise):
     positions: Tensor  # (R,) int64
 
 
-def standing(
+def make_row_inputs(
     meta: RowMeta, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor, backend: str
-) -> Standing:
+) -> RowInputs:
     """Request slots and positions of the batch, (B,) int64; lengths, (B,), of an extend step, None of a decode step.
 
     Padding behind them is allowed. states: thinking states by slot; a row whose length is its `start_length` starts
     from its `start_state`. Backend "triton": one kernel where the host cannot look.
     """
     if arrays.can_look(slots.device):
-        return _compiled_standing(meta, slots, positions, lengths, states)
+        return _numba_row_inputs(meta, slots, positions, lengths, states)
     if backend == "triton":
         from led_sglang.ops.kernels import row_inputs
 
-        return row_inputs.standing(meta, slots, positions, lengths, states)
+        return row_inputs.make_row_inputs(meta, slots, positions, lengths, states)
     row_slots = meta.pick(slots)
     row_states = states[row_slots]
     if lengths is not None:
@@ -95,22 +95,22 @@ def standing(
         active = active & meta.is_led
     row_positions = meta.pick(positions).long()
     coin, token = uniforms(meta.seed, meta.sample, row_positions)
-    return Standing(coin, token, row_slots, row_states, thinking, active, row_positions)
+    return RowInputs(coin, token, row_slots, row_states, thinking, active, row_positions)
 
 
-def _compiled_standing(
+def _numba_row_inputs(
     meta: RowMeta, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor
-) -> Standing:
+) -> RowInputs:
     num_rows = meta.num_rows
     numbers, flags = np.empty((3, num_rows), np.int64), np.empty((2, num_rows), np.bool_)
     row_slots, row_states, row_positions = numbers
     thinking, active = flags
     noise = np.empty((2, num_rows))
-    numba_loops.stand(
+    numba_loops.fill_row_inputs(
         slots.numpy(), positions.numpy(), NO_LENGTHS if lengths is None else lengths.numpy(), *meta.columns,
         states.numpy(), row_slots, row_states, thinking, active, row_positions, noise,
     )  # fmt: skip
-    return Standing.of_arrays(
+    return RowInputs.of_arrays(
         {
             "coin": noise[0],
             "token": noise[1],
@@ -124,7 +124,7 @@ def _compiled_standing(
 
 
 def write_tokens(
-    meta: RowMeta, token_ids: Tensor, now: Standing, step: LedStep, backend: str, draws_plain: bool = False
+    meta: RowMeta, token_ids: Tensor, now: RowInputs, step: LedStep, backend: str, draws_plain: bool = False
 ) -> None:
     """Our rows' entries of token_ids, (B,), become the step's where LED decodes them and they are `ok`; in place.
 
@@ -148,7 +148,7 @@ def write_tokens(
 
 
 def move_states(
-    meta: RowMeta, tables: ThinkingTables, states: Tensor, before: Standing, token_ids: Tensor, backend: str
+    meta: RowMeta, tables: ThinkingTables, states: Tensor, before: RowInputs, token_ids: Tensor, backend: str
 ) -> None:
     """Thinking states by slot, in place: our rows' become those that follow `before` by token_ids, (B,)."""
     if arrays.can_look(states.device):

@@ -56,12 +56,12 @@ def fill_uniforms(seed: Any, sample: Any, position: Any, uniform: Any) -> None:
 
 
 @jit
-def stand(
+def fill_row_inputs(
     slots: Any, positions: Any, lengths: Any, index: Any, is_led: Any, phase_all: Any, start_state: Any,
     start_length: Any, seed: Any, sample: Any, states: Any,
     row_slots: Any, row_states: Any, thinking: Any, active: Any, row_positions: Any, uniform: Any,
 ) -> None:  # fmt: skip
-    """slots, positions and, of an extend step, lengths: (B,); the results of `standing`, (R,) each, are written."""
+    """slots, positions and, of an extend step, lengths: (B,); the results of `make_row_inputs`, (R,) each, are written."""
     for r in range(len(index)):
         row = index[r]
         slot = slots[row]

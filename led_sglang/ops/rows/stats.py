@@ -14,7 +14,7 @@ from torch import Tensor
 
 from led_sglang.ops import arrays as host
 from led_sglang.ops.rows import numba_loops
-from led_sglang.ops.rows.inputs import Standing
+from led_sglang.ops.rows.inputs import RowInputs
 from led_sglang.ops.types import LedStep
 from led_sglang.wire import (
     ACTIVE,
@@ -58,7 +58,7 @@ def bounds(device: torch.device) -> Tensor:
 
 
 def tell(
-    now: Standing, step: LedStep | None, has_failed: bool, method: Tensor, counters: Counters, backend: str
+    now: RowInputs, step: LedStep | None, has_failed: bool, method: Tensor, counters: Counters, backend: str
 ) -> Tensor:
     """Flags of our rows, (R,) int64, counted in place; method: (R,) int64. No host sync, one kernel under "triton".
 
@@ -82,7 +82,7 @@ def tell(
     return flags
 
 
-def _flags(now: Standing, step: LedStep | None, has_failed: bool) -> Tensor:
+def _flags(now: RowInputs, step: LedStep | None, has_failed: bool) -> Tensor:
     flags = now.thinking * THINKING + now.active * ACTIVE
     if step is None:
         return flags + now.active * ((FALLBACK | STEP_FAILED << DETAIL_SHIFT) * has_failed)

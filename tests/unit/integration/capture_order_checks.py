@@ -125,7 +125,7 @@ def check_the_first_use_of_the_head_runs_what_requests_reach(form: str, serve: A
     with launches() as seen:
         server.dummy_decode(1)
     names = {launch.kernel for launch in seen}
-    assert {"scan_kernel", "coin_kernel", "tail_kernel", "stand_kernel", "write_kernel", "move_kernel"} <= names
+    assert {"scan_kernel", "coin_kernel", "tail_kernel", "row_inputs_kernel", "write_kernel", "move_kernel"} <= names
     with launches() as seen:
         server.dummy_decode(1)
     assert len(seen) == (0 if form == "coin_first" else 3), "once"

@@ -23,7 +23,7 @@ from led_sglang.integration.scheduler.sampler import dress
 from led_sglang.integration.scheduler.step import StepContext
 from led_sglang.ops import Head, led_step
 from led_sglang.ops.policy import led_probs
-from led_sglang.ops.rows.inputs import Standing
+from led_sglang.ops.rows.inputs import RowInputs
 from tests.unit.integration.fakes import batch_of, request_row, sampling_info
 
 V, H, K, CAP, LAYERS = 24, 8, 4, 12, 3
@@ -106,15 +106,15 @@ def run(
         ranks=None,
     )
     runtime.counts, runtime.forget_mixtures = Counts(8, torch.device("cpu")), lambda slots: None
-    context = StepContext(runtime, rows, info, Standing(coin, token, numbers, numbers, is_active, is_active, numbers))
+    context = StepContext(runtime, rows, info, RowInputs(coin, token, numbers, numbers, is_active, is_active, numbers))
     weight = torch.randn(V, H, generator=generator)
     latents = torch.randn(LAYERS, num_ours, H, generator=generator)
 
     def decide(self: StepContext, logits: Tensor) -> None:
         self.is_decided = True
         self.overrides += forced
-        params = self.rows.params.activated(self.standing)
-        step = led_step(self.rows.pick(logits), latents, Head(weight, V), params, self.standing)
+        params = self.rows.params.activated(self.inputs)
+        step = led_step(self.rows.pick(logits), latents, Head(weight, V), params, self.inputs)
         self.step = step if ok is None else replace_ok(step, ok)
 
     monkeypatch.setattr(StepContext, "decide", decide)

@@ -14,7 +14,7 @@ from led_sglang.integration.scheduler.counters import Counts
 from led_sglang.integration.scheduler.sampler import dress
 from led_sglang.integration.scheduler.step import StepContext
 from led_sglang.ops import Head, LedStep, arrays, led_step
-from led_sglang.ops.rows.inputs import Standing
+from led_sglang.ops.rows.inputs import RowInputs
 from tests.unit.integration.fakes import batch_of, request_row, sampling_info
 
 V = 16
@@ -57,7 +57,7 @@ def decided(context: StepContext, logits: Tensor) -> LedStep:
     rows = replace(context.rows.params, active=context.active)
     only = torch.full_like(logits, -torch.inf)
     only[:, 3] = 0.0
-    return led_step(context.rows.pick(only), torch.zeros(0, 1, 1), Head(torch.zeros(V, 1), V), rows, context.standing)
+    return led_step(context.rows.pick(only), torch.zeros(0, 1, 1), Head(torch.zeros(V, 1), V), rows, context.inputs)
 
 
 def context_of(
@@ -83,8 +83,8 @@ def context_of(
     zeros = torch.zeros(count, dtype=torch.int64)
     is_active = torch.tensor(active)
     noise = torch.zeros(count).double()
-    standing = Standing(noise, noise, zeros, zeros, is_active, is_active, zeros)
-    context = StepContext(runtime, rows, batch_info, standing)
+    inputs = RowInputs(noise, noise, zeros, zeros, is_active, is_active, zeros)
+    context = StepContext(runtime, rows, batch_info, inputs)
     context.step = decided(context, torch.zeros(len(methods), V))
     if ok is not None:
         context.step = replace(context.step, ok=torch.tensor(ok))

@@ -58,7 +58,7 @@ def context_of(led: LedBatch, is_decode: bool = True, thinking: list[bool] | Non
     return SimpleNamespace(
         runtime=runtime,
         rows=rows,
-        standing=SimpleNamespace(
+        inputs=SimpleNamespace(
             slots=torch.arange(num_ours) + 2,
             thinking=torch.tensor(thinking or [True] * num_ours),
             positions=torch.arange(num_ours) + 30,

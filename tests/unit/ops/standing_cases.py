@@ -5,7 +5,7 @@ from dataclasses import fields
 import torch
 
 from led_sglang.ops import ThinkingMachine
-from led_sglang.ops.rows.inputs import RowMeta, move_states, standing, write_tokens
+from led_sglang.ops.rows.inputs import RowMeta, make_row_inputs, move_states, write_tokens
 from led_sglang.ops.types import LedStep
 
 VOCAB_SIZE, NUM_SLOTS = 11, 9
@@ -49,7 +49,9 @@ def run(
 ) -> list[torch.Tensor]:
     """A whole step: everything that it tells or changes."""
     states, token_ids = batch["states"].clone(), batch["token_ids"].to(dtype)
-    now = standing(meta, batch["slots"], batch["positions"], batch["lengths"] if is_extend else None, states, backend)
+    now = make_row_inputs(
+        meta, batch["slots"], batch["positions"], batch["lengths"] if is_extend else None, states, backend
+    )
     unused = torch.empty(0)
     step = LedStep(batch["chosen"], batch["is_fine"], unused, unused, unused, None, unused, unused, unused, None)
     write_tokens(meta, token_ids, now, step, backend)

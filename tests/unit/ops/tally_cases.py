@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from led_sglang.ops.rows import stats
-from led_sglang.ops.rows.inputs import Standing
+from led_sglang.ops.rows.inputs import RowInputs
 from led_sglang.ops.types import LedStep
 from led_sglang.wire import CONFIDENCE_BOUNDS
 
@@ -40,7 +40,7 @@ def tell(
 ) -> tuple[torch.Tensor, stats.Counters]:
     counters = counters or stats.Counters.zeros(MAX_DEPTH, NUM_METHODS, torch.device("cpu"))
     row, none = torch.empty(0), torch.empty(0)
-    now = Standing(row, row, row, row, case["thinking"], case["active"], row)
+    now = RowInputs(row, row, row, row, case["thinking"], case["active"], row)
     step = LedStep(none, case["ok"], case["explored"], case["depth"], case["confidence"], None, none, none, none, None)
     decided = step if case["is_decided"] else None
     return stats.tell(now, decided, case["has_failed"], case["method"], counters, backend), counters

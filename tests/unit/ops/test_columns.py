@@ -9,7 +9,7 @@ from op_cases import make_rows
 from torch import Tensor
 
 from led_sglang.ops.arrays import Columns
-from led_sglang.ops.rows.inputs import Standing
+from led_sglang.ops.rows.inputs import RowInputs
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def test_replace_makes_tensors():
 @pytest.mark.parametrize("is_array", [True, False])
 def test_rows_take_a_steps_activity_as_it_is(is_array):
     rows, active = make_rows(2), np.array([True, False])
-    as_tensor = Standing.of_arrays({}, active=torch.from_numpy(active))
-    now = Standing.of_arrays({"active": active}) if is_array else as_tensor
+    as_tensor = RowInputs.of_arrays({}, active=torch.from_numpy(active))
+    now = RowInputs.of_arrays({"active": active}) if is_array else as_tensor
     for again in (rows, rows.activated(now)):
         active_rows = again.activated(now)
         assert active_rows.arrays("active")[0].tolist() == active_rows.active.tolist() == [True, False]

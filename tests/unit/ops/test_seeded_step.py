@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from led_sglang.integration.scheduler.methods import masks
 from led_sglang.integration.scheduler.step import StepContext
 from led_sglang.ops.rows import filtered_draw
-from led_sglang.ops.rows.inputs import Standing
+from led_sglang.ops.rows.inputs import RowInputs
 from tests.unit.integration.fakes import batch_of, sampling_info, seat
 
 NUM_ROWS = 256
@@ -63,7 +63,7 @@ def step_of(needs: tuple[bool, ...], num_masks: int, others: int = 0, backend: s
             num_rows=NUM_ROWS,
         )
         noise, flag = column(NUM_ROWS, dtype=torch.float64), column(NUM_ROWS, dtype=torch.bool)
-        now = Standing(noise, noise, positions, positions, flag, flag, positions)
+        now = RowInputs(noise, noise, positions, positions, flag, flag, positions)
         context = StepContext(SimpleNamespace(backend=backend), rows, info, now)
         probs, token_ids = column(total, V), column(total, dtype=torch.int32)
         told = SimpleNamespace(

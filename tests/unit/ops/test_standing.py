@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from standing_cases import MACHINE, NUM_SLOTS, VOCAB_SIZE, draw, run
 
 from led_sglang.ops import arrays
-from led_sglang.ops.rows.inputs import Standing, move_states, standing
+from led_sglang.ops.rows.inputs import RowInputs, make_row_inputs, move_states
 
 
 @given(
@@ -33,7 +33,7 @@ def test_a_row_starts_where_its_whole_ids_left_it():
     meta, batch = draw(0, 2, is_part=False, is_mixed=False)
     meta.start_length[:], meta.start_state[:] = torch.tensor([1, 2]), torch.tensor([5, 1])
     batch["lengths"][:2], batch["states"][:] = torch.tensor([1, 1]), 0
-    now = standing(meta, batch["slots"], batch["positions"], batch["lengths"], batch["states"], "compiled")
+    now = make_row_inputs(meta, batch["slots"], batch["positions"], batch["lengths"], batch["states"], "compiled")
     assert now.states.tolist() == [5, 0], "a chunk of the second row's prompt is still to come"
     assert now.thinking.tolist() == [True, False]
 
@@ -42,6 +42,6 @@ def test_a_row_starts_where_its_whole_ids_left_it():
 def test_an_id_outside_the_vocabulary_is_an_ordinary_token(token):
     meta, _ = draw(0, 1, is_part=False, is_mixed=False)
     states, inside = torch.zeros(NUM_SLOTS, dtype=torch.int64), MACHINE.run([1, 2])
-    before = Standing.of_arrays({"slots": np.array([4]), "states": np.array([inside])})
+    before = RowInputs.of_arrays({"slots": np.array([4]), "states": np.array([inside])})
     move_states(meta, MACHINE.tables("cpu"), states, before, torch.tensor([token]), "compiled")
     assert states[4] == MACHINE.run([1, 2, 5]) and MACHINE.thinking(int(states[4]))

@@ -22,7 +22,7 @@ from led_sglang.integration.scheduler.latents.one_pass import Ride
 from led_sglang.ops import Head, LogitEdits, ThinkingMachine, led_step
 from led_sglang.ops.backends.warm_up import warm_up
 from led_sglang.ops.rows.filtered_draw import Filters, sample_filtered
-from led_sglang.ops.rows.inputs import move_states, standing, write_tokens
+from led_sglang.ops.rows.inputs import make_row_inputs, move_states, write_tokens
 from led_sglang.ops.rows.stats import Counters, tell
 
 triton.runtime.driver.set_active(Hopper())
@@ -82,7 +82,7 @@ def serve(batch: Batch, head: Head) -> None:
     assert led is not None
     rows = _to_device(led, info)
     numbers, states = torch.zeros(num_rows, dtype=torch.int64), torch.zeros(MAX_ROWS + 1, dtype=torch.int64)
-    now = standing(rows, numbers, numbers, numbers + 4 if batch.is_extend else None, states, "triton")
+    now = make_row_inputs(rows, numbers, numbers, numbers + 4 if batch.is_extend else None, states, "triton")
     params = rows.params.activated(now)
     ridden, ride.fault = None, None if head.project is None else "its product is the engine's own"
     if not batch.is_extend and ride.form(num_rows) == "one_pass":
@@ -164,7 +164,7 @@ def check_how_many_there_are() -> None:
     """docs/ops.md says so."""
     counts = Counter(launch.kernel for launch in warm(HEADS["whole"]))
     assert counts == {
-        "stand_kernel": 1,
+        "row_inputs_kernel": 1,
         "board_kernel": 1,
         "gather_kernel": 2,  # batches of up to 256 rows, and more
         "head_kernel": 2,  # tiles of few rows, and of many

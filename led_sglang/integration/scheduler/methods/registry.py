@@ -68,7 +68,7 @@ def soft(context: "StepContext", group: MethodGroup, logits: Tensor) -> Override
     """Soft Thinking (arXiv 2505.15778), with Gumbel noise (2508.03440) where asked: the heaviest token is reported."""
     inputs = context.runtime.soft
     assert inputs is not None
-    rows, slots, thinking = group.rows, context.standing.slots[group.rows], context.standing.thinking[group.rows]
+    rows, slots, thinking = group.rows, context.inputs.slots[group.rows], context.inputs.thinking[group.rows]
     is_gumbel = group.params[0].method == "soft_thinking_gumbel"
     max_k = MAX_SOFT_TOP_K  # of every batch: with a width of the neighbours' a row's sums would round otherwise
     step = soft_mixture(
@@ -97,7 +97,7 @@ def soft(context: "StepContext", group: MethodGroup, logits: Tensor) -> Override
 def _gumbel_noise(context: "StepContext", group: MethodGroup, num_columns: int) -> Tensor:
     """(n, num_columns), of streams of their own: the first two are LED's coin and token."""
     rows, own = context.rows, group.rows
-    return uniforms(rows.seed[own], rows.sample[own], context.standing.positions[own], 2 + num_columns)[2:].T
+    return uniforms(rows.seed[own], rows.sample[own], context.inputs.positions[own], 2 + num_columns)[2:].T
 
 
 HANDLERS: dict[str, Callable[["StepContext", MethodGroup, Tensor], Override | None]] = {

@@ -44,16 +44,16 @@ class Inputs:
         with torch.inference_mode():
             device = self.final_logits.device
             chosen = chosen_backend(backend, device)
-            cut, tau = one_pass.cut_of(chosen, device), one_pass.row_tau(self.rows)
-            wanted = one_pass.wanted_rows(self.rows, self.noise.coin, cut)
-            normalizers = torch.zeros(self.latents.shape[:2], device=device)
+            coin_threshold, tau = one_pass.coin_threshold_of(chosen, device), one_pass.row_tau(self.rows)
+            mask = one_pass.one_pass_mask(self.rows, self.noise.coin, coin_threshold)
+            lse = torch.zeros(self.latents.shape[:2], device=device)
             if arrays.can_look(device):
-                one_pass.ride_alone(self.latents, self.head, tau, wanted, normalizers)
+                one_pass.separate_pass(self.latents, self.head, tau, mask, lse)
             else:
-                one_pass.head_pass(self.latents[0], self.latents, self.head, tau, wanted, normalizers, chosen)
-            ridden = one_pass.ridden_of(self.rows, normalizers, wanted, cut)
+                one_pass.head_pass(self.latents[0], self.latents, self.head, tau, mask, lse, chosen)
+            known_lse = one_pass.known_lse_of(self.rows, lse, mask, coin_threshold)
             arguments = (self.final_logits, self.latents, self.head, self.rows, self.noise)
-            return led_step(*arguments, backend=chosen, ridden=ridden)
+            return led_step(*arguments, backend=chosen, known_lse=known_lse)
 
     def shipped(self, args: argparse.Namespace) -> LedStep:
         return self.one_pass(args.backend) if args.form == "one_pass" else self.run(args.backend)

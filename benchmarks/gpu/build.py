@@ -39,7 +39,7 @@ from led_sglang.ops.kernels.row_stats import tell
 from led_sglang.ops.rows.filtered_draw import Filters
 from led_sglang.ops.rows.inputs import RowMeta
 from led_sglang.ops.rows.stats import Counters
-from led_sglang.ops.types import ALIGNMENT, Noise, Ridden
+from led_sglang.ops.types import ALIGNMENT, KnownLse, Noise
 
 RESULT = Path(__file__).parents[1] / "results" / "gpu_build.jsonl"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -114,21 +114,21 @@ def step(num_rows: int, dtype: torch.dtype) -> None:
     machine = ThinkingMachine([0], [1], VOCAB).tables("cpu")
     now = row_inputs.make_row_inputs(meta, number, number, None, number)
     rows = rows.activated(now)
-    normalizers, wanted, tau = torch.empty(LAYERS, 300), torch.empty(300, dtype=torch.bool), torch.empty(300)
-    one_pass.board(rows, now.coin, one_pass.CUT, None, wanted, tau, "triton")
+    lse, mask, tau = torch.empty(LAYERS, 300), torch.empty(300, dtype=torch.bool), torch.empty(300)
+    one_pass.fill_one_pass_mask(rows, now.coin, one_pass.COIN_THRESHOLD, None, mask, tau, "triton")
     hidden = torch.empty(num_rows, HIDDEN, dtype=dtype)
-    lm_head.head_pass(hidden, latents, head, tau[:num_rows], wanted[:num_rows], normalizers[:, :num_rows])
+    lm_head.head_pass(hidden, latents, head, tau[:num_rows], mask[:num_rows], lse[:, :num_rows])
     final = final_rows(torch.empty(num_rows, VOCAB), rows.temperature, rows, now.coin)
-    ridden = Ridden(normalizers[:, :num_rows], wanted[:num_rows])
-    for rode in (None, ridden):
-        lm_head.normalizers_of(latents, head, rows.temperature[:, None], final.needed, rode)
-    candidates = candidate_logits(latents, final.candidate_ids, head, rows.temperature[:, None], final.needed)
+    known_lse = KnownLse(lse[:, :num_rows], mask[:num_rows])
+    for has_lse in (None, known_lse):
+        lm_head.normalizers_of(latents, head, rows.temperature[:, None], final.explore_mask, has_lse)
+    candidates = candidate_logits(latents, final.candidate_ids, head, rows.temperature[:, None], final.explore_mask)
     sums = torch.empty(LAYERS, num_rows), candidates
     made = tail(
-        final.logprobs, final.candidate_ids, *sums, final.explored, final.needed, rows, Noise(now.coin, now.token)
+        final.logprobs, final.candidate_ids, *sums, final.explored, final.explore_mask, rows, Noise(now.coin, now.token)
     )
     projected = replace(head, project=lambda rows: torch.empty(len(rows), VOCAB, dtype=dtype))
-    projected_sums(latents, final.candidate_ids, projected, rows.temperature, final.needed)
+    projected_sums(latents, final.candidate_ids, projected, rows.temperature, final.explore_mask)
     row_inputs.write_tokens(meta, number, now, made)
     tell(now, made, number, Counters.zeros(LAYERS + 1, 1, number.device))
     row_inputs.move_states(meta, machine, number, now, number)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.cases import Case, make_case, make_head
-from led_sglang.integration.scheduler.latents.one_pass import Ride
+from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.ops.backends import one_pass
 from led_sglang.ops.types import LedRows
 
@@ -69,19 +69,19 @@ def check(sizes: list[int], args: argparse.Namespace) -> Lines:
     case = replace(
         case, uniform=0.5 + 0.4 * fifth.double()
     )  # four of five rows go through the head with the final ones
-    ride = Ride("auto", "triton", depth - 1, -(-max(sizes) // 16) * 16, args.device)
+    ride = OnePassState("auto", "triton", depth - 1, -(-max(sizes) // 16) * 16, args.device)
     graphs, decided = {}, {}
     for size in sorted(sizes, reverse=True):
         forward = partial(forward_of, ride, case, size)
         decided[size] = []
         for is_captured in (False, False):
-            ride.see_dummy(size, is_captured)
-            decided[size].append(ride.is_boarding)
-            forward(ride.is_boarding)
+            ride.on_graph_warmup(size, is_captured)
+            decided[size].append(ride.is_one_pass)
+            forward(ride.is_one_pass)
         _synchronize(args.device)
-        ride.see_dummy(size, True)
-        decided[size].append(ride.is_boarding)
-        graphs[size] = Graph(partial(forward, ride.is_boarding), args.device)
+        ride.on_graph_warmup(size, True)
+        decided[size].append(ride.is_one_pass)
+        graphs[size] = Graph(partial(forward, ride.is_one_pass), args.device)
     changed = {str(size): forms for size, forms in decided.items() if len(set(forms)) > 1}
     one_pass_sizes = [size for size in sizes if decided[size][-1]]
     about = {
@@ -97,7 +97,7 @@ def check(sizes: list[int], args: argparse.Namespace) -> Lines:
     yield {"kind": "check", "what": "replays", "ok": not wrong, **about, "error": largest, "wrong": wrong or None}
 
 
-def forward_of(ride: Ride, case: Case, size: int, is_one_pass: bool) -> Tensor:
+def forward_of(ride: OnePassState, case: Case, size: int, is_one_pass: bool) -> Tensor:
     """The head of a decode forward of so many rows."""
 
     def multiply(hidden: Tensor) -> Tensor:
@@ -107,19 +107,19 @@ def forward_of(ride: Ride, case: Case, size: int, is_one_pass: bool) -> Tensor:
     return ride.through(multiply, hidden, case.head, case.batch_latents) if is_one_pass else multiply(hidden)
 
 
-def replayed(ride: Ride, case: Case, size: int, graph: Graph) -> float:
+def replayed(ride: OnePassState, case: Case, size: int, graph: Graph) -> float:
     """Of one row fewer than the graph has, the last being padding: the largest error of a log-sum-exp or a logit."""
     num_rows, weight = max(1, size - 1), case.head.weight.T.float()
     rows: Any = SimpleNamespace(index=None, edited=None)
     ride.clear()
-    ride.board(rows, first_rows(case.rows, num_rows), case.uniform[:num_rows], num_rows)
+    ride.fill_one_pass_mask(rows, first_rows(case.rows, num_rows), case.uniform[:num_rows], num_rows)
     logits = graph.replay().float()
     mask = ride.served[:size]
     if bool(mask[num_rows:].any()) or not bool(mask.any()):
         return float("inf")
     latents = case.batch_latents[:, :size][:, mask].float()
     expected = (latents @ weight).div_(case.rows.temperature[0]).logsumexp(-1)
-    error = (ride.normalizers[:, :size][:, mask] - expected).abs().max()
+    error = (ride.lse[:, :size][:, mask] - expected).abs().max()
     truth = case.hidden[:size].float() @ weight
     logit_error = ((logits - truth).abs() / (1 + truth.abs())).max()  # bfloat16 rounds a logit by 2^-9 of it
     largest = torch.maximum(error, logit_error).item()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.rows import paper_rows
-from led_sglang.ops import Head, LedRows, LedStep, Noise, Ridden, arrays, led_step
+from led_sglang.ops import Head, KnownLse, LedRows, LedStep, Noise, arrays, led_step
 from led_sglang.ops.backends import one_pass
 
 EXPLORES, EXPLOITS = -1.0, 1.0  # coins that do so whatever the confidence
@@ -40,8 +40,8 @@ class Case:
     def latents(self) -> Tensor:
         return self.batch_latents if self.index is None else self.batch_latents.index_select(1, self.index)
 
-    def step(self, backend: str, ridden: Ridden | None = None) -> LedStep:
-        given = {} if ridden is None else {"ridden": ridden}
+    def step(self, backend: str, known_lse: KnownLse | None = None) -> LedStep:
+        given = {} if known_lse is None else {"known_lse": known_lse}
         return led_step(self.final_logits, self.latents, self.head, self.rows, self.noise, backend=backend, **given)
 
     def two_pass(self, backend: str) -> LedStep:
@@ -53,12 +53,12 @@ class Case:
         num_rows, device = len(self.hidden), self.hidden.device
         mask = torch.zeros(num_rows, dtype=torch.bool, device=device)
         tau, lse = torch.ones(num_rows, device=device), torch.zeros(self.batch_latents.shape[:2], device=device)
-        cut = one_pass.cut_of(backend, device)
-        one_pass.board(self.rows, self.uniform, cut, self.index, mask, tau, backend)
+        coin_threshold = one_pass.coin_threshold_of(backend, device)
+        one_pass.fill_one_pass_mask(self.rows, self.uniform, coin_threshold, self.index, mask, tau, backend)
         one_pass.head_pass(self.hidden, self.batch_latents, self.head, tau, mask, lse, backend)
         if self.index is not None:
             lse, mask = lse.index_select(1, self.index), mask.index_select(0, self.index)
-        return self.step(backend, one_pass.ridden_of(self.rows, lse, mask, cut))
+        return self.step(backend, one_pass.known_lse_of(self.rows, lse, mask, coin_threshold))
 
     def product(self) -> Tensor:
         """The engine's head product alone."""
@@ -66,7 +66,7 @@ class Case:
 
     def one_pass_rows(self) -> int:
         """How many rows go through the head with the final ones."""
-        return int(one_pass.wanted_rows(self.rows, self.uniform, one_pass.CUT).sum())
+        return int(one_pass.one_pass_mask(self.rows, self.uniform, one_pass.COIN_THRESHOLD).sum())
 
     def with_head(self, **changes: Any) -> "Case":
         return replace(self, head=replace(self.head, **changes))
@@ -94,7 +94,7 @@ def spread_coins(num_rows: int, num_exploring: int, seed: int = 0, keeps_mask: b
     coin[exploring] = EXPLORES
     uniform[exploring] = 0.0
     if not keeps_mask:
-        uniform[exploring[::2]] = 0.5 + one_pass.CUT / 2
+        uniform[exploring[::2]] = 0.5 + one_pass.COIN_THRESHOLD / 2
     return coin, uniform
 
 

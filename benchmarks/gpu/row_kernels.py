@@ -77,7 +77,7 @@ def check_one_pass_rows(device: torch.device) -> str | None:
             for backend in ("triton", "fused"):
                 mask = torch.zeros(NUM_ROWS + NUM_OTHERS, dtype=torch.bool, device=device)
                 tau = torch.full((NUM_ROWS + NUM_OTHERS,), 9.0, device=device)
-                one_pass.board(rows, case.uniform, one_pass.CUT, index, mask, tau, backend)
+                one_pass.fill_one_pass_mask(rows, case.uniform, one_pass.COIN_THRESHOLD, index, mask, tau, backend)
                 found.append((mask, tau))
     for (mask, tau), (other_mask, other_tau) in zip(found[::2], found[1::2], strict=True):
         if not torch.equal(mask, other_mask) or not torch.equal(tau, other_tau):

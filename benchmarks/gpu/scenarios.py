@@ -152,16 +152,20 @@ def on_two_ranks(case: Case, run: Callable[[Case], LedStep]) -> LedStep:
 
     A step makes at most one collective, and nothing before it depends on another rank.
     """
-    weight, cut = case.head.weight, (case.head.num_rows * 3 // 5) // 16 * 16
+    weight, coin_threshold = case.head.weight, (case.head.num_rows * 3 // 5) // 16 * 16
     sent: list[Tensor] = []
 
     def send(values: Tensor) -> Tensor:
         sent.append(values)
         return torch.stack([values, values])
 
-    second = {"weight": weight[cut:], "num_rows": case.head.num_rows - cut, "first_id": cut}
+    second = {
+        "weight": weight[coin_threshold:],
+        "num_rows": case.head.num_rows - coin_threshold,
+        "first_id": coin_threshold,
+    }
     run(case.with_head(**second, all_gather=send))
     if len(sent) != 1:
         raise AssertionError(f"a step made {len(sent)} collectives, not 1")
-    first = {"weight": weight[:cut], "num_rows": cut}
+    first = {"weight": weight[:coin_threshold], "num_rows": coin_threshold}
     return run(case.with_head(**first, all_gather=lambda values: torch.stack([values, sent[0]])))

@@ -12,7 +12,7 @@ from led_sglang.ops import Noise, ThinkingMachine, led_step
 from led_sglang.ops.backends import one_pass
 from led_sglang.ops.rows import stats
 from led_sglang.ops.rows.inputs import RowInputs, RowMeta, make_row_inputs, move_states, write_tokens
-from led_sglang.ops.types import ALIGNMENT, LedStep, Ridden
+from led_sglang.ops.types import ALIGNMENT, KnownLse, LedStep
 
 
 class WholeStep:
@@ -48,14 +48,14 @@ class WholeStep:
         case = self.case
         self.flags.zero_()
         now = self._inputs()
-        cut = one_pass.cut_of(self.backend, case.hidden.device)
+        coin_threshold = one_pass.coin_threshold_of(self.backend, case.hidden.device)
         rows = case.rows.activated(now)
-        one_pass.board(rows, case.uniform, cut, None, self.mask, self.tau, self.backend)
+        one_pass.fill_one_pass_mask(rows, case.uniform, coin_threshold, None, self.mask, self.tau, self.backend)
         self._capture()
         arguments = case.hidden, self._latents(), case.head, self.tau, self.mask, self.lse
         one_pass.head_pass(*arguments, self.backend)
         self.served.copy_(self.mask)
-        return self._decide(now, one_pass.ridden_of(rows, self.lse, self.served, cut))
+        return self._decide(now, one_pass.known_lse_of(rows, self.lse, self.served, coin_threshold))
 
     def _capture(self) -> None:
         """The engine clones each layer's output, and LED's buffer takes them."""
@@ -69,8 +69,8 @@ class WholeStep:
         noise = self.case.noise  # drawn all the same; the case says which rows explore
         return replace(now, coin=noise.coin, token=noise.token)
 
-    def _decide(self, now: RowInputs, ridden: Ridden | None) -> LedStep:
-        case, given = self.case, {} if ridden is None else {"ridden": ridden}
+    def _decide(self, now: RowInputs, known_lse: KnownLse | None) -> LedStep:
+        case, given = self.case, {} if known_lse is None else {"known_lse": known_lse}
         rows, noise = case.rows.activated(now), Noise(now.coin, now.token)
         step = led_step(case.batch_logits, self._latents(), case.head, rows, noise, backend=self.backend, **given)
         write_tokens(self.meta, self.tokens, now, step, self.backend)

@@ -234,7 +234,7 @@ def _is_triton_interpreted() -> bool:
 
 
 def _refuse_one_pass(config: ServerConfig, args: Any, text_config: Any) -> None:
-    """Where the engine multiplies with the head in its own way; of the head itself `Runtime.see_head` says it."""
+    """Where the engine multiplies with the head in its own way; of the head itself `Runtime.bind_head` says it."""
     model_setters = {
         "--enable-fp32-lm-head": getattr(args, "enable_fp32_lm_head", False),
         "--rl-on-policy-target": getattr(args, "rl_on_policy_target", None),

@@ -11,16 +11,16 @@ from led_sglang.ops.backends import eager, numba_step, one_pass, torch_step, tri
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.rows.automaton import ThinkingMachine, ThinkingTables
 from led_sglang.ops.rows.noise import uniforms
-from led_sglang.ops.types import Head, Latents, LedRows, LedStep, Noise, Ridden
+from led_sglang.ops.types import Head, KnownLse, Latents, LedRows, LedStep, Noise
 
 __all__ = [
     "BACKENDS",
     "Head",
+    "KnownLse",
     "LedRows",
     "LedStep",
     "LogitEdits",
     "Noise",
-    "Ridden",
     "ThinkingMachine",
     "ThinkingTables",
     "chosen_backend",
@@ -47,7 +47,7 @@ def led_step(
     noise: Noise,
     *,
     backend: str = "auto",
-    ridden: Ridden | None = None,
+    known_lse: KnownLse | None = None,
     edits: LogitEdits | None = None,
 ) -> LedStep:
     """Decode one token per row with Latent Exploration Decoding (arXiv 2602.01698).
@@ -112,21 +112,23 @@ def led_step(
         raise ValueError(f"depth {rows.max_depth} needs {rows.max_depth - 1} latent layers, got {latents.shape[0]}")
     if head.all_gather is None and final_logits.shape[1] > head.num_rows:  # columns of padding
         final_logits = final_logits[:, : head.num_rows]
-    if ridden is None:
+    if known_lse is None:
         return BACKENDS[chosen](final_logits, latents, head, rows, noise, edits=edits)
     if chosen not in one_pass.BACKENDS:
         able = ", ".join(one_pass.BACKENDS)
         raise ValueError(f"backend {chosen!r} computes every latent row itself: `ridden` is for {able}")
-    if len(ridden.normalizers) < rows.max_depth - 1:
-        raise ValueError(f"depth {rows.max_depth} needs {rows.max_depth - 1} layers, {len(ridden.normalizers)} rode")
-    return BACKENDS[chosen](final_logits, latents, head, rows, noise, ridden=_unedited(ridden, edits), edits=edits)
+    if len(known_lse.lse) < rows.max_depth - 1:
+        raise ValueError(f"depth {rows.max_depth} needs {rows.max_depth - 1} layers, {len(known_lse.lse)} rode")
+    return BACKENDS[chosen](
+        final_logits, latents, head, rows, noise, known_lse=_unedited(known_lse, edits), edits=edits
+    )
 
 
-def _unedited(ridden: Ridden, edits: LogitEdits | None) -> Ridden | None:
+def _unedited(known_lse: KnownLse, edits: LogitEdits | None) -> KnownLse | None:
     """What rode was not edited: only rows without edits may use it."""
     if edits is None or edits.edited is None:
-        return ridden if edits is None else None
-    return replace(ridden, rode=ridden.rode.index_fill(0, edits.edited, False), is_complete=False)
+        return known_lse if edits is None else None
+    return replace(known_lse, has_lse=known_lse.has_lse.index_fill(0, edits.edited, False), is_complete=False)
 
 
 def chosen_backend(asked: str, device: torch.device) -> str:

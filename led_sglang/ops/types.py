@@ -88,13 +88,11 @@ class Noise(Columns):
 
 
 @dataclass(frozen=True)
-class Ridden:
+class KnownLse:
     """Latent rows that rode in the head's own weight pass (the one-pass form): their log-sum-exps are known already."""
 
-    normalizers: (
-        Tensor  # (J, R) float32, log sum exp(logit / tau) over this rank's vocabulary; any value where not `rode`
-    )
-    rode: Tensor  # (R,) bool: this row's first J layers did, without final norm and without offset
+    lse: Tensor  # (J, R) float32, log sum exp(logit / tau) over this rank's vocabulary; any value where not `has_lse`
+    has_lse: Tensor  # (R,) bool: this row's first J layers did, without final norm and without offset
     is_complete: bool = False  # host-known promise: every row that needs its latents rode; spares the second pass
 
 

@@ -19,7 +19,7 @@ import torch
 from benchmarks import measure, plot
 from benchmarks.gpu import capture_order, cases, correct, kit, ops, summary
 from benchmarks.gpu.scenarios import SCENARIOS, Size, without_lse
-from led_sglang.integration.scheduler.latents.one_pass import Ride
+from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.step import bench_coins
 from led_sglang.ops import uniforms
 from led_sglang.ops.backends import lm_head as head
@@ -186,7 +186,7 @@ def within(share: float, probability: float, count: int) -> bool:
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
 def test_a_bench_step_has_the_one_pass_rows_of_production(rate: float) -> None:
     """Coins of 0 and 1 let a tenth of the rows through the head, where production lets four fifths."""
-    count, cut = 20000, one_pass.CUT
+    count, cut = 20000, one_pass.COIN_THRESHOLD
     seeds = torch.arange(count)
     uniform = uniforms(seeds, seeds * 0, seeds * 0 + 7)[0]
     coin, one_pass_uniform = bench_coins(uniform, rate)
@@ -195,7 +195,7 @@ def test_a_bench_step_has_the_one_pass_rows_of_production(rate: float) -> None:
         explored = coin < 1 - confidence
         assert within(explored.double().mean().item(), rate, count)
     rows = cases.paper_rows(count)
-    mask = one_pass.wanted_rows(rows, one_pass_uniform, cut)
+    mask = one_pass.one_pass_mask(rows, one_pass_uniform, cut)
     assert within(mask.double().mean().item(), cut + (1 - cut) * rate, count)
     assert bool(mask[explored].all()), "a row that explores went through the head in the one pass"
     above = uniform >= cut
@@ -212,14 +212,16 @@ def test_the_step_under_a_bench_rate_keeps_its_uniform(monkeypatch: pytest.Monke
         our_rows=(0,), lost_rows=(), request_rows=range(50), device_rows=lambda _: SimpleNamespace(params=params)
     )
     asked: list[Any] = []
-    ride = SimpleNamespace(clear=lambda: None, form=lambda _: "one_pass", board=lambda *a: asked.append(a))
+    one_pass_state = SimpleNamespace(
+        clear=lambda: None, form=lambda _: "one_pass", fill_one_pass_mask=lambda *a: asked.append(a)
+    )
     for rate in (None, 0.3):
         batch = SimpleNamespace(
             sampling_info=SimpleNamespace(led=led),
             forward_mode=SimpleNamespace(is_decode=lambda: True),
             positions=None,
         )
-        current = SimpleNamespace(ride=ride, config=SimpleNamespace(bench_explore_rate=rate))
+        current = SimpleNamespace(one_pass_state=one_pass_state, config=SimpleNamespace(bench_explore_rate=rate))
         sampler.before_forward(current, batch)  # type: ignore[arg-type]
         coin, chosen = batch.led_context.inputs.coin, asked[-1][2]
         if rate is None:
@@ -234,9 +236,9 @@ def test_coins_of_the_kit(num_rows: int) -> None:
     for num_exploring in {0, num_rows // 10, num_rows}:
         coin, uniform = cases.spread_coins(num_rows, num_exploring)
         rate = num_exploring / num_rows
-        mask = one_pass.wanted_rows(cases.paper_rows(num_rows), uniform, one_pass.CUT)
+        mask = one_pass.one_pass_mask(cases.paper_rows(num_rows), uniform, one_pass.COIN_THRESHOLD)
         assert int((coin < 0).sum()) == num_exploring and bool(mask[coin < 0].all())
-        expected = one_pass.CUT + (1 - one_pass.CUT) * rate
+        expected = one_pass.COIN_THRESHOLD + (1 - one_pass.COIN_THRESHOLD) * rate
         assert abs(mask.double().mean().item() - expected) <= 1.5 / num_rows + 5 * math.sqrt(0.16 * rate / num_rows)
     with pytest.raises(ValueError, match="5 exploring rows of 4"):
         cases.spread_coins(4, 5)
@@ -248,7 +250,7 @@ def test_rows_are_left_to_the_second_pass() -> None:
         lm_head = cases.make_head(size.vocab, size.hidden, torch.float32, CPU)
         for make in (without_lse, SCENARIOS["everything"]):
             case = make(lm_head, size)
-            mask = one_pass.wanted_rows(case.rows, case.uniform, one_pass.CUT)
+            mask = one_pass.one_pass_mask(case.rows, case.uniform, one_pass.COIN_THRESHOLD)
             explores = (case.noise.coin < 0) & case.rows.active & (case.rows.depth > 1)
             assert bool((explores & mask).any() and (explores & ~mask).any()), (make, size)
 
@@ -311,9 +313,9 @@ def test_an_error_of_a_factor_of_two_is_outside_the_budget() -> None:
     truth, found = correct.reference(case), case.step("fused")
     assert correct.line(found, truth, case, torch.bfloat16)["ok"]
     with pytest.MonkeyPatch.context() as patch:  # a log-sum-exp over half of the vocabulary
-        real = head.log_normalizers
+        real = head.latent_lse
         patch.setattr(head, "tile_width", lambda *_: 64)
-        patch.setattr(head, "log_normalizers", lambda *a, **k: real(*a, **k) - math.log(2))
+        patch.setattr(head, "latent_lse", lambda *a, **k: real(*a, **k) - math.log(2))
         line = correct.line(case.step("fused"), truth, case, torch.bfloat16)
     assert not line["ok"] and line["error"] > correct.BUDGET[torch.bfloat16]
     flipped = correct.line(replace(found, explored=~found.explored), truth, case, torch.bfloat16)
@@ -334,12 +336,12 @@ def test_a_form_that_changes_between_warm_up_and_capture_is_told(
         captures, _ = capture_order.check(sizes, args)  # type: ignore[arg-type]
         assert captures["ok"] and 0 < captures["largest_one_pass"] <= one_pass.MAX_ROWS
 
-        def by_the_next_graph(self: Ride, num_rows: int, is_captured: bool) -> None:
+        def by_the_next_graph(self: OnePassState, num_rows: int, is_captured: bool) -> None:
             if is_captured:
                 self.graph_sizes = sorted([*self.graph_sizes, num_rows])
-            self.is_boarding = self.form(num_rows) == "one_pass"
+            self.is_one_pass = self.form(num_rows) == "one_pass"
 
-        monkeypatch.setattr(Ride, "see_dummy", by_the_next_graph)
+        monkeypatch.setattr(OnePassState, "on_graph_warmup", by_the_next_graph)
         captures, _ = capture_order.check(sizes, args)  # type: ignore[arg-type]
     assert not captures["ok"]
     assert captures["changed"] == {"48" if is_padded else "51": [False, False, True]}

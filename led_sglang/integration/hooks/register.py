@@ -74,7 +74,7 @@ def _logits(
         return original(
             self, input_ids, hidden_states, lm_head, logits_metadata, aux_hidden_states, hidden_states_before_norm
         )
-    current.see_head(self, lm_head)
+    current.bind_head(self, lm_head)
     if _is_wanted(logits_metadata):
         last_index = None
         if logits_metadata.forward_mode.is_extend() and logits_metadata.extend_seq_lens is not None:
@@ -83,11 +83,11 @@ def _logits(
     else:
         current.capture.drop()
     if _is_dummy_decode(logits_metadata):
-        current.ride.see_dummy(len(hidden_states), is_capturing())
-    riders: AbstractContextManager[None] = nullcontext()
-    if current.ride.is_boarding:
-        riders = current.riders(self, logits_metadata.forward_mode.is_decode())
-    with riders:
+        current.one_pass_state.on_graph_warmup(len(hidden_states), is_capturing())
+    latent_rows: AbstractContextManager[None] = nullcontext()
+    if current.one_pass_state.is_one_pass:
+        latent_rows = current.latent_rows(self, logits_metadata.forward_mode.is_decode())
+    with latent_rows:
         result = original(self, input_ids, hidden_states, lm_head, logits_metadata, None, hidden_states_before_norm)
     current.has_started = True
     return result

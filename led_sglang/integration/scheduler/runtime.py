@@ -27,8 +27,8 @@ from led_sglang.integration.memory import (
 from led_sglang.integration.scheduler.counters import Counts
 from led_sglang.integration.scheduler.latents.capture import Capture, CaptureError
 from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
-from led_sglang.integration.scheduler.latents.lm_head import build_head, refuse_lora, why_nothing_rides
-from led_sglang.integration.scheduler.latents.one_pass import Ride
+from led_sglang.integration.scheduler.latents.lm_head import build_head, refuse_lora, why_no_one_pass
+from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs, is_soft_enabled
 from led_sglang.integration.scheduler.ranks import FailureCheck, RankCheck
 from led_sglang.integration.support import in_effect, refuse_features
@@ -97,7 +97,9 @@ class Runtime:
         depth = config.max_depth if self.num_led_layers else 1
         self.is_deterministic = bool(getattr(runner.server_args, "enable_deterministic_inference", False))
         device = torch.device(runner.device)
-        self.ride = Ride(config.form, self.backend, depth - 1, max_rows, device, self.is_deterministic)
+        self.one_pass_state = OnePassState(
+            config.form, self.backend, depth - 1, max_rows, device, self.is_deterministic
+        )
         self.is_warm = arrays.can_look(device)  # no kernel is compiled at its first launch any more
         self.num_engine_head_steps = 0
         self.ranks = RankCheck.of(get_parallel().tp_group, max_rows, torch.device(runner.device))
@@ -128,7 +130,7 @@ class Runtime:
     def fail_forward(self, forward_batch: Any) -> None:
         """After a fault before or in a forward: no row of its step is LED's, and no earlier one's mixture is fed."""
         self.has_forward_failed = True
-        self.ride.is_boarding = False
+        self.one_pass_state.is_one_pass = False
         self.capture.drop()
         try:
             self.forget_mixtures(forward_batch.req_pool_indices)
@@ -142,15 +144,15 @@ class Runtime:
         fail_step(self, "the mixtures of a soft method")
         self.fail_forward(forward_batch)
 
-    def see_head(self, logits_processor: Any, lm_head: Any) -> None:
+    def bind_head(self, logits_processor: Any, lm_head: Any) -> None:
         """Remember the head the first time the logits processor uses it."""
         if self.head is None:
             final_norm = getattr(getattr(self.runner.model, "model", None), "norm", None)
             head = build_head(logits_processor, lm_head, final_norm, get_parallel().tp_group)
             self.head = replace(head, is_batch_invariant=self.is_deterministic)
-            self.ride.fault = why_nothing_rides(logits_processor, lm_head, self.head)
-            if self.ride.fault and self.config.form == "one_pass":
-                raise CaptureError(f"--led-form one_pass is not possible here: {self.ride.fault}; use auto")
+            self.one_pass_state.fault = why_no_one_pass(logits_processor, lm_head, self.head)
+            if self.one_pass_state.fault and self.config.form == "one_pass":
+                raise CaptureError(f"--led-form one_pass is not possible here: {self.one_pass_state.fault}; use auto")
         if not self.is_warm and not is_capturing():
             self.is_warm = True
             self._warm_up(self.head)
@@ -168,21 +170,21 @@ class Runtime:
             self.backend_fault = self.backend_fault or "another tensor-parallel rank found a fault"
             logger.warning('LED: backend "triton" is not used here, "fused" is: %s', self.backend_fault)
             self.backend = "fused"
-            self.ride.use_backend(self.backend)
+            self.one_pass_state.use_backend(self.backend)
         if self.backend == "triton":
             vocab_size = int(self.runner.model_config.vocab_size)
             tables = None if self.machine is None else self.tables
-            warm_up(head, latents, vocab_size, len(self.ride.wanted), self.config.max_top_k, tables)
+            warm_up(head, latents, vocab_size, len(self.one_pass_state.mask), self.config.max_top_k, tables)
 
     def _no_latents(self, head: Head) -> Tensor:
         hidden_size = int(self.runner.model_config.hidden_size)
         return torch.empty(0, 1, hidden_size, dtype=head_dtype(self.runner), device=head.weight.device)
 
     @contextmanager
-    def riders(self, logits_processor: Any, is_decode: bool) -> Iterator[None]:
+    def latent_rows(self, logits_processor: Any, is_decode: bool) -> Iterator[None]:
         """Around the engine's head of a forward that carries riders: its product is made with them."""
         if not is_decode:
-            self.ride.is_boarding = False
+            self.one_pass_state.is_one_pass = False
             yield
             return
         inner = logits_processor._compute_lm_head
@@ -190,14 +192,14 @@ class Runtime:
         def multiply(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             assert self.head is not None
             plain = partial(_call, inner, args, kwargs)
-            return self.ride.through(plain, hidden, self.head, self.capture.states)
+            return self.one_pass_state.through(plain, hidden, self.head, self.capture.states)
 
         logits_processor._compute_lm_head = multiply
         try:
             yield
         finally:
             del logits_processor._compute_lm_head
-            self.ride.is_boarding = False
+            self.one_pass_state.is_one_pass = False
 
     def facts(self) -> dict[str, Any]:
         """For /led/info."""
@@ -213,7 +215,7 @@ class Runtime:
             "backend": self.config.backend,
             "backend_used": self.backend,
             "backend_fault": self.backend_fault,
-            "form": self.ride.facts(),
+            "form": self.one_pass_state.facts(),
             "bench_explore_rate": self.config.bench_explore_rate,
             "head": self._head_facts(),
         }

@@ -220,9 +220,9 @@ def plain_logits_of(current: Runtime, forward_batch: Any, logits: Tensor) -> dic
 
 def before_forward(current: Runtime, forward_batch: Any) -> None:
     """What rides must be known before the forward: a decode step of the one-pass form begins here."""
-    ride, led = current.ride, getattr(forward_batch.sampling_info, "led", None)
+    one_pass_state, led = current.one_pass_state, getattr(forward_batch.sampling_info, "led", None)
     current.has_forward_failed = False
-    ride.clear()
+    one_pass_state.clear()
     if not forward_batch.forward_mode.is_decode():
         current.forget_mixtures(forward_batch.req_pool_indices)
         return
@@ -230,24 +230,24 @@ def before_forward(current: Runtime, forward_batch: Any) -> None:
         return
     if led.lost_rows:
         current.forget_mixtures(forward_batch.req_pool_indices[list(led.lost_rows)])
-    if not led.our_rows or ride.form(len(led.request_rows)) != "one_pass":
+    if not led.our_rows or one_pass_state.form(len(led.request_rows)) != "one_pass":
         return
     current.forward_batch = forward_batch
     try:
-        context = _attempt(current, _begin_riding, led, forward_batch, current)
+        context = _attempt(current, _begin_one_pass, led, forward_batch, current)
     finally:
         current.forward_batch = None
     if context is None:
-        ride.is_boarding = False
+        one_pass_state.is_one_pass = False
     else:
         forward_batch.led_context = context
 
 
-def _begin_riding(led: LedBatch, forward_batch: Any, current: Runtime) -> StepContext:
+def _begin_one_pass(led: LedBatch, forward_batch: Any, current: Runtime) -> StepContext:
     context = StepContext.begin(led, forward_batch.sampling_info, forward_batch.positions, current)
     params, uniform = context.rows.params.activated(context.inputs), context.one_pass_uniform
-    current.ride.board(context.rows, params, uniform, len(led.request_rows))
-    context.is_riding = True
+    current.one_pass_state.fill_one_pass_mask(context.rows, params, uniform, len(led.request_rows))
+    context.is_one_pass = True
     return context
 
 

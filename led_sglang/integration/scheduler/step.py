@@ -31,7 +31,7 @@ class StepContext:
     rows: DeviceRows
     info: Any  # SamplingBatchInfo
     inputs: RowInputs  # before this token, with the step's noise
-    is_riding: bool = False  # this step's form is one pass
+    is_one_pass: bool = False  # this step's form is one pass
     bench_uniform: Tensor | None = None  # of a benchmark, whose coin says nothing of the cut
     preprocessed: Tensor | None = None  # the engine's logits, before its sampler asks for them
     draws_plain: bool = False  # this step's tokens outside the phase are LED's to draw too
@@ -58,7 +58,7 @@ class StepContext:
 
     @property
     def one_pass_uniform(self) -> Tensor:
-        """(R,) float64: what `one_pass.wanted_rows` compares with the cut."""
+        """(R,) float64: what `one_pass.one_pass_mask` compares with the cut."""
         return self.inputs.coin if self.bench_uniform is None else self.bench_uniform
 
     @property
@@ -87,7 +87,7 @@ class StepContext:
             self.overrides += [forced] if forced is not None else []
         if self.runtime.is_sanitized and self.rows.groups:
             engine_logits.copy_(logits.nan_to_num(nan=-SANITIZER, posinf=SANITIZER, neginf=-SANITIZER))
-        head, ride = self.runtime.head, self.runtime.ride
+        head, one_pass_state = self.runtime.head, self.runtime.one_pass_state
         if arrays.can_look(logits.device) and not self.is_active.any():
             return
         num_rows, num_layers = logits.shape[0], self.runtime.num_led_layers
@@ -95,7 +95,7 @@ class StepContext:
         latents = partial(self.runtime.capture.latents, num_layers, num_rows, self.rows.index)
         params = self.rows.params.activated(self.inputs, self.draws_plain)
         edited = self.rows.edited
-        ride.num_steps["one_pass" if self.is_riding else "coin_first"] += 1
+        one_pass_state.num_steps["one_pass" if self.is_one_pass else "coin_first"] += 1
         self.runtime.num_engine_head_steps += head.project is not None
         self.step = led_step(
             self.rows.pick(logits),
@@ -104,7 +104,7 @@ class StepContext:
             params,
             self.inputs,
             backend=self.runtime.backend,
-            ridden=ride.ridden(self.rows, params, num_rows) if self.is_riding else None,
+            known_lse=one_pass_state.known_lse(self.rows, params, num_rows) if self.is_one_pass else None,
             edits=None if edited is None else edits_of(self.info, self.rows.index, edited),
         )
 

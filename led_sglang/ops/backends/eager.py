@@ -89,10 +89,10 @@ def latent_layers(
         probs = torch.softmax(logits / tau, -1) if edits is None else edited_logprobs(logits, tau, edits).exp()
         return probs.gather(-1, candidate_ids.clamp(max=head.num_rows - 1).expand(num_layers, -1, -1))
     local_logits = candidate_logits(hidden, candidate_ids, head, tau, edits)
-    normalizers, all_logits = across_ranks(tile_sums(logits, tau, edits, head.first_id), local_logits, head)
+    lse, all_logits = across_ranks(tile_sums(logits, tau, edits, head.first_id), local_logits, head)
     if edits is not None:
-        normalizers = normalizers.amax(0)
-    return (all_logits - normalizers[..., None]).exp()
+        lse = lse.amax(0)
+    return (all_logits - lse[..., None]).exp()
 
 
 def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:

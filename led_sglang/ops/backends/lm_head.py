@@ -6,7 +6,7 @@ from torch import Tensor
 
 from led_sglang.ops import arrays
 from led_sglang.ops.edits import LogitEdits, edited_logprobs
-from led_sglang.ops.types import Head, Ridden
+from led_sglang.ops.types import Head, KnownLse
 
 TILE_ELEMENTS = 1 << 17  # float32 logits held at once on CPU: 512 KiB stays in the second-level cache
 FIXED_TILE_ELEMENTS = 4 << 20  # elsewhere: 10 bytes each, with the half-precision product and exp's copy; 40 MiB
@@ -65,7 +65,7 @@ def tile_sums(logits: Tensor, tau: Tensor, edits: LogitEdits | None, first_id: i
     return torch.stack([plain, edits.apply(logits, first_id).div_(tau).logsumexp(-1)])
 
 
-def log_normalizers(latents: Tensor, head: Head, tau: Tensor, edits: LogitEdits | None = None) -> Tensor:
+def latent_lse(latents: Tensor, head: Head, tau: Tensor, edits: LogitEdits | None = None) -> Tensor:
     """log sum_v exp(logit_v / tau) over this rank's rows, streamed over vocabulary tiles: (N, H), (N, 1) -> (N,).
 
     (2, N) with edits, of R rows, of which N is a multiple: see `tile_sums`.
@@ -161,17 +161,17 @@ def engine_product(latents: Tensor, head: Head) -> Tensor:
     return head.project(latents)[:, : head.num_rows]
 
 
-def across_ranks(normalizers: Tensor, logits: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+def across_ranks(lse: Tensor, logits: Tensor, head: Head) -> tuple[Tensor, Tensor]:
     """Whole-vocabulary values from each rank's share, in one packed collective: (..., J, N), (J, N, K), same shapes."""
     if head.all_gather is None:
-        return normalizers, logits
-    packed = head.all_gather(torch.cat([normalizers.flatten(), logits.flatten()]))  # (ranks, J*N*(1+K))
-    shares, parts = torch.split(packed, [normalizers.numel(), logits.numel()], dim=-1)
-    return shares.logsumexp(0).view(normalizers.shape), parts.sum(0).view(logits.shape)
+        return lse, logits
+    packed = head.all_gather(torch.cat([lse.flatten(), logits.flatten()]))  # (ranks, J*N*(1+K))
+    shares, parts = torch.split(packed, [lse.numel(), logits.numel()], dim=-1)
+    return shares.logsumexp(0).view(lse.shape), parts.sum(0).view(logits.shape)
 
 
-def known_normalizers(
-    latents: Tensor, head: Head, tau: Tensor, ridden: Ridden | None, edits: LogitEdits | None = None
+def complete_lse(
+    latents: Tensor, head: Head, tau: Tensor, known_lse: KnownLse | None, edits: LogitEdits | None = None
 ) -> Tensor:
     """(J, N, H), (N, 1) -> (J, N): those that rode, and the rest by a second pass; NaN where a promise was broken.
 
@@ -181,41 +181,48 @@ def known_normalizers(
 
     def second_pass(hidden: Tensor, some_tau: Tensor, index: Tensor | None = None) -> Tensor:
         some = None if edits is None else edits.take(index)
-        flat = log_normalizers(hidden.flatten(0, 1), head, some_tau.repeat(num_layers, 1), some)
+        flat = latent_lse(hidden.flatten(0, 1), head, some_tau.repeat(num_layers, 1), some)
         return flat.view(*flat.shape[:-1], num_layers, hidden.shape[1])
 
-    if ridden is None:
+    if known_lse is None:
         return second_pass(latents, tau)
-    known = ridden.normalizers[:num_layers]
-    if ridden.is_complete:
-        return known.where(ridden.rode, torch.nan)
+    known = known_lse.lse[:num_layers]
+    if known_lse.is_complete:
+        return known.where(known_lse.has_lse, torch.nan)
     if not arrays.can_look(latents.device):
-        return known.where(ridden.rode, second_pass(latents, tau))
+        return known.where(known_lse.has_lse, second_pass(latents, tau))
     if edits is not None:
         known = known.expand(2, *known.shape)
-    missing = ridden.rode.logical_not().nonzero().squeeze(1)
-    if len(missing) == 0:
+    lse_missing = known_lse.has_lse.logical_not().nonzero().squeeze(1)
+    if len(lse_missing) == 0:
         return known
-    return known.index_copy(-1, missing, second_pass(latents.index_select(1, missing), tau[missing], missing))
+    return known.index_copy(
+        -1, lse_missing, second_pass(latents.index_select(1, lse_missing), tau[lse_missing], lse_missing)
+    )
 
 
-def probs_of(normalizers: Tensor, logits: Tensor) -> Tensor:
+def probs_of(lse: Tensor, logits: Tensor) -> Tensor:
     """(J, N), (J, N, K) -> (J, N, K); NaN where a layer is not finite."""
     # +inf - +inf is NaN: a row whose normalizer overflowed must not pass as probability 0.
-    return (logits - normalizers[..., None]).exp() + (normalizers - normalizers)[..., None]
+    return (logits - lse[..., None]).exp() + (lse - lse)[..., None]
 
 
 def local_sums(
-    latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, ridden: Ridden | None, edits: LogitEdits | None
+    latents: Tensor,
+    candidate_ids: Tensor,
+    head: Head,
+    tau: Tensor,
+    known_lse: KnownLse | None,
+    edits: LogitEdits | None,
 ) -> tuple[Tensor, Tensor]:
     """This rank's share of `latent_sums`; with edits the first is (2, J, N), see `tile_sums`."""
     num_layers, num_rows = latents.shape[:2]
     if head.project is not None:
         flat, flat_tau, ids = latents.flatten(0, 1), tau.repeat(num_layers, 1), candidate_ids.repeat(num_layers, 1)
-        normalizers, logits = engine_sums(flat, ids, head, flat_tau, edits)
-        return normalizers.view(*normalizers.shape[:-1], num_layers, num_rows), logits.view(num_layers, num_rows, -1)
-    normalizers = known_normalizers(latents, head, tau, ridden, edits)
-    return normalizers, candidate_logits(latents, candidate_ids, head, tau, edits)
+        lse, logits = engine_sums(flat, ids, head, flat_tau, edits)
+        return lse.view(*lse.shape[:-1], num_layers, num_rows), logits.view(num_layers, num_rows, -1)
+    lse = complete_lse(latents, head, tau, known_lse, edits)
+    return lse, candidate_logits(latents, candidate_ids, head, tau, edits)
 
 
 def latent_sums(
@@ -223,12 +230,12 @@ def latent_sums(
     candidate_ids: Tensor,
     head: Head,
     tau: Tensor,
-    ridden: Ridden | None,
+    known_lse: KnownLse | None,
     edits: LogitEdits | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Normalizers and candidates' logits over the whole vocabulary, both over tau: (J, N), (J, N, K) float32."""
-    normalizers, logits = across_ranks(*local_sums(latents, candidate_ids, head, tau, ridden, edits), head)
-    return normalizers if edits is None else normalizers.amax(0), logits
+    lse, logits = across_ranks(*local_sums(latents, candidate_ids, head, tau, known_lse, edits), head)
+    return lse if edits is None else lse.amax(0), logits
 
 
 def latent_probs(
@@ -236,12 +243,12 @@ def latent_probs(
     candidate_ids: Tensor,
     head: Head,
     tau: Tensor,
-    ridden: Ridden | None,
+    known_lse: KnownLse | None,
     edits: LogitEdits | None = None,
 ) -> Tensor:
     """Eq. 2, p^l(x_i): (J, N, H), (N, K), (N, 1) -> (J, N, K) float32; NaN where a layer is not finite."""
     num_layers, num_rows = latents.shape[:2]
-    is_plain = head.project is None and ridden is None and head.all_gather is None
+    is_plain = head.project is None and known_lse is None and head.all_gather is None
     width = tile_width(num_layers * num_rows, latents.device, head.is_batch_invariant)
     if is_plain and head.num_rows <= width:  # one tile: fewer calls
         flat, flat_tau = latents.flatten(0, 1), tau.repeat(num_layers, 1)
@@ -250,4 +257,4 @@ def latent_probs(
         else:
             logprobs = edited_logprobs(layer_logits(flat, head, 0, head.num_rows), flat_tau, edits)
         return logprobs.gather(1, candidate_ids.repeat(num_layers, 1)).exp_().view(num_layers, *candidate_ids.shape)
-    return probs_of(*latent_sums(latents, candidate_ids, head, tau, ridden, edits))
+    return probs_of(*latent_sums(latents, candidate_ids, head, tau, known_lse, edits))

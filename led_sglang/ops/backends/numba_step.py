@@ -15,14 +15,14 @@ from led_sglang.jit import jit
 from led_sglang.ops import arrays
 from led_sglang.ops.backends.lm_head import latent_probs, layer_logits, tile_width
 from led_sglang.ops.backends.one_pass import row_tau
-from led_sglang.ops.backends.torch_step import CHUNK_ELEMENTS, pick_latents, take_ridden
+from led_sglang.ops.backends.torch_step import CHUNK_ELEMENTS, pick_latents, take_known_lse
 from led_sglang.ops.edits import LogitEdits, edited_logprobs
 from led_sglang.ops.rows import stats
 from led_sglang.ops.rows.automaton import ThinkingMachine
 from led_sglang.ops.rows.filtered_draw import Filters, sample_filtered
 from led_sglang.ops.rows.inputs import RowMeta, make_row_inputs, move_states, write_tokens
 from led_sglang.ops.rows.noise import uniforms
-from led_sglang.ops.types import Head, Latents, LedRows, LedStep, Noise, Ridden
+from led_sglang.ops.types import Head, KnownLse, Latents, LedRows, LedStep, Noise
 
 NO_ROWS = np.empty((0, 1), np.float32)
 BLOCK = 32  # log-probabilities compared at once with the smallest candidate: most blocks have none that is larger
@@ -34,7 +34,7 @@ def led_step(
     head: Head,
     rows: LedRows,
     noise: Noise,
-    ridden: Ridden | None = None,
+    known_lse: KnownLse | None = None,
     edits: LogitEdits | None = None,
 ) -> LedStep:
     """See `led_sglang.ops.led_step`."""
@@ -48,7 +48,7 @@ def led_step(
     if len(index):
         step.explore = step.exploit.copy()
         hidden = latents() if callable(latents) else latents
-        layers = layers_at(step.ids, hidden, head, rows, asked.tau, index, ridden, edits)
+        layers = layers_at(step.ids, hidden, head, rows, asked.tau, index, known_lse, edits)
         _explore(
             index, layers, asked.depth, asked.normalize, asked.exploit, asked.greedy, uniform,
             step.ids, step.logprobs, step.explored, step.exploit, step.probs, step.confidence,
@@ -160,7 +160,7 @@ def layers_at(
     rows: LedRows,
     tau: Tensor,
     index: Any,
-    ridden: Ridden | None,
+    known_lse: KnownLse | None,
     edits: LogitEdits | None,
 ) -> Any:
     """p^l at the candidates for the rows of `index`, (J, N, K) float32: layers L-1, L-2, ..."""
@@ -173,9 +173,9 @@ def layers_at(
         tau = tau[some]
     if edits is not None:
         edits = edits.take(some)
-    is_plain = head.project is None and ridden is None and head.all_gather is None
+    is_plain = head.project is None and known_lse is None and head.all_gather is None
     if not is_plain or head.num_rows > tile_width(num_layers * num_rows, hidden.device, head.is_batch_invariant):
-        probs = latent_probs(hidden, torch.from_numpy(ids[index]), head, tau, take_ridden(ridden, some), edits)
+        probs = latent_probs(hidden, torch.from_numpy(ids[index]), head, tau, take_known_lse(known_lse, some), edits)
         return probs.contiguous().numpy()
     logits = layer_logits(hidden, head, 0, head.num_rows)
     logprobs = logits.div_(tau).log_softmax(-1) if edits is None else edited_logprobs(logits, tau, edits)

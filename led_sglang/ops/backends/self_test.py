@@ -68,7 +68,7 @@ def _fault(backend: str, make: Callable[[], "Case"]) -> str | None:
         case = make()
         truth, allowed = case.truth(), TOLERANCE.get(case.dtype, TOLERANCE[torch.bfloat16])
         for form in ("coin_first", "one_pass"):
-            if form == "one_pass" and not case.can_ride:
+            if form == "one_pass" and not case.can_one_pass:
                 continue
             found = case.step(backend) if form == "coin_first" else case.step_of_one_pass(backend)
             for what, error in (
@@ -77,7 +77,7 @@ def _fault(backend: str, make: Callable[[], "Case"]) -> str | None:
             ):
                 if not error <= allowed:
                     return f"its {form} form differs from plain torch by {error:.2g} in {what}; {allowed:g} is allowed"
-        if case.can_ride:
+        if case.can_one_pass:
             error, allowed = case.product_error(backend), max(torch.finfo(case.dtype).eps, 1e-5)
             if not error <= allowed:
                 return f"its head product differs from plain torch by {error:.2g} of itself; {allowed:.2g} is allowed"
@@ -134,7 +134,7 @@ class Case:
         return self.states.dtype
 
     @property
-    def can_ride(self) -> bool:
+    def can_one_pass(self) -> bool:
         return self.head.project is None and len(self.states) > 1
 
     def truth(self) -> LedStep:
@@ -147,21 +147,21 @@ class Case:
 
     def step_of_one_pass(self, backend: str) -> LedStep:
         rows = self.rows
-        wanted = one_pass.wanted_rows(rows, self.noise.coin, one_pass.CUT)
-        normalizers = torch.zeros(self.states[1:].shape[:2], device=self.logits.device)
-        self._ride(backend, wanted, normalizers)
-        return self.step(backend, ridden=one_pass.ridden_of(rows, normalizers, wanted, one_pass.CUT))
+        mask = one_pass.one_pass_mask(rows, self.noise.coin, one_pass.COIN_THRESHOLD)
+        lse = torch.zeros(self.states[1:].shape[:2], device=self.logits.device)
+        self._ride(backend, mask, lse)
+        return self.step(backend, known_lse=one_pass.known_lse_of(rows, lse, mask, one_pass.COIN_THRESHOLD))
 
     def product_error(self, backend: str) -> float:
         """Of the final rows' product, relative to its largest entry."""
         truth = unrounded_product(replace(self.head, bias=None), self.states[0])
-        rides = torch.ones_like(self.rows.active)
-        product = self._ride(backend, rides, torch.zeros(self.states[1:].shape[:2], device=self.logits.device))
+        is_picked = torch.ones_like(self.rows.active)
+        product = self._ride(backend, is_picked, torch.zeros(self.states[1:].shape[:2], device=self.logits.device))
         return float((product - truth).abs().max() / truth.abs().max())
 
-    def _ride(self, backend: str, wanted: Tensor, normalizers: Tensor) -> Tensor:
+    def _ride(self, backend: str, mask: Tensor, lse: Tensor) -> Tensor:
         tau = one_pass.row_tau(self.rows)
-        return one_pass.head_pass(self.states[0], self.states[1:], self.head, tau, wanted, normalizers, backend)
+        return one_pass.head_pass(self.states[0], self.states[1:], self.head, tau, mask, lse, backend)
 
 
 def likely_states(head: Head, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
@@ -176,8 +176,8 @@ def likely_states(head: Head, shape: tuple[int, int, int], generator: torch.Gene
         return torch.randn(shape, generator=generator).to(head.weight.device)
     tokens = torch.randint(head.num_rows, (num_rows, count), generator=generator).to(head.weight.device)
     directions = head.weight[tokens].double()  # (R, n, H)
-    wanted = torch.randn(num_layers, num_rows, count, generator=generator).double() + log(head.num_rows)
-    strength = wanted.to(directions.device) / (directions.square().sum(-1) * head.scale).clamp_min(1e-30)
+    mask = torch.randn(num_layers, num_rows, count, generator=generator).double() + log(head.num_rows)
+    strength = mask.to(directions.device) / (directions.square().sum(-1) * head.scale).clamp_min(1e-30)
     return torch.einsum("lrn,rnh->lrh", strength, directions)
 
 

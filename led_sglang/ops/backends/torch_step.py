@@ -14,7 +14,7 @@ from led_sglang.ops import arrays
 from led_sglang.ops.backends.lm_head import latent_probs
 from led_sglang.ops.backends.one_pass import row_tau
 from led_sglang.ops.edits import LogitEdits
-from led_sglang.ops.types import Head, LedRows, LedStep, Noise, Ridden
+from led_sglang.ops.types import Head, KnownLse, LedRows, LedStep, Noise
 
 CHUNK_ELEMENTS = 1 << 19  # final logits scaled at once on CPU: 2 MiB
 FIXED_CHUNK_ELEMENTS = 6 << 20  # elsewhere: 24 MiB
@@ -57,7 +57,7 @@ def led_step(
     head: Head,
     rows: LedRows,
     noise: Noise,
-    ridden: Ridden | None = None,
+    known_lse: KnownLse | None = None,
     edits: LogitEdits | None = None,
 ) -> LedStep:
     """See `led_sglang.ops.led_step`."""
@@ -68,7 +68,7 @@ def led_step(
     needs_latents = explored | (rows.full & rows.active) if rows.any_full else explored
     if arrays.can_look(final_logits.device) and not needs_latents.any():
         return exploit_step(final, exploit, explored, rows, noise)
-    explore = explore_rows(final, exploit, needs_latents, latents, head, rows, ridden, edits)
+    explore = explore_rows(final, exploit, needs_latents, latents, head, rows, known_lse, edits)
     return mixed_step(final, exploit, explored, explore, rows, noise)
 
 
@@ -151,16 +151,16 @@ def explore_rows(
     latents: Tensor,
     head: Head,
     rows: LedRows,
-    ridden: Ridden | None,
+    known_lse: KnownLse | None,
     edits: LogitEdits | None,
 ) -> Explore:
     """The explore branch where it is needed, the exploit branch elsewhere."""
     if not arrays.can_look(needs_latents.device):
-        return where_needed(explore_branch(final, latents, head, rows, None, ridden, edits), needs_latents, exploit)
+        return where_needed(explore_branch(final, latents, head, rows, None, known_lse, edits), needs_latents, exploit)
     index = needs_latents.nonzero().squeeze(1)
     if index.shape[0] == needs_latents.shape[0]:
-        return explore_branch(final, latents, head, rows, None, ridden, edits)
-    part = explore_branch(final, latents, head, rows, index, ridden, edits)
+        return explore_branch(final, latents, head, rows, None, known_lse, edits)
+    part = explore_branch(final, latents, head, rows, index, known_lse, edits)
     return Explore(
         exploit.index_copy(0, index, part.probs),
         torch.ones_like(rows.depth).index_copy_(0, index, part.depth),
@@ -170,10 +170,10 @@ def explore_rows(
     )
 
 
-def take_ridden(ridden: Ridden | None, index: Tensor | None) -> Ridden | None:
-    if ridden is None or index is None:
-        return ridden
-    return Ridden(ridden.normalizers.index_select(1, index), ridden.rode[index], ridden.is_complete)
+def take_known_lse(known_lse: KnownLse | None, index: Tensor | None) -> KnownLse | None:
+    if known_lse is None or index is None:
+        return known_lse
+    return KnownLse(known_lse.lse.index_select(1, index), known_lse.has_lse[index], known_lse.is_complete)
 
 
 def _spread(values: Tensor | None, index: Tensor, num_rows: int) -> Tensor | None:
@@ -198,7 +198,7 @@ def explore_branch(
     head: Head,
     rows: LedRows,
     index: Tensor | None,
-    ridden: Ridden | None,
+    known_lse: KnownLse | None,
     edits: LogitEdits | None,
 ) -> Explore:
     """Eq. 2 and 4 to 6 for the rows of `index` (None = all)."""
@@ -211,7 +211,7 @@ def explore_branch(
     layers = take(final.probs)[None]  # (1, N, K)
     if num_layers:
         hidden = pick_latents(latents, head, rows, index, num_layers)
-        some = take_ridden(ridden, index), None if edits is None else edits.take(index)
+        some = take_known_lse(known_lse, index), None if edits is None else edits.take(index)
         latent = latent_probs(hidden, take(final.candidate_ids), head, take(final.tau), *some)
         layers = torch.cat([layers, latent]).masked_fill_(is_dropped, 0.0)  # (J+1, N, K)
     if rows.any_normalize:

@@ -6,7 +6,7 @@ from led_sglang.ops import arrays
 from led_sglang.ops.backends.one_pass import row_tau
 from led_sglang.ops.backends.torch_step import pick_latents
 from led_sglang.ops.edits import LogitEdits
-from led_sglang.ops.types import Head, LedRows, LedStep, Noise, Ridden
+from led_sglang.ops.types import Head, KnownLse, LedRows, LedStep, Noise
 
 
 def led_step(
@@ -15,7 +15,7 @@ def led_step(
     head: Head,
     rows: LedRows,
     noise: Noise,
-    ridden: Ridden | None = None,
+    known_lse: KnownLse | None = None,
     edits: LogitEdits | None = None,
 ) -> LedStep:
     """See `led_sglang.ops.led_step`. Triton is imported on first use: a machine without a GPU need not have it."""
@@ -29,9 +29,9 @@ def led_step(
     final = final_rows(final_logits, tau, rows, noise.coin)
     if num_layers:
         hidden = pick_latents(latents, head, rows, None, num_layers)
-        sums = latent_sums(hidden, final.candidate_ids, head, tau[:, None], final.needed, ridden, edits)
+        sums = latent_sums(hidden, final.candidate_ids, head, tau[:, None], final.explore_mask, known_lse, edits)
     else:
         sums = tau.new_empty(0, len(tau)), tau.new_empty(0, *final.logprobs.shape)
     # The caller's latents are those of the deepest request that may come: their number does not change.
     fixed = len(latents), head.is_batch_invariant
-    return tail(final.logprobs, final.candidate_ids, *sums, final.explored, final.needed, rows, noise, *fixed)
+    return tail(final.logprobs, final.candidate_ids, *sums, final.explored, final.explore_mask, rows, noise, *fixed)

@@ -62,14 +62,14 @@ def _sums(head: Head, latents: Tensor, num_rows: int) -> None:
     from led_sglang.ops.kernels.lm_head import LatentRows, head_sums
 
     hidden = latents.new_zeros(1, num_rows, latents.shape[2])
-    needed = torch.zeros(num_rows, dtype=torch.bool, device=hidden.device)
-    rows = LatentRows(hidden, needed, torch.ones(num_rows, device=hidden.device))
+    explore_mask = torch.zeros(num_rows, dtype=torch.bool, device=hidden.device)
+    rows = LatentRows(hidden, explore_mask, torch.ones(num_rows, device=hidden.device))
     head_sums(hidden[0, :1], rows, head, torch.zeros(1, num_rows, device=hidden.device))
 
 
 def _surroundings(step: LedStep, latents: Tensor, tables: ThinkingTables | None) -> None:
     from led_sglang.ops.kernels import row_inputs, row_stats
-    from led_sglang.ops.kernels.one_pass_mask import board
+    from led_sglang.ops.kernels.one_pass_mask import fill_one_pass_mask
 
     device = latents.device
     numbers, flags = torch.zeros(16, dtype=torch.int64, device=device), torch.zeros(16, dtype=torch.bool, device=device)
@@ -78,8 +78,15 @@ def _surroundings(step: LedStep, latents: Tensor, tables: ThinkingTables | None)
     states = torch.zeros(16, dtype=torch.int64, device=device)
     now: RowInputs = row_inputs.make_row_inputs(meta, row, row, None, states)
     rows = _row(len(latents) + 1, 1, device)
-    cut = one_pass.cut_of("triton", device)
-    board(rows, now.coin, cut, None, torch.zeros(16, dtype=torch.bool, device=device), torch.ones(16, device=device))
+    coin_threshold = one_pass.coin_threshold_of("triton", device)
+    fill_one_pass_mask(
+        rows,
+        now.coin,
+        coin_threshold,
+        None,
+        torch.zeros(16, dtype=torch.bool, device=device),
+        torch.ones(16, device=device),
+    )
     row_stats.tell(now, step, row, Counters.zeros(len(latents) + 1, 1, device))
     tables = ThinkingMachine([0], [1], 2).tables(device) if tables is None else tables
     for dtype in TOKEN_DTYPES:

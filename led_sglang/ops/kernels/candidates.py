@@ -24,7 +24,7 @@ def candidates_kernel(  # type: ignore[no-untyped-def]
     bias,  # (V_shard,)
     ids,  # (N, K) int64
     tau,  # (N,)
-    needed,  # (N,) bool
+    explore_mask,  # (N,) bool
     logits,  # (J, N, K) float32
     num_rows,
     num_candidates,
@@ -48,7 +48,7 @@ def candidates_kernel(  # type: ignore[no-untyped-def]
     is_column = columns < num_candidates
     places = (layer * num_rows + row) * num_candidates + columns
     found = tl.zeros((BLOCK_K,), tl.float32)
-    if tl.load(needed + row) != 0:
+    if tl.load(explore_mask + row) != 0:
         tokens = tl.load(ids + row * num_candidates + columns, mask=is_column, other=-1) - first_id
         is_local = is_column & (tokens >= 0) & (tokens < num_vocab)  # the others are another rank's
         products = tl.zeros((BLOCK_K, BLOCK_H), tl.float32)
@@ -74,7 +74,7 @@ def candidates_kernel(  # type: ignore[no-untyped-def]
     tl.store(logits + places, found, mask=is_column)
 
 
-def candidate_logits(latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, needed: Tensor) -> Tensor:
+def candidate_logits(latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, explore_mask: Tensor) -> Tensor:
     """As `led_sglang.ops.backends.lm_head.candidate_logits`; 0 too in the rows that are not needed, (N,) bool."""
     (num_layers, num_rows, hidden), num_candidates = latents.shape, candidate_ids.shape[1]
     logits = torch.empty(num_layers, num_rows, num_candidates, device=latents.device)
@@ -86,7 +86,7 @@ def candidate_logits(latents: Tensor, candidate_ids: Tensor, head: Head, tau: Te
             head.weight if head.bias is None else head.bias,
             candidate_ids.contiguous(),
             tau.float().contiguous(),
-            needed.contiguous(),
+            explore_mask.contiguous(),
             logits,
             num_rows,
             num_candidates,

@@ -79,7 +79,7 @@ def coin_kernel(  # type: ignore[no-untyped-def]
     ids,  # (R, K) int64, written where PICKED
     logprobs,  # (R, K) float32, written
     explored,  # (R,) uint8, written
-    needed,  # (R,) uint8, written
+    explore_mask,  # (R,) uint8, written
     num_columns,  # C
     num_candidates,  # K >= C
     num_parts,
@@ -118,7 +118,7 @@ def coin_kernel(  # type: ignore[no-untyped-def]
     is_tails = tl.load(coin + row) + tl.exp(largest).to(tl.float64) < 1.0
     is_explored = is_active & (is_tails | (tl.load(exploits + row) == 0))
     tl.store(explored + row, is_explored.to(tl.uint8))
-    tl.store(needed + row, (is_explored | (is_active & (tl.load(full + row) != 0))).to(tl.uint8))
+    tl.store(explore_mask + row, (is_explored | (is_active & (tl.load(full + row) != 0))).to(tl.uint8))
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class FinalRows:
     candidate_ids: Tensor  # (R, K) int64, most probable first, of equals the smaller id
     logprobs: Tensor  # (R, K) float32, -inf where the row may not use it; all NaN in a broken row
     explored: Tensor  # (R,) bool
-    needed: Tensor  # (R,) bool: explored, or in its phase and `full`
+    explore_mask: Tensor  # (R,) bool: explored, or in its phase and `full`
 
 
 def final_rows(final_logits: Tensor, tau: Tensor, rows: LedRows, coin: Tensor) -> FinalRows:
@@ -141,7 +141,7 @@ def final_rows(final_logits: Tensor, tau: Tensor, rows: LedRows, coin: Tensor) -
     num_picked = width if width <= MAX_PICKED else 0
     peaks, masses = (torch.empty(num_rows, num_parts, device=device) for _ in range(2))
     logprobs = torch.empty(num_rows, num_candidates, device=device)
-    explored, needed = aligned(2, num_rows, torch.uint8, device)
+    explored, explore_mask = aligned(2, num_rows, torch.uint8, device)
     if num_picked:
         picked = torch.empty(num_rows, num_parts, num_picked, dtype=torch.int64, device=device)
         ids, top = torch.empty(num_rows, num_candidates, dtype=torch.int64, device=device), peaks
@@ -171,7 +171,7 @@ def final_rows(final_logits: Tensor, tau: Tensor, rows: LedRows, coin: Tensor) -
             ids,
             logprobs,
             explored,
-            needed,
+            explore_mask,
             num_columns,
             num_candidates,
             num_parts,
@@ -179,4 +179,4 @@ def final_rows(final_logits: Tensor, tau: Tensor, rows: LedRows, coin: Tensor) -
             PARTS=triton.next_power_of_2(num_parts),
             BLOCK=width,
         )
-    return FinalRows(ids, logprobs, explored.view(torch.bool), needed.view(torch.bool))
+    return FinalRows(ids, logprobs, explored.view(torch.bool), explore_mask.view(torch.bool))

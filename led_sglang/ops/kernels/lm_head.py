@@ -20,7 +20,7 @@ from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.kernels.candidates import candidate_logits, tanh
 from led_sglang.ops.kernels.columns import BATCH_SIZES, size_up
 from led_sglang.ops.kernels.projected_head import projected_sums
-from led_sglang.ops.types import Head, Ridden
+from led_sglang.ops.types import Head, KnownLse
 
 BLOCK_COPY = 1024
 
@@ -47,18 +47,18 @@ def tile_of(num_rows: int, head: Head) -> Tile:
 
 
 @triton.jit
-def is_missing(needed, rode, rows, mask, has_rode):  # type: ignore[no-untyped-def]
+def is_missing(explore_mask, has_lse, rows, mask, has_rode):  # type: ignore[no-untyped-def]
     """Whether the sums of a row's latents are to be computed: needed, and not known already."""
-    is_needed = tl.load(needed + rows, mask=mask, other=0) != 0
-    return is_needed & (tl.load(rode + rows, mask=mask & (has_rode != 0), other=0) == 0)
+    is_needed = tl.load(explore_mask + rows, mask=mask, other=0) != 0
+    return is_needed & (tl.load(has_lse + rows, mask=mask & (has_rode != 0), other=0) == 0)
 
 
 @triton.jit(do_not_specialize=["num_final", "num_layers", "num_batch", "rows_per_layer", "has_rode"])  # type: ignore[untyped-decorator]
 def gather_kernel(  # type: ignore[no-untyped-def]
     final,  # (num_final, H), contiguous
     latents,  # (J, B, H), of a contiguous (J, rows_per_layer, H)
-    needed,  # (B,) bool
-    rode,  # (B,) bool, where has_rode
+    explore_mask,  # (B,) bool
+    has_lse,  # (B,) bool, where has_rode
     tau,  # (B,) float32
     states,  # (num_final + J B, H), written: the final rows, then layer by layer the latents that are missing
     taus,  # (num_final + J B,) float32, written: theirs
@@ -74,8 +74,8 @@ def gather_kernel(  # type: ignore[no-untyped-def]
 ):
     place = tl.program_id(0)
     batch = tl.arange(0, BLOCK_BATCH)
-    missing = is_missing(needed, rode, batch, batch < num_batch, has_rode).to(tl.int32)
-    num_missing = tl.sum(missing, 0)
+    lse_missing = is_missing(explore_mask, has_lse, batch, batch < num_batch, has_rode).to(tl.int32)
+    num_missing = tl.sum(lse_missing, 0)
     num_places = num_final + num_layers * num_missing
     if place == 0:
         tl.store(count, num_places)
@@ -83,7 +83,7 @@ def gather_kernel(  # type: ignore[no-untyped-def]
         source = final + place.to(tl.int64) * hidden
         if place >= num_final:
             layer, rank = (place - num_final) // num_missing, (place - num_final) % num_missing
-            row = tl.sum((tl.cumsum(missing, 0) <= rank).to(tl.int64), 0)
+            row = tl.sum((tl.cumsum(lse_missing, 0) <= rank).to(tl.int64), 0)
             source = latents + (layer.to(tl.int64) * rows_per_layer + row) * hidden
             tl.store(taus + place, tl.load(tau + row))
         for start in range(0, hidden, BLOCK_H):
@@ -159,10 +159,10 @@ def log_sum_exp(values):  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=["num_final", "num_batch", "num_tiles", "stride_known", "stride_layer", "has_rode"])  # type: ignore[untyped-decorator]
 def merge_kernel(  # type: ignore[no-untyped-def]
     sums,  # (num_final + J B, num_tiles) float32
-    needed,  # (B,) bool
-    rode,  # (B,) bool, where has_rode
+    explore_mask,  # (B,) bool
+    has_lse,  # (B,) bool, where has_rode
     known,  # (J, B) float32, where has_rode
-    normalizers,  # (J, B) float32, written
+    lse,  # (J, B) float32, written
     num_final,
     num_batch,
     num_tiles,
@@ -174,16 +174,16 @@ def merge_kernel(  # type: ignore[no-untyped-def]
 ):
     row, layer = tl.program_id(0), tl.program_id(1)
     batch = tl.arange(0, BLOCK_BATCH)
-    missing = is_missing(needed, rode, batch, batch < num_batch, has_rode).to(tl.int32)
-    if tl.sum(tl.where(batch == row, missing, 0), 0) != 0:
-        rank = tl.sum(tl.where(batch < row, missing, 0), 0)
-        place = num_final + layer * tl.sum(missing, 0) + rank
+    lse_missing = is_missing(explore_mask, has_lse, batch, batch < num_batch, has_rode).to(tl.int32)
+    if tl.sum(tl.where(batch == row, lse_missing, 0), 0) != 0:
+        rank = tl.sum(tl.where(batch < row, lse_missing, 0), 0)
+        place = num_final + layer * tl.sum(lse_missing, 0) + rank
         tiles = tl.arange(0, BLOCK_TILES)
         parts = tl.load(sums + place.to(tl.int64) * num_tiles + tiles, mask=tiles < num_tiles, other=float("-inf"))
         result = tl.sum(log_sum_exp(parts[None, :]), 0)
     else:
         result = tl.load(known + layer * stride_known + row, mask=has_rode != 0, other=0.0)
-    tl.store(normalizers + layer * stride_layer + row, result)
+    tl.store(lse + layer * stride_layer + row, result)
 
 
 def most_tiles(num_columns: int) -> int:
@@ -202,18 +202,18 @@ class LatentRows:
     """Latent rows of which some are wanted: their hidden states, temperatures and what is known already."""
 
     hidden: Tensor  # (J, B, H), stride 1 in H
-    needed: Tensor  # (B,) bool
+    explore_mask: Tensor  # (B,) bool
     tau: Tensor  # (B,) float32
-    ridden: Ridden | None = None
+    known_lse: KnownLse | None = None
 
 
-def head_sums(final: Tensor | None, latents: LatentRows, head: Head, normalizers: Tensor) -> Tensor:
-    """Write (J, B) float32 `normalizers`, and return the final rows' product: (B', H) or None -> (B', V_shard).
+def head_sums(final: Tensor | None, latents: LatentRows, head: Head, lse: Tensor) -> Tensor:
+    """Write (J, B) float32 `lse`, and return the final rows' product: (B', H) or None -> (B', V_shard).
 
     A normalizer is log sum_v exp(logit_v / tau) over this rank's rows where needed, what is known where the row rode,
     and else any value. The product is in the weight's dtype.
     """
-    hidden, ridden = latents.hidden, latents.ridden
+    hidden, known_lse = latents.hidden, latents.known_lse
     weight = head.weight if head.weight.stride(1) == 1 else head.weight.contiguous()
     stride_layer, stride_row, stride_dim = hidden.stride()
     if stride_dim != 1 or stride_row != hidden.shape[2] or stride_layer % stride_row:
@@ -227,13 +227,13 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, normalizers
     states, logits = weight.new_empty(num_rows, width), weight.new_empty(num_final, num_columns)
     taus, sums = torch.empty(num_rows, device=device), torch.empty(num_rows, num_tiles, device=device)
     count = torch.empty(1, dtype=torch.int32, device=device)
-    needed, tau = latents.needed.contiguous(), latents.tau.float().contiguous()
-    rode, known = (needed, normalizers) if ridden is None else (ridden.rode.contiguous(), ridden.normalizers)
-    has_rode, block_batch = int(ridden is not None), size_up(num_batch, BATCH_SIZES)
+    explore_mask, tau = latents.explore_mask.contiguous(), latents.tau.float().contiguous()
+    has_lse, known = (explore_mask, lse) if known_lse is None else (known_lse.has_lse.contiguous(), known_lse.lse)
+    has_rode, block_batch = int(known_lse is not None), size_up(num_batch, BATCH_SIZES)
     if not num_rows:
         return logits
     gather_kernel[(num_rows,)](
-        final, hidden, needed, rode, tau, states, taus, count, num_final, num_layers, num_batch, width,
+        final, hidden, explore_mask, has_lse, tau, states, taus, count, num_final, num_layers, num_batch, width,
         hidden.stride(0) // width, has_rode, BLOCK_BATCH=block_batch, BLOCK_H=BLOCK_COPY,
     )  # fmt: skip
     head_kernel[(triton.cdiv(num_rows, tile.rows), num_tiles)](
@@ -263,15 +263,15 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, normalizers
         num_stages=tile.stages,
     )
     merge_kernel[(num_batch, num_layers)](
-        sums, needed, rode, known, normalizers, num_final, num_batch, num_tiles, known.stride(0),
-        normalizers.stride(0), has_rode, BLOCK_BATCH=block_batch, BLOCK_TILES=most_tiles(num_columns),
+        sums, explore_mask, has_lse, known, lse, num_final, num_batch, num_tiles, known.stride(0),
+        lse.stride(0), has_rode, BLOCK_BATCH=block_batch, BLOCK_TILES=most_tiles(num_columns),
     )  # fmt: skip
     return logits
 
 
-def head_pass(hidden: Tensor, latents: Tensor, head: Head, tau: Tensor, wanted: Tensor, normalizers: Tensor) -> Tensor:
+def head_pass(hidden: Tensor, latents: Tensor, head: Head, tau: Tensor, wanted: Tensor, lse: Tensor) -> Tensor:
     """As `led_sglang.ops.backends.one_pass.head_pass`."""
-    return head_sums(hidden, LatentRows(latents, wanted, tau), head, normalizers)
+    return head_sums(hidden, LatentRows(latents, wanted, tau), head, lse)
 
 
 def latent_sums(
@@ -279,8 +279,8 @@ def latent_sums(
     candidate_ids: Tensor,
     head: Head,
     tau: Tensor,
-    needed: Tensor,
-    ridden: Ridden | None,
+    explore_mask: Tensor,
+    known_lse: KnownLse | None,
     edits: LogitEdits | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `led_sglang.ops.backends.lm_head.latent_sums`; rows that are not needed, (N,) bool, hold anything.
@@ -289,26 +289,28 @@ def latent_sums(
     """
     index = None if edits is None else edits.edited
     if head.project is not None and edits is None:
-        return across_ranks(*projected_sums(latents, candidate_ids, head, tau, needed), head)
+        return across_ranks(*projected_sums(latents, candidate_ids, head, tau, explore_mask), head)
     if head.project is not None or (edits is not None and index is None):
-        return torch_head.latent_sums(latents, candidate_ids, head, tau, ridden, edits)
+        return torch_head.latent_sums(latents, candidate_ids, head, tau, known_lse, edits)
     if index is not None:
-        needed = needed.index_fill(0, index, False)
-    logits = candidate_logits(latents, candidate_ids, head, tau, needed)
-    normalizers = normalizers_of(latents, head, tau, needed, ridden)
+        explore_mask = explore_mask.index_fill(0, index, False)
+    logits = candidate_logits(latents, candidate_ids, head, tau, explore_mask)
+    lse = normalizers_of(latents, head, tau, explore_mask, known_lse)
     if edits is None or index is None:
-        return across_ranks(normalizers, logits, head)
+        return across_ranks(lse, logits, head)
     some = latents.index_select(1, index), candidate_ids[index], head, tau[index], None, edits.take(index)
     edited_normalizers, edited_logits = torch_head.local_sums(*some)
-    both = normalizers.repeat(2, 1, 1).index_copy_(2, index, edited_normalizers)
+    both = lse.repeat(2, 1, 1).index_copy_(2, index, edited_normalizers)
     both, logits = across_ranks(both, logits.index_copy_(1, index, edited_logits), head)
     return both.amax(0), logits
 
 
-def normalizers_of(latents: Tensor, head: Head, tau: Tensor, needed: Tensor, ridden: Ridden | None) -> Tensor:
-    """As `led_sglang.ops.backends.lm_head.known_normalizers`, in fixed shapes: (J, N)."""
-    if ridden is not None and ridden.is_complete:
-        return ridden.normalizers[: len(latents)].where(ridden.rode, torch.nan)
-    normalizers = torch.empty(latents.shape[:2], device=latents.device)
-    head_sums(None, LatentRows(latents, needed, tau.flatten(), ridden), head, normalizers)
-    return normalizers
+def normalizers_of(
+    latents: Tensor, head: Head, tau: Tensor, explore_mask: Tensor, known_lse: KnownLse | None
+) -> Tensor:
+    """As `led_sglang.ops.backends.lm_head.complete_lse`, in fixed shapes: (J, N)."""
+    if known_lse is not None and known_lse.is_complete:
+        return known_lse.lse[: len(latents)].where(known_lse.has_lse, torch.nan)
+    lse = torch.empty(latents.shape[:2], device=latents.device)
+    head_sums(None, LatentRows(latents, explore_mask, tau.flatten(), known_lse), head, lse)
+    return lse

@@ -25,10 +25,10 @@ def entropy_of(probs):  # type: ignore[no-untyped-def]
 def tail_kernel(  # type: ignore[no-untyped-def]
     logprobs,  # (R, K) float32, of the final layer; -inf: not a candidate
     ids,  # (R, K) int64
-    normalizers,  # (J, R) float32
+    lse,  # (J, R) float32
     logits,  # (J, R, K) float32
     explored,  # (R,) bool
-    needed,  # (R,) bool: the explore branch is wanted
+    explore_mask,  # (R,) bool: the explore branch is wanted
     depths,  # (R,) int64
     normalized,  # (R,) bool
     greedy,  # (R,) bool
@@ -60,7 +60,7 @@ def tail_kernel(  # type: ignore[no-untyped-def]
     final = tl.exp(logs)
     confidence = tl.exp(tl.load(logprobs + row * num_candidates))
     exploit = final / tl.sum(final, 0)
-    is_needed = tl.load(needed + row) != 0
+    is_needed = tl.load(explore_mask + row) != 0
     is_normalized, depth = tl.load(normalized + row) != 0, tl.load(depths + row)
 
     total, best = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
@@ -69,7 +69,7 @@ def tail_kernel(  # type: ignore[no-untyped-def]
         layer = final
         is_allowed = (j < depth) & (j <= num_layers)
         if j > 0:  # what is beyond the row's depth is not read, and what is made of it not used
-            normalizer = tl.load(normalizers + (j - 1) * num_rows + row, mask=is_allowed, other=0.0)
+            normalizer = tl.load(lse + (j - 1) * num_rows + row, mask=is_allowed, other=0.0)
             layer_at = logits + (j - 1) * num_rows * num_candidates + place
             values = tl.load(layer_at, mask=is_column & is_allowed, other=0.0)
             # +inf - +inf is NaN: a row whose normalizer overflowed must not pass as probability 0.
@@ -113,10 +113,10 @@ def tail_kernel(  # type: ignore[no-untyped-def]
 def tail(
     logprobs: Tensor,
     candidate_ids: Tensor,
-    normalizers: Tensor,
+    lse: Tensor,
     logits: Tensor,
     explored: Tensor,
-    needed: Tensor,
+    explore_mask: Tensor,
     rows: LedRows,
     noise: Noise,
     max_layers: int = 0,
@@ -136,10 +136,10 @@ def tail(
         tail_kernel[(num_rows,)](
             logprobs.contiguous(),
             candidate_ids.contiguous(),
-            normalizers.contiguous(),
+            lse.contiguous(),
             logits.contiguous(),
             explored,
-            needed,
+            explore_mask,
             rows.depth,
             rows.normalize_layers,
             rows.greedy,

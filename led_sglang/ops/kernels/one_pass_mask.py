@@ -12,7 +12,7 @@ BLOCK = 64
 
 
 @triton.jit(do_not_specialize=["num_rows", "has_index"])  # type: ignore[untyped-decorator]
-def board_kernel(  # type: ignore[no-untyped-def]
+def one_pass_mask_kernel(  # type: ignore[no-untyped-def]
     active,  # (R,) bool, like the next two
     exploits,
     full,
@@ -23,34 +23,36 @@ def board_kernel(  # type: ignore[no-untyped-def]
     latent_norm,  # (R,) bool
     latent_offset,  # (R,) int64
     index,  # (R,) int64, where has_index
-    wanted,  # (B,) bool, written
+    mask,  # (B,) bool, written
     tau,  # (B,) float32, written
     num_rows,
-    cut,
+    coin_threshold,
     has_index,
     BLOCK: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = rows < num_rows
-    is_likely = tl.load(coin + rows, mask=is_row, other=1.0) < cut
+    is_likely = tl.load(coin + rows, mask=is_row, other=1.0) < coin_threshold
     is_likely = is_likely | (tl.load(exploits + rows, mask=is_row, other=1) == 0)
     is_likely = is_likely | (tl.load(full + rows, mask=is_row, other=0) != 0)
-    rides = is_likely & (tl.load(active + rows, mask=is_row, other=0) != 0)
-    rides = rides & (tl.load(depth + rows, mask=is_row, other=0) > 1)
-    rides = rides & (tl.load(latent_norm + rows, mask=is_row, other=0) == 0)
-    rides = rides & (tl.load(latent_offset + rows, mask=is_row, other=0) == 0)
+    is_picked = is_likely & (tl.load(active + rows, mask=is_row, other=0) != 0)
+    is_picked = is_picked & (tl.load(depth + rows, mask=is_row, other=0) > 1)
+    is_picked = is_picked & (tl.load(latent_norm + rows, mask=is_row, other=0) == 0)
+    is_picked = is_picked & (tl.load(latent_offset + rows, mask=is_row, other=0) == 0)
     is_greedy = tl.load(greedy + rows, mask=is_row, other=0) != 0
     row_tau = tl.where(is_greedy, 1.0, tl.load(temperature + rows, mask=is_row, other=1.0))
     places = place_of(index, rows, is_row, has_index)
-    tl.store(wanted + places, rides.to(tl.uint8), mask=is_row)
+    tl.store(mask + places, is_picked.to(tl.uint8), mask=is_row)
     tl.store(tau + places, row_tau, mask=is_row)
 
 
-def board(rows: LedRows, coin: Tensor, cut: float, index: Tensor | None, wanted: Tensor, tau: Tensor) -> None:
+def fill_one_pass_mask(
+    rows: LedRows, coin: Tensor, coin_threshold: float, index: Tensor | None, mask: Tensor, tau: Tensor
+) -> None:
     """As `led_sglang.ops.backends.one_pass.board`."""
     num_rows = len(coin)
     if num_rows:
-        board_kernel[(triton.cdiv(num_rows, BLOCK),)](
+        one_pass_mask_kernel[(triton.cdiv(num_rows, BLOCK),)](
             rows.active,
             rows.exploit,
             rows.full,
@@ -61,10 +63,10 @@ def board(rows: LedRows, coin: Tensor, cut: float, index: Tensor | None, wanted:
             rows.latent_norm,
             rows.latent_offset,
             rows.depth if index is None else index,
-            wanted.view(torch.uint8),
+            mask.view(torch.uint8),
             tau,
             num_rows,
-            cut,
+            coin_threshold,
             int(index is not None),
             BLOCK=BLOCK,
         )

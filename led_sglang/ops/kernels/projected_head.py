@@ -27,7 +27,7 @@ def product_kernel(  # type: ignore[no-untyped-def]
     products,  # (n, V_shard): rows `start` and following of the J B latent rows, layer by layer
     ids,  # (B, K) int64
     tau,  # (B,) float32
-    needed,  # (B,) bool
+    explore_mask,  # (B,) bool
     sums,  # (J B,) float32, written: log-sum-exp over the shard
     logits,  # (J B, K) float32, written: the candidates', 0 where another rank has them
     start,
@@ -44,7 +44,7 @@ def product_kernel(  # type: ignore[no-untyped-def]
 ):
     place = start + tl.program_id(0)
     row, product = place % num_batch, products + tl.program_id(0).to(tl.int64) * stride
-    is_needed, over = tl.load(needed + row) != 0, tl.load(tau + row)
+    is_needed, over = tl.load(explore_mask + row) != 0, tl.load(tau + row)
     result = 0.0
     if is_needed:
         peak = tl.full((BLOCK_V,), float("-inf"), tl.float32)
@@ -71,7 +71,7 @@ def product_kernel(  # type: ignore[no-untyped-def]
 
 
 def projected_sums(
-    latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, needed: Tensor
+    latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, explore_mask: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As `led_sglang.ops.backends.lm_head.local_sums` of a head that the engine multiplies: (J, N), (J, N, K).
 
@@ -82,7 +82,7 @@ def projected_sums(
     flat, num_rows = latents.flatten(0, 1), num_layers * num_batch
     sums = torch.empty(num_layers, num_batch, device=latents.device)
     logits = torch.empty(num_layers, num_batch, num_candidates, device=latents.device)
-    ids, taus, flags = candidate_ids.contiguous(), tau.flatten().float().contiguous(), needed.contiguous()
+    ids, taus, flags = candidate_ids.contiguous(), tau.flatten().float().contiguous(), explore_mask.contiguous()
     for start in range(0, num_rows, PROJECT_ROWS):
         products = engine_product(flat[start : start + PROJECT_ROWS], head)
         product_kernel[(len(products),)](

@@ -17,7 +17,7 @@ from led_sglang.integration.hooks import guard, register
 from led_sglang.integration.scheduler import runtime
 from led_sglang.integration.scheduler.latents import lm_head as head_module
 from led_sglang.integration.scheduler.latents.capture import Capture
-from led_sglang.integration.scheduler.latents.one_pass import Ride
+from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.runtime import Runtime
 from led_sglang.ops.backends import one_pass
 from tests.unit.integration.test_ride import decode_graph_sizes
@@ -64,7 +64,7 @@ class Server:
             is_deterministic=False,
             is_warm=not is_warmed_up,
             capture=Capture(Model(), LAYERS),
-            ride=Ride(form, "triton", len(LAYERS) - 1, max_rows + 2, CPU),
+            one_pass_state=OnePassState(form, "triton", len(LAYERS) - 1, max_rows + 2, CPU),
         )
         made.capture.allocate(max_rows + 2, HIDDEN, torch.bfloat16, CPU)
         rows = VOCAB // num_ranks
@@ -116,7 +116,7 @@ def check_captures_launch_what_ran_before(
                 num_captured += len(seen)
                 assert bool(seen) == (size <= one_pass.MAX_ROWS)
             before |= set(seen)
-    assert num_captured and server.runtime.ride.fault is None
+    assert num_captured and server.runtime.one_pass_state.fault is None
 
 
 @pytest.mark.parametrize("form", ["auto", "coin_first", "one_pass"])

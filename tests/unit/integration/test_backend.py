@@ -8,7 +8,7 @@ import torch
 
 from led_sglang.integration.scheduler import runtime
 from led_sglang.integration.scheduler.latents.capture import CaptureError
-from led_sglang.integration.scheduler.latents.one_pass import Ride
+from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.runtime import Runtime
 from led_sglang.ops import Head
 from led_sglang.ops.backends import one_pass
@@ -52,7 +52,7 @@ def runtime_of(asked: str, head: Head, backend: str = "triton") -> Runtime:
         num_led_layers=3,
         machine=None,
         capture=capture,
-        ride=Ride("auto", backend, 2, 9, device),
+        one_pass_state=OnePassState("auto", backend, 2, 9, device),
     )
     return made
 
@@ -81,7 +81,7 @@ def test_the_served_head_decides_too(asked: list[str], caplog: pytest.LogCapture
     made = runtime_of("auto", wrong)
     with caplog.at_level(logging.WARNING):
         made._warm_up(wrong)
-    assert (made.backend, made.ride.backend, made.backend_fault) == ("fused", "fused", "wrong")
+    assert (made.backend, made.one_pass_state.backend, made.backend_fault) == ("fused", "fused", "wrong")
     assert "wrong" in caplog.text and asked == ["check triton (3, 9, 2) 64"]
     asked.clear()
     made = runtime_of("triton", wrong)
@@ -104,21 +104,28 @@ def test_ranks_use_one_backend(asked: list[str]) -> None:
         head = Head(torch.zeros(V, 2), V, all_gather=gather)
         made = runtime_of("auto", head, own)
         made._warm_up(head)
-        assert made.backend == made.ride.backend == "fused" and made.backend_fault
+        assert made.backend == made.one_pass_state.backend == "fused" and made.backend_fault
         assert heard == [float(own == "fused")]
 
 
 def test_deterministic_inference_has_one_form() -> None:
-    ride = Ride("auto", "triton", 3, 64, CUDA_LIKE, is_batch_invariant=True)
-    assert ride.facts()["batch_invariant"] and ride.facts()["one_pass_up_to_rows"] == 0
-    assert Ride("auto", "triton", 3, 64, CUDA_LIKE).facts()["one_pass_up_to_rows"] == one_pass.MAX_ROWS
+    one_pass_state = OnePassState("auto", "triton", 3, 64, CUDA_LIKE, is_batch_invariant=True)
+    assert one_pass_state.facts()["batch_invariant"] and one_pass_state.facts()["one_pass_up_to_rows"] == 0
+    assert OnePassState("auto", "triton", 3, 64, CUDA_LIKE).facts()["one_pass_up_to_rows"] == one_pass.MAX_ROWS
     with pytest.raises(CaptureError, match="--led-form one_pass is not possible with --enable-deterministic-inference"):
-        Ride("one_pass", "triton", 3, 64, CUDA_LIKE, is_batch_invariant=True)
+        OnePassState("one_pass", "triton", 3, 64, CUDA_LIKE, is_batch_invariant=True)
 
 
 @pytest.mark.parametrize("max_rows", [1, 15, 16, 17, 258])
 def test_a_servers_buffers_are_aligned(max_rows: int) -> None:
     """A kernel is compiled anew for pointers that are not, in the middle of a request."""
-    ride = Ride("auto", "triton", 3, max_rows, torch.device("cpu"))
-    rows = ride.flags[0], ride.flags[1], ride.wanted, ride.served, ride.tau, *ride.normalizers
+    one_pass_state = OnePassState("auto", "triton", 3, max_rows, torch.device("cpu"))
+    rows = (
+        one_pass_state.flags[0],
+        one_pass_state.flags[1],
+        one_pass_state.mask,
+        one_pass_state.lse_ready,
+        one_pass_state.tau,
+        *one_pass_state.lse,
+    )
     assert all(row.data_ptr() % ALIGNMENT == 0 and len(row) == max_rows for row in rows)

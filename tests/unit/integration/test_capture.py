@@ -134,14 +134,16 @@ def test_a_prefill_graph_that_keeps_a_list_of_layers_gives_each_replay_its_own(
     capture.allocate(6, 1, torch.float32, "cpu")
     held.append(capture)
     kept = outer.model.forward(torch.zeros(8, 1))  # the capture: `.forward` itself, with padding
-    cut = BreakableCudaGraphBackend._slice_output
+    coin_threshold = BreakableCudaGraphBackend._slice_output
     for replay, num_tokens, last in ((1, 5, [1, 4]), (2, 3, [2])):
 
         def replay_forward(_: torch.Tensor, replay: int = replay, num_tokens: int = num_tokens) -> object:
             hidden, layers = kept  # type: ignore[misc]
             for layer, static in zip((1, 2), layers, strict=True):
                 static.copy_(torch.arange(8.0)[:, None] + 100 * replay + 1000 * layer)
-            return cut(BreakableCudaGraphBackend.__new__(BreakableCudaGraphBackend), (hidden, layers), num_tokens)
+            return coin_threshold(
+                BreakableCudaGraphBackend.__new__(BreakableCudaGraphBackend), (hidden, layers), num_tokens
+            )
 
         outer.model.forward = replay_forward  # type: ignore[method-assign]
         outer(torch.zeros(num_tokens, 1), torch.tensor(last))

@@ -11,7 +11,7 @@ from torch import Tensor
 from led_sglang.config.fields import LedParams
 from led_sglang.config.request import StampedParams
 from led_sglang.integration.scheduler.batch import LedBatch, RequestRow, request_row_of
-from led_sglang.integration.scheduler.latents.one_pass import Ride
+from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.methods.edits import edits_of, is_edited, plain_logits, unedited
 from led_sglang.integration.scheduler.methods.registry import confident, dola
 from led_sglang.ops.edits import LogitEdits
@@ -132,8 +132,8 @@ def test_what_a_processor_forces_is_no_number_to_take_off() -> None:
 def test_rows_with_edits_do_not_ride() -> None:
     led = batch_of(request_row("none"), request_row("led"), edited("led"), request_row("led"), edited("led"))
     rows = led.device_rows(sampling_info(led))
-    ride = Ride("one_pass", "fused", 7, 12, torch.device("cpu"))
+    one_pass_state = OnePassState("one_pass", "fused", 7, 12, torch.device("cpu"))
     active: Tensor = torch.ones(4, dtype=torch.bool)
     coin = torch.zeros(4, dtype=torch.float64)
-    ride.board(rows, replace(rows.params, active=active), coin, 5)
-    assert ride.wanted[:5].tolist() == [False, True, False, True, False]
+    one_pass_state.fill_one_pass_mask(rows, replace(rows.params, active=active), coin, 5)
+    assert one_pass_state.mask[:5].tolist() == [False, True, False, True, False]

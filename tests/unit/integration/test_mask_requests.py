@@ -24,7 +24,7 @@ ANSWERED += [{"method": method} for method in METHODS if not method.startswith("
 
 
 @pytest.fixture(autouse=True)
-def served(monkeypatch: pytest.MonkeyPatch) -> None:
+def lse_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENV_CONFIG, "")
     export_config(ServerConfig(methods=METHODS, num_layers=12, max_depth=12, open_ids=(5,), close_ids=(6,)))
     features = SimpleNamespace(sampling_mask_max_tokens=LIMIT)

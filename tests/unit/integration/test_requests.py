@@ -22,7 +22,7 @@ GREEDY: list[dict[str, Any]] = [
 
 
 @pytest.fixture(autouse=True)
-def served(monkeypatch: pytest.MonkeyPatch) -> None:
+def lse_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENV_CONFIG, "")
     export_config(ServerConfig(num_layers=12, open_ids=(5,), close_ids=(6,)))
 

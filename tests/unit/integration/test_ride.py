@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from led_sglang.integration.scheduler.latents.capture import CaptureError
-from led_sglang.integration.scheduler.latents.lm_head import build_head, why_nothing_rides
-from led_sglang.integration.scheduler.latents.one_pass import Ride
+from led_sglang.integration.scheduler.latents.lm_head import build_head, why_no_one_pass
+from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.ops import Head, arrays, chosen_backend
 from led_sglang.ops.backends import one_pass, torch_step
 from led_sglang.ops.backends.lm_head import latent_probs
@@ -18,8 +18,8 @@ CPU = torch.device("cpu")
 H, V, J = 16, 40, 3
 
 
-def ride_of(form: str = "one_pass", backend: str = "auto", max_rows: int = 12) -> Ride:
-    return Ride(form, chosen_backend(backend, CPU), J, max_rows, CPU)
+def ride_of(form: str = "one_pass", backend: str = "auto", max_rows: int = 12) -> OnePassState:
+    return OnePassState(form, chosen_backend(backend, CPU), J, max_rows, CPU)
 
 
 def head_of(**changes: Any) -> Head:
@@ -31,44 +31,44 @@ def head_of(**changes: Any) -> Head:
 def test_a_padded_graph_serves_the_real_rows_alone(is_gpu_path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight rows in the graph, five in the batch, four of them ours, one of those left out."""
     monkeypatch.setattr(arrays, "can_look", lambda device: not is_gpu_path)
-    ride, head, buffer = ride_of(), head_of(), torch.randn(J + 1, 12, H)
+    one_pass_state, head, buffer = ride_of(), head_of(), torch.randn(J + 1, 12, H)
     buffer[:, 5:] = torch.nan  # padding holds what an earlier batch left
     index = torch.tensor([0, 1, 3, 4])
     rows = SimpleNamespace(index=index, edited=None)
-    monkeypatch.setattr(one_pass, "wanted_rows", lambda *_: torch.tensor([True, True, False, True]))
+    monkeypatch.setattr(one_pass, "one_pass_mask", lambda *_: torch.tensor([True, True, False, True]))
     params = SimpleNamespace(any_greedy=False, temperature=torch.tensor([0.5, 1.0, 2.0, 0.7]))
-    ride.see_dummy(8, is_captured=True)
-    ride.clear()
-    ride.board(rows, params, torch.zeros(4), 5)  # type: ignore[arg-type]
+    one_pass_state.on_graph_warmup(8, is_captured=True)
+    one_pass_state.clear()
+    one_pass_state.fill_one_pass_mask(rows, params, torch.zeros(4), 5)  # type: ignore[arg-type]
     hidden = torch.randn(8, H)
-    logits = ride.through(lambda h: h @ head.weight.T, hidden, head, buffer)
+    logits = one_pass_state.through(lambda h: h @ head.weight.T, hidden, head, buffer)
     torch.testing.assert_close(logits, hidden @ head.weight.T)
-    assert ride.served.tolist() == [True, True, False, False, True] + [False] * 7
+    assert one_pass_state.lse_ready.tolist() == [True, True, False, False, True] + [False] * 7
     for row, tau in ((0, 0.5), (1, 1.0), (4, 0.7)):
         expected = (buffer[:J, row] @ head.weight.T / tau).logsumexp(-1)
-        torch.testing.assert_close(ride.normalizers[:, row], expected)
+        torch.testing.assert_close(one_pass_state.lse[:, row], expected)
 
 
 def test_the_form_is_that_of_the_graph_and_beyond_the_largest_that_of_the_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(arrays, "can_look", lambda device: False)
-    ride = ride_of("auto", max_rows=300)
-    assert ride.facts()["one_pass_up_to_rows"] == one_pass.MAX_ROWS
+    one_pass_state = ride_of("auto", max_rows=300)
+    assert one_pass_state.facts()["one_pass_up_to_rows"] == one_pass.MAX_ROWS
     for size in (8, 48, 64):
-        ride.see_dummy(size, is_captured=True)
-        assert ride.is_boarding == (size <= one_pass.MAX_ROWS)
-    forms = {num_rows: ride.form(num_rows) for num_rows in (1, 48, 49, 64, 65, 256)}
+        one_pass_state.on_graph_warmup(size, is_captured=True)
+        assert one_pass_state.is_one_pass == (size <= one_pass.MAX_ROWS)
+    forms = {num_rows: one_pass_state.form(num_rows) for num_rows in (1, 48, 49, 64, 65, 256)}
     assert forms == {n: "one_pass" if n <= 48 else "coin_first" for n in forms}
-    assert ride.facts()["one_pass_up_to_rows"] == 48
+    assert one_pass_state.facts()["one_pass_up_to_rows"] == 48
 
 
 def test_a_warm_up_that_is_no_capture_makes_no_graph() -> None:
-    ride = ride_of()
-    ride.see_dummy(8, is_captured=False)
-    assert ride.is_boarding and ride.graph_sizes == []
-    ride.see_dummy(4096, is_captured=False)  # a warm-up of more rows than any batch
-    assert not ride.is_boarding
+    one_pass_state = ride_of()
+    one_pass_state.on_graph_warmup(8, is_captured=False)
+    assert one_pass_state.is_one_pass and one_pass_state.graph_sizes == []
+    one_pass_state.on_graph_warmup(4096, is_captured=False)  # a warm-up of more rows than any batch
+    assert not one_pass_state.is_one_pass
 
 
 def decode_graph_sizes(max_rows: int, is_padded: bool) -> list[int]:
@@ -91,39 +91,39 @@ def test_a_warm_up_has_the_form_of_its_capture(
     In SGLang's order: from the largest size down, two warm-ups, then the capture.
     """
     monkeypatch.setattr(arrays, "can_look", lambda device: False)
-    ride = ride_of(form, max_rows=max_rows + 2)
+    one_pass_state = ride_of(form, max_rows=max_rows + 2)
     forms = {}
     for size in reversed(decode_graph_sizes(max_rows, is_padded)):
         decided = []
         for is_captured in (False, False, True):
-            ride.see_dummy(size, is_captured)
-            decided.append(ride.is_boarding)
+            one_pass_state.on_graph_warmup(size, is_captured)
+            decided.append(one_pass_state.is_one_pass)
         assert len(set(decided)) == 1, f"{size} rows: warm-ups and capture {decided}"
         forms[size] = decided[0]
-    for size, is_riding in forms.items():
-        assert (ride.form(size) == "one_pass") == is_riding, "a replay finds the form of its graph"
+    for size, is_one_pass in forms.items():
+        assert (one_pass_state.form(size) == "one_pass") == is_one_pass, "a replay finds the form of its graph"
 
 
 def test_a_fault_inside_a_capture_stops_the_start() -> None:
     """The capture is invalid from there on: going on with the engine's product would hide why."""
-    ride, head = ride_of(), head_of()
-    ride.see_dummy(2, is_captured=True)
-    ride.wanted[:2] = True
+    one_pass_state, head = ride_of(), head_of()
+    one_pass_state.on_graph_warmup(2, is_captured=True)
+    one_pass_state.mask[:2] = True
     with pytest.raises(CaptureError, match=r"graph of 2 rows was captured: RuntimeError.*--led-form coin_first"):
-        ride.through(lambda h: h @ head.weight.T, torch.randn(2, H), head, torch.randn(J, 12, H + 1))
-    ride.clear()
-    ride.wanted[:2] = True
-    ride.through(lambda h: h @ head.weight.T, torch.randn(2, H), head, torch.randn(J, 12, H + 1))
-    assert ride.fault is not None, "while serving it is told, and the engine's product is used"
+        one_pass_state.through(lambda h: h @ head.weight.T, torch.randn(2, H), head, torch.randn(J, 12, H + 1))
+    one_pass_state.clear()
+    one_pass_state.mask[:2] = True
+    one_pass_state.through(lambda h: h @ head.weight.T, torch.randn(2, H), head, torch.randn(J, 12, H + 1))
+    assert one_pass_state.fault is not None, "while serving it is told, and the engine's product is used"
 
 
 def test_a_fault_gives_the_engines_product_and_is_told() -> None:
-    ride, head = ride_of(), head_of()
+    one_pass_state, head = ride_of(), head_of()
     hidden = torch.randn(2, H)
-    ride.wanted[:2] = True
-    logits = ride.through(lambda h: h @ head.weight.T, hidden, head, torch.randn(J, 12, H + 1))
+    one_pass_state.mask[:2] = True
+    logits = one_pass_state.through(lambda h: h @ head.weight.T, hidden, head, torch.randn(J, 12, H + 1))
     assert torch.equal(logits, hidden @ head.weight.T)
-    assert ride.fault and "RuntimeError" in ride.fault and ride.form(1) == "coin_first"
+    assert one_pass_state.fault and "RuntimeError" in one_pass_state.fault and one_pass_state.form(1) == "coin_first"
 
 
 class QuantisedHead(nn.Module):
@@ -145,7 +145,7 @@ def test_a_quantised_head_is_multiplied_by_the_engine(changes: dict[str, Any], m
     monkeypatch.setattr("led_sglang.ops.backends.lm_head.TILE_ELEMENTS", 3 * V)  # a few rows at a time
     quantised = QuantisedHead(torch.randn(V, H))
     head = build_head(processor(quantised, **changes), quantised, None, SimpleNamespace(world_size=1))
-    assert head.project is not None and "QuantisedHead" in str(why_nothing_rides(None, quantised, head))
+    assert head.project is not None and "QuantisedHead" in str(why_no_one_pass(None, quantised, head))
     same = Head(quantised.qweight.float() / 100, V, scale=head.scale, softcap=head.softcap)
     latents, tau = torch.randn(J, 5, H), torch.linspace(0.3, 2, 5)[:, None]
     ids = torch.randint(V, (5, 4))

@@ -108,15 +108,17 @@ CANDIDATES: dict[str, Callable[..., Tensor]] = {
     "layers in the wrong order": lambda *args: candidate_logits(*args).flip(0),
     "candidates in the wrong order": lambda *args: candidate_logits(*args).flip(2),
     "another layer": lambda latents, *rest: candidate_logits(latents.roll(1, 0), *rest),
-    "no temperature": lambda latents, ids, head, tau, needed: candidate_logits(latents, ids, head, tau**0, needed),
+    "no temperature": lambda latents, ids, head, tau, explore_mask: candidate_logits(
+        latents, ids, head, tau**0, explore_mask
+    ),
     "no soft cap": lambda h, ids, head, *rest: candidate_logits(h, ids, replace(head, softcap=None, scale=0.9), *rest),
 }
 
 
 def wrong_sums(change: Callable[[Tensor], Tensor], head: Callable[[Head], Head] = lambda head: head) -> Any:
-    def sums(final: Tensor | None, latents: Any, served: Head, normalizers: Tensor) -> Tensor:
-        product = head_sums(final, latents, head(served), normalizers)
-        normalizers.copy_(change(normalizers))
+    def sums(final: Tensor | None, latents: Any, served: Head, lse: Tensor) -> Tensor:
+        product = head_sums(final, latents, head(served), lse)
+        lse.copy_(change(lse))
         return product
 
     return sums

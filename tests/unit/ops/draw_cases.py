@@ -37,9 +37,9 @@ class Draw:
         filters = Filters(*(column[rows] for column in (self.filters.top_k, self.filters.top_p, self.filters.min_p)))
         return Draw(self.probs[rows], torch.arange(len(index)), self.skip[index], self.uniform[index], filters)
 
-    def policies(self, cut: Cut) -> list[dict[int, float]]:
-        """What `cut` leaves of each row: id -> probability."""
-        ids, weights = kept_tokens(self.probs, self.rows, cut, self.probs.shape[1])
+    def policies(self, coin_threshold: Cut) -> list[dict[int, float]]:
+        """What `coin_threshold` leaves of each row: id -> probability."""
+        ids, weights = kept_tokens(self.probs, self.rows, coin_threshold, self.probs.shape[1])
         assert (weights[:, 1:] <= weights[:, :-1]).all()
         return [
             {v: p for v, p in zip(*pair, strict=True) if p > 0}
@@ -49,13 +49,13 @@ class Draw:
 
 def every_filter(vocab: int, seed: int, has_ties: bool = False) -> Draw:
     """A row for each combination, in no order; the last row of the batch is nobody's."""
-    wanted = [(k, p, m) for k in TOP_K for p in TOP_P for m in MIN_P]
+    mask = [(k, p, m) for k in TOP_K for p in TOP_P for m in MIN_P]
     generator = torch.Generator().manual_seed(seed)
-    probs = (2.5 * torch.randn(len(wanted) + 1, vocab, generator=generator)).softmax(-1)
+    probs = (2.5 * torch.randn(len(mask) + 1, vocab, generator=generator)).softmax(-1)
     if has_ties:
         probs = (probs * 64).round() / 64
-    top_k, top_p, min_p = (torch.tensor([*column, column[0]]) for column in zip(*wanted, strict=True))
-    rows, uniform = torch.randperm(len(wanted), generator=generator), torch.rand(len(wanted), generator=generator)
+    top_k, top_p, min_p = (torch.tensor([*column, column[0]]) for column in zip(*mask, strict=True))
+    rows, uniform = torch.randperm(len(mask), generator=generator), torch.rand(len(mask), generator=generator)
     return Draw(probs, rows, rows < 0, uniform.double(), Filters(top_k.int(), top_p, min_p))
 
 

@@ -70,9 +70,9 @@ def check_normalizers() -> None:
     for num_rows in CROWDS:
         case = crowd(num_rows, False)
         tau = torch.full((num_rows, 1), 0.7)
-        needed = torch.arange(num_rows) % 3 != 1
+        explore_mask = torch.arange(num_rows) % 3 != 1
         if is_interpreted():
-            found.append(normalizers_of(case.latents, case.head, tau, needed, None)[:, 0])
+            found.append(normalizers_of(case.latents, case.head, tau, explore_mask, None)[:, 0])
         else:
-            found.append(torch_head.known_normalizers(case.latents, case.head, tau, None)[:, 0])
+            found.append(torch_head.complete_lse(case.latents, case.head, tau, None)[:, 0])
     assert all(torch.equal(found[0], other) for other in found[1:]), found

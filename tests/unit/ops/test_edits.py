@@ -236,12 +236,12 @@ def test_what_rode_is_not_used_by_rows_with_edits(can_look, all_edited, monkeypa
     monkeypatch.setattr(arrays, "can_look", lambda device: can_look)
     case = make_case(20, layers=4, **MIXED)
     case = with_edits(case, "all", None if all_edited else torch.arange(20) % 2 == 0)
-    wanted, tau = one_pass.wanted_rows(case.rows, case.noise.coin, 1.0), one_pass.row_tau(case.rows)
-    normalizers = torch.full((3, 20), torch.nan)
-    one_pass.head_pass(case.latents[0], case.latents[:3], case.head, tau, wanted, normalizers, "fused")
-    ridden = one_pass.ridden_of(case.rows, normalizers, wanted, 1.0)
+    mask, tau = one_pass.one_pass_mask(case.rows, case.noise.coin, 1.0), one_pass.row_tau(case.rows)
+    lse = torch.full((3, 20), torch.nan)
+    one_pass.head_pass(case.latents[0], case.latents[:3], case.head, tau, mask, lse, "fused")
+    known_lse = one_pass.known_lse_of(case.rows, lse, mask, 1.0)
     arguments = (case.final_logits, case.latents, case.head, case.rows, case.noise)
-    step = led_step(*arguments, backend="fused", ridden=ridden, edits=case.edits)
+    step = led_step(*arguments, backend="fused", known_lse=known_lse, edits=case.edits)
     expected = case.run("fused")
     for field in fields(LedStep):
         a, b = getattr(step, field.name), getattr(expected, field.name)
@@ -250,15 +250,15 @@ def test_what_rode_is_not_used_by_rows_with_edits(can_look, all_edited, monkeypa
 
 def test_riders_beside_edits_meet_in_the_one_collective():
     case = with_edits(make_case(6, explore=True), "all", torch.arange(6) % 2 == 0)
-    ranks, wanted, tau = Ranks(2), torch.arange(6) != 3, one_pass.row_tau(case.rows)
+    ranks, mask, tau = Ranks(2), torch.arange(6) != 3, one_pass.row_tau(case.rows)
 
     def run(rank: int) -> LedStep:
         part = shard(case, *([0, 50], [50, 97])[rank], 5, ranks, rank)
-        normalizers = torch.empty(3, 6)
-        one_pass.head_pass(part.latents[0], part.latents, part.head, tau, wanted, normalizers, "fused")
-        ridden = one_pass.ridden_of(part.rows, normalizers, wanted, one_pass.CUT)
+        lse = torch.empty(3, 6)
+        one_pass.head_pass(part.latents[0], part.latents, part.head, tau, mask, lse, "fused")
+        known_lse = one_pass.known_lse_of(part.rows, lse, mask, one_pass.COIN_THRESHOLD)
         arguments = (part.final_logits, part.latents, part.head, part.rows, part.noise)
-        return led_step(*arguments, ridden=ridden, edits=part.edits)
+        return led_step(*arguments, known_lse=known_lse, edits=part.edits)
 
     with ThreadPoolExecutor(2) as pool:
         steps = list(pool.map(run, range(2)))

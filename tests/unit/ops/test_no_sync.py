@@ -74,7 +74,7 @@ def step_of(form: str, rows: LedRows, num_edited: int = 0) -> tuple[LedStep, Wat
         latents = torch.empty(DEPTH, num_rows, H, device="cuda", dtype=torch.bfloat16)
         weight = torch.empty(V, H, device="cuda", dtype=torch.bfloat16)
         head = Head(weight, V, final_norm=lambda hidden: hidden * 2)
-        hidden, normalizers = torch.empty_like(latents[0]), torch.empty(DEPTH - 1, num_rows, device="cuda")
+        hidden, lse = torch.empty_like(latents[0]), torch.empty(DEPTH - 1, num_rows, device="cuda")
         column = torch.empty(num_rows, dtype=torch.int64, device="cuda")
         edits = None
         if num_edited:
@@ -82,14 +82,14 @@ def step_of(form: str, rows: LedRows, num_edited: int = 0) -> tuple[LedStep, Wat
             edits = LogitEdits(penalties, scaling, bias, column, column[:num_edited])
         with Watch() as watch:
             noise = Noise(*uniforms(column, column, column))
-            ridden = None
+            known_lse = None
             if form == "one_pass":
-                cut = one_pass.cut_of("fused", final_logits.device)
-                wanted = one_pass.wanted_rows(rows, noise.coin, cut)
+                coin_threshold = one_pass.coin_threshold_of("fused", final_logits.device)
+                mask = one_pass.one_pass_mask(rows, noise.coin, coin_threshold)
                 tau = one_pass.row_tau(rows)
-                one_pass.head_pass(hidden, latents[: DEPTH - 1], head, tau, wanted, normalizers, "fused")
-                ridden = one_pass.ridden_of(rows, normalizers, wanted, cut)
-            step = led_step(final_logits, latents, head, rows, noise, backend="fused", ridden=ridden, edits=edits)
+                one_pass.head_pass(hidden, latents[: DEPTH - 1], head, tau, mask, lse, "fused")
+                known_lse = one_pass.known_lse_of(rows, lse, mask, coin_threshold)
+            step = led_step(final_logits, latents, head, rows, noise, backend="fused", known_lse=known_lse, edits=edits)
         assert step.token_ids.device.type == "cuda"
         return step, watch
 

@@ -7,7 +7,7 @@ import torch
 from op_cases import Case, make_case, rms_norm
 from torch import Tensor
 
-from led_sglang.ops import LedStep, Ridden, arrays, led_step
+from led_sglang.ops import KnownLse, LedStep, arrays, led_step
 from led_sglang.ops.backends import one_pass
 
 MIXED = {
@@ -21,19 +21,21 @@ MIXED = {
 }
 
 
-def ride(case: Case, wanted: Tensor | None = None, cut: float = one_pass.CUT) -> tuple[Tensor, LedStep]:
+def one_pass_state(
+    case: Case, mask: Tensor | None = None, coin_threshold: float = one_pass.COIN_THRESHOLD
+) -> tuple[Tensor, LedStep]:
     """Both halves of the form, as the server runs them: (B, V_shard) product and the step."""
-    if wanted is None:
-        wanted = one_pass.wanted_rows(case.rows, case.noise.coin, cut)
-    hidden = torch.randn(len(wanted), case.latents.shape[2], dtype=case.head.weight.dtype)
+    if mask is None:
+        mask = one_pass.one_pass_mask(case.rows, case.noise.coin, coin_threshold)
+    hidden = torch.randn(len(mask), case.latents.shape[2], dtype=case.head.weight.dtype)
     num_layers = case.rows.max_depth - 1
-    normalizers = torch.full((num_layers, len(wanted)), torch.nan)
+    lse = torch.full((num_layers, len(mask)), torch.nan)
     tau = one_pass.row_tau(case.rows)
-    product = one_pass.head_pass(hidden, case.latents[:num_layers], case.head, tau, wanted, normalizers, "fused")
+    product = one_pass.head_pass(hidden, case.latents[:num_layers], case.head, tau, mask, lse, "fused")
     torch.testing.assert_close(product, hidden @ case.head.weight.T, rtol=1e-5, atol=1e-5)
-    ridden = one_pass.ridden_of(case.rows, normalizers, wanted, cut)
-    step = led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, ridden=ridden)
-    return wanted, step
+    known_lse = one_pass.known_lse_of(case.rows, lse, mask, coin_threshold)
+    step = led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, known_lse=known_lse)
+    return mask, step
 
 
 def same(step: LedStep, other: LedStep) -> None:
@@ -52,7 +54,7 @@ def shapes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
 @pytest.mark.parametrize("vocab", [5, 97, 32001])
 def test_the_same_step_as_coin_first(shapes, vocab):
     case = make_case(20, vocab, hidden=64 if vocab < 1000 else 256, layers=4, **MIXED)
-    _, step = ride(case)
+    _, step = one_pass_state(case)
     same(step, case.run())
 
 
@@ -67,7 +69,7 @@ HEADS = {
 @pytest.mark.parametrize("head", HEADS)
 def test_head_variants(shapes, head):
     case = make_case(9, 97, explore=True).with_head(**HEADS[head])
-    _, step = ride(case)
+    _, step = one_pass_state(case)
     truth = case.run("reference")
     assert step.token_ids.tolist() == truth.token_ids.tolist()
     torch.testing.assert_close(step.explore_probs, truth.explore_probs, rtol=1e-4, atol=1e-5)
@@ -76,13 +78,13 @@ def test_head_variants(shapes, head):
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_rows_left_out_are_served_by_the_second_pass(shapes, share):
     case = make_case(12, explore=True)
-    wanted = torch.arange(12) < 12 * share
-    _, step = ride(case, wanted)
+    mask = torch.arange(12) < 12 * share
+    _, step = one_pass_state(case, mask)
     same(step, case.run())
 
 
 def test_who_rides():
-    coins = torch.tensor([0.1, one_pass.CUT, 0.1, 0.9, 0.9, 0.1, 0.1, 0.1], dtype=torch.float64)
+    coins = torch.tensor([0.1, one_pass.COIN_THRESHOLD, 0.1, 0.9, 0.9, 0.1, 0.1, 0.1], dtype=torch.float64)
     rows = make_case(
         8,
         layers=4,
@@ -93,15 +95,15 @@ def test_who_rides():
         latent_norm=torch.tensor([False] * 6 + [True, False]),
         latent_offset=torch.tensor([0] * 7 + [1]),
     ).rows
-    wanted = one_pass.wanted_rows(rows, coins, one_pass.CUT)
-    assert wanted.tolist() == [True, False, False, True, True, False, False, False]
-    assert one_pass.wanted_rows(rows, coins, 1.0).tolist() == [True, True, False, True, True, False, False, False]
+    mask = one_pass.one_pass_mask(rows, coins, one_pass.COIN_THRESHOLD)
+    assert mask.tolist() == [True, False, False, True, True, False, False, False]
+    assert one_pass.one_pass_mask(rows, coins, 1.0).tolist() == [True, True, False, True, True, False, False, False]
 
 
 def test_a_broken_promise_gives_the_engines_token_not_a_wrong_one(shapes):
     case = make_case(6, explore=True)
-    ridden = Ridden(torch.zeros(3, 6), torch.arange(6) < 4, is_complete=True)
-    step = led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, ridden=ridden)
+    known_lse = KnownLse(torch.zeros(3, 6), torch.arange(6) < 4, is_complete=True)
+    step = led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, known_lse=known_lse)
     assert step.ok.tolist() == [True] * 4 + [False] * 2
 
 
@@ -110,14 +112,14 @@ def test_broken_latents_break_their_row_alone(shapes, value):
     case = make_case(6, explore=True)
     latents = case.latents.clone()
     latents[1, 2, 3] = value
-    wanted, step = ride(replace(case, latents=latents))
-    assert wanted.all() and step.ok.tolist() == [True, True, False, True, True, True]
+    mask, step = one_pass_state(replace(case, latents=latents))
+    assert mask.all() and step.ok.tolist() == [True, True, False, True, True, True]
 
 
 def test_the_final_norm_is_left_to_the_second_pass():
     case = make_case(4, explore=True, latent_norm=True)
-    wanted, step = ride(case)
-    assert not wanted.any()
+    mask, step = one_pass_state(case)
+    assert not mask.any()
     same(step, case.run())
     assert rms_norm is case.head.final_norm
 
@@ -134,9 +136,9 @@ def test_one_read_of_the_weight():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(one_pass.F, "linear", counted)
-        hidden, normalizers = torch.randn(4, 64), torch.empty(3, 4)
+        hidden, lse = torch.randn(4, 64), torch.empty(3, 4)
         rows = case.rows
-        one_pass.head_pass(hidden, case.latents, case.head, rows.temperature, rows.active, normalizers, "fused")
+        one_pass.head_pass(hidden, case.latents, case.head, rows.temperature, rows.active, lse, "fused")
     assert sum(width for _, width in calls) == 1003 and {num for num, _ in calls} == {4 + 3 * 4}
 
 
@@ -156,8 +158,10 @@ def test_what_cannot_ride_is_refused():
             one_pass.head_pass(
                 case.latents[0], case.latents, head, case.rows.temperature, case.rows.active, torch.empty(3, 2), backend
             )
-    ridden = Ridden(torch.zeros(2, 2), case.rows.active)
+    known_lse = KnownLse(torch.zeros(2, 2), case.rows.active)
     with pytest.raises(ValueError, match="needs 3 layers, 2 rode"):
-        led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, ridden=ridden)
+        led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, known_lse=known_lse)
     with pytest.raises(ValueError, match="'eager' computes every"):
-        led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, backend="eager", ridden=ridden)
+        led_step(
+            case.final_logits, case.latents, case.head, case.rows, case.noise, backend="eager", known_lse=known_lse
+        )

@@ -24,8 +24,8 @@ def wanted_of(draw: Draw, s: int) -> tuple[int, float, float]:
 @pytest.mark.parametrize("vocab", [5, 97, 1300])
 def test_the_filters_leave_what_they_leave_of_a_sorted_vocabulary(backend, has_ties, vocab):
     draw = every_filter(vocab, seed=vocab, has_ties=has_ties)
-    tokens, cut = draw.run(backend)
-    for s, policy in enumerate(draw.policies(cut)):
+    tokens, coin_threshold = draw.run(backend)
+    for s, policy in enumerate(draw.policies(coin_threshold)):
         expected = sorted_policy(draw.probs[draw.rows[s]], *wanted_of(draw, s))
         assert policy == expected, wanted_of(draw, s)
         assert tokens[s] == token_at(expected, float(draw.uniform[s]))
@@ -39,8 +39,8 @@ def test_each_token_owns_its_share_of_the_uniforms(backend):
     def column(uniform: float) -> torch.Tensor:
         return torch.full((5,), uniform, dtype=torch.float64)
 
-    _, cut = draw.run(backend)
-    for s, policy in enumerate(draw.policies(cut)):
+    _, coin_threshold = draw.run(backend)
+    for s, policy in enumerate(draw.policies(coin_threshold)):
         total, cumulated, last = sum(policy.values()), 0.0, -1
         for v in sorted(policy):
             edge = cumulated / total
@@ -63,10 +63,13 @@ def test_a_row_is_the_same_in_any_company_chunk_and_backend(has_ties, monkeypatc
     alone = [[draw.take([s]).run(backend) for s in range(len(draw.rows))] for backend in BACKENDS]
     for i, parts in enumerate(alone):
         tokens, cuts = zip(*parts, strict=True)
-        joined = Cut(torch.cat([cut.floor for cut in cuts]), torch.cat([cut.num_ties for cut in cuts]))
+        joined = Cut(
+            torch.cat([coin_threshold.floor for coin_threshold in cuts]),
+            torch.cat([coin_threshold.num_ties for coin_threshold in cuts]),
+        )
         found[f"alone {i}"] = torch.cat(tokens), joined
-    truth, cut = found["numba"]
-    policies = draw.policies(cut)
+    truth, coin_threshold = found["numba"]
+    policies = draw.policies(coin_threshold)
     for name, (tokens, other) in found.items():
         assert torch.equal(tokens[~draw.skip], truth[~draw.skip]), name
         for s, policy in enumerate(draw.policies(other)):
@@ -80,8 +83,8 @@ def test_without_filters_none_is_looked_for(backend):
     draw = every_filter(97, seed=2)
     plenty, ones = torch.full((len(draw.probs),), 1 << 30), torch.ones(len(draw.probs))
     for filters in (Filters(plenty, ones, 0 * ones, is_any=False), Filters(plenty, ones, 0 * ones)):
-        tokens, cut = replace(draw, filters=filters).run(backend)
-        for s, policy in enumerate(draw.policies(cut)):
+        tokens, coin_threshold = replace(draw, filters=filters).run(backend)
+        for s, policy in enumerate(draw.policies(coin_threshold)):
             assert len(policy) == 97
             assert tokens[s] == token_at(policy, float(draw.uniform[s]))
 

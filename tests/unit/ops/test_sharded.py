@@ -110,14 +110,14 @@ def test_riders_of_each_rank_meet_in_the_one_collective():
     """A rank's riders know its own share of the vocabulary; some rows did not ride."""
     case = make_case(6, 97, explore=True)
     ranks = Ranks(2)
-    wanted, tau = torch.arange(6) != 2, one_pass.row_tau(case.rows)
+    mask, tau = torch.arange(6) != 2, one_pass.row_tau(case.rows)
 
     def run(rank: int) -> LedStep:
         part = shard(case, *([0, 50], [50, 97])[rank], 5, ranks, rank)
-        normalizers = torch.empty(3, 6)
-        one_pass.head_pass(part.latents[0], part.latents, part.head, tau, wanted, normalizers, "fused")
-        ridden = one_pass.ridden_of(part.rows, normalizers, wanted, one_pass.CUT)
-        return led_step(part.final_logits, part.latents, part.head, part.rows, part.noise, ridden=ridden)
+        lse = torch.empty(3, 6)
+        one_pass.head_pass(part.latents[0], part.latents, part.head, tau, mask, lse, "fused")
+        known_lse = one_pass.known_lse_of(part.rows, lse, mask, one_pass.COIN_THRESHOLD)
+        return led_step(part.final_logits, part.latents, part.head, part.rows, part.noise, known_lse=known_lse)
 
     with ThreadPoolExecutor(2) as pool:
         steps = list(pool.map(run, range(2)))

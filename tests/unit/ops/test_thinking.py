@@ -42,8 +42,8 @@ def test_host_run_agrees_with_the_oracle(name, ids):
 @given(names, streams, st.lists(st.integers(0, 40), max_size=4))
 def test_chunking_changes_nothing(name, ids, cuts):
     machine, state, start = ThinkingMachine(*MARKERS[name], vocab_size=6), 0, 0
-    for cut in [*sorted(cuts), len(ids)]:
-        state, start = machine.run(ids[start:cut], state), max(start, cut)
+    for coin_threshold in [*sorted(cuts), len(ids)]:
+        state, start = machine.run(ids[start:coin_threshold], state), max(start, coin_threshold)
     assert state == machine.run(ids)
 
 

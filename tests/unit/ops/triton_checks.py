@@ -18,12 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from led_sglang.ops import LedStep, arrays, led_step
 from led_sglang.ops.backends import one_pass
 from led_sglang.ops.backends.lm_head import candidate_logits as torch_candidates
-from led_sglang.ops.backends.lm_head import log_normalizers as plain_normalizers
+from led_sglang.ops.backends.lm_head import latent_lse as plain_normalizers
 from led_sglang.ops.kernels import candidates, final_layer, lm_head, mix_and_sample
 from led_sglang.ops.kernels.candidates import candidate_logits
 from led_sglang.ops.kernels.lm_head import normalizers_of
 from led_sglang.ops.kernels.mix_and_sample import tail
-from led_sglang.ops.types import Head, Noise, Ridden
+from led_sglang.ops.types import Head, KnownLse, Noise
 
 CAN_LOOK = arrays.can_look
 VIEWS = {
@@ -70,28 +70,28 @@ def compare(case: Case, tolerance: float = 1e-5) -> None:
 def check_row_list() -> None:
     """Rows beyond the count are not computed, and those within keep their places."""
     case = make_case(41, 1500, hidden=48, depth=3)
-    needed = torch.arange(41) % 3 == 1
+    explore_mask = torch.arange(41) % 3 == 1
     tau = torch.linspace(0.3, 2, 41)
-    poisoned = case.latents.masked_fill(~needed[:, None], torch.nan)
+    poisoned = case.latents.masked_fill(~explore_mask[:, None], torch.nan)
     truth = torch.stack([plain_normalizers(layer, case.head, tau[:, None]) for layer in case.latents])
-    for rows in (needed, torch.zeros_like(needed), torch.ones_like(needed)):
-        latents = poisoned if rows is needed else case.latents
+    for rows in (explore_mask, torch.zeros_like(explore_mask), torch.ones_like(explore_mask)):
+        latents = poisoned if rows is explore_mask else case.latents
         found = normalizers_of(latents, case.head, tau[:, None], rows, None)
         torch.testing.assert_close(found, truth.where(rows, 0.0))
-    strided = torch.stack([tau, tau + 1], 1)[:, :1], torch.stack([needed, ~needed], 1)[:, 0]
-    torch.testing.assert_close(normalizers_of(poisoned, case.head, *strided, None), truth.where(needed, 0.0))
-    rode, known = torch.arange(41) % 4 == 1, torch.randn(3, 41)
-    found = normalizers_of(poisoned, case.head, tau[:, None], needed, Ridden(known, rode))
-    torch.testing.assert_close(found, truth.where(needed & ~rode, known[:2]))
+    strided = torch.stack([tau, tau + 1], 1)[:, :1], torch.stack([explore_mask, ~explore_mask], 1)[:, 0]
+    torch.testing.assert_close(normalizers_of(poisoned, case.head, *strided, None), truth.where(explore_mask, 0.0))
+    has_lse, known = torch.arange(41) % 4 == 1, torch.randn(3, 41)
+    found = normalizers_of(poisoned, case.head, tau[:, None], explore_mask, KnownLse(known, has_lse))
+    torch.testing.assert_close(found, truth.where(explore_mask & ~has_lse, known[:2]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def check_normalizers(dtype: torch.dtype) -> None:
     """Half-precision operands, float32 sums: closer to float64 than torch, which rounds the logits."""
     case = make_case(6, 1300, hidden=70, depth=2, dtype=dtype)
-    tau, needed = torch.linspace(0.3, 2, 6), torch.ones(6, dtype=torch.bool)
+    tau, explore_mask = torch.linspace(0.3, 2, 6), torch.ones(6, dtype=torch.bool)
     truth = (case.latents[0].double() @ case.head.weight.double().T / tau[:, None]).logsumexp(-1)
-    error = (normalizers_of(case.latents, case.head, tau[:, None], needed, None)[0] - truth).abs().max()
+    error = (normalizers_of(case.latents, case.head, tau[:, None], explore_mask, None)[0] - truth).abs().max()
     assert error < 1e-4, error
     plain = plain_normalizers(case.latents[0], case.head, tau[:, None])
     assert error <= (plain - truth).abs().max() + 1e-5
@@ -105,11 +105,13 @@ def check_one_pass(head: dict[str, object]) -> None:
     """Final rows, riders and rows left out, in one kernel; more final rows than one block holds."""
     case = make_case(13, 300, hidden=40, depth=3, explore=True).with_head(**head)
     hidden, tau = torch.randn(13, 40), one_pass.row_tau(case.rows)
-    wanted, normalizers = torch.arange(13) % 4 > 0, torch.empty(2, 13)
-    product = one_pass.head_pass(hidden, case.latents, case.head, tau, wanted, normalizers, "triton")
+    mask, lse = torch.arange(13) % 4 > 0, torch.empty(2, 13)
+    product = one_pass.head_pass(hidden, case.latents, case.head, tau, mask, lse, "triton")
     torch.testing.assert_close(product, hidden @ case.head.weight.T, rtol=1e-5, atol=1e-5)
-    ridden = one_pass.ridden_of(case.rows, normalizers, wanted, one_pass.CUT)
-    step = led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, backend="triton", ridden=ridden)
+    known_lse = one_pass.known_lse_of(case.rows, lse, mask, one_pass.COIN_THRESHOLD)
+    step = led_step(
+        case.final_logits, case.latents, case.head, case.rows, case.noise, backend="triton", known_lse=known_lse
+    )
     torch.testing.assert_close(step.explore_probs, case.run("fused").explore_probs, rtol=1e-4, atol=1e-5)
 
 
@@ -123,13 +125,13 @@ def check_edits() -> None:
     step, alone = mixed.run("triton"), plain.run("triton")
     for field in fields(LedStep):
         assert torch.equal(getattr(step, field.name)[~is_edited], getattr(alone, field.name)[~is_edited])
-    normalizers, wanted = torch.empty(1, 4), torch.arange(4) != 1
+    lse, mask = torch.empty(1, 4), torch.arange(4) != 1
     tau, hidden = one_pass.row_tau(mixed.rows), torch.randn(4, 20)
-    one_pass.head_pass(hidden, mixed.latents, mixed.head, tau, wanted, normalizers, "triton")
-    ridden = one_pass.ridden_of(mixed.rows, normalizers, wanted, one_pass.CUT)
+    one_pass.head_pass(hidden, mixed.latents, mixed.head, tau, mask, lse, "triton")
+    known_lse = one_pass.known_lse_of(mixed.rows, lse, mask, one_pass.COIN_THRESHOLD)
     arguments = (mixed.final_logits, mixed.latents, mixed.head, mixed.rows, mixed.noise)
-    rode = led_step(*arguments, backend="triton", ridden=ridden, edits=mixed.edits)
-    torch.testing.assert_close(rode.explore_probs, mixed.run("fused").explore_probs, rtol=1e-4, atol=1e-5)
+    has_lse = led_step(*arguments, backend="triton", known_lse=known_lse, edits=mixed.edits)
+    torch.testing.assert_close(has_lse.explore_probs, mixed.run("fused").explore_probs, rtol=1e-4, atol=1e-5)
 
 
 def check_fixed_shapes() -> None:
@@ -181,14 +183,14 @@ def check_candidates(k: int, hidden: int) -> None:
     """Bias, scale and soft cap, a shard of the vocabulary, rows left out, more hidden dimensions than a block."""
     case = make_case(7, 311, hidden=hidden, depth=4, top_k=k)
     ids = torch.randint(311, (7, k), generator=torch.Generator().manual_seed(k))
-    tau, needed = torch.linspace(0.3, 2, 7)[:, None], torch.arange(7) % 3 != 1
+    tau, explore_mask = torch.linspace(0.3, 2, 7)[:, None], torch.arange(7) % 3 != 1
     plain = {"softcap": 6.0, "scale": 1.5, "bias": torch.linspace(-1, 1, 311)}
     shard = {"first_id": 100, "num_rows": 90, "weight": case.head.weight[100:200], "all_gather": torch.clone}
     for changes in ({}, plain, shard, {**shard, "bias": torch.linspace(-1, 1, 100)}):
         head = replace(case.head, **changes)
         truth = torch_candidates(case.latents, ids, head, tau)
-        found = candidate_logits(case.latents, ids, head, tau, needed)
-        torch.testing.assert_close(found, truth * needed[:, None], rtol=1e-4, atol=1e-4)
+        found = candidate_logits(case.latents, ids, head, tau, explore_mask)
+        torch.testing.assert_close(found, truth * explore_mask[:, None], rtol=1e-4, atol=1e-4)
 
 
 def compare_tail(case: Case) -> None:
@@ -297,9 +299,11 @@ def launches() -> Iterator[Launches]:
         yield mode
 
 
-def num_launches(case: Case, ridden: Ridden | None) -> int:
+def num_launches(case: Case, known_lse: KnownLse | None) -> int:
     with launches() as mode:
-        led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, backend="triton", ridden=ridden)
+        led_step(
+            case.final_logits, case.latents, case.head, case.rows, case.noise, backend="triton", known_lse=known_lse
+        )
     return mode.count
 
 
@@ -313,9 +317,9 @@ def check_memory() -> None:
     with launches() as mode:
         led_step(logits, latents, head, rows, noise, backend="triton")
     assert 0 < mode.num_bytes <= 64 << 20, mode.num_bytes
-    wanted, normalizers = torch.ones(num_rows, dtype=torch.bool), torch.empty(num_layers, num_rows)
+    mask, lse = torch.ones(num_rows, dtype=torch.bool), torch.empty(num_layers, num_rows)
     with launches() as mode:
-        product = lm_head.head_pass(latents[0], latents, head, rows.temperature, wanted, normalizers)
+        product = lm_head.head_pass(latents[0], latents, head, rows.temperature, mask, lse)
     extra = mode.num_bytes - product.numel() * product.element_size()  # the product is the engine's own
     assert 0 < extra <= 64 << 20, extra
 
@@ -325,8 +329,8 @@ def check_launches() -> None:
     """A row alone on a GPU waits for launches: `fused` makes 48 of them coin first and 52 in one pass."""
     for full in (False, True):
         case = make_case(1, 97, depth=8, full=full)
-        ridden = Ridden(torch.zeros(7, 1), torch.ones(1, dtype=torch.bool), is_complete=True)
-        found = num_launches(case, None), num_launches(case, ridden)
+        known_lse = KnownLse(torch.zeros(7, 1), torch.ones(1, dtype=torch.bool), is_complete=True)
+        found = num_launches(case, None), num_launches(case, known_lse)
         assert found == (7, 6), found
 
 
@@ -381,13 +385,13 @@ def check_boarding() -> None:
         for plain in (rows, replace(rows, **no)):
             boards = []
             for backend in ("triton", "fused"):
-                wanted, tau = torch.zeros(80, dtype=torch.bool), torch.zeros(80)
+                mask, tau = torch.zeros(80, dtype=torch.bool), torch.zeros(80)
                 arrays.can_look = lambda device: False
                 try:
-                    one_pass.board(plain, coin, one_pass.CUT, index, wanted, tau, backend)
+                    one_pass.fill_one_pass_mask(plain, coin, one_pass.COIN_THRESHOLD, index, mask, tau, backend)
                 finally:
                     arrays.can_look = CAN_LOOK
-                boards.append((wanted, tau))
+                boards.append((mask, tau))
             assert all(map(torch.equal, *boards)) and 0 < boards[0][0].sum() < 70
 
 
@@ -395,8 +399,8 @@ def check_overflow() -> None:
     """A normalizer of +inf is a broken row, not a layer of probability 0."""
     rows, noise, all_rows = make_rows(3, depth=2), make_case(3).noise, torch.ones(3, dtype=torch.bool)
     logprobs, ids = torch.randn(3, 8).log_softmax(-1), torch.arange(24).view(3, 8)
-    normalizers = torch.tensor([[0.0, torch.inf, 0.0]])
-    step = tail(logprobs, ids, normalizers, torch.randn(1, 3, 8), all_rows, all_rows, rows, noise)
+    lse = torch.tensor([[0.0, torch.inf, 0.0]])
+    step = tail(logprobs, ids, lse, torch.randn(1, 3, 8), all_rows, all_rows, rows, noise)
     assert step.ok.tolist() == [True, False, True]
 
 

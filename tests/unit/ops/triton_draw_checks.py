@@ -22,10 +22,12 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def compare(draw: Draw) -> None:
     """Tokens and what they were drawn from, bit for bit."""
-    tokens, cut = draw.run("triton")
+    tokens, coin_threshold = draw.run("triton")
     truth, true_cut = draw.run("numba")
     assert torch.equal(tokens[~draw.skip], truth[~draw.skip]) and ((tokens >= 0) & (tokens < draw.probs.shape[1])).all()
-    for ours, theirs, is_skipped in zip(draw.policies(cut), draw.policies(true_cut), draw.skip.tolist(), strict=True):
+    for ours, theirs, is_skipped in zip(
+        draw.policies(coin_threshold), draw.policies(true_cut), draw.skip.tolist(), strict=True
+    ):
         assert is_skipped or ours == theirs
 
 

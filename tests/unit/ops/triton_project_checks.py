@@ -25,14 +25,14 @@ def compare(case: Case, dtype: torch.dtype = torch.float32, **changes: object) -
     num_rows, weight = len(case.final_logits), case.head.weight
     vocab = case.head.num_rows if case.head.all_gather is None else len(weight)  # a shard has another's candidates
     ids = torch.randint(vocab, (num_rows, 19), generator=torch.Generator().manual_seed(1))
-    tau, needed = torch.linspace(0.3, 2, num_rows)[:, None], torch.arange(num_rows) % 3 != 1
+    tau, explore_mask = torch.linspace(0.3, 2, num_rows)[:, None], torch.arange(num_rows) % 3 != 1
     head = replace(case.head, project=lambda hidden: (hidden @ weight.T).to(dtype))
     truth = local_sums(case.latents, ids, head, tau, None, None)
-    poisoned = case.latents.masked_fill(~needed[:, None], torch.nan)
-    found = projected_head.projected_sums(poisoned, ids, head, tau, needed)
+    poisoned = case.latents.masked_fill(~explore_mask[:, None], torch.nan)
+    found = projected_head.projected_sums(poisoned, ids, head, tau, explore_mask)
     for ours, theirs in zip(found, truth, strict=True):
-        wanted = needed.view(-1, *[1] * (theirs.dim() - 2))
-        torch.testing.assert_close(ours, theirs.where(wanted, 0.0), rtol=1e-5, atol=1e-5)
+        mask = explore_mask.view(-1, *[1] * (theirs.dim() - 2))
+        torch.testing.assert_close(ours, theirs.where(mask, 0.0), rtol=1e-5, atol=1e-5)
 
 
 def check_step(small_blocks: None) -> None:

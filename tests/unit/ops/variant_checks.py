@@ -18,7 +18,7 @@ from benchmarks.gpu.build import Hopper, Launch, launches
 from led_sglang.config.fields import METHODS, LedParams
 from led_sglang.config.request import StampedParams
 from led_sglang.integration.scheduler.batch import LedBatch, RequestRow, _to_device
-from led_sglang.integration.scheduler.latents.one_pass import Ride
+from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.ops import Head, LogitEdits, ThinkingMachine, led_step
 from led_sglang.ops.backends.warm_up import warm_up
 from led_sglang.ops.rows.filtered_draw import Filters, sample_filtered
@@ -71,7 +71,10 @@ def seat(row: dict[str, Any] | None) -> RequestRow:
 
 def serve(batch: Batch, head: Head) -> None:
     """One step as `integration.step` and `integration.sampler` make it, of a fresh batch."""
-    num_rows, ride = len(batch.rows), Ride("auto", "triton", NUM_LATENTS - 1, MAX_ROWS, CPU, head.is_batch_invariant)
+    num_rows, one_pass_state = (
+        len(batch.rows),
+        OnePassState("auto", "triton", NUM_LATENTS - 1, MAX_ROWS, CPU, head.is_batch_invariant),
+    )
     buffer = torch.empty(NUM_LATENTS, MAX_ROWS, HIDDEN, dtype=head.weight.dtype)
     info = SimpleNamespace(
         temperatures=torch.ones(num_rows, 1),
@@ -84,19 +87,19 @@ def serve(batch: Batch, head: Head) -> None:
     numbers, states = torch.zeros(num_rows, dtype=torch.int64), torch.zeros(MAX_ROWS + 1, dtype=torch.int64)
     now = make_row_inputs(rows, numbers, numbers, numbers + 4 if batch.is_extend else None, states, "triton")
     params = rows.params.activated(now)
-    ridden, ride.fault = None, None if head.project is None else "its product is the engine's own"
-    if not batch.is_extend and ride.form(num_rows) == "one_pass":
-        ride.board(rows, params, now.coin, num_rows)
+    known_lse, one_pass_state.fault = None, None if head.project is None else "its product is the engine's own"
+    if not batch.is_extend and one_pass_state.form(num_rows) == "one_pass":
+        one_pass_state.fill_one_pass_mask(rows, params, now.coin, num_rows)
         hidden = torch.empty(num_rows, HIDDEN, dtype=buffer.dtype)
-        logits = ride.through(lambda h: h.new_empty(len(h), len(head.weight)), hidden, head, buffer)
-        assert ride.fault is None, ride.fault
-        ridden = ride.ridden(rows, params, num_rows)
+        logits = one_pass_state.through(lambda h: h.new_empty(len(h), len(head.weight)), hidden, head, buffer)
+        assert one_pass_state.fault is None, one_pass_state.fault
+        known_lse = one_pass_state.known_lse(rows, params, num_rows)
     logits = torch.empty(num_rows, VOCAB)
     edited = None
     if batch.is_edited:
         edited = LogitEdits(torch.zeros(num_rows, VOCAB), None, None, rows.index, torch.tensor([0]))
     latents = buffer[:, :num_rows] if rows.index is None else buffer.index_select(1, rows.index)
-    step = led_step(rows.pick(logits), latents, head, params, now, backend="triton", ridden=ridden, edits=edited)  # type: ignore[call-overload]
+    step = led_step(rows.pick(logits), latents, head, params, now, backend="triton", known_lse=known_lse, edits=edited)  # type: ignore[call-overload]
     token_ids = torch.zeros(num_rows, dtype=torch.int64 if batch.is_greedy else torch.int32)
     write_tokens(rows, token_ids, now, step, "triton")
     move_states(rows, MACHINE, states, now, token_ids, "triton")
@@ -165,7 +168,7 @@ def check_how_many_there_are() -> None:
     counts = Counter(launch.kernel for launch in warm(HEADS["whole"]))
     assert counts == {
         "row_inputs_kernel": 1,
-        "board_kernel": 1,
+        "one_pass_mask_kernel": 1,
         "gather_kernel": 2,  # batches of up to 256 rows, and more
         "head_kernel": 2,  # tiles of few rows, and of many
         "merge_kernel": 2,  # as gather_kernel

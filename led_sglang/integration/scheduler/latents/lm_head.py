@@ -71,7 +71,7 @@ def _engine_product(logits_processor: Any, lm_head: Any) -> Callable[[Tensor], T
     return project
 
 
-def why_nothing_rides(logits_processor: Any, lm_head: Any, head: Head) -> str | None:
+def why_no_one_pass(logits_processor: Any, lm_head: Any, head: Head) -> str | None:
     """None where the engine's product is the plain one, which the one-pass form replaces on a GPU."""
     if head.project is not None:
         return f"{type(lm_head).__name__} has no plain weight: the engine multiplies"

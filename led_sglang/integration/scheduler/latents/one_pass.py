@@ -1,7 +1,7 @@
 """The one-pass form in the engine: what must be known of a step before its forward, in static buffers.
 
 A CUDA graph replays without Python, so the graph of a small batch always carries the riders; the buffers say which rows
-matter. `served` is written by the same graph: it alone says what really rode.
+matter. `lse_ready` is written by the same graph: it alone says what really rode.
 """
 
 import logging
@@ -15,7 +15,7 @@ from torch import Tensor
 from led_sglang.integration.scheduler.latents.capture import CaptureError
 from led_sglang.ops import arrays
 from led_sglang.ops.backends import one_pass
-from led_sglang.ops.types import ALIGNMENT, Head, LedRows, Ridden
+from led_sglang.ops.types import ALIGNMENT, Head, KnownLse, LedRows
 
 if TYPE_CHECKING:
     from led_sglang.integration.scheduler.batch import DeviceRows
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Ride:
+class OnePassState:
     """One per model runner. Shapes: J = `num_layers`, `max_rows` rows."""
 
     def __init__(
@@ -52,12 +52,12 @@ class Ride:
         # Each begins at a multiple of ALIGNMENT: a kernel is compiled for the alignment of its pointers.
         width = -(-max_rows // ALIGNMENT) * ALIGNMENT
         self.flags = torch.zeros(2, width, dtype=torch.bool, device=device)[:, :max_rows]
-        self.wanted, self.served = self.flags
+        self.mask, self.lse_ready = self.flags
         self.tau = torch.ones(max_rows, device=device)
-        self.normalizers = torch.zeros(num_layers, width, device=device)[:, :max_rows]
+        self.lse = torch.zeros(num_layers, width, device=device)[:, :max_rows]
         self.graph_sizes: list[int] = []  # decode graphs seen, ascending
         self.fault: str | None = None  # why nothing rides although it should
-        self.is_boarding = False  # the forward under way carries riders
+        self.is_one_pass = False  # the forward under way carries riders
         self.is_captured = False  # it is recorded into a CUDA graph
         self.num_steps = {"one_pass": 0, "coin_first": 0}
 
@@ -73,7 +73,7 @@ class Ride:
             return "coin_first"
         return one_pass.form_of(size, self.asked, self.device)
 
-    def see_dummy(self, num_rows: int, is_captured: bool) -> None:
+    def on_graph_warmup(self, num_rows: int, is_captured: bool) -> None:
         """The engine warms up a decode batch of so many rows, or captures the graph of it.
 
         The form is that of this size, never that of a larger graph: a warm-up must launch every kernel that its capture
@@ -82,26 +82,26 @@ class Ride:
         if is_captured and num_rows not in self.graph_sizes:
             self.graph_sizes = sorted([*self.graph_sizes, num_rows])
         self.is_captured = is_captured
-        self.is_boarding = num_rows <= len(self.wanted) and self._form_of(num_rows) == "one_pass"
+        self.is_one_pass = num_rows <= len(self.mask) and self._form_of(num_rows) == "one_pass"
 
     def use_backend(self, backend: str) -> None:
         """Another one, before any graph is captured."""
-        self.backend, self.cut = backend, one_pass.cut_of(backend, self.device)
+        self.backend, self.coin_threshold = backend, one_pass.coin_threshold_of(backend, self.device)
 
     def clear(self) -> None:
-        """Before every decode forward: nobody rides, unless `board` says otherwise."""
-        self.is_boarding = self.is_captured = False
+        """Before every decode forward: nobody rides, unless `fill_one_pass_mask` says otherwise."""
+        self.is_one_pass = self.is_captured = False
         if self.graph_sizes:
             self.flags.zero_()
 
-    def board(self, rows: "DeviceRows", params: LedRows, coin: Tensor, num_rows: int) -> None:
+    def fill_one_pass_mask(self, rows: "DeviceRows", params: LedRows, coin: Tensor, num_rows: int) -> None:
         """Fill the buffers for a batch of so many rows, of which `rows` are ours."""
         if not self.graph_sizes:
             self.flags[:, :num_rows] = False
-        one_pass.board(params, coin, self.cut, rows.index, self.wanted, self.tau, self.backend)
+        one_pass.fill_one_pass_mask(params, coin, self.coin_threshold, rows.index, self.mask, self.tau, self.backend)
         if rows.edited is not None:  # what rides is not edited
-            self.wanted.index_fill_(0, rows.edited if rows.index is None else rows.index[rows.edited], False)
-        self.is_boarding = True
+            self.mask.index_fill_(0, rows.edited if rows.index is None else rows.index[rows.edited], False)
+        self.is_one_pass = True
 
     def through(self, multiply: Callable[..., Tensor], hidden: Tensor, head: Head, buffer: Tensor) -> Tensor:
         """The engine's head product, with riders. A fault of ours gives the engine's own product and is told.
@@ -116,27 +116,27 @@ class Ride:
                     f"LED's one-pass form failed while the CUDA graph of {len(hidden)} rows was captured: "
                     f"{type(error).__name__}: {error}. Start with --led-form coin_first"
                 ) from error
-            self.fault, self.is_boarding = f"{type(error).__name__}: {error}", False
+            self.fault, self.is_one_pass = f"{type(error).__name__}: {error}", False
             logger.exception("LED's one-pass form failed; coin first from here on")
             return multiply(hidden)
 
     def _through(self, multiply: Callable[..., Tensor], hidden: Tensor, head: Head, buffer: Tensor) -> Tensor:
         num_rows = len(hidden)
         latents, tau = buffer[: self.num_layers, :num_rows], self.tau[:num_rows]
-        wanted, normalizers = self.wanted[:num_rows], self.normalizers[:, :num_rows]
+        mask, lse = self.mask[:num_rows], self.lse[:, :num_rows]
         if arrays.can_look(self.device):  # the engine's own bits for every row; its weight is read again
             logits = multiply(hidden)
-            one_pass.ride_alone(latents, head, tau, wanted, normalizers)
+            one_pass.separate_pass(latents, head, tau, mask, lse)
         else:
-            logits = one_pass.head_pass(hidden, latents, head, tau, wanted, normalizers, self.backend)
-        self.served[:num_rows] = wanted
+            logits = one_pass.head_pass(hidden, latents, head, tau, mask, lse, self.backend)
+        self.lse_ready[:num_rows] = mask
         return logits
 
-    def ridden(self, rows: "DeviceRows", params: LedRows, num_rows: int) -> Ridden:
-        normalizers, served = self.normalizers[:, :num_rows], self.served[:num_rows]
+    def known_lse(self, rows: "DeviceRows", params: LedRows, num_rows: int) -> KnownLse:
+        lse, lse_ready = self.lse[:, :num_rows], self.lse_ready[:num_rows]
         if rows.index is not None:
-            normalizers, served = normalizers.index_select(1, rows.index), served.index_select(0, rows.index)
-        return one_pass.ridden_of(params, normalizers, served, self.cut)
+            lse, lse_ready = lse.index_select(1, rows.index), lse_ready.index_select(0, rows.index)
+        return one_pass.known_lse_of(params, lse, lse_ready, self.coin_threshold)
 
     def facts(self) -> dict[str, Any]:
         """For /led/info."""
@@ -150,5 +150,5 @@ class Ride:
 
     def _largest(self) -> int:
         """Batches up to so many rows take the one-pass form; 0: none does."""
-        sizes = range(1, len(self.wanted) + 1)
+        sizes = range(1, len(self.mask) + 1)
         return max((size for size in sizes if self.form(size) == "one_pass"), default=0)

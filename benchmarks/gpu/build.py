@@ -35,7 +35,7 @@ from led_sglang.ops.kernels.candidates import candidate_logits
 from led_sglang.ops.kernels.final_layer import final_rows
 from led_sglang.ops.kernels.mix_and_sample import tail
 from led_sglang.ops.kernels.projected_head import projected_sums
-from led_sglang.ops.kernels.row_stats import tell
+from led_sglang.ops.kernels.row_stats import pack_flags
 from led_sglang.ops.rows.filtered_draw import Filters
 from led_sglang.ops.rows.inputs import RowMeta
 from led_sglang.ops.rows.stats import Counters
@@ -130,7 +130,7 @@ def step(num_rows: int, dtype: torch.dtype) -> None:
     projected = replace(head, project=lambda rows: torch.empty(len(rows), VOCAB, dtype=dtype))
     projected_sums(latents, final.candidate_ids, projected, rows.temperature, final.explore_mask)
     row_inputs.write_tokens(meta, number, now, made)
-    tell(now, made, number, Counters.zeros(LAYERS + 1, 1, number.device))
+    pack_flags(now, made, number, Counters.zeros(LAYERS + 1, 1, number.device))
     row_inputs.move_states(meta, machine, number, now, number)
     filters = Filters(number.int(), rows.temperature, rows.min_p)
     filtered_draw.sample_filtered(torch.empty(num_rows, VOCAB), number, now.active, now.token, filters)

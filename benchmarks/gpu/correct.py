@@ -83,7 +83,7 @@ def compare(found: LedStep, truth: LedStep, case: Case) -> dict[str, Any]:
     same = (found.depth == truth.depth) | ~active
     same_tokens = (found.token_ids == truth.token_ids) | ~active
     explored = active & found.explored
-    told = active & (case.rows.full | found.explored) & same
+    reported = active & (case.rows.full | found.explored) & same
     wrong = None
     if not torch.equal(explored, active & truth.explored):
         wrong = "explored"
@@ -93,12 +93,12 @@ def compare(found: LedStep, truth: LedStep, case: Case) -> dict[str, Any]:
         wrong = "depth"
     vocab = case.batch_logits.shape[1]
     errors = [_distance(found.exploit_probs, truth.exploit_probs, found, truth, active, vocab)]
-    errors.append(_distance(found.explore_probs, truth.explore_probs, found, truth, told, vocab))
+    errors.append(_distance(found.explore_probs, truth.explore_probs, found, truth, reported, vocab))
     errors.append(_largest(found.confidence - truth.confidence, active))
     if found.entropy is not None and truth.entropy is not None:
-        errors.append(_largest(found.entropy - truth.entropy, told))
+        errors.append(_largest(found.entropy - truth.entropy, reported))
     if found.logprob is not None and truth.logprob is not None:
-        errors.append(_largest(found.logprob.exp() - truth.logprob.exp(), told & same_tokens))
+        errors.append(_largest(found.logprob.exp() - truth.logprob.exp(), reported & same_tokens))
     return {
         "error": float("inf") if any(map(math.isnan, errors)) else max(errors),
         "wrong": wrong,

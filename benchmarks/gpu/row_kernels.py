@@ -120,8 +120,8 @@ def check_counts(device: torch.device) -> str | None:
     step, active = _step(device)
     now, method = _standing(active), torch.arange(NUM_ROWS, device=device) % 3
     one, other = (stats.Counters.zeros(4, 3, device) for _ in range(2))
-    tell = partial(stats.tell, now, step, False, method)
-    flags, expected = tell(one, "triton"), tell(other, "fused")
+    pack_flags = partial(stats.pack_flags, now, step, False, method)
+    flags, expected = pack_flags(one, "triton"), pack_flags(other, "fused")
     if torch.equal(flags, expected) and torch.equal(one.values, other.values):
         return None
     return (

@@ -74,6 +74,6 @@ class WholeStep:
         rows, noise = case.rows.activated(now), Noise(now.coin, now.token)
         step = led_step(case.batch_logits, self._latents(), case.head, rows, noise, backend=self.backend, **given)
         write_tokens(self.meta, self.tokens, now, step, self.backend)
-        stats.tell(now, step, False, self.method, self.counters, self.backend)
+        stats.pack_flags(now, step, False, self.method, self.counters, self.backend)
         move_states(self.meta, self.tables, self.states, now, self.tokens, self.backend)
         return step

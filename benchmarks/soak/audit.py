@@ -29,12 +29,12 @@ def audit_trace(outcome: Outcome) -> list[str]:
     """The thinking state of the request's slot followed the markers in prompt and output, whoever sat there before."""
     faults, prompt_ids = [], outcome.plan.prompt_ids or ()
     for meta, ids in zip(outcome.metas, outcome.output_ids, strict=True):
-        told = meta["led_think"]
+        reported = meta["led_think"]
         expected = thinking_flags(prompt_ids, ids, [OPEN_ID], [CLOSE_ID])
-        if told != expected:
-            faults.append(f"request {outcome.plan.number}: led_think {told}, expected {expected}, ids {ids}")
-        if sum(told) != meta["led_stats"]["thinking_tokens"]:
-            faults.append(f"request {outcome.plan.number}: led_stats {meta['led_stats']} for the trace {told}")
+        if reported != expected:
+            faults.append(f"request {outcome.plan.number}: led_think {reported}, expected {expected}, ids {ids}")
+        if sum(reported) != meta["led_stats"]["thinking_tokens"]:
+            faults.append(f"request {outcome.plan.number}: led_stats {meta['led_stats']} for the trace {reported}")
     return faults
 
 
@@ -61,10 +61,10 @@ def audit_counters(
         )
     for name in STATS:
         known = [o for o in read if len(o.metas) == o.plan.num_samples]
-        told = sum(meta.get("led_stats", {}).get(name, 0) for o in known for meta in o.metas)
+        reported = sum(meta.get("led_stats", {}).get(name, 0) for o in known for meta in o.metas)
         unknown = sum(o.num_tokens or 0 for o in read if len(o.metas) != o.plan.num_samples)
         unknown += sum(o.plan.max_tokens for o in left)
-        faults += outside(name, grown[name], told, told if name == "fallbacks" else told + unknown)
+        faults += outside(name, grown[name], reported, reported if name == "fallbacks" else reported + unknown)
     everywhere = sum(o.num_tokens or 0 for o in read if o.plan.is_everywhere)
     if grown["led_tokens"] < everywhere:
         faults.append(f"led_tokens {grown['led_tokens']} below the {everywhere} of requests with phase all")

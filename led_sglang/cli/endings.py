@@ -41,11 +41,11 @@ def guarded(
         _drop_output()
         return UNREAD
     except (CommandError, OSError) as error:
-        tell(f"{name}: {words(error)}", kept(words(error)))
+        write_stderr(f"{name}: {words(error)}", kept(words(error)))
     except ModuleNotFoundError as error:
-        tell(f"{name}: {error}: {install}")
+        write_stderr(f"{name}: {error}: {install}")
     except KeyboardInterrupt:
-        tell(f"{name}: stopped", kept("stopped"))
+        write_stderr(f"{name}: stopped", kept("stopped"))
         return INTERRUPTED
     _drop_output()
     return FAILED
@@ -58,7 +58,7 @@ def words(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def tell(*lines: str) -> None:
+def write_stderr(*lines: str) -> None:
     """On stderr, if anybody reads it."""
     with contextlib.suppress(OSError):
         print("\n".join(filter(None, lines)), file=sys.stderr, flush=True)

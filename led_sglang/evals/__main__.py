@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from led_sglang.cli.arguments import api_key, integer, number, text, url
-from led_sglang.cli.endings import guarded, tell
+from led_sglang.cli.endings import guarded, write_stderr
 from led_sglang.evals.methods import parse_methods
 from led_sglang.evals.reproduce import add_reproduce_parser, prepare, report_arguments, served, stage_arguments
 from led_sglang.evals.tasks import TASKS, find_tasks, load
@@ -102,7 +102,7 @@ def run_command(args: argparse.Namespace) -> int:
     questions = {task.name: load(task, args.data, args.limit, args.seed) for task in settings.tasks}
     message, is_done = asyncio.run(Runner(settings, questions).run())
     if message:
-        tell(f"evals: {message}")
+        write_stderr(f"evals: {message}")
     return 0 if is_done else 1
 
 
@@ -120,7 +120,7 @@ def reproduce_command(args: argparse.Namespace) -> int:
     prepare(args)
     with served(args.serve, args.runs, args.base_url) as base_url:
         for name in args.stages:
-            tell(f"evals: stage {name}")
+            write_stderr(f"evals: stage {name}")
             status |= run_command(parser.parse_args(stage_arguments(name, args, base_url)))
     return status | report_command(parser.parse_args(report_arguments(args)))
 

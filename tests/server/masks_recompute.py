@@ -40,7 +40,7 @@ def led(meta: Mapping[str, Any], i: int, is_greedy: bool) -> Policy:
     return {token: float(p) for token, p in zip(ids, probs, strict=True) if p > 0}
 
 
-def policies(reply: Reply, told: Sequence[Array]) -> list[Policy]:
+def policies(reply: Reply, reported: Sequence[Array]) -> list[Policy]:
     """What each token of a traced request, or of another method's, was drawn from.
 
     told: log-probabilities (V,) of every token, as the engine would sample it.
@@ -49,7 +49,7 @@ def policies(reply: Reply, told: Sequence[Array]) -> list[Policy]:
     is_greedy, is_soft = request.asked.temperature == 0, meta["led_params"]["method"] == "soft_thinking"
     filters: Any = {**request.filters, "top_k": 1} if is_greedy else request.filters
     expected = []
-    for i, step in enumerate(told):
+    for i, step in enumerate(reported):
         policy = led(meta, i, is_greedy) if "led_candidates" in meta else {}
         if is_soft and is_thinking(request.prompt_ids + reply.output_ids[:i], *MARKERS):
             policy = {reply.output_ids[i]: 1.0}  # no chance left
@@ -63,10 +63,10 @@ def not_led(meta: Mapping[str, Any], i: int) -> bool:
 
 def faults(meta: Mapping[str, Any], output_ids: Sequence[int], expected: Sequence[Policy], mode: str) -> list[str]:
     """Where the masks and logprobs of the tokens are not those of the policies that drew them."""
-    masks, told = meta["output_token_sampling_mask"], meta["output_token_sampling_logprobs"]
-    assert len(masks) == len(told) == len(output_ids) == len(expected) == meta["output_token_sampling_mask_length"]
+    masks, reported = meta["output_token_sampling_mask"], meta["output_token_sampling_logprobs"]
+    assert len(masks) == len(reported) == len(output_ids) == len(expected) == meta["output_token_sampling_mask_length"]
     found = []
-    for i, (token, mask, logprobs, policy) in enumerate(zip(output_ids, masks, told, expected, strict=True)):
+    for i, (token, mask, logprobs, policy) in enumerate(zip(output_ids, masks, reported, expected, strict=True)):
         if token not in mask:
             found.append(f"token {i}: {token} is not in its mask {mask}")
         # The engine's sum before a token so unlikely rounds to one, and `top_p` 1 drops it.

@@ -115,24 +115,24 @@ class Outcome:
     worst: float = 0.0
 
 
-def distance(told: Array, expected: Array) -> float:
+def distance(reported: Array, expected: Array) -> float:
     """Largest difference of two log-distributions; infinite where one of them excludes what the other does not."""
-    if ((told == -np.inf) & (expected > LOWEST)).any() or ((expected == -np.inf) & (told > LOWEST)).any():
+    if ((reported == -np.inf) & (expected > LOWEST)).any() or ((expected == -np.inf) & (reported > LOWEST)).any():
         return math.inf
-    shown = (told > LOWEST) & (expected > LOWEST)
-    return float(np.abs(told[shown] - expected[shown]).max())
+    shown = (reported > LOWEST) & (expected > LOWEST)
+    return float(np.abs(reported[shown] - expected[shown]).max())
 
 
 def compare_logits(
     choices: Callable[[int], dict[int, list[Array]]],
-    told: list[Array],
+    reported: list[Array],
     prompt_ids: list[int],
     output_ids: list[int],
     temperature: float,
 ) -> Outcome:
     """The served log-distribution of every step (V,) against the method's logits at the row that predicts it."""
     outcome = Outcome()
-    for i, logprobs in enumerate(told):
+    for i, logprobs in enumerate(reported):
         tau = temperature or 1.0
         options = [(j, log_softmax(z / tau)) for j, zs in choices(len(prompt_ids) + i - 1).items() for z in zs]
         error, chosen = min((distance(logprobs, expected), j) for j, expected in options)
@@ -239,7 +239,7 @@ class SoftCase:
         return token
 
 
-def soft_run(model: Any, case: SoftCase, told: list[Array], output_ids: list[int]) -> SoftRun:
+def soft_run(model: Any, case: SoftCase, reported: list[Array], output_ids: list[int]) -> SoftRun:
     """Each step again, from the inputs that the served distributions (V,) before it give.
 
     Not from recomputed ones: what a mixture is wrong by goes into the next, so that float32's error doubles at about
@@ -249,7 +249,7 @@ def soft_run(model: Any, case: SoftCase, told: list[Array], output_ids: list[int
     phases = [case.thinks(output_ids[:i]) for i in range(len(output_ids))]
     inputs = [
         case.next_input(oracle, logprobs, i, thinking, token)
-        for i, (logprobs, thinking, token) in enumerate(zip(told, phases, output_ids, strict=True))
+        for i, (logprobs, thinking, token) in enumerate(zip(reported, phases, output_ids, strict=True))
     ]
     logits = oracle.feed(torch.cat([oracle.embeddings[case.prompt_ids], torch.stack(inputs[:-1])]))
     for row, token in zip(logits[len(case.prompt_ids) - 1 :], output_ids, strict=True):
@@ -278,13 +278,13 @@ def mixture(logprobs: Array, asked: Soft, noise: Array | None) -> tuple[Any, Arr
     return ids, softmax(scores), entropy(np.exp(logprobs))
 
 
-def compare_soft(run: SoftRun, told: list[Array], output_ids: list[int]) -> Outcome:
+def compare_soft(run: SoftRun, reported: list[Array], output_ids: list[int]) -> Outcome:
     """Every reported token, and the final layer's distribution of every step: it depends on all mixtures before."""
     outcome = Outcome(num_steps=len(output_ids))
     for i, (served, expected) in enumerate(zip(output_ids, run.output_ids, strict=True)):
         if served != expected:
             outcome.faults.append(f"step {i}: token {served}, recomputed {expected}")
-    for i, (logprobs, expected_logprobs) in enumerate(zip(told, run.logprobs, strict=True)):
+    for i, (logprobs, expected_logprobs) in enumerate(zip(reported, run.logprobs, strict=True)):
         error = distance(logprobs, expected_logprobs)
         if error > TOLERANCE:
             outcome.faults.append(f"step {i}: log-probabilities differ by {error:g}")

@@ -188,16 +188,16 @@ class Comparison:
     worst: float = 0.0
     depths: list[int] = field(default_factory=list)
 
-    def near(self, name: str, told: float, expected: float) -> None:
-        error = abs(told - expected)
+    def near(self, name: str, reported: float, expected: float) -> None:
+        error = abs(reported - expected)
         if not error <= TOLERANCE:
-            self.faults.append(f"{name}: the server told {told}, recomputed {expected}")
+            self.faults.append(f"{name}: the server told {reported}, recomputed {expected}")
         else:
             self.worst = max(self.worst, error)
 
-    def same(self, name: str, told: object, expected: object) -> None:
-        if told != expected:
-            self.faults.append(f"{name}: the server told {told}, recomputed {expected}")
+    def same(self, name: str, reported: object, expected: object) -> None:
+        if reported != expected:
+            self.faults.append(f"{name}: the server told {reported}, recomputed {expected}")
 
     def add(self, other: "Comparison") -> None:
         self.faults += other.faults
@@ -229,53 +229,57 @@ def compare(
     if result.faults:
         return result
     for i, token in enumerate(output_ids):
-        told = {column: trace[f"led_{column}"][i] for column in columns}
+        reported = {column: trace[f"led_{column}"][i] for column in columns}
         before = output_ids[:i]
         thinking = is_thinking(prompt_ids + before, *markers)
         result.num_steps += 1
-        result.same(f"token {i} think", told["think"], thinking)
+        result.same(f"token {i} think", reported["think"], thinking)
         if not thinking and asked.phase == "think":
-            result.same(f"token {i} explored outside the phase", told["explored"], False)
+            result.same(f"token {i} explored outside the phase", reported["explored"], False)
             for column in columns[2:]:
-                result.same(f"token {i} {column} outside the phase", told[column], None)
+                result.same(f"token {i} {column} outside the phase", reported[column], None)
             continue
         row = len(prompt_ids) + i - 1
         edit = partial(adjusted, counted=lagging(prompt_ids, before), asked=asked)
         step = step_at(layers, row, edit, asked, mutation or Mutation())
-        compare_step(result, f"token {i}", step, told, token, asked)
+        compare_step(result, f"token {i}", step, reported, token, asked)
     return result
 
 
-def compare_step(result: Comparison, where: str, step: Step, told: dict[str, Any], token: int, asked: Asked) -> None:
-    if told["candidates"] is None:
+def compare_step(
+    result: Comparison, where: str, step: Step, reported: dict[str, Any], token: int, asked: Asked
+) -> None:
+    if reported["candidates"] is None:
         result.faults.append(f"{where}: nothing traced inside the phase")
         return
     result.num_active += 1
-    result.num_explored += told["explored"]
-    result.depths.append(told["depth"])
-    pairs = zip(told["candidates"], told["exploit"], strict=True)
+    result.num_explored += reported["explored"]
+    result.depths.append(reported["depth"])
+    pairs = zip(reported["candidates"], reported["exploit"], strict=True)
     kept = [c for c, p in pairs if p > 0 or not asked.min_p]  # p may underflow; only min_p drops candidates here
     compare_candidates(result, where, step.final, kept, asked)
     confidence = float(step.final.max())
-    result.near(f"{where} confidence", told["confidence"], confidence)
+    result.near(f"{where} confidence", reported["confidence"], confidence)
 
     aggregates = step.aggregates(kept, asked.normalize_layers)
     entropies = np.array([entropy(row) for row in aggregates])
     # The server's depth must be one of maximal entropy; its own choice is then followed.
-    if not 1 <= told["depth"] <= len(aggregates):
-        result.faults.append(f"{where}: depth {told['depth']} of {len(aggregates)}")
+    if not 1 <= reported["depth"] <= len(aggregates):
+        result.faults.append(f"{where}: depth {reported['depth']} of {len(aggregates)}")
         return
-    chosen = told["depth"] - 1
-    result.holds(f"{where}: depth {told['depth']}, entropies {entropies}", entropies[chosen] >= entropies.max() - TIE)
-    result.near(f"{where} entropy", told["entropy"], float(entropies[chosen]))
+    chosen = reported["depth"] - 1
+    result.holds(
+        f"{where}: depth {reported['depth']}, entropies {entropies}", entropies[chosen] >= entropies.max() - TIE
+    )
+    result.near(f"{where} entropy", reported["entropy"], float(entropies[chosen]))
     exploit, explore = aggregates[0], aggregates[chosen]
     for name, probs in (("exploit", exploit), ("explore", explore)):
-        values = [p for c, p in zip(told["candidates"], told[name], strict=True) if c in kept]
+        values = [p for c, p in zip(reported["candidates"], reported[name], strict=True) if c in kept]
         for j, (value, expected) in enumerate(zip(values, probs, strict=True)):
             result.near(f"{where} {name}[{j}]", value, float(expected))
-        others = [p for c, p in zip(told["candidates"], told[name], strict=True) if c not in kept]
+        others = [p for c, p in zip(reported["candidates"], reported[name], strict=True) if c not in kept]
         result.holds(f"{where}: dropped candidates keep probability in {name}", not any(others))
-    compare_token(result, where, told, token, kept, exploit, explore, confidence, asked)
+    compare_token(result, where, reported, token, kept, exploit, explore, confidence, asked)
 
 
 def compare_candidates(result: Comparison, where: str, final: Array, kept: list[int], asked: Asked) -> None:
@@ -296,7 +300,7 @@ def compare_candidates(result: Comparison, where: str, final: Array, kept: list[
 def compare_token(
     result: Comparison,
     where: str,
-    told: dict[str, Any],
+    reported: dict[str, Any],
     token: int,
     kept: list[int],
     exploit: Array,
@@ -309,14 +313,14 @@ def compare_token(
         result.faults.append(f"{where}: {token} is none of the candidates {kept}")
         return
     if not asked.exploit:
-        result.same(f"{where} explored without exploit branch", told["explored"], True)
-    branch, place = (explore if told["explored"] else exploit), kept.index(token)
+        result.same(f"{where} explored without exploit branch", reported["explored"], True)
+    branch, place = (explore if reported["explored"] else exploit), kept.index(token)
     result.holds(f"{where}: token of probability {branch[place]}", branch[place] > 0)
     if asked.temperature == 0:
         result.holds(f"{where}: greedy, but not the arg-max of its branch", branch[place] >= branch.max() - TIE)
     share = confidence if asked.exploit else 0.0
     led_prob = share * exploit[place] + (1 - share) * explore[place]
-    result.near(f"{where} logprob", told["logprob"], float(np.log(led_prob)))
+    result.near(f"{where} logprob", reported["logprob"], float(np.log(led_prob)))
 
 
 def engine_logprobs(layers: Layers, prompt_ids: list[int], output_ids: list[int], asked: Asked) -> list[float]:

@@ -46,7 +46,7 @@ def requests(seed: int | None, temperature: float) -> list[Request]:
     ]
 
 
-def told(reply: Reply) -> Any:
+def reported(reply: Reply) -> Any:
     """Token ids and the engine's log-probabilities, bit for bit."""
     return reply.output_ids, reply.meta["output_token_logprobs"]
 
@@ -55,16 +55,16 @@ def told(reply: Reply) -> Any:
 def test_a_seed_gives_the_same_bits_alone_and_in_a_crowd(temperature: float, asker: Client) -> None:
     asked = requests(11, temperature)
     crowd: Any = [Request(thinking_prompt(300 + i), Asked(1.0), 20, seed=i, led={}) for i in range(12)]
-    alone = [told(asker.generate(request)) for request in asked]
-    together = [told(reply) for reply in asker.together([*asked, *crowd])[: len(asked)]]
+    alone = [reported(asker.generate(request)) for request in asked]
+    together = [reported(reply) for reply in asker.together([*asked, *crowd])[: len(asked)]]
     assert together == alone
     if temperature:
-        others = [told(asker.generate(request)) for request in requests(12, temperature)]
+        others = [reported(asker.generate(request)) for request in requests(12, temperature)]
         assert sum(one != other for one, other in zip(alone, others, strict=True)) >= len(asked) - 2
 
 
 def test_no_seed_is_sglangs_default_seed_for_everyone(asker: Client) -> None:
-    unseeded, default = ([told(asker.generate(request)) for request in requests(seed, 0.7)] for seed in (None, 42))
+    unseeded, default = ([reported(asker.generate(request)) for request in requests(seed, 0.7)] for seed in (None, 42))
     assert unseeded == default
 
 

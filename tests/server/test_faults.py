@@ -69,10 +69,10 @@ def failures(client: Client) -> int:
 def check_states(reply: Reply) -> int:
     """The flags follow the markers, but in steps that could not tell; returns how many those were."""
     expected = thinking_flags(reply.request.prompt_ids, reply.output_ids, [OPEN_ID], [CLOSE_ID])
-    told, decided = reply.meta["led_think"], reply.meta["led_depth"]
-    assert len(told) == len(expected) == reply.request.num_tokens
-    wrong = [i for i, (flag, right) in enumerate(zip(told, expected, strict=True)) if flag != right]
-    assert all(not told[i] and decided[i] is None for i in wrong), (wrong, told, expected)
+    reported, decided = reply.meta["led_think"], reply.meta["led_depth"]
+    assert len(reported) == len(expected) == reply.request.num_tokens
+    wrong = [i for i, (flag, right) in enumerate(zip(reported, expected, strict=True)) if flag != right]
+    assert all(not reported[i] and decided[i] is None for i in wrong), (wrong, reported, expected)
     return len(wrong)
 
 

@@ -150,8 +150,8 @@ def against_layers(oracle: Oracle, reply: Reply, fault: Fault = NO_FAULT) -> Out
             return dola_choices(layers, row, led.get("layers", "low"), led.get("relative_top", 0.1), fault, edit)
         return confident_choices(layers, row, led.get("num_layers", 10), fault, edit)
 
-    told = distributions(reply)
-    return compare_logits(choices, told, request.prompt_ids, reply.output_ids, request.asked.temperature)
+    reported = distributions(reply)
+    return compare_logits(choices, reported, request.prompt_ids, reply.output_ids, request.asked.temperature)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
@@ -307,9 +307,9 @@ def case_of(request: Request, fault: Fault = NO_FAULT) -> SoftCase:
 
 
 def against_mixtures(oracle: Oracle, reply: Reply, fault: Fault = NO_FAULT) -> tuple[Outcome, SoftRun]:
-    told = distributions(reply)
-    run = soft_run(oracle.model, case_of(reply.request, fault), told, reply.output_ids)
-    return compare_soft(run, told, reply.output_ids), run
+    reported = distributions(reply)
+    run = soft_run(oracle.model, case_of(reply.request, fault), reported, reply.output_ids)
+    return compare_soft(run, reported, reply.output_ids), run
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
@@ -537,7 +537,9 @@ def test_nobody_reuses_soft_keys_and_values(led: Any, method: str, asker: Asker,
         return
     layers = forward(oracle.model, follow_up.prompt_ids + after_soft.output_ids)
     expected = layers.final_logits[len(follow_up.prompt_ids) - 1 : -1]
-    errors = [distance(told, log_softmax(z)) for told, z in zip(distributions(after_soft), expected, strict=True)]
+    errors = [
+        distance(reported, log_softmax(z)) for reported, z in zip(distributions(after_soft), expected, strict=True)
+    ]
     assert max(errors) < TOLERANCE
 
 

@@ -122,13 +122,13 @@ def test_refused_by_both_in_the_same_words(
 
 def test_a_check_says_what_memory_a_batch_takes(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     """From the model's configuration and the number of requests alone."""
-    told = []
+    reported = []
     for requests in ("32", "4096"):
         arguments = arguments_of(("--max-running-requests", requests, "--check"), places)
         assert launch.main(arguments) == 0
-        told += [line for line in capsys.readouterr().out.splitlines() if "LED takes" in line]
+        reported += [line for line in capsys.readouterr().out.splitlines() if "LED takes" in line]
     config = json.loads((MODEL_DIR / "config.json").read_text())
-    for line, rows in zip(told, (48, 4112), strict=True):
+    for line, rows in zip(reported, (48, 4112), strict=True):
         buffer = (config["num_hidden_layers"] - 1) * rows * config["hidden_size"] * 4
         assert f"batches of up to {rows} rows (capture buffer {buffer / 1e6:.1f} MB, layers in eager prefills " in line
         assert line.endswith(" MB, step 67.1 MB)")
@@ -136,9 +136,9 @@ def test_a_check_says_what_memory_a_batch_takes(places: dict[str, str], capsys: 
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_accepted_by_both(name: str, places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    arguments, told = arguments_of(ACCEPTED[name][0], places), ACCEPTED[name][1]
+    arguments, reported = arguments_of(ACCEPTED[name][0], places), ACCEPTED[name][1]
     with pytest.raises(Started):
         launch.main(arguments)
     capsys.readouterr()
     assert launch.main([*arguments, "--check"]) == 0
-    assert told in capsys.readouterr().out
+    assert reported in capsys.readouterr().out

@@ -176,12 +176,12 @@ def test_rows_whose_seats_were_lost_stay_the_engines_and_in_step(monkeypatch: py
     assert info.led.lost_rows == (0, 1, 2) and info.led.our_rows == (3,)
     counts = Counts(8, torch.device("cpu"))
     record = StepRecord(info.led, counts)
-    told = []
+    reported = []
     for row, method in enumerate(("led", None, "none")):
         req = request_of(method)
         records.collect(original, None, row, req, SimpleNamespace(customized_info={RECORD_KEY: record}))
-        told.append(req.customized_info)
-    assert told == [{WIRE_KEY: [FALLBACK]}, None, {WIRE_KEY: [0]}]
+        reported.append(req.customized_info)
+    assert reported == [{WIRE_KEY: [FALLBACK]}, None, {WIRE_KEY: [0]}]
     assert counts.facts()["fallbacks"] == 1 and counts.facts()["tokens"]["none"] == 1
     assert info.led.filter([0]) is not None, "and after the next filter"
 
@@ -232,9 +232,9 @@ def test_entries_that_were_lost_leave_the_later_ones_to_their_own_tokens() -> No
     view = RequestView(LedParams(trace=True))
     view.add([THINKING], num_tokens=1)
     view.add([THINKING, 0], num_tokens=5)  # those of tokens 2 and 3 never came
-    told = view.tell(6)  # nor those of the last
-    assert told["led_think"] == [True, False, False, True, False, False]
-    assert told["led_stats"]["unreported"] == 3
+    reported = view.tell(6)  # nor those of the last
+    assert reported["led_think"] == [True, False, False, True, False, False]
+    assert reported["led_stats"]["unreported"] == 3
     assert "unreported" not in RequestView(LedParams()).tell(0)["led_stats"]
 
 

@@ -45,11 +45,11 @@ def _run_row(name: str, run: Run) -> list[str]:
 
 def applied_lines(runs: Sequence[Run]) -> list[str]:
     """What the server applied: in full for the first setting of a decoding method, as differences for its others."""
-    told: dict[str, tuple[str, Run]] = {}
+    reported: dict[str, tuple[str, Run]] = {}
     lines = []
     for run in runs:
         for name, settings in sorted(run.get("applied", {}).items(), key=lambda item: method_order(item[0])):
-            first, base = told.setdefault(str(settings.get("method")), (name, settings))
+            first, base = reported.setdefault(str(settings.get("method")), (name, settings))
             own = {key: value for key, value in settings.items() if base is settings or base.get(key) != value}
             shown = ", ".join(f"{key} {json.dumps(value)}" for key, value in own.items())
             if base is settings:

@@ -32,9 +32,9 @@ class Reasons:
 
     def lines(self) -> list[str]:
         """The most frequent first."""
-        told = [f"  {count} x {self._examples[group]}" for group, count in self._counts.most_common(MAX_REASONS)]
-        more = len(self._counts) - len(told)
-        return [*told, f"  and {more} other reasons"] if more > 0 else told
+        reported = [f"  {count} x {self._examples[group]}" for group, count in self._counts.most_common(MAX_REASONS)]
+        more = len(self._counts) - len(reported)
+        return [*reported, f"  and {more} other reasons"] if more > 0 else reported
 
 
 def message(cells: Iterable[Cell], reasons: Reasons) -> tuple[str, bool]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from led_sglang.cli import files
-from led_sglang.cli.endings import CommandError, tell
+from led_sglang.cli.endings import CommandError, write_stderr
 from led_sglang.evals.errors import EvalError, NotApplied
 from led_sglang.evals.grade import code_grader, sandbox
 from led_sglang.evals.grade.answers import final_text
@@ -168,7 +168,7 @@ class Runner:
         try:
             found = (await client.led_info()).get("versions")
         except CommandError as error:
-            tell(f"evals: the run is without its server's versions: {error}")
+            write_stderr(f"evals: the run is without its server's versions: {error}")
             return {}
         return found if isinstance(found, dict) else {}
 

@@ -217,7 +217,7 @@ def respond(original: Any, self: Any, obj: Any, request: Any = None) -> AsyncIte
     That yields once without `stream`, and chunks of the server's own cadence with it.
     """
     state = self.rid_to_state.get(obj.rid)
-    return _with_led(original(self, obj, request), state, _tell)
+    return _with_led(original(self, obj, request), state, _report)
 
 
 def respond_anyway(original: Any, self: Any, obj: Any, request: Any = None) -> AsyncIterator[Any]:
@@ -225,12 +225,12 @@ def respond_anyway(original: Any, self: Any, obj: Any, request: Any = None) -> A
     return _with_led(original.once(self, obj, request), None, _say_unreported)
 
 
-async def _with_led(answers: Any, state: Any, tell: Callable[[dict[str, Any], Any], None]) -> AsyncIterator[Any]:
+async def _with_led(answers: Any, state: Any, report: Callable[[dict[str, Any], Any], None]) -> AsyncIterator[Any]:
     async with aclosing(answers):
         async for answer in answers:
             if isinstance(answer, dict) and "meta_info" in answer:
                 try:
-                    tell(answer, state)
+                    report(answer, state)
                 except Exception:
                     count_failure("an answer")
                     _say_unreported(answer, state)
@@ -243,13 +243,13 @@ def _say_unreported(answer: dict[str, Any], state: Any) -> None:
     meta.setdefault("led_stats", {"unreported": meta.get("completion_tokens", 0)})
 
 
-def _tell(answer: dict[str, Any], state: Any) -> None:
+def _report(answer: dict[str, Any], state: Any) -> None:
     view = _view(state)  # made here for a request that was given no token (max_new_tokens 0, an abort)
     if view is None:
         return
     meta = answer["meta_info"]
     ids: list[int] = state.output_ids
-    meta.update(view.tell(meta.get("completion_tokens", 0)))
+    meta.update(view.report(meta.get("completion_tokens", 0)))
     if view.params.trace and answer.get("output_ids") is ids:
         # SGLang goes on filling this list; in a batch, before the chunk is written: its ids would outrun its trace.
         answer["output_ids"] = list(ids)

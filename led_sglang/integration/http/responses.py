@@ -15,7 +15,7 @@ class RequestView:
     """What one request is told about itself: its trace piece by piece, one for each answer, and its sums so far."""
 
     params: LedParams
-    num_told: int = 0  # tokens that an answer has held
+    num_reported: int = 0  # tokens that an answer has held
     num_unreported: int = 0  # of them, those of which nothing is known: a fault of ours lost their entries
     num_active: int = 0
     num_thinking: int = 0
@@ -35,21 +35,21 @@ class RequestView:
         num_tokens: of the request by now. Entries that were lost before these are not told.
         """
         if num_tokens is not None:
-            num_lost = num_tokens - self.num_told - len(self.waiting) - len(entries)
+            num_lost = num_tokens - self.num_reported - len(self.waiting) - len(entries)
             self.waiting += [None] * num_lost
         self.waiting += entries
 
-    def tell(self, num_tokens: int) -> dict[str, Any]:
+    def report(self, num_tokens: int) -> dict[str, Any]:
         """What joins the `meta_info` of the answer that ends with token number `num_tokens` of the request.
 
         Its trace lists hold what is new since the answer before, and nothing is kept of that. Entries may have come of
         later tokens, which wait for their own answer. A token whose entry was lost counts as `unreported`, and is
         told like one of the engine's.
         """
-        num_new = max(0, num_tokens - self.num_told)
+        num_new = max(0, num_tokens - self.num_reported)
         entries, self.waiting = self.waiting[:num_new], self.waiting[num_new:]
         entries += [None] * (num_new - len(entries))
-        self.num_told += num_new
+        self.num_reported += num_new
         if self.params.method == "none":
             return {"led_params": self.applied}
         self.num_unreported += entries.count(None)

@@ -36,6 +36,6 @@ class Counts:
             torch.get_device_module(device).synchronize(device)
         counts = self.on_device.values.cpu().numpy() + self._corrections
         for record in self.pending:
-            flags, methods = record.untold()
+            flags, methods = record.unreported()
             stats.count(flags, methods, -1, counts, self.on_device.method_offset)
         return stats.public(counts, self.on_device.method_offset, METHODS)

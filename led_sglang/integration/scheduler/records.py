@@ -37,9 +37,9 @@ class StepRecord:
         self._trace: tuple[Tensor, ...] | None = None
         self._trace_lists: list[list[Any]] | None = None
         self._depth_entropy: Tensor | None = None
-        self._is_told = bytearray(len(led.our_rows))
+        self._is_reported = bytearray(len(led.our_rows))
         if flags is None:
-            counts.correct(*self.untold(), 1)
+            counts.correct(*self.unreported(), 1)
         if led.our_rows:
             counts.pending.add(self)
 
@@ -49,7 +49,7 @@ class StepRecord:
         if context is None:
             return cls(led, counts)
         step, method = context.step, context.rows.method
-        flags = stats.tell(context.inputs, step, context.failed, method, counts.on_device, current.backend)
+        flags = stats.pack_flags(context.inputs, step, context.failed, method, counts.on_device, current.backend)
         record = cls(led, counts, to_host(flags))
         if led.is_traced and step is not None and step.entropy is not None and step.logprob is not None:
             record._trace = tuple(
@@ -83,9 +83,9 @@ class StepRecord:
             self._counts.add_plain()
             return 0
         flags = self.flags[position]
-        told = flags if not request.params.trace else (flags, *self._trace_of(position, request.params, flags))
-        self._is_told[position] = True
-        return told
+        reported = flags if not request.params.trace else (flags, *self._trace_of(position, request.params, flags))
+        self._is_reported[position] = True
+        return reported
 
     def _trace_of(self, position: int, params: LedParams, flags: int) -> tuple[Any, ...]:
         if self._trace is None or not flags & ACTIVE or flags & FALLBACK:
@@ -113,9 +113,9 @@ class StepRecord:
         self._counts.correct([FALLBACK], [METHODS.index(request.params.method)], 1)
         return FALLBACK
 
-    def untold(self) -> tuple[list[int], list[int]]:
+    def unreported(self) -> tuple[list[int], list[int]]:
         """Flags and methods of our rows that no request has been told of."""
-        left = [position for position, is_told in enumerate(self._is_told) if not is_told]
+        left = [position for position, is_reported in enumerate(self._is_reported) if not is_reported]
         request_rows = [self._led.request_rows[self._led.our_rows[position]] for position in left]
         return [self.flags[position] for position in left], [request_row.method for request_row in request_rows]
 
@@ -125,8 +125,8 @@ class StepRecord:
         The overlap scheduler launches one more step for a request that has just ended, and drops what it gives.
         """
         self._counts.pending.discard(self)
-        if not all(self._is_told):
-            self._counts.correct(*self.untold(), -1)
+        if not all(self._is_reported):
+            self._counts.correct(*self.unreported(), -1)
 
 
 def collect(original: Any, self: Any, i: int, req: Any, logits_output: Any) -> None:

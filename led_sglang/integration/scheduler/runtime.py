@@ -291,12 +291,12 @@ def _refuse_unsupported(runner: Any) -> None:
 
 def _refuse_another_model(config: ServerConfig, model_config: Any) -> None:
     """The Engine takes its arguments again, after `launch.enable` had some."""
-    for what, told, found in (
+    for what, reported, found in (
         ("layers", config.num_layers, int(model_config.num_hidden_layers)),
         ("tokens in its vocabulary", config.vocab_size, int(model_config.vocab_size)),
     ):
-        if told != found:
+        if reported != found:
             raise CaptureError(
-                f"LED was switched on for a model with {told} {what}, and this one has {found}: give launch.enable the "
+                f"LED was switched on for a model with {reported} {what}, and this one has {found}: give launch.enable the "
                 f"arguments of the Engine"
             )

@@ -59,8 +59,8 @@ class LedSamplerMixin:
             if self.led_context is None and led.our_rows:
                 self.led_context = _attempt(current, StepContext.begin, led, sampling_info, positions, current)
         try:
-            tells_more = return_logprob or any(value is not None for value in kw.values())
-            token_ids = None if tells_more else self._decide_alone(logits_output, sampling_info)
+            reports_more = return_logprob or any(value is not None for value in kw.values())
+            token_ids = None if reports_more else self._decide_alone(logits_output, sampling_info)
             if token_ids is None:
                 token_ids = forward(logits_output, sampling_info, return_logprob, top, ids, positions, **kw)
             if led.our_rows and not (self.led_context and self.led_context.is_finished):
@@ -192,14 +192,14 @@ def _guarded_advance(led: LedBatch, info: Any, positions: Tensor, current: Runti
 
 def _guarded_masks(context: StepContext, output: Any, token_ids: Tensor) -> None:
     """Tokens are in place by now: a mask that cannot be told of LED's draw is not told of the engine's."""
-    told = getattr(output, "sampling_mask_output", None)
-    if told is None:
+    reported = getattr(output, "sampling_mask_output", None)
+    if reported is None:
         return
     try:
-        masks.write(told, context.draws(), token_ids, context.info)
+        masks.write(reported, context.draws(), token_ids, context.info)
     except Exception:
         fail_step(context.runtime)
-        masks.forget(told, context.rows.in_batch, len(token_ids), context.info)
+        masks.forget(reported, context.rows.in_batch, len(token_ids), context.info)
 
 
 def _guarded_record(led: LedBatch, context: StepContext | None, current: Runtime) -> StepRecord | None:

@@ -153,8 +153,8 @@ class StepContext:
     def is_led_alone(self) -> bool:
         """The batch holds LED's requests only, the engine is to tell no more than tokens, and the host may look."""
         rows, info = self.rows, self.info
-        tells_more = info.sampling_seed is not None or self.mask_rows is not None
-        return rows.index is None and rows.is_led is None and not tells_more and arrays.can_look(rows.seed.device)
+        reports_more = info.sampling_seed is not None or self.mask_rows is not None
+        return rows.index is None and rows.is_led is None and not reports_more and arrays.can_look(rows.seed.device)
 
     @property
     def may_draw_plain(self) -> bool:

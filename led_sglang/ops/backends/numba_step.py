@@ -75,7 +75,7 @@ def warm() -> None:
         sample_filtered(probs, 0 * row, no, token, Filters(row, one, 0 * one), "compiled")
     counters = stats.Counters.zeros(2, 1, row.device)
     for decided in (step, None):
-        stats.tell(now, decided, False, 0 * row, counters, "compiled")
+        stats.pack_flags(now, decided, False, 0 * row, counters, "compiled")
     stats.count([0], [0], 1, counters.values.numpy(), counters.method_offset)
 
 

@@ -225,8 +225,8 @@ def explore_branch(
         entropies = entropies.masked_fill(is_beyond, -1.0)
     entropy, best = entropies.max(0)  # Eq. 6; NaN counts as largest
     probs = aggregates.gather(0, best[None, :, None].expand(1, -1, rows.max_top_k)).squeeze(0)
-    told = (entropy, entropies.t()) if rows.any_full else (None, None)
-    return Explore(probs, best + 1, entropy >= 0, *told)
+    reported = (entropy, entropies.t()) if rows.any_full else (None, None)
+    return Explore(probs, best + 1, entropy >= 0, *reported)
 
 
 def pick_latents(latents: Tensor, head: Head, rows: LedRows, index: Tensor | None, num_layers: int) -> Tensor:

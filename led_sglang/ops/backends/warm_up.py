@@ -87,7 +87,7 @@ def _surroundings(step: LedStep, latents: Tensor, tables: ThinkingTables | None)
         torch.zeros(16, dtype=torch.bool, device=device),
         torch.ones(16, device=device),
     )
-    row_stats.tell(now, step, row, Counters.zeros(len(latents) + 1, 1, device))
+    row_stats.pack_flags(now, step, row, Counters.zeros(len(latents) + 1, 1, device))
     tables = ThinkingMachine([0], [1], 2).tables(device) if tables is None else tables
     for dtype in TOKEN_DTYPES:
         token_ids = torch.zeros(16, dtype=dtype, device=device)[:1]

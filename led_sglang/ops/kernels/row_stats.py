@@ -21,7 +21,7 @@ CONFIDENCE_OFFSET, DEPTH_OFFSET = tl.constexpr(wire.CONFIDENCE_OFFSET), tl.const
 
 
 @triton.jit(do_not_specialize=["num_rows", "method_offset"])  # type: ignore[untyped-decorator]
-def tell_kernel(  # type: ignore[no-untyped-def]
+def pack_flags_kernel(  # type: ignore[no-untyped-def]
     thinking,  # (R,) bool, like the next three
     active,
     explored,
@@ -49,10 +49,10 @@ def tell_kernel(  # type: ignore[no-untyped-def]
     for i in range(NUM_BOUNDS):
         bucket += (tl.load(bounds + i) < sure).to(tl.int64)
     deep = tl.where(is_fine, tl.load(depth + rows, mask=is_row, other=0), 0)
-    told = thinks.to(tl.int64) * THINKING + is_active.to(tl.int64) * ACTIVE + explores.to(tl.int64) * EXPLORED
-    told += tl.where(is_fine, (bucket << DETAIL_SHIFT) + (deep << DEPTH_SHIFT), 0)
-    told += is_broken.to(tl.int64) * (FALLBACK + (NOT_FINITE << DETAIL_SHIFT))
-    tl.store(flags + rows, told, mask=is_row)
+    reported = thinks.to(tl.int64) * THINKING + is_active.to(tl.int64) * ACTIVE + explores.to(tl.int64) * EXPLORED
+    reported += tl.where(is_fine, (bucket << DETAIL_SHIFT) + (deep << DEPTH_SHIFT), 0)
+    reported += is_broken.to(tl.int64) * (FALLBACK + (NOT_FINITE << DETAIL_SHIFT))
+    tl.store(flags + rows, reported, mask=is_row)
 
     one = tl.full((BLOCK,), 1, tl.int64)
     nowhere = tl.zeros((BLOCK,), tl.int64)
@@ -64,14 +64,14 @@ def tell_kernel(  # type: ignore[no-untyped-def]
     tl.atomic_add(counters + method_offset + tl.load(method + rows, mask=is_row, other=0), one, mask=is_row)
 
 
-def tell(now: RowInputs, step: LedStep, method: Tensor, counters: Counters) -> Tensor:
+def pack_flags(now: RowInputs, step: LedStep, method: Tensor, counters: Counters) -> Tensor:
     """See `led_sglang.ops.rows.stats.tell`."""
     num_rows = len(method)
     flags = torch.empty_like(method)
     limits = bounds(method.device)
     if num_rows:
         columns = now.thinking, now.active, step.explored, step.ok, step.depth, step.confidence, method
-        tell_kernel[(triton.cdiv(num_rows, BLOCK),)](
+        pack_flags_kernel[(triton.cdiv(num_rows, BLOCK),)](
             *columns, limits, counters.values, flags, num_rows, counters.method_offset,
             NUM_BOUNDS=len(limits), BLOCK=BLOCK,
         )  # fmt: skip

@@ -116,7 +116,7 @@ def count(flags: Any, method: Any, weight: int, counters: Any, method_offset: in
 
 
 @jit
-def tell_undecided(
+def pack_undecided(
     thinking: Any, active: Any, method: Any, counters: Any, method_offset: int, has_failed: bool, flags: Any
 ) -> None:
     """(R,) bool, bool, int64: the flags, written and counted, of a step that LED did not decide, or failed to."""
@@ -128,7 +128,7 @@ def tell_undecided(
 
 
 @jit
-def tell(
+def pack_flags(
     thinking: Any, active: Any, explored: Any, ok: Any, depth: Any, confidence: Any, method: Any, counters: Any,
     method_offset: int, bounds: Any, flags: Any,
 ) -> None:  # fmt: skip

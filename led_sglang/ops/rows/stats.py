@@ -57,7 +57,7 @@ def bounds(device: torch.device) -> Tensor:
     return torch.tensor(CONFIDENCE_BOUNDS, dtype=torch.float64, device=device)
 
 
-def tell(
+def pack_flags(
     now: RowInputs, step: LedStep | None, has_failed: bool, method: Tensor, counters: Counters, backend: str
 ) -> Tensor:
     """Flags of our rows, (R,) int64, counted in place; method: (R,) int64. No host sync, one kernel under "triton".
@@ -65,18 +65,18 @@ def tell(
     step: None where LED decided no row, since none was in its phase or, `has_failed`, our code raised.
     """
     if host.can_look(method.device):
-        told = np.empty(len(method), np.int64)
+        reported = np.empty(len(method), np.int64)
         columns = () if step is None else step.arrays("explored", "ok", "depth", "confidence")
         arrays = (*now.arrays("thinking", "active"), *columns, method.numpy(), counters.values.numpy())
         if step is None:
-            numba_loops.tell_undecided(*arrays, counters.method_offset, has_failed, told)
+            numba_loops.pack_undecided(*arrays, counters.method_offset, has_failed, reported)
         else:
-            numba_loops.tell(*arrays, counters.method_offset, _BOUNDS, told)
-        return torch.from_numpy(told)
+            numba_loops.pack_flags(*arrays, counters.method_offset, _BOUNDS, reported)
+        return torch.from_numpy(reported)
     if backend == "triton" and step is not None:
-        from led_sglang.ops.kernels.row_stats import tell as tell_in_one_kernel
+        from led_sglang.ops.kernels.row_stats import pack_flags as pack_flags_kernel_call
 
-        return tell_in_one_kernel(now, step, method, counters)
+        return pack_flags_kernel_call(now, step, method, counters)
     flags = _flags(now, step, has_failed)
     _add(flags, method, counters)
     return flags

@@ -130,7 +130,7 @@ def test_sampled_rows_draw_from_the_same_distribution(ours: httpx.Client, stock:
 
 
 def test_chat_and_completions_are_the_same_bytes(ours: httpx.Client, stock: httpx.Client) -> None:
-    def told(client: httpx.Client, path: str, prompt: dict[str, Any]) -> Any:
+    def reported(client: httpx.Client, path: str, prompt: dict[str, Any]) -> Any:
         request = {"model": "m", "temperature": 0, "max_tokens": 24, **prompt}
         if client is ours:
             request["custom_params"] = {"led": False}
@@ -142,7 +142,7 @@ def test_chat_and_completions_are_the_same_bytes(ours: httpx.Client, stock: http
     for path, prompt in (("/v1/chat/completions", chat), ("/v1/completions", text)):
         for client in (ours, stock):
             assert client.post("/flush_cache").status_code == 200
-        assert told(ours, path, prompt) == told(stock, path, prompt)
+        assert reported(ours, path, prompt) == reported(stock, path, prompt)
 
 
 def listening(server: Server) -> list[str]:

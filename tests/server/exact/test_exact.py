@@ -175,11 +175,11 @@ def test_the_engines_logprobs_are_those_of_the_led_tokens(client: Client, oracle
     for asked in (Asked(), Asked(temperature=0.0), Asked(temperature=1.0, logit_bias={5: 15.0})):
         reply = client.generate(Request(thinking_prompt(61), asked, num_tokens=16, seed=7, return_logprob=True))
         check(oracle, reply)
-        told = reply.meta["output_token_logprobs"]
-        assert [token for _, token, _ in told] == reply.output_ids
+        reported = reply.meta["output_token_logprobs"]
+        assert [token for _, token, _ in reported] == reply.output_ids
         layers = forward(oracle.model, reply.request.prompt_ids + reply.output_ids)
         expected = engine_logprobs(layers, reply.request.prompt_ids, reply.output_ids, asked)
-        assert [logprob for logprob, _, _ in told] == pytest.approx(expected, abs=TOLERANCE)
+        assert [logprob for logprob, _, _ in reported] == pytest.approx(expected, abs=TOLERANCE)
 
 
 def test_cached_prefix_and_chunked_prefill(client: Client, oracle: Oracle) -> None:
@@ -320,8 +320,8 @@ def test_two_tensor_parallel_ranks(two_rank_server: Server, client: Client, orac
     alone = client.together(requests)
     for reply, other in zip(replies, alone, strict=True):
         assert reply.output_ids == other.output_ids
-        told, expected = (one.meta["output_token_sampling_logprobs"] for one in (reply, other))
-        assert told == pytest.approx(expected, abs=TOLERANCE)
+        reported, expected = (one.meta["output_token_sampling_logprobs"] for one in (reply, other))
+        assert reported == pytest.approx(expected, abs=TOLERANCE)
     soft_thinking_follows(Asker(two_rank_server.url), oracle)
     kill_scheduler(two_rank_server, "TP1")
     assert two_rank_server.process.wait(60) != 0

@@ -63,16 +63,16 @@ def test_of_every_parameter(name: str, asker: Asker, oracle: Oracle) -> None:
     hold(selected)
     if asked.temperature:  # greedily the policy is the coin's, and `led_logprob` that of the distributions
         pairs = zip(selected.meta["led_logprob"], selected.meta["output_token_sampling_logprobs"], strict=True)
-        both = [(ours, told) for ours, told in pairs if ours is not None]
+        both = [(ours, reported) for ours, reported in pairs if ours is not None]
         assert both
-        assert [ours for ours, _ in both] == pytest.approx([told for _, told in both], abs=1e-5)
+        assert [ours for ours, _ in both] == pytest.approx([reported for _, reported in both], abs=1e-5)
     support = asker.generate(replace(selected.request, mask="support"))
     hold(support)
     untraced = {**selected.meta["led_params"], "trace": False}
     for traced in (selected, support):
-        told = asker.generate(replace(traced.request, led=untraced))
-        assert told.output_ids == traced.output_ids and "led_candidates" not in told.meta
-        same_masks(told.meta, traced.meta)
+        reported = asker.generate(replace(traced.request, led=untraced))
+        assert reported.output_ids == traced.output_ids and "led_candidates" not in reported.meta
+        same_masks(reported.meta, traced.meta)
 
 
 @pytest.mark.parametrize("seed", [4, None])
@@ -123,22 +123,24 @@ def test_a_stream_tells_the_same(asker: Asker) -> None:
     with httpx.Client(base_url=asker.url, timeout=60) as http:
         chunks = list(streamed(http, request.body()))
     assert len(chunks) > 5
-    told: dict[str, list[Any]] = {key: [] for key in ("output_token_sampling_mask", "output_token_sampling_logprobs")}
+    reported: dict[str, list[Any]] = {
+        key: [] for key in ("output_token_sampling_mask", "output_token_sampling_logprobs")
+    }
     for chunk in chunks:  # the server's streams hold what is new only
-        for key, values in told.items():
+        for key, values in reported.items():
             assert len(chunk["meta_info"][key]) == len(chunk["output_ids"])
             values += chunk["meta_info"][key]
-    same_masks(told, whole.meta)
+    same_masks(reported, whole.meta)
 
 
 def test_the_engines_other_outputs_tell_the_final_layer(client: Client, asker: Asker) -> None:
     """With or without masks: the rows of docs/rollouts.md that stay the engine's."""
     request = Request(thinking_prompt(740), num_tokens=12, seed=6, return_logprob=True)
-    plain, told = asker.generate(request), asker.generate(wanting(request))
-    for own, other in zip(distributions(plain), distributions(told), strict=True):
+    plain, reported = asker.generate(request), asker.generate(wanting(request))
+    for own, other in zip(distributions(plain), distributions(reported), strict=True):
         assert distance(own, other) < 1e-4
-    assert plain.output_ids == told.output_ids
-    assert [token for _, token, _ in told.meta["output_token_logprobs"]] == told.output_ids
+    assert plain.output_ids == reported.output_ids
+    assert [token for _, token, _ in reported.meta["output_token_logprobs"]] == reported.output_ids
 
 
 def test_behind_the_thought_with_a_seed_the_mask_holds_the_token(asker: Asker) -> None:

@@ -168,8 +168,8 @@ def test_wrong_draws_would_be_noticed(draws: Draws) -> None:
     assert pair_p_value(uniforms, uniforms) < LEVEL  # the token drawn with the coin's noise
     assert min(uniform_p_values(draws.token_uniforms(draws.exploit))) < LEVEL  # the explore branch never sampled
     assert min(uniform_p_values(draws.token_uniforms(draws.exploit)[draws.explored])) < LEVEL  # branches swapped
-    told = np.log(draws.chosen(draws.exploit))  # the exploit branch's probability told as p_LED
-    assert abs(importance_z(draws, told, bounded(draws, draws.explore))) > stats.norm.isf(LEVEL / 2)
+    reported = np.log(draws.chosen(draws.exploit))  # the exploit branch's probability told as p_LED
+    assert abs(importance_z(draws, reported, bounded(draws, draws.explore))) > stats.norm.isf(LEVEL / 2)
 
 
 # -- penalties and bias ----------------------------------------------------------------------------------------------

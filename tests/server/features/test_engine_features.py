@@ -33,11 +33,11 @@ def test_hidden_states_are_the_models_last(http: httpx.Client, embedded: Oracle,
     """Not the captured layers: one state a token, after the final norm, whatever LED keeps for itself."""
     reply = ask(http, Request(thinking_prompt(7), num_tokens=6, led=led), return_hidden_states=True)
     states = reply.meta["hidden_states"]
-    told = torch.tensor([state[-1] if isinstance(state[0], list) else state for state in states])  # (T, H)
+    reported = torch.tensor([state[-1] if isinstance(state[0], list) else state for state in states])  # (T, H)
     ids = torch.tensor([reply.request.prompt_ids + reply.output_ids])
     with torch.no_grad():
         expected = embedded.model.model(input_ids=ids).last_hidden_state[0, -7:-1]
-    torch.testing.assert_close(told.double(), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(reported.double(), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_led_reads_the_layers_of_the_adapter(http: httpx.Client, embedded: Oracle, adapted: Oracle) -> None:

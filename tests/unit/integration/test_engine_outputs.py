@@ -131,11 +131,11 @@ def test_every_output_has_a_verdict(name: str) -> None:
 
 
 def test_per_token_lists_of_an_answer_are_known() -> None:
-    told = {f"output_{key}" for key in ("token_logprobs", "top_logprobs", "token_ids_logprobs")}
-    told |= {"output_token_sampling_mask", "output_token_sampling_logprobs"}
-    assert set(tokenizer_manager._INCREMENTAL_STREAMING_META_INFO_KEYS) == told
+    reported = {f"output_{key}" for key in ("token_logprobs", "top_logprobs", "token_ids_logprobs")}
+    reported |= {"output_token_sampling_mask", "output_token_sampling_logprobs"}
+    assert set(tokenizer_manager._INCREMENTAL_STREAMING_META_INFO_KEYS) == reported
     text = DOCS.read_text()
-    assert [key for key in sorted(told) if f"`{key}`" not in text] == []
+    assert [key for key in sorted(reported) if f"`{key}`" not in text] == []
 
 
 def test_what_can_be_asked_is_documented() -> None:

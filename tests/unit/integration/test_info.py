@@ -25,8 +25,8 @@ def test_one_engine_is_told_as_it_is() -> None:
 
 
 def test_counts_are_summed_and_any_fault_is_told() -> None:
-    told = combine([engine(3, 1, None), engine(4, 2, "broken"), engine(0, 0, "later")])
-    assert told == {
+    reported = combine([engine(3, 1, None), engine(4, 2, "broken"), engine(0, 0, "later")])
+    assert reported == {
         "num_layers": 12,
         "step_failures": 3,
         "counters": {"led_tokens": 7, "depth_histogram": {"1": 7, "2": 3}},

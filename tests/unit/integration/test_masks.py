@@ -141,7 +141,7 @@ def stock(info: Any, num_rows: int) -> tuple[Tensor, SamplingMaskOutput]:
     return ids, output.sampling_mask_output
 
 
-def told(output: SamplingMaskOutput, row: int) -> list[int]:
+def reported(output: SamplingMaskOutput, row: int) -> list[int]:
     """The ids of the support; its status is OK."""
     assert output.statuses[row] == SamplingMaskStatus.OK
     ids: list[int] = output.token_ids[row, : output.lengths[row]].tolist()
@@ -186,7 +186,7 @@ def test_rows_of_a_mixed_batch(monkeypatch: pytest.MonkeyPatch, is_active: bool)
         if row not in of_mask or (row == 0 and not is_active):
             continue
         m, policy = of_mask[row], dict(zip(context.step.candidate_ids[ours].tolist(), probs[ours], strict=True))
-        support = told(output, m)
+        support = reported(output, m)
         assert set(support) == {token for token, p in policy.items() if p > 0}
         assert [policy[t] for t in support] == sorted((policy[t] for t in support), reverse=True)
         assert ids[row].item() in support and ids[row] == context.step.token_ids[ours]
@@ -197,7 +197,7 @@ def test_rows_of_a_mixed_batch(monkeypatch: pytest.MonkeyPatch, is_active: bool)
             logprobs = output.support_logprobs[of_support[row], : len(support)]
             torch.testing.assert_close(logprobs, torch.stack([policy[t] for t in support]).log())
             assert logprobs[support.index(ids[row].item())] == output.selected_logprobs[m]
-    assert len(told(output, of_mask[2])) <= 2, "greedily no more than the arg-max of either branch"
+    assert len(reported(output, of_mask[2])) <= 2, "greedily no more than the arg-max of either branch"
 
 
 def test_a_row_that_is_not_finite_is_told_as_the_engine_drew_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ def test_a_batch_that_is_all_greedy_has_room_for_both_branches(monkeypatch: pyte
     assert output.lengths.max() == 2, "the branches never differed"
     assert output.support_logprobs is not None and context.step is not None
     for row in range(32):
-        support = told(output, row)
+        support = reported(output, row)
         assert ids[row].item() in support
         logprobs = output.support_logprobs[row, : len(support)]
         torch.testing.assert_close(logprobs.exp().sum(), torch.tensor(1.0))
@@ -232,8 +232,8 @@ def test_outside_the_phase_a_named_seed_draws_from_the_engines_filters(monkeypat
     assert (ids != stock_ids).any(), "LED never drew another token"
     assert output.support_logprobs is not None and stock_output.support_logprobs is not None
     for row in range(16):
-        support = told(output, row)
-        assert support == told(stock_output, row)
+        support = reported(output, row)
+        assert support == reported(stock_output, row)
         logprobs = output.support_logprobs[row, : len(support)]
         torch.testing.assert_close(logprobs, stock_output.support_logprobs[row, : len(support)])
         assert output.selected_logprobs[row] == logprobs[support.index(ids[row].item())]
@@ -247,8 +247,8 @@ def test_a_forced_token_leaves_no_choice(monkeypatch: pytest.MonkeyPatch) -> Non
     forced = rows, torch.tensor([20, 21]), torch.tensor([True, False])
     ids, output, _ = run(monkeypatch, batch, info, [False, False, True], forced=[forced])
     stock_ids, stock_output = stock(info, 3)
-    assert ids[0] == 20 and told(output, 0) == [20] and output.selected_logprobs[0] == 0
-    assert ids[1] == stock_ids[1] and told(output, 1) == told(stock_output, 1)
+    assert ids[0] == 20 and reported(output, 0) == [20] and output.selected_logprobs[0] == 0
+    assert ids[1] == stock_ids[1] and reported(output, 1) == reported(stock_output, 1)
     assert torch.equal(output.selected_logprobs[1], stock_output.selected_logprobs[1])
 
 

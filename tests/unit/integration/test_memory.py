@@ -164,10 +164,10 @@ def test_it_is_said_in_one_line_with_its_parts() -> None:
 def test_a_shortage_names_both_numbers_and_what_to_lower() -> None:
     plan = MemoryPlan({"step": 2_000_000_000}, 16)
     assert shortage(plan, 2_000_000_000) is None
-    told = shortage(plan, 1_900_000_000)
-    assert told is not None
+    reported = shortage(plan, 1_900_000_000)
+    assert reported is not None
     for word in ("2.00 GB", "1.90 GB", "--mem-fraction-static"):
-        assert word in told
+        assert word in reported
 
 
 def test_a_check_compares_with_what_the_fraction_leaves(monkeypatch: pytest.MonkeyPatch) -> None:

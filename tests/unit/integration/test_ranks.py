@@ -18,10 +18,10 @@ steps = st.lists(st.lists(st.integers(0, 200_000), min_size=1, max_size=4), min_
 
 def digests(tokens: list[list[int]], noise: torch.Tensor) -> tuple[RankCheck, list[int]]:
     """One rank alone, and what it would tell the others at each step."""
-    told: list[int] = []
+    reported: list[int] = []
 
     def all_gather(digest: torch.Tensor) -> torch.Tensor:
-        told.append(int(digest))
+        reported.append(int(digest))
         return torch.stack([digest, digest])
 
     rank = RankCheck(all_gather, max_rows=8, device=CPU)
@@ -29,7 +29,7 @@ def digests(tokens: list[list[int]], noise: torch.Tensor) -> tuple[RankCheck, li
         rank.check(noise[:, : len(ids)])
         rank.note(torch.tensor(ids))
     rank.check(noise[:, :1])
-    return rank, told
+    return rank, reported
 
 
 @settings(deadline=None)

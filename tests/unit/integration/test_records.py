@@ -34,9 +34,9 @@ def collect(record: StepRecord, row: int, finished_len: int | None = None) -> li
     request = SimpleNamespace(customized_info={WIRE_KEY: [TOLD]}, output_ids=[5, 6], finished_len=finished_len)
     output = SimpleNamespace(customized_info={RECORD_KEY: record})
     HANDLERS[PROCESSOR + "_maybe_collect_customized_info"](lambda *_: None, None, row, request, output)
-    before, *told = request.customized_info[WIRE_KEY]
+    before, *reported = request.customized_info[WIRE_KEY]
     assert before == TOLD
-    return told
+    return reported
 
 
 def close(record: StepRecord) -> None:

@@ -80,8 +80,8 @@ def test_embeddings_are_a_prompt_too() -> None:
 def test_samples_of_one_greedy_request_keep_their_index() -> None:
     request = tokenized([1, 2], temperature=0, n=3)
     stamps = [stamp(request) for _ in range(3)]
-    assert [told["sample"] for told in stamps] == [0, 1, 2]
-    assert len({told["seed"] for told in stamps}) == 1
+    assert [reported["sample"] for reported in stamps] == [0, 1, 2]
+    assert len({reported["seed"] for reported in stamps}) == 1
 
 
 def test_a_batch_has_a_seed_for_each_prompt() -> None:
@@ -92,8 +92,8 @@ def test_a_batch_has_a_seed_for_each_prompt() -> None:
 
 def test_a_seed_that_was_named_is_the_seed() -> None:
     for sampling in (*GREEDY, {"temperature": 0.6}):
-        told = stamp(tokenized([1, 2], sampling_seed=5, **sampling))
-        assert (told["seed"], told["is_seeded"]) == (5, True)
+        reported = stamp(tokenized([1, 2], sampling_seed=5, **sampling))
+        assert (reported["seed"], reported["is_seeded"]) == (5, True)
 
 
 def test_deterministic_inference_keeps_sglangs_seed() -> None:

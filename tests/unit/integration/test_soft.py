@@ -174,11 +174,11 @@ def test_soft_is_enabled_by_either_name() -> None:
 
 
 def test_a_fault_while_mixing_feeds_tokens_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[Any] = []
+    reported: list[Any] = []
     model = Model()
     table = model.model.embed_tokens.weight.detach().clone()
-    inputs = SoftInputs(runner(model), CONFIG, told.append)
+    inputs = SoftInputs(runner(model), CONFIG, reported.append)
     monkeypatch.setattr(inputs, "_mix", lambda *_: 1 / 0)
     lse_ready = batch([3])
     assert torch.equal(model(torch.tensor([4]), None, lse_ready), table[[4]])
-    assert told == [lse_ready]
+    assert reported == [lse_ready]

@@ -59,7 +59,7 @@ class Engine:
         self.num_tokens[rid] = 0
         return requests.respond(TokenizerManager._wait_one_response, self.manager, request)
 
-    def message(self, new: dict[str, int], finish: Any = None, is_told: bool = True) -> BatchStrOutput:
+    def message(self, new: dict[str, int], finish: Any = None, is_reported: bool = True) -> BatchStrOutput:
         """So many new tokens of each request."""
         ids: list[list[int]] = []
         totals, entries = [], []
@@ -77,14 +77,14 @@ class Engine:
             "output_strs": ["".join(f"{token} " for token in row) for row in ids],
             "output_ids": ids,
             "completion_tokens": totals,
-            "customized_info": wrap_as_pickle({WIRE_KEY: entries}) if is_told else None,
+            "customized_info": wrap_as_pickle({WIRE_KEY: entries}) if is_reported else None,
         }
         for name in ("prompt_tokens", "reasoning_tokens", "cached_tokens", "retraction_counts"):
             fields[name] = [0] * len(new)
         return BatchStrOutput(**fields)
 
-    async def send(self, new: dict[str, int], finish: Any = None, is_told: bool = True) -> None:
-        await self.begin(self.message(new, finish, is_told))
+    async def send(self, new: dict[str, int], finish: Any = None, is_reported: bool = True) -> None:
+        await self.begin(self.message(new, finish, is_reported))
 
     def begin(self, message: BatchStrOutput) -> Awaitable[None]:
         """Our hook has run when this returns, SGLang's function when it has been awaited."""
@@ -273,11 +273,11 @@ async def test_a_lost_entry_shifts_nobody_elses(is_incremental: bool) -> None:
     """A token of which nothing was told stands as one of the engine's."""
     engine = Engine(is_incremental)
     stream = engine.ask()
-    told: list[Any] = []
-    for is_told in (True, False, True):
-        await engine.send({"a": 1}, is_told=is_told)
-        told += (await anext(stream))["meta_info"]["led_confidence"]
-    assert told == [0, None, 2]
+    reported: list[Any] = []
+    for is_reported in (True, False, True):
+        await engine.send({"a": 1}, is_reported=is_reported)
+        reported += (await anext(stream))["meta_info"]["led_confidence"]
+    assert reported == [0, None, 2]
 
 
 async def test_a_fault_in_an_answer_is_counted_and_the_answer_goes_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -34,8 +34,8 @@ def test_what_cannot_work_is_refused(name: str) -> None:
     }
     value = kinds.get(name, True)
     flag = "--elastic-ep-join-mode" if name == "ep_join_mode" else "--" + name.replace("_", "-")
-    told = flag if value is True else f"{flag} {value}"
-    with pytest.raises(CaptureError, match=f"{told}: .*--led disabled"):
+    reported = flag if value is True else f"{flag} {value}"
+    with pytest.raises(CaptureError, match=f"{reported}: .*--led disabled"):
         refuse_features(SimpleNamespace(**{name: value}))
     page = Path("docs/compat.md").read_text(encoding="utf-8")
     assert f"`{flag}`" in page or name in ("smg_grpc_mode", "grpc_mode", "use_ray"), "told in the documentation"
@@ -79,12 +79,12 @@ def test_the_rest_starts() -> None:
 
 def test_an_engine_of_another_model_than_was_told_is_refused() -> None:
     """`launch.enable` resolves layers and markers; the Engine is given its model a second time."""
-    told = ServerConfig(num_layers=12, vocab_size=1000)
-    _refuse_another_model(told, SimpleNamespace(num_hidden_layers=12, vocab_size=1000))
+    reported = ServerConfig(num_layers=12, vocab_size=1000)
+    _refuse_another_model(reported, SimpleNamespace(num_hidden_layers=12, vocab_size=1000))
     for num_layers, vocab_size in ((36, 1000), (12, 9)):
         found = SimpleNamespace(num_hidden_layers=num_layers, vocab_size=vocab_size)
         with pytest.raises(CaptureError, match=r"launch\.enable"):
-            _refuse_another_model(told, found)
+            _refuse_another_model(reported, found)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def draw(seed: int, num_rows: int, is_decided: bool, has_failed: bool) -> dict[s
     }
 
 
-def tell(
+def pack_flags(
     case: dict[str, Any], backend: str, counters: stats.Counters | None = None
 ) -> tuple[torch.Tensor, stats.Counters]:
     counters = counters or stats.Counters.zeros(MAX_DEPTH, NUM_METHODS, torch.device("cpu"))
@@ -43,4 +43,4 @@ def tell(
     now = RowInputs(row, row, row, row, case["thinking"], case["active"], row)
     step = LedStep(none, case["ok"], case["explored"], case["depth"], case["confidence"], None, none, none, none, None)
     decided = step if case["is_decided"] else None
-    return stats.tell(now, decided, case["has_failed"], case["method"], counters, backend), counters
+    return stats.pack_flags(now, decided, case["has_failed"], case["method"], counters, backend), counters

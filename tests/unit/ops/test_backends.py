@@ -20,7 +20,7 @@ def error(step: LedStep, truth: LedStep, rows: Tensor) -> float:
     return max(((a - b)[rows].abs().max().item() for a, b in pairs), default=0.0) if rows.any() else 0.0
 
 
-def told(case: Case) -> Case:
+def reported(case: Case) -> Case:
     """With everything computed that a row with `full` may ask for."""
     return replace(case, rows=replace(case.rows, any_full=True))
 
@@ -35,7 +35,7 @@ def check_untold(case: Case, backend: str, told_step: LedStep) -> None:
 
 
 def check(case: Case, backend: str) -> None:
-    truth, step, eager = case.run("reference"), told(case).run(backend), case.run("eager")
+    truth, step, eager = case.run("reference"), reported(case).run(backend), case.run("eager")
     check_untold(case, backend, step)
     tolerance = TOLERANCE[case.head.weight.dtype]
     is_clear = (case.noise.coin - (1 - truth.confidence.double())).abs() > 1e-6  # the coin is not on its very edge

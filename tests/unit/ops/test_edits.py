@@ -174,8 +174,8 @@ def test_a_lower_logit_is_less_likely_and_a_higher_one_more(backend):
         for bias in (-20.0, -3.0, -0.5, 0.0, 0.5, 3.0, 20.0):
             own = biased(case, tokens, bias)
             step = own.run(backend)
-            told = (led_probs(replace(step, explore_probs=step.exploit_probs), own), led_probs(step, own))
-            shares.append([step.depth, *(probs.gather(1, tokens[:, None])[:, 0] for probs in told)])
+            reported = (led_probs(replace(step, explore_probs=step.exploit_probs), own), led_probs(step, own))
+            shares.append([step.depth, *(probs.gather(1, tokens[:, None])[:, 0] for probs in reported)])
         for (depth, exploit, led), (next_depth, next_exploit, next_led) in pairwise(shares):
             assert (exploit < next_exploit + 1e-7).all()
             same = depth == next_depth

@@ -66,7 +66,7 @@ def step_of(needs: tuple[bool, ...], num_masks: int, others: int = 0, backend: s
         now = RowInputs(noise, noise, positions, positions, flag, flag, positions)
         context = StepContext(SimpleNamespace(backend=backend), rows, info, now)
         probs, token_ids = column(total, V), column(total, dtype=torch.int32)
-        told = SimpleNamespace(
+        reported = SimpleNamespace(
             token_ids=column(num_masks, MAX_TOP_K, dtype=torch.int32),
             lengths=column(num_masks, dtype=torch.int32),
             selected_logprobs=column(num_masks),
@@ -77,7 +77,7 @@ def step_of(needs: tuple[bool, ...], num_masks: int, others: int = 0, backend: s
             context.decide_plain(probs)
             context.apply(token_ids)
             if num_masks:
-                masks.write(told, context.draws(), token_ids, info)
+                masks.write(reported, context.draws(), token_ids, info)
     return watch
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tally_cases import MAX_DEPTH, NUM_METHODS, draw, tell
+from tally_cases import MAX_DEPTH, NUM_METHODS, draw, pack_flags
 
 from led_sglang.ops import arrays
 from led_sglang.ops.rows import stats
@@ -53,8 +53,8 @@ def test_counts_are_those_of_the_rows(can_look, seed, num_rows, is_decided, has_
     case = draw(seed, num_rows, is_decided, has_failed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "can_look", lambda device: can_look)
-        flags, counters = tell(case, "fused")
-        again, _ = tell(case, "fused", counters)
+        flags, counters = pack_flags(case, "fused")
+        again, _ = pack_flags(case, "fused", counters)
     counts = counters.values.numpy()
     named = stats.public(counts, counters.method_offset, METHODS)
     twice = {key: Counter(v) + Counter(v) if isinstance(v, dict) else 2 * v for key, v in expected(case).items()}
@@ -69,10 +69,10 @@ def test_counts_are_those_of_the_rows(can_look, seed, num_rows, is_decided, has_
 @given(st.integers(0, 1 << 30), st.integers(0, 9), st.booleans(), st.booleans())
 def test_compiled_and_torch_agree(seed, num_rows, is_decided, has_failed):
     case = draw(seed, num_rows, is_decided, has_failed)
-    compiled, counted = tell(case, "fused")
+    compiled, counted = pack_flags(case, "fused")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "can_look", lambda device: False)
-        plain, added = tell(case, "fused")
+        plain, added = pack_flags(case, "fused")
     assert compiled.dtype == plain.dtype and torch.equal(compiled, plain)
     assert torch.equal(counted.values, added.values)
 

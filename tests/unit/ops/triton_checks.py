@@ -208,11 +208,11 @@ def compare_tail(case: Case) -> None:
         assert (getattr(step, name) is None) == (getattr(truth, name) is None), name
         if getattr(truth, name) is not None:
             torch.testing.assert_close(getattr(step, name)[rows], getattr(truth, name)[rows], rtol=1e-4, atol=1e-5)
-    told = rows & (case.rows.full | truth.explored)
+    reported = rows & (case.rows.full | truth.explored)
     if case.rows.any_full:
-        torch.testing.assert_close(step.logprob[told], truth.logprob[told], rtol=1e-4, atol=1e-5)
-        told &= case.rows.full
-        torch.testing.assert_close(step.depth_entropy[told], truth.depth_entropy[told], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(step.logprob[reported], truth.logprob[reported], rtol=1e-4, atol=1e-5)
+        reported &= case.rows.full
+        torch.testing.assert_close(step.depth_entropy[reported], truth.depth_entropy[reported], rtol=1e-4, atol=1e-5)
 
 
 TAILS: dict[str, dict[str, Any]] = {
@@ -340,10 +340,10 @@ def check_tally(seed: int, num_rows: int) -> None:
     case = tally_cases.draw(seed, num_rows, is_decided=True, has_failed=False)
     arrays.can_look = lambda device: False
     try:
-        flags, counters = tally_cases.tell(case, "triton")
-        tally_cases.tell(case, "triton", counters)
-        expected, counted = tally_cases.tell(case, "fused")
-        tally_cases.tell(case, "fused", counted)
+        flags, counters = tally_cases.pack_flags(case, "triton")
+        tally_cases.pack_flags(case, "triton", counters)
+        expected, counted = tally_cases.pack_flags(case, "fused")
+        tally_cases.pack_flags(case, "fused", counted)
     finally:
         arrays.can_look = CAN_LOOK
     assert torch.equal(flags, expected) and torch.equal(counters.values, counted.values)

@@ -23,7 +23,7 @@ from led_sglang.ops import Head, LogitEdits, ThinkingMachine, led_step
 from led_sglang.ops.backends.warm_up import warm_up
 from led_sglang.ops.rows.filtered_draw import Filters, sample_filtered
 from led_sglang.ops.rows.inputs import make_row_inputs, move_states, write_tokens
-from led_sglang.ops.rows.stats import Counters, tell
+from led_sglang.ops.rows.stats import Counters, pack_flags
 
 triton.runtime.driver.set_active(Hopper())
 CPU = torch.device("cpu")
@@ -107,7 +107,7 @@ def serve(batch: Batch, head: Head) -> None:
     batch_rows = rows.seeded if rows.index is None else rows.index[rows.seeded]
     filters = Filters(info.top_ks, torch.ones(num_rows), torch.zeros(num_rows))
     sample_filtered(logits, batch_rows, now.active[rows.seeded], now.token[rows.seeded], filters, "triton")
-    tell(now, step, False, rows.method, Counters.zeros(NUM_LATENTS, len(METHODS), CPU), "triton")
+    pack_flags(now, step, False, rows.method, Counters.zeros(NUM_LATENTS, len(METHODS), CPU), "triton")
 
 
 def batches() -> Iterator[Batch]:

@@ -77,8 +77,8 @@ def test_the_callers_environment_holds_in_it(tmp_path: Path, monkeypatch: pytest
         """As the child tells it: read from outside, a process that has just been started has none yet."""
         server = Server(log=tmp_path / "log", module="tell", environment={"PYTHONPATH": str(tmp_path)})
         assert server.wait_exit() == 0, server.tail()
-        told: dict[str, str] = json.loads(server.log.read_text())
-        return told
+        reported: dict[str, str] = json.loads(server.log.read_text())
+        return reported
 
     for name in ("HF_HUB_OFFLINE", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)

@@ -68,9 +68,9 @@ def _write(output: Any, ids: Tensor, weights: Tensor, is_made: Tensor, chosen: T
         if output.support_logprobs is not None:
             output.support_logprobs = F.pad(output.support_logprobs, (0, -missing), value=-torch.inf)
 
-    def put(told: Tensor, ours: Tensor) -> Tensor:
+    def put(reported: Tensor, ours: Tensor) -> Tensor:
         is_ours = is_made if ours.dim() == 1 else is_made[:, None]
-        return torch.where(is_ours, ours.to(told.dtype), told)
+        return torch.where(is_ours, ours.to(reported.dtype), reported)
 
     output.token_ids = put(output.token_ids, ids)
     output.lengths = put(output.lengths, (weights > 0).sum(-1))

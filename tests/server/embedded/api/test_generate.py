@@ -139,8 +139,8 @@ def test_chat_tells_masks_that_hold_the_token(http: httpx.Client, prompt: str) -
     assert all(token in mask for token, mask in zip(tokens, masks, strict=True))
     if prompt != "Hello":  # which the model knows nothing of: one thought of nine does not end within 200 tokens
         assert None in meta["led_logprob"] and any(meta["led_explored"]), "the thought, and the answer behind it"
-    for ours, told in zip(meta["led_logprob"], logprobs, strict=True):
-        assert ours is None or told == pytest.approx(ours, abs=1e-5)
+    for ours, reported in zip(meta["led_logprob"], logprobs, strict=True):
+        assert ours is None or reported == pytest.approx(ours, abs=1e-5)
 
 
 def test_logprobs_agree_with_the_trace(http: httpx.Client) -> None:

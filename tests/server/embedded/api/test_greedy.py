@@ -65,8 +65,8 @@ def test_exploration_goes_on(http: httpx.Client) -> None:
         generate(http, {}, thinking_prompt(f"What is {i} + 3 * 4?"), {"temperature": 0})["meta_info"]["led_stats"]
         for i in range(4)
     ]
-    assert all(told["led_tokens"] > 0 for told in stats)
-    assert sum(told["explored_tokens"] for told in stats) > 0
+    assert all(reported["led_tokens"] > 0 for reported in stats)
+    assert sum(reported["explored_tokens"] for reported in stats) > 0
 
 
 def test_a_seed_still_makes_another_answer(http: httpx.Client) -> None:

@@ -243,8 +243,8 @@ def test_a_banned_token_is_never_drawn_under_a_grammar(http: httpx.Client, explo
     assert sum(meta["led_explored"][0] for meta in metas) > 5
     for meta in metas:
         for branch in ("exploit", "explore"):
-            told = dict(zip(meta["led_candidates"][0], meta[f"led_{branch}"][0], strict=True))
-            assert told[banned] < 1e-20
+            reported = dict(zip(meta["led_candidates"][0], meta[f"led_{branch}"][0], strict=True))
+            assert reported[banned] < 1e-20
 
 
 def test_penalties_reach_the_candidates(openai: OpenAI) -> None:

@@ -45,9 +45,9 @@ class Inputs:
             device = self.final_logits.device
             chosen = chosen_backend(backend, device)
             coin_threshold, tau = one_pass.coin_threshold_of(chosen, device), one_pass.row_tau(self.rows)
-            mask = one_pass.one_pass_mask(self.rows, self.noise.coin, coin_threshold)
+            mask = one_pass.one_pass_mask(self.rows, self.noise.coin_uniform, coin_threshold)
             lse = torch.zeros(self.latents.shape[:2], device=device)
-            if arrays.can_look(device):
+            if arrays.allows_dynamic_shapes(device):
                 one_pass.separate_pass(self.latents, self.head, tau, mask, lse)
             else:
                 one_pass.head_pass(self.latents[0], self.latents, self.head, tau, mask, lse, chosen)
@@ -95,9 +95,9 @@ def make_inputs(args: argparse.Namespace) -> Inputs:
     streams = torch.einsum("lrf,rfh->lrh", strength, weight[favourites].float()).to(dtype)
     final_logits = (streams[0] @ weight.T).float()
     num_exploring = round(args.explore_rate * args.rows)
-    coin = torch.full((args.rows,), 1 - 2**-20, device=device, dtype=torch.float64)
-    coin[torch.randperm(args.rows, device=device)[:num_exploring]] = 0.0
-    noise = Noise(coin, torch.rand(args.rows, device=device, dtype=torch.float64))
+    coin_uniform = torch.full((args.rows,), 1 - 2**-20, device=device, dtype=torch.float64)
+    coin_uniform[torch.randperm(args.rows, device=device)[:num_exploring]] = 0.0
+    noise = Noise(coin_uniform, torch.rand(args.rows, device=device, dtype=torch.float64))
     rows = paper_rows(args.rows, args.depth, args.top_k, args.device)
     return Inputs(final_logits, streams[1:].contiguous(), Head(weight, args.vocab), rows, noise)
 

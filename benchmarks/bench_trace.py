@@ -61,14 +61,14 @@ def measure_step(num_rows: int, rounds: int = 400) -> dict[str, Any]:
     torch.manual_seed(0)
     logits, latents = 6 * torch.randn(num_rows, 832), torch.randn(7, num_rows, 128)
     head = Head(0.1 * torch.randn(832, 128), 832)
-    coin, token = torch.rand(2, num_rows, dtype=torch.float64)
+    coin_uniform, token = torch.rand(2, num_rows, dtype=torch.float64)
     times: dict[bool, list[float]] = {False: [], True: []}
     first = torch.arange(num_rows) == 0
-    all_rows = {False: paper_rows(num_rows), True: paper_rows(num_rows, full=first, any_full=True)}
+    all_rows = {False: paper_rows(num_rows), True: paper_rows(num_rows, trace=first, any_trace=True)}
     for i in range(2 * rounds):
         is_traced = i % 2 == 1
         start = time.thread_time()
-        step = led_step(logits, latents, head, all_rows[is_traced], Noise(coin, token))
+        step = led_step(logits, latents, head, all_rows[is_traced], Noise(coin_uniform, token))
         if is_traced:
             for column in (step.confidence, step.entropy, step.logprob, step.candidate_ids):
                 column.tolist()

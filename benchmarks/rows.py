@@ -8,7 +8,7 @@ from torch import Tensor
 from led_sglang.ops import LedRows
 
 PROMISES = (
-    "any_full",
+    "any_trace",
     "any_norm",
     "all_norm",
     "any_min_p",

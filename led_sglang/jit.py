@@ -40,8 +40,8 @@ class SharedCache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        stamp = (self._impl.locator.get_source_stamp(), package_stamp())
-        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
+        key = (self._impl.locator.get_source_stamp(), package_stamp())
+        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, key)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         with self._alone():

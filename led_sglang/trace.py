@@ -60,11 +60,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def body(options: argparse.Namespace, side: str) -> dict[str, Any]:
     """The request to POST /led/stream that the options describe."""
-    asked = {"depth": options.depth, "top_k": options.top_k, "phase": options.phase}
+    requested = {"depth": options.depth, "top_k": options.top_k, "phase": options.phase}
     return {
         "messages": [{"role": "user", "content": options.question}],
         "sampling": {"temperature": options.temperature, "max_new_tokens": options.max_tokens},
-        "led": {key: value for key, value in asked.items() if value is not None},
+        "led": {key: value for key, value in requested.items() if value is not None},
         "seed": options.seed,
         "n": options.samples,
         "side": side,

@@ -19,7 +19,7 @@ DEPTH_OFFSET = CONFIDENCE_OFFSET + NUM_BUCKETS  # of depth 0; the decoding metho
 
 RECORD_KEY = "__led_step"  # of LogitsProcessorOutput.customized_info, in the scheduler only
 WIRE_KEY = "__led"  # of a request's customized_info: one entry per generated token
-STAMP_KEY = "__led_sglang"  # reserved key of `custom_params`: a request's resolved parameters
+RESOLVED_KEY = "__led_sglang"  # reserved key of `custom_params`: a request's resolved parameters
 
 # A traced entry is the flags and these values; an answer has a list of each, after the three that the flags give.
 FLAG_COLUMNS = ("led_think", "led_explored", "led_depth")

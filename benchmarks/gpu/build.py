@@ -28,7 +28,7 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks.provenance import provenance
 from benchmarks.rows import paper_rows
-from led_sglang.ops import Head, ThinkingMachine, arrays
+from led_sglang.ops import Head, ThinkingAutomaton, arrays
 from led_sglang.ops.backends import one_pass
 from led_sglang.ops.kernels import filtered_draw, lm_head, row_inputs
 from led_sglang.ops.kernels.candidates import candidate_logits
@@ -79,7 +79,10 @@ def compiled_by(action: Callable[[], Any]) -> list[Built]:
         seen.append(Built(self.__name__, binary))
         return binary
 
-    with patch.object(JITFunction, "run", compile_only), patch.object(arrays, "can_look", lambda device: False):
+    with (
+        patch.object(JITFunction, "run", compile_only),
+        patch.object(arrays, "allows_dynamic_shapes", lambda device: False),
+    ):
         action()
     return seen
 
@@ -100,7 +103,10 @@ def launches() -> Iterator[list[Launch]]:
         _, specialization, options = bind(*args, **kwargs, debug=False, instrumentation_mode="")
         seen.append(Launch(self.__name__, str((specialization, options))))
 
-    with patch.object(JITFunction, "run", note_only), patch.object(arrays, "can_look", lambda device: False):
+    with (
+        patch.object(JITFunction, "run", note_only),
+        patch.object(arrays, "allows_dynamic_shapes", lambda device: False),
+    ):
         yield seen
 
 
@@ -111,27 +117,33 @@ def step(num_rows: int, dtype: torch.dtype) -> None:
     head, rows, latents = Head(weight, VOCAB), paper_rows(num_rows, LAYERS + 1), buffer[:, :num_rows]
     number = torch.zeros(ALIGNMENT * (num_rows + 1), dtype=torch.int64)[:num_rows]
     meta = RowMeta(None, number, number, number, number, number.bool(), None, False)
-    machine = ThinkingMachine([0], [1], VOCAB).tables("cpu")
+    automaton = ThinkingAutomaton([0], [1], VOCAB).tables("cpu")
     now = row_inputs.make_row_inputs(meta, number, number, None, number)
     rows = rows.activated(now)
     lse, mask, tau = torch.empty(LAYERS, 300), torch.empty(300, dtype=torch.bool), torch.empty(300)
-    one_pass.fill_one_pass_mask(rows, now.coin, one_pass.COIN_THRESHOLD, None, mask, tau, "triton")
+    one_pass.fill_one_pass_mask(rows, now.coin_uniform, one_pass.COIN_THRESHOLD, None, mask, tau, "triton")
     hidden = torch.empty(num_rows, HIDDEN, dtype=dtype)
     lm_head.head_pass(hidden, latents, head, tau[:num_rows], mask[:num_rows], lse[:, :num_rows])
-    final = final_rows(torch.empty(num_rows, VOCAB), rows.temperature, rows, now.coin)
+    final = final_rows(torch.empty(num_rows, VOCAB), rows.temperature, rows, now.coin_uniform)
     known_lse = KnownLse(lse[:, :num_rows], mask[:num_rows])
     for has_lse in (None, known_lse):
         lm_head.normalizers_of(latents, head, rows.temperature[:, None], final.explore_mask, has_lse)
     candidates = candidate_logits(latents, final.candidate_ids, head, rows.temperature[:, None], final.explore_mask)
     sums = torch.empty(LAYERS, num_rows), candidates
     made = tail(
-        final.logprobs, final.candidate_ids, *sums, final.explored, final.explore_mask, rows, Noise(now.coin, now.token)
+        final.logprobs,
+        final.candidate_ids,
+        *sums,
+        final.explored,
+        final.explore_mask,
+        rows,
+        Noise(now.coin_uniform, now.token),
     )
     projected = replace(head, project=lambda rows: torch.empty(len(rows), VOCAB, dtype=dtype))
     projected_sums(latents, final.candidate_ids, projected, rows.temperature, final.explore_mask)
     row_inputs.write_tokens(meta, number, now, made)
     pack_flags(now, made, number, Counters.zeros(LAYERS + 1, 1, number.device))
-    row_inputs.move_states(meta, machine, number, now, number)
+    row_inputs.move_states(meta, automaton, number, now, number)
     filters = Filters(number.int(), rows.temperature, rows.min_p)
     filtered_draw.sample_filtered(torch.empty(num_rows, VOCAB), number, now.active, now.token, filters)
 

@@ -74,8 +74,8 @@ class Case:
     def with_coins(self, num_exploring: int, seed: int = 0, keeps_mask: bool = True) -> "Case":
         """So many rows explore; see `spread_coins`."""
         num_rows, device = len(self.uniform), self.uniform.device
-        coin, uniform = spread_coins(num_rows, num_exploring, seed, keeps_mask)
-        return replace(self, noise=Noise(coin.to(device), self.noise.token), uniform=uniform.to(device))
+        coin_uniform, uniform = spread_coins(num_rows, num_exploring, seed, keeps_mask)
+        return replace(self, noise=Noise(coin_uniform.to(device), self.noise.token), uniform=uniform.to(device))
 
 
 def spread_coins(num_rows: int, num_exploring: int, seed: int = 0, keeps_mask: bool = True) -> tuple[Tensor, Tensor]:
@@ -90,12 +90,12 @@ def spread_coins(num_rows: int, num_exploring: int, seed: int = 0, keeps_mask: b
     generator = torch.Generator().manual_seed(seed)
     uniform = (torch.randperm(num_rows, generator=generator).double() + 0.5) / max(num_rows, 1)
     exploring = torch.randperm(num_rows, generator=generator)[:num_exploring]
-    coin = torch.full((num_rows,), EXPLOITS, dtype=torch.float64)
-    coin[exploring] = EXPLORES
+    coin_uniform = torch.full((num_rows,), EXPLOITS, dtype=torch.float64)
+    coin_uniform[exploring] = EXPLORES
     uniform[exploring] = 0.0
     if not keeps_mask:
         uniform[exploring[::2]] = 0.5 + one_pass.COIN_THRESHOLD / 2
-    return coin, uniform
+    return coin_uniform, uniform
 
 
 def make_head(vocab: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Head:
@@ -125,5 +125,5 @@ def make_case(head: Head, num_rows: int, depth: int, num_exploring: int, /, **ro
 @contextmanager
 def gpu_path() -> Iterator[None]:
     """The step takes the way of a GPU, fixed shapes and kernels, on a CPU too: what a dry run is to prove."""
-    with patch.object(arrays, "can_look", lambda device: False):
+    with patch.object(arrays, "allows_dynamic_shapes", lambda device: False):
         yield

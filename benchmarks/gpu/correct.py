@@ -83,7 +83,7 @@ def compare(found: LedStep, truth: LedStep, case: Case) -> dict[str, Any]:
     same = (found.depth == truth.depth) | ~active
     same_tokens = (found.token_ids == truth.token_ids) | ~active
     explored = active & found.explored
-    reported = active & (case.rows.full | found.explored) & same
+    reported = active & (case.rows.trace | found.explored) & same
     wrong = None
     if not torch.equal(explored, active & truth.explored):
         wrong = "explored"

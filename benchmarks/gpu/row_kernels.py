@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.gpu.cases import make_case, make_head
 from benchmarks.gpu.scenarios import Size, everything
-from led_sglang.ops import LedStep, ThinkingMachine
+from led_sglang.ops import LedStep, ThinkingAutomaton
 from led_sglang.ops.backends import one_pass
 from led_sglang.ops.rows import stats
 from led_sglang.ops.rows.inputs import RowInputs, RowMeta, make_row_inputs, move_states, write_tokens
@@ -38,13 +38,13 @@ def _seats(device: torch.device, is_mixed: bool) -> RowMeta:
 
 def check_inputs(device: torch.device) -> str | None:
     """Thinking states and noise before a token, states after it: prefill and decode, LED alone and among others."""
-    machine = ThinkingMachine([1, 2], [3], VOCAB)
-    tables, numbers, batch = machine.tables(device), _numbers(2, device), NUM_ROWS + NUM_OTHERS
+    automaton = ThinkingAutomaton([1, 2], [3], VOCAB)
+    tables, numbers, batch = automaton.tables(device), _numbers(2, device), NUM_ROWS + NUM_OTHERS
     slots, positions = torch.randperm(batch).to(device), numbers(1 << 30, batch)
     for is_mixed in (False, True):
         meta = _seats(device, is_mixed)
         for lengths in (None, numbers(3, batch)):
-            before, tokens = numbers(len(machine.next_state), batch), numbers(VOCAB, batch)
+            before, tokens = numbers(len(automaton.next_state), batch), numbers(VOCAB, batch)
             found = []
             for backend in ("triton", "fused"):
                 states = before.clone()

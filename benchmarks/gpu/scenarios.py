@@ -61,7 +61,7 @@ def mixed(head: Head, size: Size) -> Case:
 
 
 def trace(head: Head, size: Size) -> Case:
-    return plain(head, size, full=row_numbers(size, head) % 2 == 0, any_full=True)
+    return plain(head, size, trace=row_numbers(size, head) % 2 == 0, any_trace=True)
 
 
 def wide(head: Head, size: Size, top_k: int) -> Case:
@@ -112,7 +112,7 @@ def everything(head: Head, size: Size) -> Case:
     """All of it at once, with rows for the second pass."""
     row = row_numbers(size, head)
     columns = {"min_p": (row % 3) * 0.05, "greedy": row % 6 == 5, "full": row % 4 == 0, "active": row % 7 > 0}
-    case = plain(head, size, **mixed_rows(head, size), **columns, any_min_p=True, any_greedy=True, any_full=True)
+    case = plain(head, size, **mixed_rows(head, size), **columns, any_min_p=True, any_greedy=True, any_trace=True)
     return among_others(case.with_coins((size.num_rows + 1) // 2, keeps_mask=False))
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from benchmarks.gpu.cases import Case
-from led_sglang.ops import Noise, ThinkingMachine, led_step
+from led_sglang.ops import Noise, ThinkingAutomaton, led_step
 from led_sglang.ops.backends import one_pass
 from led_sglang.ops.rows import stats
 from led_sglang.ops.rows.inputs import RowInputs, RowMeta, make_row_inputs, move_states, write_tokens
@@ -25,8 +25,8 @@ class WholeStep:
         number = torch.arange(max_rows, device=device)[:num_rows]
         self.meta = RowMeta(None, number, number, number * 0, number * 0, number >= 0, None, True)
         self.slots, self.positions = number, number + 100
-        machine = ThinkingMachine([1], [2], case.head.num_rows)
-        self.tables, self.states = machine.tables(device), torch.zeros(max_rows, dtype=torch.int64, device=device)
+        automaton = ThinkingAutomaton([1], [2], case.head.num_rows)
+        self.tables, self.states = automaton.tables(device), torch.zeros(max_rows, dtype=torch.int64, device=device)
         self.counters = stats.Counters.zeros(num_layers + 1, 1, device)
         self.method, self.tokens = number * 0, number.int()
         # One layer more than depth needs, as the server keeps for the offset.
@@ -67,11 +67,11 @@ class WholeStep:
     def _inputs(self) -> RowInputs:
         now = make_row_inputs(self.meta, self.slots, self.positions, None, self.states, self.backend)
         noise = self.case.noise  # drawn all the same; the case says which rows explore
-        return replace(now, coin=noise.coin, token=noise.token)
+        return replace(now, coin_uniform=noise.coin_uniform, token=noise.token)
 
     def _decide(self, now: RowInputs, known_lse: KnownLse | None) -> LedStep:
         case, given = self.case, {} if known_lse is None else {"known_lse": known_lse}
-        rows, noise = case.rows.activated(now), Noise(now.coin, now.token)
+        rows, noise = case.rows.activated(now), Noise(now.coin_uniform, now.token)
         step = led_step(case.batch_logits, self._latents(), case.head, rows, noise, backend=self.backend, **given)
         write_tokens(self.meta, self.tokens, now, step, self.backend)
         stats.pack_flags(now, step, False, self.method, self.counters, self.backend)

@@ -104,7 +104,7 @@ class LedParams:
         "layers scanned, the final one included",
     )
 
-    def public(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {"method": self.method, **{key: getattr(self, key) for key in METHOD_KEYS[self.method]}}
 
 

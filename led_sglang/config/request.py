@@ -7,7 +7,7 @@ from typing import Any
 from led_sglang.config.checks import LedParamError, require_choice, show
 from led_sglang.config.fields import ALWAYS_ENABLED, FIELDS, KEYS, METHOD_KEYS, METHODS, LedParams
 from led_sglang.config.server import ServerConfig
-from led_sglang.wire import STAMP_KEY
+from led_sglang.wire import RESOLVED_KEY
 
 NAME = "custom_params.led."
 
@@ -16,8 +16,8 @@ def check_custom_params(custom: object) -> None:
     """Raises LedParamError for what is no object, or holds the key under which we stamp requests."""
     if not isinstance(custom, dict):
         raise LedParamError(f"custom_params must be an object, got {show(custom)}")
-    if STAMP_KEY in custom:
-        raise LedParamError(f"custom_params: the key {STAMP_KEY!r} is reserved")
+    if RESOLVED_KEY in custom:
+        raise LedParamError(f"custom_params: the key {RESOLVED_KEY!r} is reserved")
 
 
 def parse_request(value: object, config: ServerConfig) -> LedParams | None:
@@ -95,7 +95,7 @@ _SECOND_CHECKS: dict[str, Callable[[LedParams, ServerConfig], None]] = {
 
 
 @dataclass(frozen=True)
-class StampedParams:
+class ResolvedRequest:
     """A request's resolved parameters on their way from the HTTP process to the scheduler."""
 
     params: LedParams
@@ -107,6 +107,6 @@ class StampedParams:
         return {**asdict(self.params), "seed": self.seed, "is_seeded": self.is_seeded, "sample": self.sample}
 
     @classmethod
-    def from_wire(cls, wire: dict[str, Any]) -> "StampedParams":
+    def from_wire(cls, wire: dict[str, Any]) -> "ResolvedRequest":
         params = LedParams(**{key: wire[key] for key in KEYS})
         return cls(params, wire["seed"], wire["is_seeded"], wire["sample"])

@@ -138,21 +138,21 @@ COMMANDS = {"compact": compact_command, "run": run_command, "report": report_com
 
 
 def main(argv: list[str] | None = None) -> int:
-    asked: list[argparse.Namespace] = []
+    requested: list[argparse.Namespace] = []
 
     def work() -> int:
-        asked.append(make_parser().parse_args(argv))
+        requested.append(make_parser().parse_args(argv))
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by a scheduler is stopped like by Ctrl-C
-        return COMMANDS[asked[0].command](asked[0])
+        return COMMANDS[requested[0].command](requested[0])
 
-    return guarded("evals", work, kept=lambda message: _kept(asked[0]) if _is_kept(asked, message) else "")
+    return guarded("evals", work, kept=lambda message: _kept(requested[0]) if _is_kept(requested, message) else "")
 
 
-def _is_kept(asked: list[argparse.Namespace], message: str) -> bool:
+def _is_kept(requested: list[argparse.Namespace], message: str) -> bool:
     """Whether there are samples to go on from, and the message does not speak of that itself."""
-    if not asked or asked[0].command in ("report", "compact") or "--resume" in message:
+    if not requested or requested[0].command in ("report", "compact") or "--resume" in message:
         return False
-    args = asked[0]
+    args = requested[0]
     folders = [args.out] if args.command == "run" else [args.runs / name for name in args.stages]
     paths = [folder / "samples.jsonl" for folder in folders]
     return any(path.is_file() and path.stat().st_size > 0 for path in paths)

@@ -183,12 +183,12 @@ def _refuse_lora_head(args: Any) -> None:
         return
     from sglang.srt.lora.utils import get_normalized_target_modules
 
-    asked = {"--lora-target-modules": args.lora_target_modules}
+    requested = {"--lora-target-modules": args.lora_target_modules}
     for adapter in () if args.lora_target_modules else args.lora_paths or ():
         file = Path(adapter.lora_path) / "adapter_config.json"
         modules = json.loads(file.read_text())["target_modules"] if file.is_file() else None
-        asked[f"the adapter {adapter.lora_name!r}"] = modules if isinstance(modules, list) else None
-    for where, modules in asked.items():
+        requested[f"the adapter {adapter.lora_name!r}"] = modules if isinstance(modules, list) else None
+    for where, modules in requested.items():
         for module in modules or ():
             if get_normalized_target_modules([module]) & {"lm_head", "all"}:
                 raise CaptureError(

@@ -9,7 +9,7 @@ from torch import Tensor
 from led_sglang.ops import arrays, reference
 from led_sglang.ops.backends import eager, numba_step, one_pass, torch_step, triton_step
 from led_sglang.ops.edits import LogitEdits
-from led_sglang.ops.rows.automaton import ThinkingMachine, ThinkingTables
+from led_sglang.ops.rows.automaton import ThinkingAutomaton, ThinkingTables
 from led_sglang.ops.rows.noise import uniforms
 from led_sglang.ops.types import Head, KnownLse, Latents, LedRows, LedStep, Noise
 
@@ -21,7 +21,7 @@ __all__ = [
     "LedStep",
     "LogitEdits",
     "Noise",
-    "ThinkingMachine",
+    "ThinkingAutomaton",
     "ThinkingTables",
     "chosen_backend",
     "led_step",
@@ -97,7 +97,7 @@ def led_step(
     "compiled" on the CPU, "triton" on CUDA (a server looks first, `ops.backends.self_test`) and "fused" elsewhere.
     Graph-safe: "fused" and "triton" on CUDA (no host sync, shapes fixed by R, D, K and the host-known fields of `rows`;
     "fused" sends all rows through the head there). On CPU they compact rows by index. "eager" is; "reference" is not.
-    The division is `led_sglang.ops.arrays.can_look`.
+    The division is `led_sglang.ops.arrays.allows_dynamic_shapes`.
     """
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"unknown LED backend {backend!r}; one of auto, {', '.join(BACKENDS)}")
@@ -131,8 +131,8 @@ def _unedited(known_lse: KnownLse, edits: LogitEdits | None) -> KnownLse | None:
     return replace(known_lse, has_lse=known_lse.has_lse.index_fill(0, edits.edited, False), is_complete=False)
 
 
-def chosen_backend(asked: str, device: torch.device) -> str:
+def chosen_backend(requested: str, device: torch.device) -> str:
     """What "auto" means on a device; any other name is itself."""
-    if asked != "auto":
-        return asked
-    return "compiled" if arrays.can_look(device) else "triton" if device.type == "cuda" else "fused"
+    if requested != "auto":
+        return requested
+    return "compiled" if arrays.allows_dynamic_shapes(device) else "triton" if device.type == "cuda" else "fused"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 
-def can_look(device: torch.device) -> bool:
+def allows_dynamic_shapes(device: torch.device) -> bool:
     """True: rows are compacted by index, and work that no row needs is skipped; shapes depend on the data.
 
     False: looking would wait for the device (about 1 ms) and cannot be captured in a CUDA graph. Shapes are fixed, no

@@ -51,9 +51,9 @@ def decode_row(
     exploit = normalise(final)
 
     # The coin: explore with probability 1 - c.
-    explored = bool(rows.active[r]) and (not rows.exploit[r] or noise.coin[r].item() < 1 - confidence)
+    explored = bool(rows.active[r]) and (not rows.exploit[r] or noise.coin_uniform[r].item() < 1 - confidence)
     depth, explore, ok = 1, exploit, True
-    if explored or (rows.active[r] and rows.full[r]):
+    if explored or (rows.active[r] and rows.trace[r]):
         layers = [final, *latent_posteriors(r, latents, head, rows, candidate_ids, tau, edits)]  # Eq. 2
         ok = all(math.isfinite(p) for layer in layers for p in layer)
         if ok:

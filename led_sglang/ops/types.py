@@ -54,10 +54,10 @@ class LedRows(Columns):
     normalize_layers: Tensor  # (R,) bool: each layer normalised over the candidates before the sum (ablation)
     latent_offset: Tensor  # (R,) int64, 0 = the paper, 1 = the released code (one layer earlier)
     min_p: Tensor  # (R,) float32 in [0, 1]: candidates below min_p * max p^L are dropped
-    full: Tensor  # (R,) bool: compute the explore branch even where the coin says exploit (trace)
+    trace: Tensor  # (R,) bool: compute the explore branch even where the coin says exploit (trace)
     max_depth: int  # host-known upper bound of `depth` in this batch
     max_top_k: int  # host-known upper bound of `top_k` in this batch: K
-    any_full: bool  # host-known: some row has `full`
+    any_trace: bool  # host-known: some row has `trace`
     any_norm: bool  # host-known: some row has `latent_norm`
     all_norm: bool  # host-known: every row has `latent_norm`
     any_min_p: bool = True  # host-known: False promises that every `min_p` is 0
@@ -83,7 +83,7 @@ class LedRows(Columns):
 class Noise(Columns):
     """Uniforms in [0, 1), equal on all tensor-parallel ranks."""
 
-    coin: Tensor  # (R,) float64
+    coin_uniform: Tensor  # (R,) float64
     token: Tensor  # (R,) float64
 
 
@@ -100,7 +100,7 @@ class KnownLse:
 class LedStep(Columns):
     """One decoded step. Entries of rows that are not `ok` or not active are meaningless, tokens of `draws_plain` apart.
 
-    Where a row neither explored nor asked for `full`, `depth` is 1, `explore_probs` equal `exploit_probs` and `entropy`
+    Where a row neither explored nor asked for `trace`, `depth` is 1, `explore_probs` equal `exploit_probs` and `entropy`
     is that of the exploit branch: the explore branch was not computed.
     """
 
@@ -109,11 +109,11 @@ class LedStep(Columns):
     explored: Tensor  # (R,) bool: the coin picked the explore branch
     depth: Tensor  # (R,) int64: depth of maximum entropy, 1 = final layer alone
     confidence: Tensor  # (R,) float32: max_v p^L(v)
-    entropy: Tensor | None  # (R,) float32, nats, of the aggregate at `depth`; None: no row has `full`
+    entropy: Tensor | None  # (R,) float32, nats, of the aggregate at `depth`; None: no row has `trace`
     candidate_ids: Tensor  # (R, K) int64, most probable first
     exploit_probs: Tensor  # (R, K) float32, zero beyond the row's top_k
     explore_probs: Tensor  # (R, K) float32
     # (R,) float32: log p_LED of token_ids (Eq. 6 with the coin summed out), valid where full or explored; None: no row
-    # has `full`. What nobody will read is what a small model need not pay for.
+    # has `trace`. What nobody will read is what a small model need not pay for.
     logprob: Tensor | None
     depth_entropy: Tensor | None = None  # (R, D) float32, nats, of the aggregate at each depth; valid where full

@@ -34,7 +34,7 @@ class Request:
     """One /generate request with token ids in and a trace out."""
 
     prompt_ids: list[int]
-    asked: recompute.Asked = field(default_factory=recompute.Asked)
+    asked: recompute.Query = field(default_factory=recompute.Query)
     num_tokens: int = 12
     seed: int | None = 1
     return_logprob: bool = False
@@ -47,7 +47,7 @@ class Request:
         changed = {
             f.name: getattr(self.asked, f.name)
             for f in fields(self.asked)
-            if getattr(self.asked, f.name) != getattr(recompute.Asked(), f.name)
+            if getattr(self.asked, f.name) != getattr(recompute.Query(), f.name)
         }
         led = {"trace": True, **{k: v for k, v in changed.items() if k in LED_KEYS}}
         sampling = {k: v for k, v in changed.items() if k in SAMPLING_KEYS}

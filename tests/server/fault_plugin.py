@@ -150,7 +150,7 @@ def is_last_rank() -> bool:
 def disturb_noise(result: Any, cls: Any, led: Any, *args: Any) -> None:
     if is_last_rank() and any(True for _ in rows_with(led, ["other noise"])):
         now = result.standing
-        result.standing = replace(now, coin=(now.coin + 0.5) % 1.0, token=(now.token + 0.5) % 1.0)
+        result.standing = replace(now, coin_uniform=(now.coin_uniform + 0.5) % 1.0, token=(now.token + 0.5) % 1.0)
 
 
 def disturb_tokens(result: Any, self: Any, token_ids: torch.Tensor) -> None:

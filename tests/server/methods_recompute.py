@@ -16,8 +16,8 @@ from tests.server.recompute import (
     TIE,
     TOLERANCE,
     Array,
-    Asked,
     Layers,
+    Query,
     adjusted,
     entropy,
     is_thinking,
@@ -157,7 +157,7 @@ class Soft:
     early_stop_entropy: float = 0.01
     early_stop_length: int = 256
     gumbel_temperature: float = 0.0  # 0: no noise
-    edits: Asked = field(default_factory=Asked)  # its penalties and bias
+    edits: Query = field(default_factory=Query)  # its penalties and bias
 
     @property
     def tau(self) -> float:

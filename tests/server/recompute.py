@@ -22,7 +22,7 @@ TIE = 1e-4  # two probabilities or entropies this close may change places in flo
 
 
 @dataclass(frozen=True)
-class Asked:
+class Query:
     """What a request asked for, as far as a step's numbers depend on it. The defaults are the paper's."""
 
     temperature: float = 0.6  # 0 = greedy
@@ -104,7 +104,7 @@ def is_thinking(ids: list[int], open_id: int, close_id: int) -> bool:
     return bool(markers) and markers[-1] == open_id
 
 
-def adjusted(logits: Array, counted: list[int], asked: Asked) -> Array:
+def adjusted(logits: Array, counted: list[int], asked: Query) -> Array:
     """The engine's penalties and bias, which every layer (V,) must see.
 
     counted: the tokens that its penalties have counted, one for each generated before this one.
@@ -147,7 +147,7 @@ class Step:
         return np.asarray(sums / sums.sum(-1, keepdims=True))
 
 
-def step_at(layers: Layers, row: int, edit: Callable[[Array], Array], asked: Asked, mutation: Mutation) -> Step:
+def step_at(layers: Layers, row: int, edit: Callable[[Array], Array], asked: Query, mutation: Mutation) -> Step:
     """`edit`: the request's penalties and bias, on any layer's logits (V,)."""
     tau = asked.tau * mutation.temperature_factor
     first = layers.num_layers - 1 - asked.latent_offset - mutation.layer_shift
@@ -160,7 +160,7 @@ def step_at(layers: Layers, row: int, edit: Callable[[Array], Array], asked: Ask
     return Step(softmax(edit(layers.final_logits[row]) / tau), np.array(latents).reshape(latent_logits.shape))
 
 
-def led_distribution(step: Step, asked: Asked) -> tuple[NDArray[np.int64], Array, Array]:
+def led_distribution(step: Step, asked: Query) -> tuple[NDArray[np.int64], Array, Array]:
     """Candidates (K,), and the exploit branch and p_LED over them, from nothing that the server told (no min_p)."""
     candidates = np.argsort(-step.final, kind="stable")[: asked.top_k]
     aggregates = step.aggregates(candidates.tolist(), asked.normalize_layers)
@@ -217,7 +217,7 @@ def compare(
     prompt_ids: list[int],
     output_ids: list[int],
     trace: dict[str, list[Any]],
-    asked: Asked,
+    asked: Query,
     markers: tuple[int, int],
     mutation: Mutation | None = None,
 ) -> Comparison:
@@ -247,7 +247,7 @@ def compare(
 
 
 def compare_step(
-    result: Comparison, where: str, step: Step, reported: dict[str, Any], token: int, asked: Asked
+    result: Comparison, where: str, step: Step, reported: dict[str, Any], token: int, asked: Query
 ) -> None:
     if reported["candidates"] is None:
         result.faults.append(f"{where}: nothing traced inside the phase")
@@ -282,7 +282,7 @@ def compare_step(
     compare_token(result, where, reported, token, kept, exploit, explore, confidence, asked)
 
 
-def compare_candidates(result: Comparison, where: str, final: Array, kept: list[int], asked: Asked) -> None:
+def compare_candidates(result: Comparison, where: str, final: Array, kept: list[int], asked: Query) -> None:
     """The k most probable, in order, but for near-ties; none below min_p, none missing above it."""
     probs, floor = final[kept], asked.min_p * final.max()
     others = np.delete(final, kept)
@@ -306,7 +306,7 @@ def compare_token(
     exploit: Array,
     explore: Array,
     confidence: float,
-    asked: Asked,
+    asked: Query,
 ) -> None:
     """The token can come from the branch that was told, and log p_LED is that of the token with the coin summed out."""
     if token not in kept:
@@ -323,7 +323,7 @@ def compare_token(
     result.near(f"{where} logprob", reported["logprob"], float(np.log(led_prob)))
 
 
-def engine_logprobs(layers: Layers, prompt_ids: list[int], output_ids: list[int], asked: Asked) -> list[float]:
+def engine_logprobs(layers: Layers, prompt_ids: list[int], output_ids: list[int], asked: Query) -> list[float]:
     """log p^L of every generated token: what the engine's own logprobs must show."""
     values = []
     for i, token in enumerate(output_ids):

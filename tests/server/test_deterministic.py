@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.server.asking import Client, Oracle, Reply, Request, check, sharp_server, thinking_prompt, words
-from tests.server.recompute import Asked
+from tests.server.recompute import Query
 
 pytestmark = pytest.mark.server
 
@@ -36,7 +36,7 @@ def requests(seed: int | None, temperature: float) -> list[Request]:
     return [
         Request(
             thinking_prompt(200 + i, 8 + 5 * i) if i % 3 else words(200 + i, 8 + 5 * i),
-            Asked(temperature),
+            Query(temperature),
             12 + i % 3,
             seed,
             True,
@@ -54,7 +54,7 @@ def reported(reply: Reply) -> Any:
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_seed_gives_the_same_bits_alone_and_in_a_crowd(temperature: float, asker: Client) -> None:
     asked = requests(11, temperature)
-    crowd: Any = [Request(thinking_prompt(300 + i), Asked(1.0), 20, seed=i, led={}) for i in range(12)]
+    crowd: Any = [Request(thinking_prompt(300 + i), Query(1.0), 20, seed=i, led={}) for i in range(12)]
     alone = [reported(asker.generate(request)) for request in asked]
     together = [reported(reply) for reply in asker.together([*asked, *crowd])[: len(asked)]]
     assert together == alone
@@ -70,7 +70,7 @@ def test_no_seed_is_sglangs_default_seed_for_everyone(asker: Client) -> None:
 
 def test_led_is_led_there_too(asker: Client, oracle: Oracle) -> None:
     replies = asker.together(
-        [Request(thinking_prompt(400 + i), Asked(0.7), 24, seed=i, led={"trace": True}) for i in range(6)]
+        [Request(thinking_prompt(400 + i), Query(0.7), 24, seed=i, led={"trace": True}) for i in range(6)]
     )
     check(oracle, *replies)
     assert any(any(reply.meta["led_explored"]) for reply in replies)

@@ -23,14 +23,14 @@ from tests.server.asking import Client, Reply, Request, thinking_prompt
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
 from tests.server.fault_plugin import LATENTS, LOGITS, RAISING, SEEDS
 from tests.server.launching import Server, kill_scheduler
-from tests.server.recompute import Asked
+from tests.server.recompute import Query
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 METHODS = ("dola", "soft_thinking", "soft_thinking_gumbel", "confident")
 # The phase opens and closes all the time: a state that is lost in a failed step is wrong in the next ones.
-FLICKERING = Asked(temperature=1.0, logit_bias={OPEN_ID: 19.0, CLOSE_ID: 19.0})
-REFERENCE = Request(thinking_prompt(10), Asked(temperature=1.0), num_tokens=24, seed=5)
-OFF = Request(thinking_prompt(11), Asked(temperature=0.0), num_tokens=24, seed=None, led=False)
+FLICKERING = Query(temperature=1.0, logit_bias={OPEN_ID: 19.0, CLOSE_ID: 19.0})
+REFERENCE = Request(thinking_prompt(10), Query(temperature=1.0), num_tokens=24, seed=5)
+OFF = Request(thinking_prompt(11), Query(temperature=0.0), num_tokens=24, seed=None, led=False)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_an_exception_in_the_step(fault: str, client: Client, alone: tuple[Reply
 def test_numbers_that_are_none(fault: str, client: Client, alone: tuple[Reply, Reply]) -> None:
     """The row falls back to the engine's token and is counted; its neighbours are not touched."""
     before = client.get("/led/info")["counters"]
-    asked = Asked(temperature=1.0, exploit=fault not in LATENTS)  # without exploiting, every step needs its latents
+    asked = Query(temperature=1.0, exploit=fault not in LATENTS)  # without exploiting, every step needs its latents
     request = Request(thinking_prompt(21), asked, num_tokens=16, seed=SEEDS[fault])
     reply, reference, off = client.together([request, REFERENCE, OFF])
     stats = reply.meta["led_stats"]
@@ -142,7 +142,7 @@ TRAFFIC = [
     Request(thinking_prompt(40), FLICKERING, num_tokens=24, seed=7),
     OFF,
     Request(thinking_prompt(41), FLICKERING, num_tokens=10, seed=8),
-    Request(thinking_prompt(42), Asked(temperature=1.0), num_tokens=14, seed=9, led={"method": "soft_thinking"}),
+    Request(thinking_prompt(42), Query(temperature=1.0), num_tokens=14, seed=9, led={"method": "soft_thinking"}),
 ]
 FAILED = 500
 

@@ -49,7 +49,7 @@ from tests.server.methods_recompute import (
     log_softmax,
     soft_run,
 )
-from tests.server.recompute import TOLERANCE, Array, Asked, adjusted, forward, lagging
+from tests.server.recompute import TOLERANCE, Array, Query, adjusted, forward, lagging
 
 pytestmark = pytest.mark.server
 
@@ -113,7 +113,7 @@ def asker(methods_server: Server) -> Asker:
 def request_for(
     led: Any, prompt_ids: list[int], temperature: float = 0.0, seed: int | None = 1, **more: Any
 ) -> Request:
-    asked = Asked(temperature, **{key: more.pop(key) for key in SAMPLING_KEYS if key in more})
+    asked = Query(temperature, **{key: more.pop(key) for key in SAMPLING_KEYS if key in more})
     return Request(prompt_ids, asked, more.pop("num_tokens", NUM_TOKENS), seed, True, led=led, **more)
 
 
@@ -453,7 +453,7 @@ def warm(asker: Asker, requests: list[Request]) -> None:
     """Keys and values of prompts are taken from the cache in both runs: only decoding is compared."""
     asker.flush_cache()
     for request in requests:
-        asker.generate(Request(request.prompt_ids, Asked(0.0), 1, led=False))
+        asker.generate(Request(request.prompt_ids, Query(0.0), 1, led=False))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])

@@ -12,7 +12,7 @@ from tests.server import checkpoints
 from tests.server.asking import Client, Oracle, Request, check, sharp_server, thinking_prompt, words
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
 from tests.server.launching import Server
-from tests.server.recompute import MUTATIONS, Asked
+from tests.server.recompute import MUTATIONS, Query
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 
@@ -21,7 +21,7 @@ MODEL_KEYS = {"qwen3_moe": "model-path", "qwen2": "model_path", "llama": "model"
 
 
 def requests() -> list[Request]:
-    asked = [Asked(), Asked(depth=12, top_k=4), Asked(latent_norm=True), Asked(latent_offset=1), Asked(temperature=0.0)]
+    asked = [Query(), Query(depth=12, top_k=4), Query(latent_norm=True), Query(latent_offset=1), Query(temperature=0.0)]
     traced = [Request(thinking_prompt(700 + i), a, num_tokens=8, seed=i) for i, a in enumerate(asked)]
     return [*traced, Request([OPEN_ID, *words(710, 5), CLOSE_ID], num_tokens=4, seed=8)]
 

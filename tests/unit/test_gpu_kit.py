@@ -189,10 +189,10 @@ def test_a_bench_step_has_the_one_pass_rows_of_production(rate: float) -> None:
     count, cut = 20000, one_pass.COIN_THRESHOLD
     seeds = torch.arange(count)
     uniform = uniforms(seeds, seeds * 0, seeds * 0 + 7)[0]
-    coin, one_pass_uniform = bench_coins(uniform, rate)
-    assert coin.dtype == one_pass_uniform.dtype == torch.float64, "another type would compile other kernels"
+    coin_uniform, one_pass_uniform = bench_coins(uniform, rate)
+    assert coin_uniform.dtype == one_pass_uniform.dtype == torch.float64, "another type would compile other kernels"
     for confidence in (1e-3, 0.5, 1.0):  # whatever the model says
-        explored = coin < 1 - confidence
+        explored = coin_uniform < 1 - confidence
         assert within(explored.double().mean().item(), rate, count)
     rows = cases.paper_rows(count)
     mask = one_pass.one_pass_mask(rows, one_pass_uniform, cut)
@@ -211,9 +211,9 @@ def test_the_step_under_a_bench_rate_keeps_its_uniform(monkeypatch: pytest.Monke
     led = SimpleNamespace(
         our_rows=(0,), lost_rows=(), request_rows=range(50), device_rows=lambda _: SimpleNamespace(params=params)
     )
-    asked: list[Any] = []
+    requested: list[Any] = []
     one_pass_state = SimpleNamespace(
-        clear=lambda: None, form=lambda _: "one_pass", fill_one_pass_mask=lambda *a: asked.append(a)
+        clear=lambda: None, form=lambda _: "one_pass", fill_one_pass_mask=lambda *a: requested.append(a)
     )
     for rate in (None, 0.3):
         batch = SimpleNamespace(
@@ -223,21 +223,21 @@ def test_the_step_under_a_bench_rate_keeps_its_uniform(monkeypatch: pytest.Monke
         )
         current = SimpleNamespace(one_pass_state=one_pass_state, config=SimpleNamespace(bench_explore_rate=rate))
         sampler.before_forward(current, batch)  # type: ignore[arg-type]
-        coin, chosen = batch.led_context.inputs.coin, asked[-1][2]
+        coin_uniform, chosen = batch.led_context.inputs.coin_uniform, requested[-1][2]
         if rate is None:
-            assert torch.equal(coin, now.coin) and torch.equal(chosen, now.coin)
+            assert torch.equal(coin_uniform, now.coin_uniform) and torch.equal(chosen, now.coin_uniform)
         else:
-            assert set(coin.tolist()) == {-1.0, 1.0}
-            assert torch.equal(chosen, torch.where(coin < 0, coin, now.coin))
+            assert set(coin_uniform.tolist()) == {-1.0, 1.0}
+            assert torch.equal(chosen, torch.where(coin_uniform < 0, coin_uniform, now.coin_uniform))
 
 
 @pytest.mark.parametrize("num_rows", [1, 8, 48, 256])
 def test_coins_of_the_kit(num_rows: int) -> None:
     for num_exploring in {0, num_rows // 10, num_rows}:
-        coin, uniform = cases.spread_coins(num_rows, num_exploring)
+        coin_uniform, uniform = cases.spread_coins(num_rows, num_exploring)
         rate = num_exploring / num_rows
         mask = one_pass.one_pass_mask(cases.paper_rows(num_rows), uniform, one_pass.COIN_THRESHOLD)
-        assert int((coin < 0).sum()) == num_exploring and bool(mask[coin < 0].all())
+        assert int((coin_uniform < 0).sum()) == num_exploring and bool(mask[coin_uniform < 0].all())
         expected = one_pass.COIN_THRESHOLD + (1 - one_pass.COIN_THRESHOLD) * rate
         assert abs(mask.double().mean().item() - expected) <= 1.5 / num_rows + 5 * math.sqrt(0.16 * rate / num_rows)
     with pytest.raises(ValueError, match="5 exploring rows of 4"):
@@ -251,7 +251,7 @@ def test_rows_are_left_to_the_second_pass() -> None:
         for make in (without_lse, SCENARIOS["everything"]):
             case = make(lm_head, size)
             mask = one_pass.one_pass_mask(case.rows, case.uniform, one_pass.COIN_THRESHOLD)
-            explores = (case.noise.coin < 0) & case.rows.active & (case.rows.depth > 1)
+            explores = (case.noise.coin_uniform < 0) & case.rows.active & (case.rows.depth > 1)
             assert bool((explores & mask).any() and (explores & ~mask).any()), (make, size)
 
 

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import LedParams
-from led_sglang.config.request import StampedParams
+from led_sglang.config.request import ResolvedRequest
 from led_sglang.config.server import ServerConfig, export_config
 from led_sglang.integration.hooks import guard
 from led_sglang.integration.hooks.guard import Guarded
@@ -26,7 +26,7 @@ from led_sglang.integration.scheduler.counters import Counts
 from led_sglang.integration.scheduler.latents.capture import CaptureError
 from led_sglang.integration.scheduler.ranks import RankDivergence
 from led_sglang.integration.scheduler.records import StepRecord
-from led_sglang.wire import FALLBACK, RECORD_KEY, STAMP_KEY, THINKING, WIRE_KEY
+from led_sglang.wire import FALLBACK, RECORD_KEY, RESOLVED_KEY, THINKING, WIRE_KEY
 from tests.server import fault_plugin
 from tests.unit.integration.fakes import batch_of, request_row
 
@@ -182,7 +182,7 @@ def test_rows_whose_seats_were_lost_stay_the_engines_and_in_step(monkeypatch: py
         records.collect(original, None, row, req, SimpleNamespace(customized_info={RECORD_KEY: record}))
         reported.append(req.customized_info)
     assert reported == [{WIRE_KEY: [FALLBACK]}, None, {WIRE_KEY: [0]}]
-    assert counts.facts()["fallbacks"] == 1 and counts.facts()["tokens"]["none"] == 1
+    assert counts.status()["fallbacks"] == 1 and counts.status()["tokens"]["none"] == 1
     assert info.led.filter([0]) is not None, "and after the next filter"
 
 
@@ -210,9 +210,9 @@ def test_a_request_misses_no_entry_wherever_its_collection_failed(
 
 
 def request_of(method: str | None, num_tokens: int = 1, entries: list[int] | None = None) -> Any:
-    stamp = StampedParams(LedParams(method), 1, True, 0).to_wire() if method else None
+    stamp = ResolvedRequest(LedParams(method), 1, True, 0).to_wire() if method else None
     return SimpleNamespace(
-        sampling_params=SimpleNamespace(custom_params={STAMP_KEY: stamp} if stamp else None),
+        sampling_params=SimpleNamespace(custom_params={RESOLVED_KEY: stamp} if stamp else None),
         output_ids=[0] * num_tokens,
         finished_len=None,
         customized_info=None if entries is None else {WIRE_KEY: entries},
@@ -249,11 +249,11 @@ def test_a_scheduler_that_cannot_tell_its_facts_is_no_server_without_faults(monk
         return [result.internal_state]
 
     with pytest.raises(HTTPException, match="could not be told"):
-        asyncio.run(info.scheduler_facts(SimpleNamespace(get_internal_state=states)))
+        asyncio.run(info.scheduler_status(SimpleNamespace(get_internal_state=states)))
 
 
 def test_a_failed_record_leaves_every_row_with_the_engines_token() -> None:
-    request_row = RequestRow(StampedParams(LedParams(), seed=1, is_seeded=True, sample=0))
+    request_row = RequestRow(ResolvedRequest(LedParams(), seed=1, is_seeded=True, sample=0))
     current = SimpleNamespace(num_step_failures=0, counts=Counts(8, torch.device("cpu")))
     broken = SimpleNamespace()  # has none of a context's tensors
     record = sampler._guarded_record(LedBatch((request_row, RequestRow(None))), broken, current)  # type: ignore[arg-type]
@@ -263,7 +263,7 @@ def test_a_failed_record_leaves_every_row_with_the_engines_token() -> None:
     assert isinstance(first, int) and first & FALLBACK
     assert record.entry(1) is None
     record.close()
-    assert current.counts.facts()["fallbacks"] == current.counts.facts()["tokens"]["led"] == 1
+    assert current.counts.status()["fallbacks"] == current.counts.status()["tokens"]["led"] == 1
 
 
 def test_a_lora_wrapped_head_is_refused_before_anything_is_served() -> None:

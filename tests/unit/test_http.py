@@ -12,9 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
-from led_sglang.integration.http.app import LedRequests, lift
+from led_sglang.integration.http.app import LedRequests, rewrite_body
 from led_sglang.integration.http.places import CHAT, COMPLETIONS, ENDPOINTS, GENERATE, INVOCATIONS, RESPONSES, VERTEX
-from led_sglang.wire import STAMP_KEY
+from led_sglang.wire import RESOLVED_KEY
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -158,7 +158,7 @@ REFUSED = [
     (CHAT, {"metadata": {"led": "[" * 50000}}, ["metadata.led"]),
     (CHAT, {"custom_params": [1]}, ["custom_params", "[1]", "object"]),
     (CHAT, {"custom_params": "led"}, ["custom_params", "'led'", "object"]),
-    (COMPLETIONS, {"custom_params": {STAMP_KEY: {}}}, [STAMP_KEY, "reserved"]),
+    (COMPLETIONS, {"custom_params": {RESOLVED_KEY: {}}}, [RESOLVED_KEY, "reserved"]),
     (GENERATE, {"text": "a", "sampling_params": {"custom_params": {"led": {"top_k": 0}}}}, ["top_k", "0"]),
     (GENERATE, {"text": ["a"], "sampling_params": [{}, {"custom_params": {"led": 3}}]}, ["led", "3"]),
     (GENERATE, {"text": "a", "sampling_params": {"custom_params": 5}}, ["custom_params", "5", "object"]),
@@ -246,7 +246,7 @@ JSON = st.recursive(
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(
-                ["led", "metadata", "custom_params", "sampling_params", "text", "depth", "top_k", STAMP_KEY]
+                ["led", "metadata", "custom_params", "sampling_params", "text", "depth", "top_k", RESOLVED_KEY]
             ),
             inner,
             max_size=4,
@@ -259,7 +259,7 @@ JSON = st.recursive(
 @given(JSON, st.sampled_from(list(ENDPOINTS)))
 def test_any_json_is_lifted_left_or_refused(value: object, path: str) -> None:
     try:
-        changed = lift(json.dumps(value).encode(), path)
+        changed = rewrite_body(json.dumps(value).encode(), path)
     except LedParamError:
         return
     if changed is None:
@@ -272,4 +272,4 @@ def test_any_json_is_lifted_left_or_refused(value: object, path: str) -> None:
 
 @given(st.binary(max_size=40))
 def test_any_bytes_are_left_alone(body: bytes) -> None:
-    assert lift(body, CHAT) is None
+    assert rewrite_body(body, CHAT) is None

@@ -14,7 +14,7 @@ from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import KEYS
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
 from led_sglang.integration.http import app as http
-from led_sglang.integration.http.app import LedRequests, lift
+from led_sglang.integration.http.app import LedRequests, rewrite_body
 from led_sglang.integration.http.places import (
     CHAT,
     COMPLETIONS,
@@ -28,7 +28,7 @@ from led_sglang.integration.http.places import (
     read_object,
     refuse_misplaced,
 )
-from led_sglang.wire import STAMP_KEY
+from led_sglang.wire import RESOLVED_KEY
 
 OPENAI = (CHAT, COMPLETIONS, INVOCATIONS, RESPONSES)
 JSON_PATHS = [path for path in ENDPOINTS if path != TRANSCRIPTIONS]
@@ -100,11 +100,11 @@ def shown(place: tuple[str | int, ...]) -> str:
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place).removeprefix(".")
 
 
-def asked(body: bytes, path: str) -> str:
+def requested(body: bytes, path: str) -> str:
     """What LED says of a body: "" if it goes on to SGLang. Only what the middleware looks into is looked into."""
     try:
         if OURS.search(body):
-            lift(body, path)
+            rewrite_body(body, path)
     except LedParamError as error:
         return str(error)
     return ""
@@ -117,7 +117,7 @@ def test_every_spelling_in_every_place(path: str, holder: tuple[str | int, ...])
     for spelling in SPELLINGS:
         place = (*holder, spelling)
         for value in (True, {"depth": 3}, "{}" if holder == ("metadata",) else {}):
-            said = asked(json.dumps({"model": "m", **within(holder, {spelling: value})}).encode(), path)
+            said = requested(json.dumps({"model": "m", **within(holder, {spelling: value})}).encode(), path)
             if place in LEGAL.get(path, []):
                 assert said == ""
             elif is_refused_anyway:
@@ -125,7 +125,7 @@ def test_every_spelling_in_every_place(path: str, holder: tuple[str | int, ...])
             else:
                 assert said.startswith(f"{shown(place)}: "), said
                 assert ("custom_params.led" if path in LEGAL else "has no place") in said and path in said
-        assert asked(json.dumps(within(holder, {spelling: None})).encode(), path) == "" or is_refused_anyway
+        assert requested(json.dumps(within(holder, {spelling: None})).encode(), path) == "" or is_refused_anyway
 
 
 @pytest.mark.parametrize("path", JSON_PATHS)
@@ -133,7 +133,7 @@ def test_every_spelling_in_every_place(path: str, holder: tuple[str | int, ...])
 def test_an_escaped_key_is_the_key(path: str, written: str) -> None:
     for holder in HOLDERS:
         body = json.dumps(within(holder, {"KEY": {"depth": 99}})).replace("KEY", written).encode()
-        assert asked(body, path) != "", "misplaced, or out of range where it is read"
+        assert requested(body, path) != "", "misplaced, or out of range where it is read"
 
 
 @pytest.mark.parametrize("path", JSON_PATHS)
@@ -141,7 +141,7 @@ def test_an_escaped_key_is_the_key(path: str, written: str) -> None:
 def test_other_encodings_of_json(path: str, encoding: str) -> None:
     for holder in HOLDERS:
         body = json.dumps(within(holder, {"led": {"depth": 99}})).encode(encoding)
-        assert asked(body, path) != ""
+        assert requested(body, path) != ""
 
 
 @pytest.mark.parametrize("path", JSON_PATHS)
@@ -149,18 +149,18 @@ def test_other_encodings_of_json(path: str, encoding: str) -> None:
 def test_a_parameter_one_level_too_high(path: str, holder: tuple[str | int, ...]) -> None:
     for key in KEYS:
         body = within(holder, {key: 1, "other": 2})
-        said = asked(json.dumps(body).encode(), path)
+        said = requested(json.dumps(body).encode(), path)
         assert said.startswith(f"{shown((*holder, key))}: "), said
         wrapped = body["parameters"] if holder[0] == "parameters" else body
         wrapped["custom_logit_processor"] = "x"
-        assert asked(json.dumps(body).encode(), path) == "", "a logit processor's own"
+        assert requested(json.dumps(body).encode(), path) == "", "a logit processor's own"
 
 
 @pytest.mark.parametrize("path", JSON_PATHS)
 @pytest.mark.parametrize("holder", ["metadata", "extra_body", "sampling_params", "options"])
 def test_an_object_that_was_written_into_a_string(path: str, holder: str) -> None:
     for inner in ({"led": True}, {"custom_params": {"led": {"depth": 3}}}):
-        said = asked(json.dumps({holder: json.dumps(inner)}).encode(), path)
+        said = requested(json.dumps({holder: json.dumps(inner)}).encode(), path)
         assert said.startswith(f"{holder} (a string).")
 
 
@@ -174,7 +174,7 @@ def test_nesting_of_any_depth_is_read_or_refused(path: str, depth: int) -> None:
         '{"extra_body": {"led": %s}}',
     ):
         for name in ("custom_params", "metadata", "x"):
-            asked((text % nested).replace('"x"', json.dumps(name)).encode(), path)  # raises nothing else
+            requested((text % nested).replace('"x"', json.dumps(name)).encode(), path)  # raises nothing else
 
 
 @pytest.mark.parametrize("path", JSON_PATHS)
@@ -189,7 +189,7 @@ def test_nesting_of_any_depth_is_read_or_refused(path: str, depth: int) -> None:
     ],
 )
 def test_a_key_that_stands_twice(path: str, body: bytes) -> None:
-    assert "stands twice" in asked(body, path)
+    assert "stands twice" in requested(body, path)
 
 
 SCHEMA = {"type": "object", "properties": {"led": {"type": "boolean"}, "depth": {"type": "integer"}}, "led": True}
@@ -211,7 +211,7 @@ THEIRS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("path", JSON_PATHS)
 def test_what_is_the_clients_own_is_not_searched(path: str) -> None:
     for body in THEIRS:
-        assert lift(json.dumps(body).encode(), path) is None
+        assert rewrite_body(json.dumps(body).encode(), path) is None
 
 
 def test_forms_have_no_place_for_parameters() -> None:
@@ -219,17 +219,17 @@ def test_forms_have_no_place_for_parameters() -> None:
     part = file + b'--x\r\ncontent-disposition: form-data; name="%s"\r\ncontent-type: text/plain\r\n\r\n%s\r\n--x--'
     custom = b'{"led": true}', b'{"depth": 3}', b'{"metadata": {"LED": 1}}'
     for name, value in ((b"led", b"true"), (b"LED_depth", b"3"), *((b"custom_params", value) for value in custom)):
-        assert TRANSCRIPTIONS in asked(part % (name, value), TRANSCRIPTIONS)
+        assert TRANSCRIPTIONS in requested(part % (name, value), TRANSCRIPTIONS)
     for name, value in (
         (b"prompt", b'{"led": true}'),
         (b"metadata", b"{}"),
         (b"custom_params", b"{}"),
         (b"model", b"led"),
     ):
-        assert asked(part % (name, value), TRANSCRIPTIONS) == ""
+        assert requested(part % (name, value), TRANSCRIPTIONS) == ""
 
 
-KEY = st.sampled_from([*SPELLINGS, *OTHERS, *KEYS, STAMP_KEY, "custom_params", "custom-Params", "__customparam"])
+KEY = st.sampled_from([*SPELLINGS, *OTHERS, *KEYS, RESOLVED_KEY, "custom_params", "custom-Params", "__customparam"])
 HOLDER = KEY | st.sampled_from(["metadata", "extra_body", "sampling_params", "parameters", "options", "instances"])
 TREE = st.recursive(
     st.none() | st.booleans() | st.text(max_size=4),
@@ -248,7 +248,7 @@ def test_what_the_search_finds_is_looked_into(request: dict[str, Any], path: str
 
 
 def test_other_bodies_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "lift", None)
+    monkeypatch.setattr(http, "rewrite_body", None)
     client = TestClient(LedRequests(answering(FastAPI())))
     sent = {
         "messages": [{"content": 'LED, sled, called: 你 \u00e9 "led by" failed'}],

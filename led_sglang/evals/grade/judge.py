@@ -32,9 +32,9 @@ def _serve() -> None:
         import_module("math_verify")
     print("ready", file=out, flush=True)
     for line in sys.stdin:
-        asked = json.loads(line)
+        requested = json.loads(line)
         try:
-            verdict = GRADERS[asked["grader"]](asked["text"], asked["gold"])
+            verdict = GRADERS[requested["grader"]](requested["text"], requested["gold"])
         except Exception as error:  # whatever a parser of model output raises is an outcome
             verdict = Verdict(JUDGE_ERROR, detail=f"{type(error).__name__}: {error}"[:300])
         print(json.dumps(asdict(verdict)), file=out, flush=True)

@@ -19,9 +19,9 @@ def overview(runs: Sequence[Run]) -> list[str]:
 
 def _overview_lines(run: Run) -> list[str]:
     fixed = run.get("fixed", {})
-    asked = ", ".join(f"{count} of {task}" for task, count in sorted(run.get("num_questions", {}).items()))
+    requested = ", ".join(f"{count} of {task}" for task, count in sorted(run.get("num_questions", {}).items()))
     samples = f"{run.get('samples')} samples a question"
-    lines = [f"Model {fixed.get('model')}; {asked}; {samples}; seed {fixed.get('seed')}."]
+    lines = [f"Model {fixed.get('model')}; {requested}; {samples}; seed {fixed.get('seed')}."]
     if versions := ", ".join(f"{name} {value}" for name, value in sorted(run.get("server", {}).items())):
         lines.append(f"Server: {versions}.")
     if held := "; ".join(f"{what}: {how}" for what, how in sorted(run.get("sandbox", {}).items())):

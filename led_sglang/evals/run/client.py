@@ -25,7 +25,7 @@ CONNECTIONS_A_POOL = 8
 
 
 @dataclass(frozen=True)
-class Asked:
+class Query:
     prompt: str
     method: Method
     temperature: float
@@ -139,16 +139,16 @@ class Client:
     async def _post(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
         return http_client.json_object(http_client.checked(await next(self._turns).post(url, json=body)))
 
-    async def ask(self, asked: Asked) -> Answer:
+    async def ask(self, requested: Query) -> Answer:
         """Raises Refused, TimeoutError, ServerGone, NotApplied, EvalError."""
         body = {
             "model": self.model,
-            "messages": [{"role": "user", "content": asked.prompt}],
-            "temperature": asked.temperature,
-            "max_tokens": asked.max_tokens,
-            "seed": asked.seed,
-            **asked.sampling,
-            "custom_params": asked.method.custom_params(),
+            "messages": [{"role": "user", "content": requested.prompt}],
+            "temperature": requested.temperature,
+            "max_tokens": requested.max_tokens,
+            "seed": requested.seed,
+            **requested.sampling,
+            "custom_params": requested.method.custom_params(),
             "return_meta_info": True,
         }
         reply, wall_s = await self.chat(body)
@@ -167,6 +167,6 @@ class Client:
             )
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise EvalError(f"{self.base_url} answered with something that is no chat completion: {error!r}") from error
-        if reason := asked.method.mismatch(applied):
-            raise NotApplied(f"{asked.method.name}: {reason}")
+        if reason := requested.method.mismatch(applied):
+            raise NotApplied(f"{requested.method.name}: {reason}")
         return answer

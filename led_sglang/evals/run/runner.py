@@ -24,7 +24,7 @@ from led_sglang.evals.methods import Method
 from led_sglang.evals.records.results import Cell, Cells, read_runs
 from led_sglang.evals.records.store import CellKey, Sample, Store, holds_run, read_settings
 from led_sglang.evals.run import outcome
-from led_sglang.evals.run.client import Answer, Asked, Client, Refused
+from led_sglang.evals.run.client import Answer, Client, Query, Refused
 from led_sglang.evals.run.progress import LiveTable
 from led_sglang.evals.tasks import Question, Task, fingerprint
 
@@ -177,9 +177,9 @@ class Runner:
         for method in self.settings.methods:
             task = self.settings.tasks[0]
             prompt = self.questions[task.name][0].prompt
-            asked = Asked(prompt, method, self.settings.temperatures[0], 0, 1, self.settings.sampling(task))
+            requested = Query(prompt, method, self.settings.temperatures[0], 0, 1, self.settings.sampling(task))
             try:
-                self.applied[method.name] = (await client.ask(asked)).applied
+                self.applied[method.name] = (await client.ask(requested)).applied
             except (Refused, TimeoutError) as error:
                 raise EvalError(f"the server does not take method {method.name}: {error}") from error
 
@@ -213,7 +213,7 @@ class Runner:
     async def one(self, job: Job, client: Client, judges: Judges) -> Sample:
         settings, task = self.settings, job.task
         seed = seed_of(settings.seed, job.question.id, job.sample)
-        asked = Asked(
+        requested = Query(
             job.question.prompt,
             job.method,
             job.temperature,
@@ -224,7 +224,7 @@ class Runner:
         answer = Answer("", "", None, 0, 0, 0.0, {})
         try:
             async with self.slots:
-                answer = await client.ask(asked)
+                answer = await client.ask(requested)
         except Refused as error:
             verdict = Verdict(REFUSED, detail=str(error))
         except TimeoutError:

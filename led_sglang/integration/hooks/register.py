@@ -110,13 +110,13 @@ def _is_dummy_decode(forward_batch: Any) -> bool:
 
 
 def _create_sampler(original: Any, backend: str | None = None) -> Any:
-    return sampler.dress(original(backend))
+    return sampler.wrap_sampler(original(backend))
 
 
 def _attach_rows(result: Any, self: Any, batch: Any, vocab_size: int) -> None:
     current = runtime.runtime()
     if current is not None:
-        self.led = LedBatch.of(tuple(request_row_of(req, current.machine) for req in batch.reqs))
+        self.led = LedBatch.of(tuple(request_row_of(req, current.automaton) for req in batch.reqs))
 
 
 def _filter(result: Any, self: Any, keep_indices: list[int], keep_indices_device: Any) -> None:
@@ -165,8 +165,8 @@ ROWS: dict[str, Row] = {
     BATCH_INFO + "adjusted_merge_batch": Row(_merge, fail_step, recovery.merge, before_start),
     BATCH_INFO + "copy_for_forward": Row(_copy, fail_step, recovery.copy, before_start),
     S + "sampling.sampling_params.SamplingParams.verify": Row(requests.verify, requests.count_failure, refuse),
-    TOKENIZER + "_send_one_request": Row(requests.stamp_one, requests.count_failure, refuse),
-    TOKENIZER + "_send_batch_request": Row(requests.stamp_batch, requests.count_failure, refuse),
+    TOKENIZER + "_send_one_request": Row(requests.resolve_one, requests.count_failure, refuse),
+    TOKENIZER + "_send_batch_request": Row(requests.resolve_batch, requests.count_failure, refuse),
     TOKENIZER + "_handle_batch_output": Row(requests.take_entries, requests.count_failure, requests.lose_entries),
     TOKENIZER + "_wait_one_response": Row(requests.respond, requests.count_failure, requests.respond_anyway),
     S + "entrypoints.openai.protocol.ResponsesRequest.to_sampling_params": Row(
@@ -179,7 +179,7 @@ ROWS: dict[str, Row] = {
         records.close, count_failure, change_nothing, before_start
     ),
     S + "managers.scheduler.Scheduler.get_internal_state": Row(
-        info.add_scheduler_facts, count_failure, info.say_fault, before_start
+        info.add_scheduler_status, count_failure, info.say_fault, before_start
     ),
 }
 HANDLERS: dict[str, Guarded] = {

@@ -58,7 +58,7 @@ class LedRequests:
         messages, body = await _read(receive)
         is_ours = OURS.search(body) or (path in NATIVE_PATHS and NATIVE.search(body))
         try:
-            changed = lift(body, path) if is_ours else None
+            changed = rewrite_body(body, path) if is_ours else None
         except LedParamError as error:
             await refusal(error)(scope, _replay(messages, receive), send)
             return
@@ -69,7 +69,7 @@ class LedRequests:
         await self.app(scope, _replay(messages, receive), send)
 
 
-def lift(body: bytes, path: str) -> bytes | None:
+def rewrite_body(body: bytes, path: str) -> bytes | None:
     """The body with LED's parameters where SGLang keeps them; None where nothing changes. Raises LedParamError.
 
     That is `custom_params.led`, into which `metadata.led` is lifted; on /v1/responses, whose requests have no

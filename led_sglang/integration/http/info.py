@@ -14,7 +14,7 @@ from led_sglang.integration.http import requests
 from led_sglang.integration.scheduler import runtime
 
 
-def add_scheduler_facts(result: Any, self: Any, recv_req: Any) -> None:
+def add_scheduler_status(result: Any, self: Any, recv_req: Any) -> None:
     """AFTER Scheduler.get_internal_state."""
     current = runtime.runtime()
     if current is not None:
@@ -23,11 +23,11 @@ def add_scheduler_facts(result: Any, self: Any, recv_req: Any) -> None:
             for target, spec in HOOK_TARGETS.items()
             if spec.process != "http"
         }
-        result.internal_state["led"] = {**current.facts(), "hook_faults": hooks}
+        result.internal_state["led"] = {**current.status(), "hook_faults": hooks}
 
 
 def say_fault(result: Any, self: Any, recv_req: Any) -> None:
-    """After a fault of `add_scheduler_facts`: who asks is told, instead of numbers that nobody has counted."""
+    """After a fault of `add_scheduler_status`: who asks is told, instead of numbers that nobody has counted."""
     result.internal_state["led"] = {"fault": "LED's facts of the scheduler could not be told; its log says why"}
 
 
@@ -59,7 +59,7 @@ def _first_fault(faults: Iterable[str | None]) -> str | None:
     return next((fault for fault in faults if fault is not None), None)
 
 
-async def scheduler_facts(tokenizer_manager: Any) -> dict[str, Any]:
+async def scheduler_status(tokenizer_manager: Any) -> dict[str, Any]:
     """Of all engines together; empty where none answers for LED. Raises HTTPException where one could not tell."""
     states = await tokenizer_manager.get_internal_state()
     engines = [state["led"] for state in states if state.get("led")]
@@ -73,11 +73,11 @@ async def describe(tokenizer_manager: Any) -> dict[str, Any]:
     """The document served at /led/info."""
     config = server_config()
     assert config is not None
-    facts = await scheduler_facts(tokenizer_manager)
-    faults = facts.pop("hook_faults", {})
+    status = await scheduler_status(tokenizer_manager)
+    faults = status.pop("hook_faults", {})
     return {
         "versions": {"led_sglang": __version__, "sglang": version("sglang"), "torch": version("torch")},
-        **facts,
+        **status,
         "defaults": {
             "led": config.default_on,
             "depth": config.depth,
@@ -91,9 +91,9 @@ async def describe(tokenizer_manager: Any) -> dict[str, Any]:
         },
         "hooks": {target: _hook(target, faults) for target in HOOK_TARGETS},
         "counters": {
-            **facts.get("counters", {}),
-            "step_failures": facts.get("step_failures", 0),
-            **requests.ANSWERS.public(),
+            **status.get("counters", {}),
+            "step_failures": status.get("step_failures", 0),
+            **requests.ANSWERS.to_dict(),
         },
     }
 

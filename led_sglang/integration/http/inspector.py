@@ -39,7 +39,7 @@ EXAMPLES = (
 
 
 @dataclass(frozen=True)
-class Ask:
+class StreamRequest:
     """A checked body of /led/stream."""
 
     messages: list[dict[str, Any]] | None
@@ -50,28 +50,28 @@ class Ask:
     n: int
 
     @classmethod
-    def of(cls, body: bytes) -> "Ask":
+    def of(cls, body: bytes) -> "StreamRequest":
         """Raises LedParamError."""
         try:
-            asked = json.loads(body)
-            json.dumps(asked, ensure_ascii=False).encode()  # half a surrogate pair is JSON, and no text
+            requested = json.loads(body)
+            json.dumps(requested, ensure_ascii=False).encode()  # half a surrogate pair is JSON, and no text
         except (ValueError, RecursionError) as error:
             raise LedParamError("the body must be a JSON object in UTF-8") from error
-        if not isinstance(asked, dict) or any(key not in KEYS for key in asked):
+        if not isinstance(requested, dict) or any(key not in KEYS for key in requested):
             raise LedParamError(f"the body must be a JSON object with keys among {', '.join(KEYS)}")
-        seed, n, side = asked.get("seed"), asked.get("n", 1), asked.get("side", "led")
+        seed, n, side = requested.get("seed"), requested.get("n", 1), requested.get("side", "led")
         seed = secrets.randbits(31) if seed is None else seed
         _require(type(seed) is int and 0 <= seed < 1 << 62, "seed", "an integer in [0, 2^62)", seed)
         _require(type(n) is int and 1 <= n <= MAX_SAMPLES, "n", f"an integer in [1, {MAX_SAMPLES}]", n)
         _require(side in SIDES, "side", "one of " + ", ".join(SIDES), side)
-        messages, prompt, sampling = asked.get("messages"), asked.get("prompt"), asked.get("sampling") or {}
+        messages, prompt, sampling = requested.get("messages"), requested.get("prompt"), requested.get("sampling") or {}
         _require((messages is None) != (prompt is None), "messages or prompt", "exactly one of the two", None)
         _require(prompt is None or isinstance(prompt, str), "prompt", "a string", prompt)
         _require(messages is None or _are_messages(messages), "messages", "a list of {role, content}", messages)
         ours = ("custom_params", "n", "sampling_seed")
         _require(isinstance(sampling, dict) and not set(ours) & set(sampling), "sampling", f"without {ours}", sampling)
         _check_sampling(sampling)
-        return cls(messages, prompt, sampling, _led(asked.get("led"), side), seed, n)
+        return cls(messages, prompt, sampling, _led(requested.get("led"), side), seed, n)
 
 
 def _require(is_right: bool, name: str, what: str, value: object) -> None:
@@ -95,10 +95,10 @@ def _are_messages(value: object) -> bool:
 
 
 def _led(value: object, side: str) -> dict[str, Any]:
-    asked = {} if value in (None, True) else value
-    if not isinstance(asked, dict) or asked.get("method", "led") != "led":
+    requested = {} if value in (None, True) else value
+    if not isinstance(requested, dict) or requested.get("method", "led") != "led":
         raise LedParamError(f"led must be true or an object of method led, got {show(value)}")
-    led = {**asked, "trace": True}
+    led = {**requested, "trace": True}
     if side == "plain":
         led.update(depth=1, latent_offset=0, exploit=True)
     config = server_config()
@@ -139,11 +139,11 @@ class Prompt:
         self.special = frozenset(getattr(tokenizer, "all_special_ids", ()))
         self.text = lru_cache(1 << 16)(lambda token_id: str(tokenizer.decode([token_id], skip_special_tokens=False)))
 
-    def ids(self, ask: Ask) -> list[int]:
-        if ask.prompt is not None:
-            return list(self.tokenizer.encode(ask.prompt))
+    def ids(self, request: StreamRequest) -> list[int]:
+        if request.prompt is not None:
+            return list(self.tokenizer.encode(request.prompt))
         try:
-            text = self.tokenizer.apply_chat_template(ask.messages, tokenize=False, add_generation_prompt=True)
+            text = self.tokenizer.apply_chat_template(request.messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # templates are programs: they raise what they like
             raise LedParamError(f"the chat template refused the messages: {error}") from error
         return list(self.tokenizer.encode(text, add_special_tokens=False))
@@ -159,9 +159,11 @@ def _prompt(manager: Any) -> Prompt:
     return _prompts[key]
 
 
-async def _sample(manager: Any, prompt: Prompt, ask: Ask, ids: list[int], i: int, events: "asyncio.Queue[Any]") -> None:
-    """Run sample i of an Ask, put its events, then None; whatever ends this ends the request too."""
-    sampling = {**ask.sampling, "sampling_seed": ask.seed + i, "custom_params": {"led": ask.led}}
+async def _sample(
+    manager: Any, prompt: Prompt, request: StreamRequest, ids: list[int], i: int, events: "asyncio.Queue[Any]"
+) -> None:
+    """Run sample i of an StreamRequest, put its events, then None; whatever ends this ends the request too."""
+    sampling = {**request.sampling, "sampling_seed": request.seed + i, "custom_params": {"led": request.led}}
     rid = f"led-{secrets.token_hex(12)}"
     request = GenerateReqInput(input_ids=list(ids), sampling_params=sampling, stream=True, rid=rid)
     pieces, answer = Pieces(prompt.tokenizer), None
@@ -205,9 +207,11 @@ def _token(prompt: Prompt, pieces: Pieces, meta: dict[str, Any], i: int, place: 
     }
 
 
-async def _events(manager: Any, prompt: Prompt, ask: Ask, ids: list[int]) -> AsyncIterator[dict[str, Any]]:
+async def _events(
+    manager: Any, prompt: Prompt, request: StreamRequest, ids: list[int]
+) -> AsyncIterator[dict[str, Any]]:
     events: asyncio.Queue[Any] = asyncio.Queue()
-    tasks = [asyncio.create_task(_sample(manager, prompt, ask, ids, i, events)) for i in range(ask.n)]
+    tasks = [asyncio.create_task(_sample(manager, prompt, request, ids, i, events)) for i in range(request.n)]
     num_running = len(tasks)
     try:
         while num_running:
@@ -242,17 +246,17 @@ def _refuse(message: str) -> Response:
 async def stream(manager: Any, body: bytes) -> Response:
     """The answer of POST /led/stream."""
     try:
-        ask = Ask.of(body)
+        request = StreamRequest.of(body)
         prompt = _prompt(manager)
-        ids = prompt.ids(ask)
+        ids = prompt.ids(request)
     except (LedParamError, RecursionError) as error:
         return _refuse(str(error))
-    events = _events(manager, prompt, ask, ids)
+    events = _events(manager, prompt, request, ids)
     first = await anext(events)
     if "error" in first:
         await events.aclose()  # type: ignore[attr-defined]
         return _refuse(first["error"])
-    head = {"prompt_tokens": len(ids), "seed": ask.seed, "n": ask.n}
+    head = {"prompt_tokens": len(ids), "seed": request.seed, "n": request.n}
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(_lines({**first, **head}, events), media_type="text/event-stream", headers=headers)
 

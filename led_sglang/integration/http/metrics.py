@@ -75,7 +75,7 @@ class Metrics:
         config = server_config()
         if counters and config is not None:
             methods = ("led", *(method for method in config.methods if method != "led"), "none")
-            registry.register(LedCollector({**counters, **requests.ANSWERS.public()}, methods))
+            registry.register(LedCollector({**counters, **requests.ANSWERS.to_dict()}, methods))
         await make_asgi_app(registry=registry)(scope, receive, send)
 
     async def _counters(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Metrics:
         if state is None:  # the server is still starting
             return {}
         if self._asked is None or self._asked.done():
-            self._asked = asyncio.create_task(info.scheduler_facts(state.tokenizer_manager))
+            self._asked = asyncio.create_task(info.scheduler_status(state.tokenizer_manager))
         await asyncio.wait([self._asked], timeout=PATIENCE_S)
         if not self._asked.done():
             logger.warning("/metrics is without LED's numbers: the scheduler did not answer in %g s", PATIENCE_S)

@@ -13,7 +13,7 @@ from typing import Any
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import KEYS
-from led_sglang.wire import STAMP_KEY
+from led_sglang.wire import RESOLVED_KEY
 
 CHAT, COMPLETIONS, INVOCATIONS = "/v1/chat/completions", "/v1/completions", "/invocations"
 RESPONSES, GENERATE, VERTEX = "/v1/responses", "/generate", "/vertex_generate"
@@ -35,7 +35,7 @@ HOLDERS = frozenset(  # and custom_params
         *("chattemplatekwargs", "nvext", "extra", "extrajson", "inferenceparams"),
     )
 )
-LIKE_LED = frozenset(("led", "led_params", STAMP_KEY.strip("_"), *(f"led_{key}" for key in KEYS)))
+LIKE_LED = frozenset(("led", "led_params", RESOLVED_KEY.strip("_"), *(f"led_{key}" for key in KEYS)))
 MAX_DEPTH = 6  # keys and indices in front of a holder's own
 AS_STRING = " (a string)"
 # Bodies to look into: with a key of LED's, with custom_params, with ASCII letters as \u0061, and what is not UTF-8.

@@ -18,11 +18,11 @@ from sglang.srt.runtime_context import get_exec
 
 from led_sglang.config.checks import LedParamError, show
 from led_sglang.config.fields import LedParams
-from led_sglang.config.request import StampedParams, check_custom_params, parse_request, refuse_beams
+from led_sglang.config.request import ResolvedRequest, check_custom_params, parse_request, refuse_beams
 from led_sglang.config.server import ServerConfig, server_config
 from led_sglang.integration.http.faults import is_new
 from led_sglang.integration.http.responses import RequestView
-from led_sglang.wire import STAMP_KEY, WIRE_KEY
+from led_sglang.wire import RESOLVED_KEY, WIRE_KEY
 
 logger = logging.getLogger(__name__)
 DETERMINISTIC_SEED = 42  # SGLang's own for requests without one under --enable-deterministic-inference
@@ -94,14 +94,14 @@ def add_to_responses(
     stop: Any = None,
     tool_call_constraint: Any = None,
 ) -> None:
-    """AFTER ResponsesRequest.to_sampling_params: the parameters that `http.lift` checked and left in `metadata.led`."""
+    """AFTER ResponsesRequest.to_sampling_params: the parameters that `http.rewrite_body` checked and left in `metadata.led`."""
     value = (self.metadata or {}).get("led")
     if value is not None:
         parsed = json.loads(value) if isinstance(value, str) else value
         result["custom_params"] = {**(result.get("custom_params") or {}), "led": parsed}
 
 
-def stamp_one(self: Any, tokenized_obj: Any) -> None:
+def resolve_one(self: Any, tokenized_obj: Any) -> None:
     """BEFORE TokenizerManager._send_one_request: write resolved parameters, seed and sample index into the request."""
     sampling = getattr(tokenized_obj, "sampling_params", None)
     if sampling is None or not hasattr(sampling, "custom_params"):
@@ -114,15 +114,15 @@ def stamp_one(self: Any, tokenized_obj: Any) -> None:
     refuse_mask(params, [getattr(tokenized_obj, "return_sampling_mask", False)])
     if params is None:
         return
-    earlier = custom.get(STAMP_KEY)
+    earlier = custom.get(RESOLVED_KEY)
     if earlier is not None:  # the next of n samples: the engine shares one SamplingParams among them
-        stamped = StampedParams(params, earlier["seed"], earlier["is_seeded"], earlier["sample"] + 1)
+        resolved = ResolvedRequest(params, earlier["seed"], earlier["is_seeded"], earlier["sample"] + 1)
     else:
         seed = sampling.sampling_seed
-        stamped = StampedParams(
+        resolved = ResolvedRequest(
             params, _default_seed(self, tokenized_obj) if seed is None else seed, seed is not None, 0
         )
-    sampling.custom_params = {**custom, STAMP_KEY: stamped.to_wire()}
+    sampling.custom_params = {**custom, RESOLVED_KEY: resolved.to_wire()}
 
 
 def _default_seed(tokenizer_manager: Any, tokenized_obj: Any) -> int:
@@ -145,10 +145,10 @@ def _is_probe(rid: object) -> bool:
     return isinstance(rid, str) and rid.startswith(HEALTH_CHECK_RID_PREFIX)
 
 
-def stamp_batch(self: Any, tokenized_objs: list[Any]) -> None:
+def resolve_batch(self: Any, tokenized_objs: list[Any]) -> None:
     """BEFORE TokenizerManager._send_batch_request."""
     for tokenized_obj in tokenized_objs:
-        stamp_one(self, tokenized_obj)
+        resolve_one(self, tokenized_obj)
 
 
 def _refuse_empty(tokenized_obj: Any) -> None:
@@ -165,7 +165,7 @@ class Answers:
     num_report_failures: int = 0
     requests: Counter[str] = field(default_factory=Counter)  # by decoding method
 
-    def public(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {"report_failures": self.num_report_failures, "requests": dict(self.requests)}
 
 

@@ -27,7 +27,7 @@ class RequestView:
     @cached_property
     def applied(self) -> dict[str, Any]:
         """`led_params`; made once, since a stream tells it with every token."""
-        return self.params.public()
+        return self.params.to_dict()
 
     def add(self, entries: list[Any], num_tokens: int | None = None) -> None:
         """The entries of newly generated tokens: int flags, a tuple of flags and trace values, or None: not told.

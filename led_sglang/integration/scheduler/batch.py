@@ -10,24 +10,24 @@ import torch
 from torch import Tensor
 
 from led_sglang.config.fields import METHODS, LedParams
-from led_sglang.config.request import StampedParams
+from led_sglang.config.request import ResolvedRequest
 from led_sglang.integration.scheduler.methods.edits import COMPARING, is_edited
 from led_sglang.integration.scheduler.methods.soft_inputs import SOFT_METHODS, keep_out_of_prefix_cache
 from led_sglang.ops.rows.inputs import RowMeta
 from led_sglang.ops.types import LedRows
-from led_sglang.wire import STAMP_KEY
+from led_sglang.wire import RESOLVED_KEY
 
 _INACTIVE = LedParams(depth=1, top_k=1)  # what LED's own tensors hold for rows of other methods
 # The columns of our rows, in the order in which they travel to the device.
 NUMBERS = ("seed", "sample", "start_state", "start_length", "method", "depth", "top_k", "latent_offset")
-FLAGS = ("phase_all", "is_led", "exploit", "latent_norm", "normalize_layers", "full")
+FLAGS = ("phase_all", "is_led", "exploit", "latent_norm", "normalize_layers", "trace")
 
 
 @dataclass(frozen=True)
 class RequestRow:
     """One request of the batch."""
 
-    request: StampedParams | None  # None: neither asked for LED nor on by default
+    request: ResolvedRequest | None  # None: neither asked for LED nor on by default
     start_state: int = 0  # of the thinking machine after the request's whole ids
     start_length: int = -1  # number of those ids: the state holds for the step that extends exactly them
     returns_mask: bool = False  # the request wants its sampling masks, and so both branches, traced or not
@@ -52,9 +52,9 @@ class RequestRow:
         is_led = request.params.method == "led"
         led = request.params if is_led else _INACTIVE
         numbers = request.seed, request.sample, self.start_state, self.start_length, self.method
-        asked = led.depth, led.top_k, led.latent_offset, led.phase == "all", is_led
-        is_full = led.trace or (is_led and self.returns_mask)
-        return *numbers, *asked, led.exploit, led.latent_norm, led.normalize_layers, is_full
+        requested = led.depth, led.top_k, led.latent_offset, led.phase == "all", is_led
+        is_traced = led.trace or (is_led and self.returns_mask)
+        return *numbers, *requested, led.exploit, led.latent_norm, led.normalize_layers, is_traced
 
 
 @dataclass(frozen=True)
@@ -161,16 +161,16 @@ class LedBatch:
         return self._cache["rows"]
 
 
-def request_row_of(req: Any, machine: Any) -> RequestRow:
+def request_row_of(req: Any, automaton: Any) -> RequestRow:
     """A scheduler request's stamped parameters and thinking state after all of its ids (prompt + output)."""
-    wire = (req.sampling_params.custom_params or {}).get(STAMP_KEY)
+    wire = (req.sampling_params.custom_params or {}).get(RESOLVED_KEY)
     if wire is None:
         return RequestRow(None)
-    request = StampedParams.from_wire(wire)
+    request = ResolvedRequest.from_wire(wire)
     if request.params.method in SOFT_METHODS:
         keep_out_of_prefix_cache(req)
     ids = list(req.origin_input_ids) + list(req.output_ids)
-    state = machine.run(ids) if machine is not None else 0
+    state = automaton.run(ids) if automaton is not None else 0
     returns_mask = bool(getattr(req, "return_sampling_mask", False))
     return RequestRow(request, state, len(ids), returns_mask, is_edited(req.sampling_params))
 
@@ -193,10 +193,10 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
         temperature, greedy = temperature[index], greedy[index]
     # A Triton kernel is compiled for the alignment of its pointers: every column begins at a multiple of 16.
     padded = *request_rows, *(request_rows[-1],) * (-len(request_rows) % 16)
-    asked = dict(
+    requested = dict(
         zip((*NUMBERS, *FLAGS), zip(*(request_row.values for request_row in padded), strict=True), strict=True)
     )
-    table = torch.from_numpy(np.array(list(asked.values()), np.int64))  # (columns, R or more)
+    table = torch.from_numpy(np.array(list(requested.values()), np.int64))  # (columns, R or more)
     values = (table.pin_memory() if pin else table).to(device, non_blocking=True)  # one copy for all columns
     numbers = dict(zip(NUMBERS, values[: len(NUMBERS), : len(request_rows)].unbind(), strict=True))
     flags = dict(zip(FLAGS, values[len(NUMBERS) :].bool()[:, : len(request_rows)].unbind(), strict=True))
@@ -213,29 +213,29 @@ def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
         normalize_layers=flags["normalize_layers"],
         latent_offset=numbers["latent_offset"],
         min_p=put(min_p, torch.float32) if any_min_p else torch.zeros(len(rows), device=device),
-        full=flags["full"],
-        max_depth=max(asked["depth"]),
-        max_top_k=max(asked["top_k"]),
-        any_full=any(asked["full"]),
-        any_norm=any(asked["latent_norm"]),
-        all_norm=all(asked["latent_norm"]),
+        trace=flags["trace"],
+        max_depth=max(requested["depth"]),
+        max_top_k=max(requested["top_k"]),
+        any_trace=any(requested["trace"]),
+        any_norm=any(requested["latent_norm"]),
+        all_norm=all(requested["latent_norm"]),
         any_min_p=any_min_p,
-        mixed_top_k=len(set(asked["top_k"])) > 1,
-        mixed_depth=len(set(asked["depth"])) > 1,
+        mixed_top_k=len(set(requested["top_k"])) > 1,
+        mixed_depth=len(set(requested["depth"])) > 1,
         any_greedy=info.is_any_greedy,
-        any_normalize=any(asked["normalize_layers"]),
-        any_offset=any(asked["latent_offset"]),
+        any_normalize=any(requested["normalize_layers"]),
+        any_offset=any(requested["latent_offset"]),
     )
     seeded = [i for i, request in enumerate(requests) if request.is_seeded]
     masked = [s for s, i in enumerate(seeded) if request_rows[i].returns_mask]
-    edited = [i for i, request_row in enumerate(request_rows) if request_row.is_edited and asked["is_led"][i]]
-    is_all_led = all(asked["is_led"])
+    edited = [i for i, request_row in enumerate(request_rows) if request_row.is_edited and requested["is_led"][i]]
+    is_all_led = all(requested["is_led"])
     return DeviceRows(
         index=index,
         **{key: numbers[key] for key in ("seed", "sample", "start_state", "start_length", "method")},
         phase_all=flags["phase_all"],
         is_led=None if is_all_led else flags["is_led"],
-        any_phase_all=any(asked["phase_all"]),
+        any_phase_all=any(requested["phase_all"]),
         groups={} if is_all_led else _groups(rows, params, put),
         params=led_rows,
         seeded=put(seeded) if seeded else None,

@@ -29,7 +29,7 @@ class Counts:
         """A token of a request that asked for plain sampling: no kernel of ours has seen it."""
         self._corrections[self.on_device.method_offset + PLAIN] += 1
 
-    def facts(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         """Names and numbers; of the steps whose results have been handed out."""
         device = self.on_device.values.device
         if device.type != "cpu":
@@ -38,4 +38,4 @@ class Counts:
         for record in self.pending:
             flags, methods = record.unreported()
             stats.count(flags, methods, -1, counts, self.on_device.method_offset)
-        return stats.public(counts, self.on_device.method_offset, METHODS)
+        return stats.to_dict(counts, self.on_device.method_offset, METHODS)

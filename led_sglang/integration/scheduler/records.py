@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from led_sglang.config.fields import METHODS, LedParams
-from led_sglang.config.request import StampedParams
+from led_sglang.config.request import ResolvedRequest
 from led_sglang.integration.scheduler.counters import Counts
 from led_sglang.integration.scheduler.runtime import Runtime
 from led_sglang.ops.rows import stats
-from led_sglang.wire import ACTIVE, FALLBACK, RECORD_KEY, STAMP_KEY, VALUE_COLUMNS, WIRE_KEY
+from led_sglang.wire import ACTIVE, FALLBACK, RECORD_KEY, RESOLVED_KEY, VALUE_COLUMNS, WIRE_KEY
 
 if TYPE_CHECKING:
     from led_sglang.integration.scheduler.batch import LedBatch
@@ -103,8 +103,8 @@ class StepRecord:
     def failed_entry(self, row: int, req: Any) -> int | None:
         """Of a row whose own could not be told: what the scheduler's request says of it."""
         request = self._led.request_rows[row].request
-        if request is None and (wire := (req.sampling_params.custom_params or {}).get(STAMP_KEY)) is not None:
-            request = StampedParams.from_wire(wire)
+        if request is None and (wire := (req.sampling_params.custom_params or {}).get(RESOLVED_KEY)) is not None:
+            request = ResolvedRequest.from_wire(wire)
         if request is None:
             return None
         if request.params.method == "none":

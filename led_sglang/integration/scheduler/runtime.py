@@ -36,7 +36,7 @@ from led_sglang.ops import arrays, chosen_backend
 from led_sglang.ops.backends import numba_step
 from led_sglang.ops.backends.self_test import fault_of, fault_with
 from led_sglang.ops.backends.warm_up import warm_up
-from led_sglang.ops.rows.automaton import ThinkingMachine
+from led_sglang.ops.rows.automaton import ThinkingAutomaton
 from led_sglang.ops.types import Head
 
 logger = logging.getLogger(__name__)
@@ -48,13 +48,13 @@ def head_dtype(runner: Any) -> torch.dtype:
     return dtype
 
 
-def backend_for(asked: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str | None]:
+def backend_for(requested: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str | None]:
     """The backend of the LED step, and why it is not the one that "auto" would have been.
 
     "auto" is "triton" on a GPU if its kernels, compiled there, do what plain torch does, else "fused".
     """
-    chosen = chosen_backend(asked, device)
-    if asked != "auto" or chosen != "triton":
+    chosen = chosen_backend(requested, device)
+    if requested != "auto" or chosen != "triton":
         return chosen, None
     fault = fault_of(chosen, device, dtype)
     if fault is None:
@@ -74,7 +74,7 @@ class Runtime:
         self.capture = Capture(runner.model, captured_layers(config))
         self.num_led_layers = config.num_captured if "led" in config.methods else 0
         self.head: Head | None = None
-        self.machine: ThinkingMachine | None = None
+        self.automaton: ThinkingAutomaton | None = None
         self.forward_batch: Any = None
         self.plain_logits: dict[str, Tensor] = {}  # of the step under way, by method: `edits.plain_logits`
         self.num_step_failures = 0
@@ -84,8 +84,8 @@ class Runtime:
         self.is_sanitized = bool(envs.SGLANG_SANITIZE_NAN_LOGITS.get())
         self._states: Tensor | None = None
         if config.open_ids and config.close_ids:
-            self.machine = ThinkingMachine(config.open_ids, config.close_ids, int(runner.model_config.vocab_size))
-            self.tables = self.machine.tables(runner.device)
+            self.automaton = ThinkingAutomaton(config.open_ids, config.close_ids, int(runner.model_config.vocab_size))
+            self.tables = self.automaton.tables(runner.device)
         hidden_size, vocab_size = int(runner.model_config.hidden_size), int(runner.model_config.vocab_size)
         args = in_effect(runner.server_args)
         graphs = GraphSizes.of(args)
@@ -100,7 +100,7 @@ class Runtime:
         self.one_pass_state = OnePassState(
             config.form, self.backend, depth - 1, max_rows, device, self.is_deterministic
         )
-        self.is_warm = arrays.can_look(device)  # no kernel is compiled at its first launch any more
+        self.is_warm = arrays.allows_dynamic_shapes(device)  # no kernel is compiled at its first launch any more
         self.num_engine_head_steps = 0
         self.ranks = RankCheck.of(get_parallel().tp_group, max_rows, torch.device(runner.device))
         self.failed_ranks = FailureCheck.of(get_parallel().tp_group)
@@ -173,7 +173,7 @@ class Runtime:
             self.one_pass_state.use_backend(self.backend)
         if self.backend == "triton":
             vocab_size = int(self.runner.model_config.vocab_size)
-            tables = None if self.machine is None else self.tables
+            tables = None if self.automaton is None else self.tables
             warm_up(head, latents, vocab_size, len(self.one_pass_state.mask), self.config.max_top_k, tables)
 
     def _no_latents(self, head: Head) -> Tensor:
@@ -201,7 +201,7 @@ class Runtime:
             del logits_processor._compute_lm_head
             self.one_pass_state.is_one_pass = False
 
-    def facts(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         """For /led/info."""
         buffer = self.capture.buffer
         return {
@@ -211,16 +211,16 @@ class Runtime:
             "capture_buffer_bytes": buffer.numel() * buffer.element_size() if buffer is not None else 0,
             "memory": self.memory.to_dict(),
             "step_failures": self.num_step_failures,
-            "counters": self.counts.facts(),
+            "counters": self.counts.status(),
             "backend": self.config.backend,
             "backend_used": self.backend,
             "backend_fault": self.backend_fault,
-            "form": self.one_pass_state.facts(),
+            "form": self.one_pass_state.status(),
             "bench_explore_rate": self.config.bench_explore_rate,
-            "head": self._head_facts(),
+            "head": self._head_status(),
         }
 
-    def _head_facts(self) -> dict[str, Any]:
+    def _head_status(self) -> dict[str, Any]:
         """`engine_steps`: steps whose latent rows were multiplied by the engine's own head, exact and slower."""
         kind = None if self.head is None else "weight" if self.head.project is None else "engine"
         return {"kind": kind, "engine_steps": self.num_engine_head_steps}
@@ -252,11 +252,11 @@ def start(runner: Any) -> Runtime:
     _runtime = Runtime(config, runner)
     if _runtime.backend == "compiled":
         numba_step.warm()
-    facts = _runtime.facts()
+    status = _runtime.status()
     logger.info(
         "LED: methods %s; captured layers %s",
-        ", ".join(facts["methods"]),
-        facts["captured_layers"],
+        ", ".join(status["methods"]),
+        status["captured_layers"],
     )
     return _runtime
 

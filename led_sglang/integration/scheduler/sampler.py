@@ -84,8 +84,8 @@ class LedSamplerMixin:
             return None
         context.draws_plain = context.may_draw_plain
         logits = context.preprocessed = self._preprocess_logits(logits_output.next_token_logits, sampling_info)
-        open_rows = _attempt(context.runtime, context.open_rows)
-        if open_rows is None or len(open_rows):
+        rows_for_engine = _attempt(context.runtime, context.rows_for_engine)
+        if rows_for_engine is None or len(rows_for_engine):
             return None
         token_ids = torch.zeros(len(logits), dtype=torch.int32)
         _guard(context, context.apply, token_ids)
@@ -112,7 +112,7 @@ class LedSamplerMixin:
             _guard(context, context.decide_plain, probs)
         rows = None
         if context is not None and simple_sampling_case:
-            rows = _attempt(context.runtime, context.open_rows)
+            rows = _attempt(context.runtime, context.rows_for_engine)
 
         def sample_rows(rows: Tensor) -> Any:
             return sample(
@@ -251,7 +251,7 @@ def _begin_one_pass(led: LedBatch, forward_batch: Any, current: Runtime) -> Step
     return context
 
 
-def dress(sampler: Any) -> Any:
+def wrap_sampler(sampler: Any) -> Any:
     """Put LED over a sampler the engine made, whatever its class."""
     base = type(sampler)
     sampler.__class__ = type(f"Led{base.__name__}", (LedSamplerMixin, base), {})

@@ -53,13 +53,13 @@ class StepContext:
         rate = current.config.bench_explore_rate
         if rate is None:
             return cls(current, rows, info, now)
-        coin, uniform = bench_coins(now.coin, rate)
-        return cls(current, rows, info, replace(now, coin=coin), bench_uniform=uniform)
+        coin_uniform, uniform = bench_coins(now.coin_uniform, rate)
+        return cls(current, rows, info, replace(now, coin_uniform=coin_uniform), bench_uniform=uniform)
 
     @property
     def one_pass_uniform(self) -> Tensor:
         """(R,) float64: what `one_pass.one_pass_mask` compares with the cut."""
-        return self.inputs.coin if self.bench_uniform is None else self.bench_uniform
+        return self.inputs.coin_uniform if self.bench_uniform is None else self.bench_uniform
 
     @property
     def active(self) -> Tensor:
@@ -78,7 +78,7 @@ class StepContext:
         """
         self.is_decided = True
         if self.runtime.ranks is not None:
-            self.runtime.ranks.check(torch.stack([self.inputs.coin, self.inputs.token]))
+            self.runtime.ranks.check(torch.stack([self.inputs.coin_uniform, self.inputs.token]))
         engine_logits = logits
         if self.runtime.is_sanitized:
             logits = _as_before_sanitizing(logits)
@@ -88,7 +88,7 @@ class StepContext:
         if self.runtime.is_sanitized and self.rows.groups:
             engine_logits.copy_(logits.nan_to_num(nan=-SANITIZER, posinf=SANITIZER, neginf=-SANITIZER))
         head, one_pass_state = self.runtime.head, self.runtime.one_pass_state
-        if arrays.can_look(logits.device) and not self.is_active.any():
+        if arrays.allows_dynamic_shapes(logits.device) and not self.is_active.any():
             return
         num_rows, num_layers = logits.shape[0], self.runtime.num_led_layers
         assert head is not None
@@ -114,7 +114,7 @@ class StepContext:
         if picked is None or self.info.sampling_seed is not None:
             return
         active = self.active[picked]
-        if arrays.can_look(probs.device) and active.all():
+        if arrays.allows_dynamic_shapes(probs.device) and active.all():
             return
         info = self.info
         batch_rows = picked if self.rows.index is None else self.rows.index[picked]
@@ -126,7 +126,7 @@ class StepContext:
         self.plain_rows, self.plain_active = batch_rows, active
         masked = self.rows.seeded_masked
         if self.mask_rows is not None and masked is not None:
-            if arrays.can_look(probs.device):
+            if arrays.allows_dynamic_shapes(probs.device):
                 masked = masked[~active[masked]]
             some = batch_rows[masked]
             # SGLang refuses a mask of a top-k that is not finite.
@@ -154,7 +154,12 @@ class StepContext:
         """The batch holds LED's requests only, the engine is to tell no more than tokens, and the host may look."""
         rows, info = self.rows, self.info
         reports_more = info.sampling_seed is not None or self.mask_rows is not None
-        return rows.index is None and rows.is_led is None and not reports_more and arrays.can_look(rows.seed.device)
+        return (
+            rows.index is None
+            and rows.is_led is None
+            and not reports_more
+            and arrays.allows_dynamic_shapes(rows.seed.device)
+        )
 
     @property
     def may_draw_plain(self) -> bool:
@@ -173,7 +178,7 @@ class StepContext:
             return False
         return bool(self.is_active.any()) if self.may_draw_plain else bool(self.is_active.all())
 
-    def open_rows(self) -> Tensor | None:
+    def rows_for_engine(self) -> Tensor | None:
         """Rows of the batch whose token is still the engine's to sample; None: leave all to it.
 
         On a CPU the engine's draw over the vocabulary costs as much as the whole of LED: nobody waits for a token that
@@ -237,5 +242,5 @@ def row_inputs(rows: DeviceRows, positions: Tensor, current: Runtime) -> RowInpu
 
 def advance(current: Runtime, rows: DeviceRows, before: RowInputs, token_ids: Tensor) -> None:
     """The thinking states follow the tokens, (B,)."""
-    if current.machine is not None:
+    if current.automaton is not None:
         move_states(rows, current.tables, current.states, before, token_ids, current.backend)

@@ -26,8 +26,8 @@ def led_step(
     final = posterior.gather(1, candidate_ids).where(keep, 0.0)  # (R, K)
     exploit = final / final.sum(-1, keepdim=True)
 
-    explored = rows.active & (~rows.exploit | (noise.coin < 1 - confidence.double()))
-    needs_latents = rows.active & (explored | rows.full)
+    explored = rows.active & (~rows.exploit | (noise.coin_uniform < 1 - confidence.double()))
+    needs_latents = rows.active & (explored | rows.trace)
     layers = torch.cat([final[None], latent_layers(latents, candidate_ids, head, rows, tau, edits)])  # (J+1, R, K)
     layers = layers.where(keep, 0.0)
     layers = torch.where(rows.normalize_layers[:, None], layers / layers.sum(-1, keepdim=True).clamp_min(TINY), layers)

@@ -16,7 +16,7 @@ CANDIDATE_ELEMENTS = 1 << 22  # of the candidates' head rows held at once: 16 Mi
 
 
 def tile_elements(device: torch.device) -> int:
-    return TILE_ELEMENTS if arrays.can_look(device) else FIXED_TILE_ELEMENTS
+    return TILE_ELEMENTS if arrays.allows_dynamic_shapes(device) else FIXED_TILE_ELEMENTS
 
 
 def tile_width(num_latents: int, device: torch.device, is_batch_invariant: bool = False) -> int:
@@ -189,7 +189,7 @@ def complete_lse(
     known = known_lse.lse[:num_layers]
     if known_lse.is_complete:
         return known.where(known_lse.has_lse, torch.nan)
-    if not arrays.can_look(latents.device):
+    if not arrays.allows_dynamic_shapes(latents.device):
         return known.where(known_lse.has_lse, second_pass(latents, tau))
     if edits is not None:
         known = known.expand(2, *known.shape)

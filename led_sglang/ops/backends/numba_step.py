@@ -18,7 +18,7 @@ from led_sglang.ops.backends.one_pass import row_tau
 from led_sglang.ops.backends.torch_step import CHUNK_ELEMENTS, pick_latents, take_known_lse
 from led_sglang.ops.edits import LogitEdits, edited_logprobs
 from led_sglang.ops.rows import stats
-from led_sglang.ops.rows.automaton import ThinkingMachine
+from led_sglang.ops.rows.automaton import ThinkingAutomaton
 from led_sglang.ops.rows.filtered_draw import Filters, sample_filtered
 from led_sglang.ops.rows.inputs import RowMeta, make_row_inputs, move_states, write_tokens
 from led_sglang.ops.rows.noise import uniforms
@@ -38,19 +38,19 @@ def led_step(
     edits: LogitEdits | None = None,
 ) -> LedStep:
     """See `led_sglang.ops.led_step`."""
-    if not arrays.can_look(final_logits.device):
+    if not arrays.allows_dynamic_shapes(final_logits.device):
         raise ValueError(f'LED backend "compiled" is for the CPU; this step is on {final_logits.device}')
-    asked = _Asked.of(rows)
+    requested = _RowArrays.of(rows)
     step = _Arrays(len(final_logits), rows)
-    coin, uniform = noise.arrays("coin", "token")
-    decide_final(final_logits, asked, rows.arrays("active")[0], rows.draws_plain, coin, uniform, step)
+    coin_uniform, uniform = noise.arrays("coin_uniform", "token")
+    decide_final(final_logits, requested, rows.arrays("active")[0], rows.draws_plain, coin_uniform, uniform, step)
     index = np.flatnonzero(step.needs_latents)
     if len(index):
         step.explore = step.exploit.copy()
         hidden = latents() if callable(latents) else latents
-        layers = layers_at(step.ids, hidden, head, rows, asked.tau, index, known_lse, edits)
+        layers = layers_at(step.ids, hidden, head, rows, requested.tau, index, known_lse, edits)
         _explore(
-            index, layers, asked.depth, asked.normalize, asked.exploit, asked.greedy, uniform,
+            index, layers, requested.depth, requested.normalize, requested.exploit, requested.greedy, uniform,
             step.ids, step.logprobs, step.explored, step.exploit, step.probs, step.confidence,
             step.explore, step.depth, step.ok, step.token_ids, step.entropy, step.depth_entropy, step.led_probs,
         )  # fmt: skip
@@ -60,13 +60,13 @@ def led_step(
 def warm() -> None:
     """Compile what a step needs, or read it from numba's cache: before the first request, not during it."""
     row, no = torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool)
-    one, logits, (coin, token) = torch.ones(1), torch.zeros(1, 2), uniforms(row, row, row)
+    one, logits, (coin_uniform, token) = torch.ones(1), torch.zeros(1, 2), uniforms(row, row, row)
     rows = LedRows(~no, 2 * row, 2 * row, one, no, ~no, no, no, 0 * row, 0 * one, ~no, 2, 2, True, False, False)
-    step = led_step(logits, torch.zeros(1, 1, 1), Head(torch.zeros(2, 1), 2), rows, Noise(coin, token))
+    step = led_step(logits, torch.zeros(1, 1, 1), Head(torch.zeros(2, 1), 2), rows, Noise(coin_uniform, token))
     meta = RowMeta(None, row, row, row, row, no, None, False)
     now, tables = (
         make_row_inputs(meta, 0 * row, row, None, 0 * row, "compiled"),
-        ThinkingMachine([0], [1], 2).tables("cpu"),
+        ThinkingAutomaton([0], [1], 2).tables("cpu"),
     )
     for token_ids in (torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)):
         write_tokens(meta, token_ids, now, step, "compiled")
@@ -79,21 +79,21 @@ def warm() -> None:
     stats.count([0], [0], 1, counters.values.numpy(), counters.method_offset)
 
 
-class _Asked:
+class _RowArrays:
     """What the rows asked for, as numpy sees it; made once for as long as the rows stay the same."""
 
     def __init__(self, rows: LedRows) -> None:
         self.tau = row_tau(rows)[:, None]
         self.depth, self.top_k, self.min_p = rows.depth.numpy(), rows.top_k.numpy(), rows.min_p.numpy()
-        self.exploit, self.greedy, self.full = rows.exploit.numpy(), rows.greedy.numpy(), rows.full.numpy()
+        self.exploit, self.greedy, self.trace = rows.exploit.numpy(), rows.greedy.numpy(), rows.trace.numpy()
         self.normalize = rows.normalize_layers.numpy()
 
     @classmethod
-    def of(cls, rows: LedRows) -> "_Asked":
+    def of(cls, rows: LedRows) -> "_RowArrays":
         if "asked" not in rows.cache:
             rows.cache["asked"] = cls(rows)
-        asked: _Asked = rows.cache["asked"]
-        return asked
+        requested: _RowArrays = rows.cache["asked"]
+        return requested
 
 
 class _Arrays:
@@ -107,7 +107,7 @@ class _Arrays:
         self.confidence = np.empty(num_rows, np.float32)
         self.explored, self.needs_latents, self.ok = np.empty((3, num_rows), np.bool_)
         self.token_ids, self.depth = np.empty((2, num_rows), np.int64)
-        if rows.any_full:
+        if rows.any_trace:
             self.entropy, self.led_probs = np.full((2, num_rows), np.nan, np.float32)
             self.depth_entropy = np.full((num_rows, rows.max_depth), np.nan, np.float32)
         else:  # nobody will read them
@@ -127,14 +127,20 @@ class _Arrays:
                 "exploit_probs": self.exploit,
                 "explore_probs": self.explore,
             },
-            entropy=put(self.entropy) if rows.any_full else None,
-            logprob=put(self.led_probs).log() if rows.any_full else None,
-            depth_entropy=put(self.depth_entropy) if rows.any_full else None,
+            entropy=put(self.entropy) if rows.any_trace else None,
+            logprob=put(self.led_probs).log() if rows.any_trace else None,
+            depth_entropy=put(self.depth_entropy) if rows.any_trace else None,
         )
 
 
 def decide_final(
-    final_logits: Tensor, asked: _Asked, active: Any, draws_plain: bool, coin: Any, uniform: Any, step: _Arrays
+    final_logits: Tensor,
+    requested: _RowArrays,
+    active: Any,
+    draws_plain: bool,
+    coin_uniform: Any,
+    uniform: Any,
+    step: _Arrays,
 ) -> None:
     """The final layer of every row, in chunks where (rows, V) is large.
 
@@ -142,13 +148,13 @@ def decide_final(
     """
     chunk = max(1, CHUNK_ELEMENTS // max(final_logits.shape[1], 1))
     for start in range(0, len(final_logits), chunk):
-        logits, tau = final_logits, asked.tau
+        logits, tau = final_logits, requested.tau
         if len(final_logits) > chunk:
             logits, tau = logits[start : start + chunk], tau[start : start + chunk]
         whole = (logits / tau).log_softmax(-1)
         _decide_final(
-            whole.numpy(), start, asked.top_k, asked.min_p, asked.exploit, asked.greedy, asked.full,
-            active, draws_plain, coin, uniform, step.ids, step.logprobs, step.probs, step.exploit, step.confidence,
+            whole.numpy(), start, requested.top_k, requested.min_p, requested.exploit, requested.greedy, requested.trace,
+            active, draws_plain, coin_uniform, uniform, step.ids, step.logprobs, step.probs, step.exploit, step.confidence,
             step.explored, step.needs_latents, step.token_ids, step.depth, step.ok, step.entropy,
         )  # fmt: skip
 
@@ -229,8 +235,8 @@ def _fill(ids: Any, vocab_size: int) -> None:
 
 @jit
 def _decide_final(
-    whole: Any, start: int, top_k: Any, min_p: Any, has_exploit: Any, greedy: Any, full: Any,
-    active: Any, draws_plain: bool, coin: Any, uniform: Any, ids: Any, logprobs: Any, probs: Any, exploit: Any,
+    whole: Any, start: int, top_k: Any, min_p: Any, has_exploit: Any, greedy: Any, trace: Any,
+    active: Any, draws_plain: bool, coin_uniform: Any, uniform: Any, ids: Any, logprobs: Any, probs: Any, exploit: Any,
     confidence: Any, explored: Any, needs_latents: Any, token_ids: Any, depth: Any, ok: Any, entropy: Any,
 ) -> None:  # fmt: skip
     """whole: (n, V) log p^L of the rows from `start` on. Finds and drops candidates, tosses the coin, and samples as if
@@ -248,9 +254,9 @@ def _decide_final(
         probs[r] = np.exp(own)
         exploit[r] = probs[r] / probs[r].sum()
         confidence[r] = probs[r, 0]
-        is_tails = coin[r] + confidence[r] < 1.0
+        is_tails = coin_uniform[r] + confidence[r] < 1.0
         explored[r] = active[r] and (is_tails or not has_exploit[r])
-        needs_latents[r] = explored[r] or (active[r] and full[r])
+        needs_latents[r] = explored[r] or (active[r] and trace[r])
         if draws_plain and not active[r] and not greedy[r]:
             token_ids[r] = _draw_token(whole[i], uniform[r])
         else:

@@ -20,27 +20,27 @@ COIN_THRESHOLD = 0.8
 MAX_ROWS = 51
 
 
-def form_of(num_rows: int, asked: str, device: torch.device) -> str:
+def form_of(num_rows: int, requested: str, device: torch.device) -> str:
     """The form for a batch of so many rows: "one_pass" or "coin_first".
 
     "auto": one pass up to MAX_ROWS where the host cannot look. Where it can (CPU), the rows that explore are known for
     nothing before the latents are touched, and a small product is bound by arithmetic: nothing is gained by riding.
     """
-    if asked != "auto":
-        return asked
-    return "one_pass" if num_rows <= MAX_ROWS and not arrays.can_look(device) else "coin_first"
+    if requested != "auto":
+        return requested
+    return "one_pass" if num_rows <= MAX_ROWS and not arrays.allows_dynamic_shapes(device) else "coin_first"
 
 
 def coin_threshold_of(backend: str, device: torch.device) -> float:
     """Plain torch with fixed shapes computes all rows anyway: none is left out, and none needs a second pass."""
-    return 1.0 if backend == "fused" and not arrays.can_look(device) else COIN_THRESHOLD
+    return 1.0 if backend == "fused" and not arrays.allows_dynamic_shapes(device) else COIN_THRESHOLD
 
 
-def one_pass_mask(rows: LedRows, coin: Tensor, coin_threshold: float) -> Tensor:
+def one_pass_mask(rows: LedRows, coin_uniform: Tensor, coin_threshold: float) -> Tensor:
     """(R,) bool: the rows whose latents should ride. No host sync. Norm and offset are for the second pass."""
     mask = rows.active & (rows.depth > 1)
     if coin_threshold < 1.0:
-        mask = mask & ((coin < coin_threshold) | ~rows.exploit | rows.full)
+        mask = mask & ((coin_uniform < coin_threshold) | ~rows.exploit | rows.trace)
     if rows.any_norm:
         mask = mask & ~rows.latent_norm
     if rows.any_offset:
@@ -49,19 +49,25 @@ def one_pass_mask(rows: LedRows, coin: Tensor, coin_threshold: float) -> Tensor:
 
 
 def fill_one_pass_mask(
-    rows: LedRows, coin: Tensor, coin_threshold: float, index: Tensor | None, mask: Tensor, tau: Tensor, backend: str
+    rows: LedRows,
+    coin_uniform: Tensor,
+    coin_threshold: float,
+    index: Tensor | None,
+    mask: Tensor,
+    tau: Tensor,
+    backend: str,
 ) -> None:
     """Write which rows should ride and their temperatures into wanted (B,) bool and tau (B,) float32 of the batch.
 
     index: (R,) int64, the rows' places in the batch; None: its first R. Other places keep what they hold.
     """
-    if backend == "triton" and not arrays.can_look(coin.device):
+    if backend == "triton" and not arrays.allows_dynamic_shapes(coin_uniform.device):
         from led_sglang.ops.kernels.one_pass_mask import fill_one_pass_mask as one_pass_mask_kernel_call
 
-        one_pass_mask_kernel_call(rows, coin, coin_threshold, index, mask, tau)
+        one_pass_mask_kernel_call(rows, coin_uniform, coin_threshold, index, mask, tau)
         return
-    places = slice(len(coin)) if index is None else index
-    mask[places], tau[places] = one_pass_mask(rows, coin, coin_threshold), row_tau(rows)
+    places = slice(len(coin_uniform)) if index is None else index
+    mask[places], tau[places] = one_pass_mask(rows, coin_uniform, coin_threshold), row_tau(rows)
 
 
 def known_lse_of(rows: LedRows, lse: Tensor, has_lse: Tensor, coin_threshold: float) -> KnownLse:
@@ -88,7 +94,7 @@ def head_pass(
         from led_sglang.ops.kernels.lm_head import head_pass as triton_head_pass
 
         return triton_head_pass(hidden, latents, head, tau, mask, lse)
-    index = mask.nonzero().squeeze(1) if arrays.can_look(hidden.device) else None
+    index = mask.nonzero().squeeze(1) if arrays.allows_dynamic_shapes(hidden.device) else None
     latent_rows, latent_tau = (latents, tau) if index is None else (latents.index_select(1, index), tau[index])
     logits, sums = tiled_pass(hidden, latent_rows.flatten(0, 1), head, latent_tau.repeat(len(latents))[:, None])
     write(lse, index, sums.view(latent_rows.shape[:2]))

@@ -116,18 +116,18 @@ class Case:
             normalize_layers=row % 2 == 1,
             latent_offset=0 * row,
             min_p=(row % 3 == 2) * 0.02,
-            full=is_row,
-            any_full=True,
+            trace=is_row,
+            any_trace=True,
             max_depth=num_layers + 1,
             max_top_k=top_k,
             any_norm=False,
             all_norm=False,
             any_offset=False,
         )
-        coin, token = torch.rand(2, num_rows, generator=generator, dtype=torch.float64).to(device)
+        coin_uniform, token = torch.rand(2, num_rows, generator=generator, dtype=torch.float64).to(device)
         product = head.project or partial(unrounded_product, head)
         logits = scale_and_cap(product(states[0])[:, : head.num_rows].float(), head)
-        return cls(head, states, logits, rows, Noise(coin, token))
+        return cls(head, states, logits, rows, Noise(coin_uniform, token))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -147,7 +147,7 @@ class Case:
 
     def step_of_one_pass(self, backend: str) -> LedStep:
         rows = self.rows
-        mask = one_pass.one_pass_mask(rows, self.noise.coin, one_pass.COIN_THRESHOLD)
+        mask = one_pass.one_pass_mask(rows, self.noise.coin_uniform, one_pass.COIN_THRESHOLD)
         lse = torch.zeros(self.states[1:].shape[:2], device=self.logits.device)
         self._ride(backend, mask, lse)
         return self.step(backend, known_lse=one_pass.known_lse_of(rows, lse, mask, one_pass.COIN_THRESHOLD))
@@ -200,7 +200,7 @@ def difference_of(found: LedStep, truth: LedStep) -> float:
 
 
 def entropy_difference_of(found: LedStep, truth: LedStep) -> float:
-    """Of the aggregates at the depths that both found, in nats: 0 where they found the same one; rows with `full`.
+    """Of the aggregates at the depths that both found, in nats: 0 where they found the same one; rows with `trace`.
 
     A row whose depth is another one must at least have the entropy that it should have had, or nearly so.
     """

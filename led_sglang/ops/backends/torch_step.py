@@ -47,7 +47,7 @@ class Explore:
     probs: Tensor  # (N, K)
     depth: Tensor  # (N,)
     ok: Tensor  # (N,) bool
-    entropy: Tensor | None  # (N,); None: no row asked for `full`
+    entropy: Tensor | None  # (N,); None: no row asked for `trace`
     depth_entropy: Tensor | None  # (N, J+1), the same
 
 
@@ -64,9 +64,9 @@ def led_step(
     final = final_layer(final_logits, rows)
     exploit = final.probs / final.probs.sum(-1, keepdim=True)
     # `a >= b` on booleans is `a or not b`: tails explores, and so does a row without the exploit branch.
-    explored = (noise.coin + final.confidence < 1.0).ge(rows.exploit).logical_and(rows.active)
-    needs_latents = explored | (rows.full & rows.active) if rows.any_full else explored
-    if arrays.can_look(final_logits.device) and not needs_latents.any():
+    explored = (noise.coin_uniform + final.confidence < 1.0).ge(rows.exploit).logical_and(rows.active)
+    needs_latents = explored | (rows.trace & rows.active) if rows.any_trace else explored
+    if arrays.allows_dynamic_shapes(final_logits.device) and not needs_latents.any():
         return exploit_step(final, exploit, explored, rows, noise)
     explore = explore_rows(final, exploit, needs_latents, latents, head, rows, known_lse, edits)
     return mixed_step(final, exploit, explored, explore, rows, noise)
@@ -75,7 +75,7 @@ def led_step(
 def final_layer(final_logits: Tensor, rows: LedRows) -> FinalLayer:
     tau = row_tau(rows)[:, None]
     num_columns = min(rows.max_top_k, final_logits.shape[-1])
-    if arrays.can_look(final_logits.device):
+    if arrays.allows_dynamic_shapes(final_logits.device):
         logprobs, ids = top_logprobs(final_logits, tau, num_columns)
     else:
         logprobs, ids = top_logprobs_fixed(final_logits, tau, num_columns)
@@ -130,11 +130,11 @@ def exploit_step(final: FinalLayer, exploit: Tensor, explored: Tensor, rows: Led
         explored=explored,
         depth=torch.ones_like(rows.depth),
         confidence=final.confidence,
-        entropy=entropy_of(exploit) if rows.any_full else None,
+        entropy=entropy_of(exploit) if rows.any_trace else None,
         candidate_ids=final.candidate_ids,
         exploit_probs=exploit,
         explore_probs=exploit,
-        logprob=torch.full_like(final.confidence, torch.nan) if rows.any_full else None,
+        logprob=torch.full_like(final.confidence, torch.nan) if rows.any_trace else None,
     )
 
 
@@ -155,7 +155,7 @@ def explore_rows(
     edits: LogitEdits | None,
 ) -> Explore:
     """The explore branch where it is needed, the exploit branch elsewhere."""
-    if not arrays.can_look(needs_latents.device):
+    if not arrays.allows_dynamic_shapes(needs_latents.device):
         return where_needed(explore_branch(final, latents, head, rows, None, known_lse, edits), needs_latents, exploit)
     index = needs_latents.nonzero().squeeze(1)
     if index.shape[0] == needs_latents.shape[0]:
@@ -225,7 +225,7 @@ def explore_branch(
         entropies = entropies.masked_fill(is_beyond, -1.0)
     entropy, best = entropies.max(0)  # Eq. 6; NaN counts as largest
     probs = aggregates.gather(0, best[None, :, None].expand(1, -1, rows.max_top_k)).squeeze(0)
-    reported = (entropy, entropies.t()) if rows.any_full else (None, None)
+    reported = (entropy, entropies.t()) if rows.any_trace else (None, None)
     return Explore(probs, best + 1, entropy >= 0, *reported)
 
 
@@ -254,7 +254,7 @@ def mixed_step(
     if rows.any_greedy:
         choice = torch.where(rows.greedy[:, None], branch.argmax(-1, keepdim=True), choice)
     logprob = None
-    if rows.any_full:
+    if rows.any_trace:
         led_probs = torch.lerp(explore.probs, exploit, (final.confidence * rows.exploit)[:, None])
         logprob = led_probs.gather(1, choice).squeeze(1).log()
     return LedStep(

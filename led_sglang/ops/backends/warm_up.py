@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from led_sglang.ops.backends import one_pass, triton_step
-from led_sglang.ops.rows.automaton import ThinkingMachine, ThinkingTables
+from led_sglang.ops.rows.automaton import ThinkingAutomaton, ThinkingTables
 from led_sglang.ops.rows.filtered_draw import Filters, sample_filtered
 from led_sglang.ops.rows.inputs import RowInputs, RowMeta
 from led_sglang.ops.rows.stats import Counters
@@ -81,14 +81,14 @@ def _surroundings(step: LedStep, latents: Tensor, tables: ThinkingTables | None)
     coin_threshold = one_pass.coin_threshold_of("triton", device)
     fill_one_pass_mask(
         rows,
-        now.coin,
+        now.coin_uniform,
         coin_threshold,
         None,
         torch.zeros(16, dtype=torch.bool, device=device),
         torch.ones(16, device=device),
     )
     row_stats.pack_flags(now, step, row, Counters.zeros(len(latents) + 1, 1, device))
-    tables = ThinkingMachine([0], [1], 2).tables(device) if tables is None else tables
+    tables = ThinkingAutomaton([0], [1], 2).tables(device) if tables is None else tables
     for dtype in TOKEN_DTYPES:
         token_ids = torch.zeros(16, dtype=dtype, device=device)[:1]
         row_inputs.write_tokens(meta, token_ids, now, step)
@@ -118,10 +118,10 @@ def _row(depth: int, top_k: int, device: torch.device) -> LedRows:
         normalize_layers=column(False),
         latent_offset=column(0),
         min_p=column(0.0),
-        full=column(False),
+        trace=column(False),
         max_depth=depth,
         max_top_k=top_k,
-        any_full=False,
+        any_trace=False,
         any_norm=False,
         all_norm=False,
         any_greedy=False,

@@ -74,8 +74,8 @@ def coin_kernel(  # type: ignore[no-untyped-def]
     min_p,  # (R,) float32
     active,  # (R,) bool
     exploits,  # (R,) bool
-    full,  # (R,) bool
-    coin,  # (R,) float64
+    trace,  # (R,) bool
+    coin_uniform,  # (R,) float64
     ids,  # (R, K) int64, written where PICKED
     logprobs,  # (R, K) float32, written
     explored,  # (R,) uint8, written
@@ -115,10 +115,10 @@ def coin_kernel(  # type: ignore[no-untyped-def]
         mask=columns < num_candidates,
     )
     is_active = tl.load(active + row) != 0
-    is_tails = tl.load(coin + row) + tl.exp(largest).to(tl.float64) < 1.0
+    is_tails = tl.load(coin_uniform + row) + tl.exp(largest).to(tl.float64) < 1.0
     is_explored = is_active & (is_tails | (tl.load(exploits + row) == 0))
     tl.store(explored + row, is_explored.to(tl.uint8))
-    tl.store(explore_mask + row, (is_explored | (is_active & (tl.load(full + row) != 0))).to(tl.uint8))
+    tl.store(explore_mask + row, (is_explored | (is_active & (tl.load(trace + row) != 0))).to(tl.uint8))
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,10 @@ class FinalRows:
     candidate_ids: Tensor  # (R, K) int64, most probable first, of equals the smaller id
     logprobs: Tensor  # (R, K) float32, -inf where the row may not use it; all NaN in a broken row
     explored: Tensor  # (R,) bool
-    explore_mask: Tensor  # (R,) bool: explored, or in its phase and `full`
+    explore_mask: Tensor  # (R,) bool: explored, or in its phase and `trace`
 
 
-def final_rows(final_logits: Tensor, tau: Tensor, rows: LedRows, coin: Tensor) -> FinalRows:
+def final_rows(final_logits: Tensor, tau: Tensor, rows: LedRows, coin_uniform: Tensor) -> FinalRows:
     """(R, V), (R,), (R,) float64: Eq. 1 and 3 as in `fused.final_layer`."""
     (num_rows, num_vocab), num_candidates, device = final_logits.shape, rows.max_top_k, final_logits.device
     num_columns = min(num_candidates, num_vocab)
@@ -166,8 +166,8 @@ def final_rows(final_logits: Tensor, tau: Tensor, rows: LedRows, coin: Tensor) -
             rows.min_p,
             rows.active,
             rows.exploit,
-            rows.full,
-            coin.contiguous(),
+            rows.trace,
+            coin_uniform.contiguous(),
             ids,
             logprobs,
             explored,

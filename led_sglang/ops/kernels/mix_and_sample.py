@@ -46,7 +46,7 @@ def tail_kernel(  # type: ignore[no-untyped-def]
     num_rows,
     num_candidates,
     num_layers,  # J <= MAX_LAYERS
-    is_full,
+    is_traced,
     MAX_LAYERS: tl.constexpr,
     TINIEST: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -85,7 +85,7 @@ def tail_kernel(  # type: ignore[no-untyped-def]
         best_entropy = tl.where(is_best, entropy, best_entropy)
         best_depth = tl.where(is_best, j + 1, best_depth)
         entropy_at = out_entropies + row * (num_layers + 1) + j
-        tl.store(entropy_at, tl.where(is_allowed, entropy, -1.0), mask=(is_full != 0) & (j <= num_layers))
+        tl.store(entropy_at, tl.where(is_allowed, entropy, -1.0), mask=(is_traced != 0) & (j <= num_layers))
     explore = tl.where(is_needed, best, exploit)
     is_fine = (confidence > 0.0) & ((is_broken == 0) | (is_needed == 0))
 
@@ -103,14 +103,14 @@ def tail_kernel(  # type: ignore[no-untyped-def]
     tl.store(out_confidence + row, confidence)
     tl.store(out_exploit + place, exploit, mask=is_column)
     tl.store(out_explore + place, explore, mask=is_column)
-    if is_full != 0:
+    if is_traced != 0:
         tl.store(out_entropy + row, tl.where(is_needed, best_entropy, entropy_of(exploit)))
         share = tl.where(tl.load(exploits + row) != 0, confidence, 0.0)
         led = explore + share * (exploit - explore)
         tl.store(out_logprob + row, tl.log(tl.sum(tl.where(columns == choice, led, 0.0), 0)))
 
 
-def tail(
+def mix_and_sample(
     logprobs: Tensor,
     candidate_ids: Tensor,
     lse: Tensor,
@@ -131,7 +131,7 @@ def tail(
     ok = torch.empty(num_rows, dtype=torch.uint8, device=logprobs.device)
     confidence, entropy, logprob = aligned(3, num_rows, torch.float32, logprobs.device)
     exploit, explore = torch.empty_like(logprobs), torch.empty_like(logprobs)
-    entropies = logprobs.new_empty(num_rows, num_layers + 1) if rows.any_full else logprobs.new_empty(0)
+    entropies = logprobs.new_empty(num_rows, num_layers + 1) if rows.any_trace else logprobs.new_empty(0)
     if num_rows:
         tail_kernel[(num_rows,)](
             logprobs.contiguous(),
@@ -157,7 +157,7 @@ def tail(
             num_rows,
             num_candidates,
             num_layers,
-            int(rows.any_full),
+            int(rows.any_trace),
             MAX_LAYERS=max(num_layers, max_layers),
             TINIEST=TINY,
             BLOCK=width_of(num_candidates, has_fixed_width),
@@ -168,10 +168,10 @@ def tail(
         explored=explored,
         depth=depth,
         confidence=confidence,
-        entropy=entropy if rows.any_full else None,
+        entropy=entropy if rows.any_trace else None,
         candidate_ids=candidate_ids,
         exploit_probs=exploit,
         explore_probs=explore,
-        logprob=logprob if rows.any_full else None,
-        depth_entropy=entropies if rows.any_full else None,
+        logprob=logprob if rows.any_trace else None,
+        depth_entropy=entropies if rows.any_trace else None,
     )

@@ -15,9 +15,9 @@ BLOCK = 64
 def one_pass_mask_kernel(  # type: ignore[no-untyped-def]
     active,  # (R,) bool, like the next two
     exploits,
-    full,
+    trace,
     depth,  # (R,) int64
-    coin,  # (R,) float64
+    coin_uniform,  # (R,) float64
     temperature,  # (R,) float32
     greedy,  # (R,) bool
     latent_norm,  # (R,) bool
@@ -32,9 +32,9 @@ def one_pass_mask_kernel(  # type: ignore[no-untyped-def]
 ):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = rows < num_rows
-    is_likely = tl.load(coin + rows, mask=is_row, other=1.0) < coin_threshold
+    is_likely = tl.load(coin_uniform + rows, mask=is_row, other=1.0) < coin_threshold
     is_likely = is_likely | (tl.load(exploits + rows, mask=is_row, other=1) == 0)
-    is_likely = is_likely | (tl.load(full + rows, mask=is_row, other=0) != 0)
+    is_likely = is_likely | (tl.load(trace + rows, mask=is_row, other=0) != 0)
     is_picked = is_likely & (tl.load(active + rows, mask=is_row, other=0) != 0)
     is_picked = is_picked & (tl.load(depth + rows, mask=is_row, other=0) > 1)
     is_picked = is_picked & (tl.load(latent_norm + rows, mask=is_row, other=0) == 0)
@@ -47,17 +47,17 @@ def one_pass_mask_kernel(  # type: ignore[no-untyped-def]
 
 
 def fill_one_pass_mask(
-    rows: LedRows, coin: Tensor, coin_threshold: float, index: Tensor | None, mask: Tensor, tau: Tensor
+    rows: LedRows, coin_uniform: Tensor, coin_threshold: float, index: Tensor | None, mask: Tensor, tau: Tensor
 ) -> None:
     """As `led_sglang.ops.backends.one_pass.board`."""
-    num_rows = len(coin)
+    num_rows = len(coin_uniform)
     if num_rows:
         one_pass_mask_kernel[(triton.cdiv(num_rows, BLOCK),)](
             rows.active,
             rows.exploit,
-            rows.full,
+            rows.trace,
             rows.depth,
-            coin,
+            coin_uniform,
             rows.temperature,
             rows.greedy,
             rows.latent_norm,

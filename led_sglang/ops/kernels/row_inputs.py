@@ -50,7 +50,7 @@ def row_inputs_kernel(  # type: ignore[no-untyped-def]
     row_positions,
     thinking,  # (R,) bool, written
     active,  # (R,) bool, written
-    coin,  # (R,) float64, written
+    coin_uniform,  # (R,) float64, written
     token,  # (R,) float64, written
     num_rows,
     has_index,
@@ -78,7 +78,7 @@ def row_inputs_kernel(  # type: ignore[no-untyped-def]
     tl.store(row_positions + rows, position, mask=is_row)
     tl.store(thinking + rows, thinks.to(tl.uint8), mask=is_row)
     tl.store(active + rows, acts.to(tl.uint8), mask=is_row)
-    tl.store(coin + rows, uniform(keyed + STEP), mask=is_row)
+    tl.store(coin_uniform + rows, uniform(keyed + STEP), mask=is_row)
     tl.store(token + rows, uniform(keyed + STEP + STEP), mask=is_row)
 
 
@@ -142,7 +142,7 @@ def make_row_inputs(
     num_rows, device = meta.num_rows, slots.device
     row_slots, row_states, row_positions = aligned(3, num_rows, torch.int64, device)
     thinking, active = aligned(2, num_rows, torch.uint8, device)
-    coin, token = aligned(2, num_rows, torch.float64, device)
+    coin_uniform, token = aligned(2, num_rows, torch.float64, device)
     flags = int(meta.index is not None), int(lengths is not None), int(meta.is_led is not None)
     slots, positions = slots.long(), positions.long()  # the engine's are, and one variant is enough
     if num_rows:
@@ -163,14 +163,14 @@ def make_row_inputs(
             row_positions,
             thinking,
             active,
-            coin,
+            coin_uniform,
             token,
             num_rows,
             *flags,
             BLOCK=BLOCK,
         )
     flags_seen = thinking.view(torch.bool), active.view(torch.bool)
-    return RowInputs(coin, token, row_slots, row_states, *flags_seen, row_positions)
+    return RowInputs(coin_uniform, token, row_slots, row_states, *flags_seen, row_positions)
 
 
 def write_tokens(meta: RowMeta, token_ids: Tensor, now: RowInputs, step: LedStep) -> None:

@@ -40,7 +40,7 @@ class ThinkingTables:
         return self.symbol_of.numpy(), self.next_state.numpy(), self.num_symbols
 
 
-class ThinkingMachine:
+class ThinkingAutomaton:
     """Built once per server from the two markers."""
 
     def __init__(self, open_ids: Sequence[int], close_ids: Sequence[int], vocab_size: int) -> None:

@@ -56,7 +56,7 @@ def sample_filtered(
     first kept id at which the cumulated probability exceeds uniform times the sum of the kept. What is not a
     probability (NaN, infinite, negative) counts as 0. No host sync where the host cannot look.
     """
-    if arrays.can_look(probs.device):
+    if arrays.allows_dynamic_shapes(probs.device):
         return _compiled(probs, rows, skip, uniform, filters)
     if backend == "triton":
         from led_sglang.ops.kernels.filtered_draw import sample_filtered as sample_in_two_kernels

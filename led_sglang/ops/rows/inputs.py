@@ -79,7 +79,7 @@ def make_row_inputs(
     Padding behind them is allowed. states: thinking states by slot; a row whose length is its `start_length` starts
     from its `start_state`. Backend "triton": one kernel where the host cannot look.
     """
-    if arrays.can_look(slots.device):
+    if arrays.allows_dynamic_shapes(slots.device):
         return _numba_row_inputs(meta, slots, positions, lengths, states)
     if backend == "triton":
         from led_sglang.ops.kernels import row_inputs
@@ -94,8 +94,8 @@ def make_row_inputs(
     if meta.is_led is not None:
         active = active & meta.is_led
     row_positions = meta.pick(positions).long()
-    coin, token = uniforms(meta.seed, meta.sample, row_positions)
-    return RowInputs(coin, token, row_slots, row_states, thinking, active, row_positions)
+    coin_uniform, token = uniforms(meta.seed, meta.sample, row_positions)
+    return RowInputs(coin_uniform, token, row_slots, row_states, thinking, active, row_positions)
 
 
 def _numba_row_inputs(
@@ -112,7 +112,7 @@ def _numba_row_inputs(
     )  # fmt: skip
     return RowInputs.of_arrays(
         {
-            "coin": noise[0],
+            "coin_uniform": noise[0],
             "token": noise[1],
             "slots": row_slots,
             "states": row_states,
@@ -130,7 +130,7 @@ def write_tokens(
 
     draws_plain: also of rows that are not active; where the host may look.
     """
-    if arrays.can_look(token_ids.device):
+    if arrays.allows_dynamic_shapes(token_ids.device):
         columns = *now.arrays("active"), *step.arrays("ok", "token_ids")
         numba_loops.write_tokens(token_ids.numpy(), meta.batch_rows, *columns, draws_plain)
         return
@@ -151,7 +151,7 @@ def move_states(
     meta: RowMeta, tables: ThinkingTables, states: Tensor, before: RowInputs, token_ids: Tensor, backend: str
 ) -> None:
     """Thinking states by slot, in place: our rows' become those that follow `before` by token_ids, (B,)."""
-    if arrays.can_look(states.device):
+    if arrays.allows_dynamic_shapes(states.device):
         own = before.arrays("slots", "states")
         numba_loops.move_states(states.numpy(), *own, token_ids.numpy(), meta.batch_rows, *tables.arrays)
     elif backend == "triton":

@@ -64,7 +64,7 @@ def pack_flags(
 
     step: None where LED decided no row, since none was in its phase or, `has_failed`, our code raised.
     """
-    if host.can_look(method.device):
+    if host.allows_dynamic_shapes(method.device):
         reported = np.empty(len(method), np.int64)
         columns = () if step is None else step.arrays("explored", "ok", "depth", "confidence")
         arrays = (*now.arrays("thinking", "active"), *columns, method.numpy(), counters.values.numpy())
@@ -111,7 +111,7 @@ def count(flags: Sequence[int], method: Sequence[int], weight: int, counts: Any,
     numba_loops.count(np.array(flags, np.int64), np.array(method, np.int64), weight, counts, method_offset)
 
 
-def public(counts: Any, method_offset: int, methods: Sequence[str]) -> dict[str, Any]:
+def to_dict(counts: Any, method_offset: int, methods: Sequence[str]) -> dict[str, Any]:
     """What numpy counts, like a Counters' values, say: names and numbers."""
     values = [int(value) for value in counts]
     depths = {str(depth): values[DEPTH_OFFSET + depth] for depth in range(1, method_offset - DEPTH_OFFSET)}

@@ -16,57 +16,57 @@ from tests.server.asking import MARKERS, Client, Oracle, Reply, Request, check, 
 from tests.server.checkpoints import CLOSE_ID, END_ID, OPEN_ID
 from tests.server.launching import Server, kill_scheduler
 from tests.server.methods_recompute import compare_soft, free_run
-from tests.server.recompute import MUTATIONS, TOLERANCE, Asked, Mutation, compare, engine_logprobs, forward
+from tests.server.recompute import MUTATIONS, TOLERANCE, Mutation, Query, compare, engine_logprobs, forward
 from tests.server.test_methods import FREE_TEMPERATURE, NUM_TOKENS, Asker, agreed, case_of, distributions, request_for
 
 pytestmark = pytest.mark.server
 
 
-PARAMETERS: dict[str, Asked] = {
-    "the paper's defaults": Asked(),
-    "depth 1": Asked(depth=1),
-    "depth 2": Asked(depth=2),
-    "depth 12, the whole model": Asked(depth=12),
-    "one candidate": Asked(top_k=1),
-    "three candidates": Asked(top_k=3),
-    "sixteen candidates": Asked(top_k=16),
-    "final norm on the latents": Asked(latent_norm=True),
-    "layers normalised one by one": Asked(normalize_layers=True),
-    "no exploit branch": Asked(exploit=False),
-    "the released code's layers": Asked(latent_offset=1),
-    "depth 1 of the released code": Asked(latent_offset=1, depth=1),
-    "min_p": Asked(min_p=0.2),
-    "min_p with many candidates": Asked(min_p=0.02, top_k=16, normalize_layers=True),
-    "temperature 0.3": Asked(temperature=0.3),
-    "temperature 1": Asked(temperature=1.0),
-    "greedy": Asked(temperature=0.0),
-    "greedy without exploit branch": Asked(temperature=0.0, exploit=False, depth=5),
-    "all ablations": Asked(latent_norm=True, normalize_layers=True, exploit=False, latent_offset=1, top_k=5, depth=11),
+PARAMETERS: dict[str, Query] = {
+    "the paper's defaults": Query(),
+    "depth 1": Query(depth=1),
+    "depth 2": Query(depth=2),
+    "depth 12, the whole model": Query(depth=12),
+    "one candidate": Query(top_k=1),
+    "three candidates": Query(top_k=3),
+    "sixteen candidates": Query(top_k=16),
+    "final norm on the latents": Query(latent_norm=True),
+    "layers normalised one by one": Query(normalize_layers=True),
+    "no exploit branch": Query(exploit=False),
+    "the released code's layers": Query(latent_offset=1),
+    "depth 1 of the released code": Query(latent_offset=1, depth=1),
+    "min_p": Query(min_p=0.2),
+    "min_p with many candidates": Query(min_p=0.02, top_k=16, normalize_layers=True),
+    "temperature 0.3": Query(temperature=0.3),
+    "temperature 1": Query(temperature=1.0),
+    "greedy": Query(temperature=0.0),
+    "greedy without exploit branch": Query(temperature=0.0, exploit=False, depth=5),
+    "all ablations": Query(latent_norm=True, normalize_layers=True, exploit=False, latent_offset=1, top_k=5, depth=11),
 }
 
-PROMPTS: dict[str, tuple[list[int], Asked]] = {
-    "no marker at all": (words(50, 20), Asked()),
-    "no marker, exploring in all phases": (words(50, 20), Asked(phase="all")),
-    "thinking closed": ([*words(51, 8), OPEN_ID, *words(52, 8), CLOSE_ID, *words(53, 3)], Asked()),
-    "thinking closed, exploring in all phases": ([OPEN_ID, *words(52, 8), CLOSE_ID], Asked(phase="all")),
-    "closed and opened again": ([OPEN_ID, *words(54, 9), CLOSE_ID, *words(55, 9), OPEN_ID, *words(56, 4)], Asked()),
-    "only a marker": ([OPEN_ID], Asked()),
-    "opened twice": ([OPEN_ID, OPEN_ID, *words(57, 5)], Asked()),
+PROMPTS: dict[str, tuple[list[int], Query]] = {
+    "no marker at all": (words(50, 20), Query()),
+    "no marker, exploring in all phases": (words(50, 20), Query(phase="all")),
+    "thinking closed": ([*words(51, 8), OPEN_ID, *words(52, 8), CLOSE_ID, *words(53, 3)], Query()),
+    "thinking closed, exploring in all phases": ([OPEN_ID, *words(52, 8), CLOSE_ID], Query(phase="all")),
+    "closed and opened again": ([OPEN_ID, *words(54, 9), CLOSE_ID, *words(55, 9), OPEN_ID, *words(56, 4)], Query()),
+    "only a marker": ([OPEN_ID], Query()),
+    "opened twice": ([OPEN_ID, OPEN_ID, *words(57, 5)], Query()),
     # A bias that the markers often win: the phase opens and closes in the output, several times.
-    "phase changes in the output": ([*words(58, 6), OPEN_ID], Asked(logit_bias={OPEN_ID: 9.0, CLOSE_ID: 14.0})),
-    "opened by the model": (words(59, 6), Asked(logit_bias={OPEN_ID: 16.0, CLOSE_ID: 15.0})),
+    "phase changes in the output": ([*words(58, 6), OPEN_ID], Query(logit_bias={OPEN_ID: 9.0, CLOSE_ID: 14.0})),
+    "opened by the model": (words(59, 6), Query(logit_bias={OPEN_ID: 16.0, CLOSE_ID: 15.0})),
 }
 
-ENGINE: dict[str, Asked] = {
-    "bias": Asked(logit_bias={5: 20.0, 6: 19.0, 7: -100.0, 300: 18.5}),
-    "forbidden but for three": Asked(logit_bias={i: -1e4 for i in range(1003) if i not in (11, 222, 633)}),
-    "frequency": Asked(frequency_penalty=1.9, logit_bias={8: 14.0, 9: 13.0}),
-    "presence": Asked(presence_penalty=-1.5),
-    "repetition": Asked(repetition_penalty=1.8, logit_bias={8: 6.0}),
-    "rewarded repetition": Asked(repetition_penalty=0.8),
-    "half of the vocabulary discouraged": Asked(logit_bias=dict.fromkeys(range(0, 1003, 2), -4.0)),
-    "at least so many tokens": Asked(min_new_tokens=16, logit_bias={END_ID: 22.0}),
-    "all of them": Asked(
+ENGINE: dict[str, Query] = {
+    "bias": Query(logit_bias={5: 20.0, 6: 19.0, 7: -100.0, 300: 18.5}),
+    "forbidden but for three": Query(logit_bias={i: -1e4 for i in range(1003) if i not in (11, 222, 633)}),
+    "frequency": Query(frequency_penalty=1.9, logit_bias={8: 14.0, 9: 13.0}),
+    "presence": Query(presence_penalty=-1.5),
+    "repetition": Query(repetition_penalty=1.8, logit_bias={8: 6.0}),
+    "rewarded repetition": Query(repetition_penalty=0.8),
+    "half of the vocabulary discouraged": Query(logit_bias=dict.fromkeys(range(0, 1003, 2), -4.0)),
+    "at least so many tokens": Query(min_new_tokens=16, logit_bias={END_ID: 22.0}),
+    "all of them": Query(
         frequency_penalty=0.7,
         presence_penalty=0.9,
         repetition_penalty=1.3,
@@ -74,7 +74,7 @@ ENGINE: dict[str, Asked] = {
         logit_bias={8: 9.0, 9: 9.0, END_ID: 8.0, 10: -100.0, 200: -3.0},
         temperature=1.0,
     ),
-    "all of them, every ablation": Asked(
+    "all of them, every ablation": Query(
         frequency_penalty=0.7,
         presence_penalty=-0.3,
         repetition_penalty=1.2,
@@ -117,7 +117,7 @@ def test_penalties_and_bias_act_on_every_layer(name: str, client: Client, oracle
     """The final distribution is the engine's, penalised and biased, and so is each latent layer's."""
     reply = client.generate(Request(thinking_prompt(60), ENGINE[name], num_tokens=24, seed=6))
     assert check(oracle, reply).num_active == 24
-    plain = Reply(Request(reply.request.prompt_ids, Asked(ENGINE[name].temperature), 24), reply.document)
+    plain = Reply(Request(reply.request.prompt_ids, Query(ENGINE[name].temperature), 24), reply.document)
     assert oracle.compare(plain).faults, "the penalty changed nothing"
     if name != "forbidden but for three":  # whose candidates come from the final layer all the same
         assert oracle.compare(reply, Mutation(edit_final_only=True)).faults, "no latent layer was edited"
@@ -129,7 +129,7 @@ def test_penalties_and_bias_in_a_mixed_batch(client: Client, oracle: Oracle) -> 
     What penalties count in a crowd, the engine's schedule decides (`recompute.lagging`): they are here alone above.
     """
     edits = [ENGINE[name] for name in ("bias", "forbidden but for three", "half of the vocabulary discouraged")]
-    kinds = [*edits, ENGINE["at least so many tokens"], *edits, *[Asked()] * 4, Asked(temperature=0.0, depth=4)]
+    kinds = [*edits, ENGINE["at least so many tokens"], *edits, *[Query()] * 4, Query(temperature=0.0, depth=4)]
     requests = [Request(thinking_prompt(420 + i, 12 + 9 * i), asked, 16 + i, seed=i) for i, asked in enumerate(kinds)]
     replies = client.together(requests)
     check(oracle, *replies)
@@ -172,7 +172,7 @@ def test_the_inspectors_events_of_an_incremental_stream(client: Client) -> None:
 
 
 def test_the_engines_logprobs_are_those_of_the_led_tokens(client: Client, oracle: Oracle) -> None:
-    for asked in (Asked(), Asked(temperature=0.0), Asked(temperature=1.0, logit_bias={5: 15.0})):
+    for asked in (Query(), Query(temperature=0.0), Query(temperature=1.0, logit_bias={5: 15.0})):
         reply = client.generate(Request(thinking_prompt(61), asked, num_tokens=16, seed=7, return_logprob=True))
         check(oracle, reply)
         reported = reply.meta["output_token_logprobs"]
@@ -206,9 +206,9 @@ def test_long_prompts_arriving_together(client: Client, oracle: Oracle) -> None:
 def mixed_batch() -> list[Request]:
     asked = [*PARAMETERS.values()][:12]
     traced = [Request(thinking_prompt(200 + i, 10 + 3 * i), a, 10 + i, seed=i) for i, a in enumerate(asked)]
-    closed = [Request([OPEN_ID, *words(300, 9), CLOSE_ID], Asked(), 14, seed=3)]
-    greedy = [Request(thinking_prompt(301), Asked(temperature=0.0), 18, seed=None)]
-    off = [Request(thinking_prompt(302 + i), Asked(temperature=0.0), 15, seed=None, led=False) for i in range(2)]
+    closed = [Request([OPEN_ID, *words(300, 9), CLOSE_ID], Query(), 14, seed=3)]
+    greedy = [Request(thinking_prompt(301), Query(temperature=0.0), 18, seed=None)]
+    off = [Request(thinking_prompt(302 + i), Query(temperature=0.0), 15, seed=None, led=False) for i in range(2)]
     return traced + closed + greedy + off
 
 
@@ -242,7 +242,7 @@ def test_wrong_markers_and_lost_state_are_caught(client: Client, oracle: Oracle)
     prompt_ids = thinking_prompt(401)
     reply = client.generate(Request(prompt_ids, num_tokens=4))
     layers = forward(oracle.model, prompt_ids + reply.output_ids)
-    arguments = (layers, prompt_ids, reply.output_ids, reply.meta, Asked())
+    arguments = (layers, prompt_ids, reply.output_ids, reply.meta, Query())
     assert not compare(*arguments, MARKERS).faults
     assert len(compare(*arguments, (CLOSE_ID, OPEN_ID)).faults) >= 4
 
@@ -265,10 +265,10 @@ def test_retracted_requests_without_prefix_cache(crowded_client: Client, oracle:
     never_ends = {END_ID: -1e4}
     changing = {**never_ends, OPEN_ID: 9.0, CLOSE_ID: 9.0}  # the phase may change before the request is retracted
     asked = [
-        Asked(logit_bias=never_ends),
-        Asked(logit_bias=changing, temperature=1.0),
-        Asked(depth=3, top_k=5, logit_bias=never_ends),
-        Asked(temperature=0.0),  # the only ones that ride: a bias keeps a row out. None of them draws the end token
+        Query(logit_bias=never_ends),
+        Query(logit_bias=changing, temperature=1.0),
+        Query(depth=3, top_k=5, logit_bias=never_ends),
+        Query(temperature=0.0),  # the only ones that ride: a bias keeps a row out. None of them draws the end token
     ]
     prompts = [thinking_prompt(500 + i, 12) for i in range(12)]
     requests = [Request(p, asked[i % 4], num_tokens=64, seed=i, ignore_eos=False) for i, p in enumerate(prompts)]
@@ -311,7 +311,7 @@ def test_two_tensor_parallel_ranks(two_rank_server: Server, client: Client, orac
     Then a rank dies, and the whole server with it.
     """
     two_rank_client = Client(two_rank_server.url)
-    asked = [Asked(), Asked(latent_norm=True, top_k=16), Asked(temperature=0.0, depth=12), Asked(exploit=False)]
+    asked = [Query(), Query(latent_norm=True, top_k=16), Query(temperature=0.0, depth=12), Query(exploit=False)]
     requests = [Request(thinking_prompt(600 + i, 12), a, num_tokens=10, seed=i) for i, a in enumerate(asked)]
     requests.append(Request([OPEN_ID, *words(604, 6), CLOSE_ID], num_tokens=10, seed=11))
     requests = [replace(request, mask="selected", filters={"top_k": 5}) for request in requests]

@@ -17,7 +17,7 @@ from tests.server.exact.test_exact import PARAMETERS, PROMPTS, mixed_batch
 from tests.server.launching import Server
 from tests.server.masks_recompute import policies
 from tests.server.methods_recompute import distance
-from tests.server.recompute import Asked
+from tests.server.recompute import Query
 from tests.server.talking import streamed
 from tests.server.test_methods import Asker, distributions
 
@@ -89,7 +89,7 @@ def test_inside_and_outside_the_phase(name: str, seed: int | None, asker: Asker,
 @pytest.mark.parametrize("mode", ["selected", "support"])
 def test_of_a_mixed_batch(mode: str, asker: Asker, oracle: Oracle) -> None:
     """Sixteen requests at once, some without LED, every third without masks, in either mode."""
-    off = [Request(thinking_prompt(710 + i), Asked(0.6), 15, seed=None, led=False) for i in range(2)]
+    off = [Request(thinking_prompt(710 + i), Query(0.6), 15, seed=None, led=False) for i in range(2)]
     requests = [
         wanting(request, mode if i % 2 else "support", top_p=0.8) if i % 3 else replace(request, return_logprob=True)
         for i, request in enumerate([*mixed_batch(), *off])
@@ -103,7 +103,7 @@ def test_of_a_mixed_batch(mode: str, asker: Asker, oracle: Oracle) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 def test_n_samples_and_batches_of_led_alone(temperature: float, asker: Asker) -> None:
     """A batch that LED decides by itself, where the engine's draw would be left out."""
-    asked = Asked(temperature, phase="all")
+    asked = Query(temperature, phase="all")
     requests = [wanting(Request(thinking_prompt(720 + i), asked, 12, seed=None)) for i in range(6)]
     hold(*asker.together(requests))
 
@@ -146,6 +146,6 @@ def test_the_engines_other_outputs_tell_the_final_layer(client: Client, asker: A
 def test_behind_the_thought_with_a_seed_the_mask_holds_the_token(asker: Asker) -> None:
     """The draw that a named seed repeats is LED's own: from what the engine's filters leave."""
     prompt_ids = [OPEN_ID, *words(750, 8), CLOSE_ID]
-    replies = asker.together([wanting(Request(prompt_ids, Asked(1.5), 32, seed=i), top_k=3) for i in range(4)])
+    replies = asker.together([wanting(Request(prompt_ids, Query(1.5), 32, seed=i), top_k=3) for i in range(4)])
     hold(*replies)
     assert len({tuple(reply.output_ids) for reply in replies}) > 1

@@ -6,18 +6,18 @@ import pytest
 
 from tests.server.asking import Client, Oracle, Request, check, thinking_prompt, words
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
-from tests.server.recompute import Asked
+from tests.server.recompute import Query
 
 pytestmark = pytest.mark.server
 
 # Thinking for some tokens, then closed and sampled by the engine's rules with our noise: the whole text must repeat.
-LEAVING = Asked(temperature=1.0, logit_bias={CLOSE_ID: 11.0})
+LEAVING = Query(temperature=1.0, logit_bias={CLOSE_ID: 11.0})
 SEEDED: dict[str, Request] = {
     "thinking": Request(thinking_prompt(800), num_tokens=32, seed=77),
     "after thinking": Request([OPEN_ID, *words(801, 6), CLOSE_ID], num_tokens=32, seed=77),
     "leaving thinking": Request(thinking_prompt(802), LEAVING, num_tokens=48, seed=77),
-    "greedy": Request(thinking_prompt(803), Asked(temperature=0.0), num_tokens=32, seed=77),
-    "all phases, chunked prompt": Request(words(804, 90), Asked(phase="all", top_k=3), num_tokens=32, seed=77),
+    "greedy": Request(thinking_prompt(803), Query(temperature=0.0), num_tokens=32, seed=77),
+    "all phases, chunked prompt": Request(words(804, 90), Query(phase="all", top_k=3), num_tokens=32, seed=77),
 }
 
 
@@ -78,7 +78,7 @@ def test_samples_of_one_request_differ_and_repeat(name: str, client: Client, ora
 
 def test_rows_without_led_are_untouched_in_a_mixed_batch(client: Client) -> None:
     """Greedy rows that switched LED off give the same tokens beside LED rows as alone."""
-    asked = Asked(temperature=0.0)
+    asked = Query(temperature=0.0)
     rows = [Request(thinking_prompt(950 + i), asked, num_tokens=32, seed=None, led=False) for i in range(3)]
     alone = [client.generate(row).output_ids for row in rows]
     mixed = client.together([*crowd(), *rows])[-3:]

@@ -15,7 +15,7 @@ from scipy import stats
 
 from tests.server.asking import Client, Oracle, Reply, Request, check, thinking_prompt
 from tests.server.checkpoints import CLOSE_ID
-from tests.server.recompute import Asked, Mutation, adjusted, forward, lagging, led_distribution, step_at
+from tests.server.recompute import Mutation, Query, adjusted, forward, lagging, led_distribution, step_at
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 
@@ -26,8 +26,8 @@ LEVEL = FALSE_ALARM / NUM_TESTS
 NUM_REQUESTS, NUM_TOKENS = 32, 128
 NEVER = {CLOSE_ID: -1e4}  # thinking lasts to the end
 ASKED = {
-    "paper": Asked(logit_bias=NEVER),
-    "hot and wide": Asked(temperature=1.0, top_k=16, depth=12, logit_bias=NEVER),
+    "paper": Query(logit_bias=NEVER),
+    "hot and wide": Query(temperature=1.0, top_k=16, depth=12, logit_bias=NEVER),
 }
 
 Array = NDArray[np.float64]
@@ -174,15 +174,15 @@ def test_wrong_draws_would_be_noticed(draws: Draws) -> None:
 
 # -- penalties and bias ----------------------------------------------------------------------------------------------
 
-EDITED: dict[str, Asked] = {
+EDITED: dict[str, Query] = {
     # Enough of it that a bias in the final layer alone would show.
-    "bias": Asked(
+    "bias": Query(
         1.0, top_k=16, depth=12, exploit=False, logit_bias={**NEVER, **dict.fromkeys(range(0, 700, 2), -2.0)}
     ),
-    "frequency": Asked(temperature=1.0, frequency_penalty=1.9, logit_bias=NEVER),
-    "presence": Asked(temperature=1.0, presence_penalty=1.9, logit_bias=NEVER),
-    "repetition": Asked(temperature=1.0, repetition_penalty=1.5, logit_bias=NEVER),
-    "all": Asked(
+    "frequency": Query(temperature=1.0, frequency_penalty=1.9, logit_bias=NEVER),
+    "presence": Query(temperature=1.0, presence_penalty=1.9, logit_bias=NEVER),
+    "repetition": Query(temperature=1.0, repetition_penalty=1.5, logit_bias=NEVER),
+    "all": Query(
         temperature=0.8,
         frequency_penalty=0.6,
         presence_penalty=0.6,

@@ -5,7 +5,7 @@ import pytest
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.markers import Markers, find_markers, with_markers
 from led_sglang.config.server import ServerConfig
-from led_sglang.ops.rows.automaton import ThinkingMachine
+from led_sglang.ops.rows.automaton import ThinkingAutomaton
 
 
 class FakeTokenizer:
@@ -123,7 +123,7 @@ def test_what_is_accepted_makes_an_automaton() -> None:
     for texts in (("<t>", "</t>"), ("<t>", "\n\n"), ("</think>", "<think>"), ("t>", "<t>"), (" to=self", "<|eom|>")):
         found = find_markers(QWEN, ServerConfig(think_open=texts[0], think_close=texts[1], vocab_size=5000), None)
         assert found is not None
-        ThinkingMachine(found.open_ids, found.close_ids, 5000)
+        ThinkingAutomaton(found.open_ids, found.close_ids, 5000)
 
 
 def test_markers_join_the_configuration() -> None:

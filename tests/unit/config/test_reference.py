@@ -33,7 +33,7 @@ def test_the_documentation_has_the_rows(method: str) -> None:
 def test_every_key_is_checked_and_its_default_is_legal(method: str, key: str) -> None:
     default = FIELDS[key].default
     applied = parse_request({"method": method, key: default}, CONFIG)
-    assert applied is not None and applied.public()[key] == default
+    assert applied is not None and applied.to_dict()[key] == default
     for value in ILLEGAL:
         with pytest.raises(LedParamError, match=rf"custom_params\.led\.{key} must be "):
             parse_request({"method": method, key: value}, CONFIG)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import METHOD_KEYS, LedParams
-from led_sglang.config.request import StampedParams, parse_request
+from led_sglang.config.request import ResolvedRequest, parse_request
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config, server_config
 
 CONFIG = ServerConfig(num_layers=12, max_depth=12, open_ids=(5,), close_ids=(6,), vocab_size=100)
@@ -88,9 +88,9 @@ def test_what_is_legal_is_accepted(value: dict[str, object]) -> None:
 def test_stamped_params_survive_the_way_to_the_scheduler(
     value: dict[str, object], seed: int, is_seeded: bool, sample: int
 ) -> None:
-    stamped = StampedParams(LedParams(**value), seed, is_seeded, sample)  # type: ignore[arg-type]
+    stamped = ResolvedRequest(LedParams(**value), seed, is_seeded, sample)  # type: ignore[arg-type]
     wire = json.loads(json.dumps(stamped.to_wire()))
-    assert StampedParams.from_wire(wire) == stamped
+    assert ResolvedRequest.from_wire(wire) == stamped
     assert all(not isinstance(item, dict | list) for item in wire.values()), "SGLang wants scalars one level deep"
 
 
@@ -151,7 +151,7 @@ def test_absent_true_and_false() -> None:
     assert parse_request(True, off) == LedParams()
     assert parse_request(False, CONFIG) == LedParams(method="none")
     assert parse_request({"method": "none"}, CONFIG) == LedParams(method="none")
-    assert LedParams(method="none").public() == {"method": "none"}
+    assert LedParams(method="none").to_dict() == {"method": "none"}
 
 
 def test_the_servers_defaults_fill_what_the_request_leaves_out() -> None:

@@ -93,7 +93,7 @@ def test_a_whole_run(data: Path, start: Start) -> None:
 def test_memory_does_not_grow_with_the_samples(data: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "thinking" * 500 + "</think>It is 0."
 
-    async def ask(self: client.Client, asked: client.Asked) -> client.Answer:
+    async def ask(self: client.Client, asked: client.Query) -> client.Answer:
         return client.Answer(text, "", "stop", 7, 5, 0.1, {"method": "none"})
 
     async def find_model(self: client.Client) -> str:

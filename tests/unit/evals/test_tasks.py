@@ -54,14 +54,14 @@ def test_local_choices(tmp_path: Path) -> None:
 def lcb_row(**changes: Any) -> dict[str, Any]:
     private = json.dumps([{"input": "3", "output": "6", "testtype": "stdin"}])
     packed = base64.b64encode(zlib.compress(pickle.dumps(private))).decode()
-    public = json.dumps([{"input": "1", "output": "2", "testtype": "stdin"}])
+    to_dict = json.dumps([{"input": "1", "output": "2", "testtype": "stdin"}])
     row = {
         "question_content": "Double it",
         "question_id": "q1",
         "contest_date": "2024-10-01T00:00:00",
         "metadata": "{}",
     }
-    return {**row, "public_test_cases": public, "private_test_cases": packed, **changes}
+    return {**row, "public_test_cases": to_dict, "private_test_cases": packed, **changes}
 
 
 def test_livecodebench_as_published(tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_livecodebench_as_published(tmp_path: Path) -> None:
     question = only(tmp_path, "livecodebench", early, lcb_row())
     assert question.id == "q1" and "stdin" in question.prompt
     assert [test["input"] for test in json.loads(question.gold)] == ["1", "3"]
-    public = json.dumps([{"input": "[1]", "output": "1", "testtype": "functional"}])
-    row = lcb_row(public_test_cases=public, private_test_cases="", starter_code="def f", metadata='{"func_name": "f"}')
+    to_dict = json.dumps([{"input": "[1]", "output": "1", "testtype": "functional"}])
+    row = lcb_row(public_test_cases=to_dict, private_test_cases="", starter_code="def f", metadata='{"func_name": "f"}')
     question = only(tmp_path, "livecodebench", row)
     assert "def f" in question.prompt and json.loads(question.gold)[0]["function"] == "f"
 

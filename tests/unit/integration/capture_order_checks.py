@@ -60,7 +60,7 @@ class Server:
             runner=SimpleNamespace(model=Model(), model_config=SimpleNamespace(vocab_size=VOCAB)),
             num_led_layers=len(LAYERS),
             head=None,
-            machine=None,
+            automaton=None,
             is_deterministic=False,
             is_warm=not is_warmed_up,
             capture=Capture(Model(), LAYERS),

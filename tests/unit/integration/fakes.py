@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from led_sglang.config.fields import LedParams
-from led_sglang.config.request import StampedParams
+from led_sglang.config.request import ResolvedRequest
 from led_sglang.integration.scheduler.batch import LedBatch, RequestRow
 
 CLOSE_ID = 7
@@ -23,7 +23,7 @@ def request_row(method: str | None, seed: int = 1, is_seeded: bool = True, **par
     if method is None:
         return RequestRow(None)
     return RequestRow(
-        StampedParams(LedParams(method, **params), seed, is_seeded, 0), start_state=seed % 2, start_length=5
+        ResolvedRequest(LedParams(method, **params), seed, is_seeded, 0), start_state=seed % 2, start_length=5
     )
 
 

@@ -37,11 +37,11 @@ def test_what_was_asked_for_is_used_unasked(monkeypatch: pytest.MonkeyPatch) -> 
         assert runtime.backend_for(backend, CUDA, torch.float16) == (backend, None)
 
 
-def runtime_of(asked: str, head: Head, backend: str = "triton") -> Runtime:
+def runtime_of(requested: str, head: Head, backend: str = "triton") -> Runtime:
     """One at the first use of its head on a GPU."""
     made = object.__new__(Runtime)
     device = torch.device("cpu")
-    config = SimpleNamespace(backend=asked, max_top_k=64)
+    config = SimpleNamespace(backend=requested, max_top_k=64)
     capture = SimpleNamespace(states=torch.zeros(4, 9, 2))
     model_config = SimpleNamespace(vocab_size=V)
     made.__dict__.update(
@@ -50,7 +50,7 @@ def runtime_of(asked: str, head: Head, backend: str = "triton") -> Runtime:
         backend_fault=None if backend == "triton" else "an earlier fault",
         runner=SimpleNamespace(model_config=model_config, dtype=torch.float32),
         num_led_layers=3,
-        machine=None,
+        automaton=None,
         capture=capture,
         one_pass_state=OnePassState("auto", backend, 2, 9, device),
     )
@@ -58,7 +58,7 @@ def runtime_of(asked: str, head: Head, backend: str = "triton") -> Runtime:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def requested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was asked of the kernels; the check finds `fault`."""
     seen: list[str] = []
 
@@ -71,28 +71,28 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_the_served_head_decides_too(asked: list[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_the_served_head_decides_too(requested: list[str], caplog: pytest.LogCaptureFixture) -> None:
     right, wrong = Head(torch.zeros(V, 2), V), Head(torch.zeros(V, 2), V, scale=2.0)
     made = runtime_of("auto", right)
     made._warm_up(right)
     assert (made.backend, made.backend_fault) == ("triton", None)
-    assert asked == ["check triton (3, 9, 2) 64", f"run ({V}, 9, 64)"]
-    asked.clear()
+    assert requested == ["check triton (3, 9, 2) 64", f"run ({V}, 9, 64)"]
+    requested.clear()
     made = runtime_of("auto", wrong)
     with caplog.at_level(logging.WARNING):
         made._warm_up(wrong)
     assert (made.backend, made.one_pass_state.backend, made.backend_fault) == ("fused", "fused", "wrong")
-    assert "wrong" in caplog.text and asked == ["check triton (3, 9, 2) 64"]
-    asked.clear()
+    assert "wrong" in caplog.text and requested == ["check triton (3, 9, 2) 64"]
+    requested.clear()
     made = runtime_of("triton", wrong)
     made._warm_up(wrong)
-    assert made.backend == "triton" and asked == [f"run ({V}, 9, 64)"], "what was asked for is used unasked"
-    asked.clear()
+    assert made.backend == "triton" and requested == [f"run ({V}, 9, 64)"], "what was asked for is used unasked"
+    requested.clear()
     runtime_of("fused", wrong, "fused")._warm_up(wrong)
-    assert asked == []
+    assert requested == []
 
 
-def test_ranks_use_one_backend(asked: list[str]) -> None:
+def test_ranks_use_one_backend(requested: list[str]) -> None:
     """Also the rank whose own kernels are right; and a rank that found a fault earlier says so."""
     for others, own in (([0.0, 1.0], "triton"), ([1.0, 0.0], "fused")):
         heard: list[float] = []
@@ -110,8 +110,8 @@ def test_ranks_use_one_backend(asked: list[str]) -> None:
 
 def test_deterministic_inference_has_one_form() -> None:
     one_pass_state = OnePassState("auto", "triton", 3, 64, CUDA_LIKE, is_batch_invariant=True)
-    assert one_pass_state.facts()["batch_invariant"] and one_pass_state.facts()["one_pass_up_to_rows"] == 0
-    assert OnePassState("auto", "triton", 3, 64, CUDA_LIKE).facts()["one_pass_up_to_rows"] == one_pass.MAX_ROWS
+    assert one_pass_state.status()["batch_invariant"] and one_pass_state.status()["one_pass_up_to_rows"] == 0
+    assert OnePassState("auto", "triton", 3, 64, CUDA_LIKE).status()["one_pass_up_to_rows"] == one_pass.MAX_ROWS
     with pytest.raises(CaptureError, match="--led-form one_pass is not possible with --enable-deterministic-inference"):
         OnePassState("one_pass", "triton", 3, 64, CUDA_LIKE, is_batch_invariant=True)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from led_sglang.config.fields import LedParams
-from led_sglang.config.request import StampedParams
+from led_sglang.config.request import ResolvedRequest
 from led_sglang.integration.scheduler.batch import LedBatch, request_row_of
-from led_sglang.ops.rows.automaton import ThinkingMachine
-from led_sglang.wire import STAMP_KEY
+from led_sglang.ops.rows.automaton import ThinkingAutomaton
+from led_sglang.wire import RESOLVED_KEY
 from tests.unit.integration.fakes import CLOSE_ID, batch_of, request_row, sampling_info, sampling_params
 
 MIXED = ("led", None, "dola", "none", "soft_thinking", "dola", "led", "confident")
@@ -52,18 +52,18 @@ def test_every_column_is_aligned(num_rows: int) -> None:
     """Or Triton would compile its kernels anew for batches of other sizes."""
     led = batch_of(*(request_row("led", depth=3 + i % 2, seed=i) for i in range(num_rows)))
     rows = led.device_rows(sampling_info(led))
-    columns = [rows.seed, rows.phase_all, rows.start_length, rows.params.depth, rows.params.full, rows.params.exploit]
+    columns = [rows.seed, rows.phase_all, rows.start_length, rows.params.depth, rows.params.trace, rows.params.exploit]
     assert all(column.is_contiguous() and column.data_ptr() % 16 == 0 for column in columns)
     assert rows.seed.tolist() == list(range(num_rows))
     assert rows.params.depth.tolist() == [3 + i % 2 for i in range(num_rows)]
-    assert rows.params.exploit.all() and not rows.params.full.any()
+    assert rows.params.exploit.all() and not rows.params.trace.any()
 
 
 def test_other_methods_do_not_widen_leds_work() -> None:
     led = batch_of(request_row("led", depth=2, top_k=3), request_row("dola"), request_row("soft_thinking"))
     params = led.device_rows(sampling_info(led)).params
     assert (params.max_depth, params.max_top_k) == (2, 3)
-    assert not params.any_full and not params.any_norm
+    assert not params.any_trace and not params.any_norm
 
 
 def test_temperatures_and_greed_follow_their_rows() -> None:
@@ -96,7 +96,7 @@ def test_filter_and_merge_keep_every_row_with_its_request() -> None:
 
 
 def request(method: str | None, prompt: list[int], output: list[int]) -> Any:
-    stamp = None if method is None else {STAMP_KEY: StampedParams(LedParams(method), 3, True, 0).to_wire()}
+    stamp = None if method is None else {RESOLVED_KEY: ResolvedRequest(LedParams(method), 3, True, 0).to_wire()}
     return SimpleNamespace(
         sampling_params=sampling_params(custom_params=stamp),
         origin_input_ids=prompt,
@@ -115,8 +115,8 @@ def test_soft_requests_alone_stay_out_of_the_prefix_cache(method: str | None) ->
 
 def test_a_resumed_request_starts_from_its_whole_ids() -> None:
     """After a retraction the prompt and all output so far are extended again."""
-    machine = ThinkingMachine((6,), (CLOSE_ID,), 10)
-    inside = request_row_of(request("soft_thinking", [1, 6, 2], [3, 4]), machine)
-    assert machine.thinking(inside.start_state) and inside.start_length == 5
-    outside = request_row_of(request("soft_thinking", [1, 6, 2], [3, CLOSE_ID]), machine)
-    assert not machine.thinking(outside.start_state)
+    automaton = ThinkingAutomaton((6,), (CLOSE_ID,), 10)
+    inside = request_row_of(request("soft_thinking", [1, 6, 2], [3, 4]), automaton)
+    assert automaton.thinking(inside.start_state) and inside.start_length == 5
+    outside = request_row_of(request("soft_thinking", [1, 6, 2], [3, CLOSE_ID]), automaton)
+    assert not automaton.thinking(outside.start_state)

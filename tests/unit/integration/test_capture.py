@@ -29,9 +29,11 @@ def outputs(num_tokens: int, base: float = 0.0) -> list[torch.Tensor]:
     return [torch.stack([torch.full((num_tokens,), float(layer)), tokens], 1) for layer in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("can_look", [True, False])
-def test_rows_and_layers_are_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch, can_look: bool) -> None:
-    monkeypatch.setattr(arrays, "can_look", lambda device: can_look)
+@pytest.mark.parametrize("allows_dynamic_shapes", [True, False])
+def test_rows_and_layers_are_where_they_are_wanted(
+    monkeypatch: pytest.MonkeyPatch, allows_dynamic_shapes: bool
+) -> None:
+    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: allows_dynamic_shapes)
     capture = capture_of()
     capture.store(outputs(5), torch.tensor([1, 4]))  # an extend step: the last tokens of two prompts
     assert capture.latents(3, 2, None)[:, :, 0].tolist() == [[3, 3], [1, 1], [2, 2]]
@@ -50,7 +52,7 @@ def test_a_graph_finds_the_rows_in_the_buffer_itself(monkeypatch: pytest.MonkeyP
     capture = capture_of()
     capture.store(outputs(2), None)
     assert capture.buffer is not None and not capture.buffer.any()
-    monkeypatch.setattr(arrays, "can_look", lambda device: False)
+    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
     capture.store(outputs(2), None)
     assert capture.buffer[:, :2, 0].tolist() == [[3, 3], [1, 1], [2, 2]]
 
@@ -120,14 +122,14 @@ class ListedOuter(nn.Module):
         return states  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("can_look", [True, False])
+@pytest.mark.parametrize("allows_dynamic_shapes", [True, False])
 def test_a_prefill_graph_that_keeps_a_list_of_layers_gives_each_replay_its_own(
-    can_look: bool, monkeypatch: pytest.MonkeyPatch
+    allows_dynamic_shapes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SGLang's breakable graphs keep one buffer for all sizes; a replay overwrites it and hands out its first rows."""
     from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
 
-    monkeypatch.setattr(arrays, "can_look", lambda device: can_look)
+    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: allows_dynamic_shapes)
     held: list[Capture] = []
     outer = ListedOuter(held)
     capture = Capture(outer, (2, 1))
@@ -172,7 +174,7 @@ def test_rows_that_do_not_fit_are_told_and_the_buffer_stays(is_packed: bool, mon
         layers = [torch.ones(rows, width)] * 3
         return torch.cat(layers, 1) if is_packed else layers
 
-    monkeypatch.setattr(arrays, "can_look", lambda device: False)
+    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
     capture = capture_of()
     place = capture.states.data_ptr()
     capture.store(output(6), None, 6)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from led_sglang.config.fields import LedParams
-from led_sglang.config.request import StampedParams
+from led_sglang.config.request import ResolvedRequest
 from led_sglang.integration.scheduler.batch import LedBatch, RequestRow, request_row_of
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.methods.edits import edits_of, is_edited, plain_logits, unedited
@@ -17,7 +17,7 @@ from led_sglang.integration.scheduler.methods.registry import confident, dola
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.methods.confident import confident_logits
 from led_sglang.ops.methods.dola import dola_logits
-from led_sglang.wire import STAMP_KEY
+from led_sglang.wire import RESOLVED_KEY
 from tests.unit.integration.fakes import batch_of, request_row, sampling_info, sampling_params
 from tests.unit.integration.test_transforms import LAYERS, V, context_of, group_of, head, logits_for
 
@@ -32,9 +32,9 @@ ASKED: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", ASKED)
 def test_a_request_with_any_of_them_is_edited(name: str) -> None:
-    stamp = StampedParams(LedParams("led"), 1, True, 0).to_wire()
+    stamp = ResolvedRequest(LedParams("led"), 1, True, 0).to_wire()
     for changes, expected in (({}, False), ({name: ASKED[name]}, True)):
-        params = sampling_params(**changes, custom_params={STAMP_KEY: stamp})
+        params = sampling_params(**changes, custom_params={RESOLVED_KEY: stamp})
         req: Any = SimpleNamespace(sampling_params=params, origin_input_ids=[1], output_ids=[])
         assert is_edited(params) is expected
         assert request_row_of(req, None).is_edited is expected
@@ -134,6 +134,6 @@ def test_rows_with_edits_do_not_ride() -> None:
     rows = led.device_rows(sampling_info(led))
     one_pass_state = OnePassState("one_pass", "fused", 7, 12, torch.device("cpu"))
     active: Tensor = torch.ones(4, dtype=torch.bool)
-    coin = torch.zeros(4, dtype=torch.float64)
-    one_pass_state.fill_one_pass_mask(rows, replace(rows.params, active=active), coin, 5)
+    coin_uniform = torch.zeros(4, dtype=torch.float64)
+    one_pass_state.fill_one_pass_mask(rows, replace(rows.params, active=active), coin_uniform, 5)
     assert one_pass_state.mask[:5].tolist() == [False, True, False, True, False]

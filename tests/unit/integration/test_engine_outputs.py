@@ -141,6 +141,6 @@ def test_per_token_lists_of_an_answer_are_known() -> None:
 def test_what_can_be_asked_is_documented() -> None:
     text = DOCS.read_text()
     table = text[text.index("### What the engine tells") : text.index("## Refused")]
-    asked = [name for name, verdict in ASKED.items() if verdict in (LED, TOKEN, FINAL)]
-    asked += ["return_hidden_states", "return_routed_experts", "logprob_start_len"]
-    assert [name for name in asked if f"`{name}`" not in table] == []
+    requested = [name for name, verdict in ASKED.items() if verdict in (LED, TOKEN, FINAL)]
+    requested += ["return_hidden_states", "return_routed_experts", "logprob_start_len"]
+    assert [name for name in requested if f"`{name}`" not in table] == []

@@ -11,7 +11,7 @@ from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import METHODS, LedParams
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
 from led_sglang.integration.http import requests
-from led_sglang.integration.http.app import lift
+from led_sglang.integration.http.app import rewrite_body
 
 LIMIT = 16
 PATHS = ("/v1/chat/completions", "/v1/completions", "/generate")
@@ -42,14 +42,17 @@ def stamp(led: Any, mask: bool) -> Any:
     sampling = SimpleNamespace(custom_params={"led": led}, sampling_seed=None, top_k=-1)
     request = SimpleNamespace(sampling_params=sampling, input_ids=[1], rid="r", return_sampling_mask=mask)
     manager: Any = SimpleNamespace(server_args=SimpleNamespace())
-    requests.stamp_one(manager, request)
+    requests.resolve_one(manager, request)
     return request
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str) -> None:
     led, words = REFUSED[name]
-    for ask in (*(lambda path=path: lift(body(path, led, True), path) for path in PATHS), lambda: stamp(led, True)):
+    for ask in (
+        *(lambda path=path: rewrite_body(body(path, led, True), path) for path in PATHS),
+        lambda: stamp(led, True),
+    ):
         with pytest.raises(LedParamError) as error:
             ask()
         assert all(word in str(error.value) for word in words), error.value
@@ -59,22 +62,24 @@ def test_a_list_of_masks_is_of_the_prompts_in_order() -> None:
     gumbel, plain = ({"custom_params": {"led": {"method": method}}} for method in ("soft_thinking_gumbel", "none"))
     for sampling, masks in ((gumbel, [False, True]), ([gumbel, plain], [True, False])):
         with pytest.raises(LedParamError, match="soft_thinking_gumbel"):
-            lift(json.dumps({"return_sampling_mask": masks, "sampling_params": sampling}).encode(), "/generate")
-    lift(json.dumps({"return_sampling_mask": [False, True], "sampling_params": [gumbel, plain]}).encode(), "/generate")
+            rewrite_body(json.dumps({"return_sampling_mask": masks, "sampling_params": sampling}).encode(), "/generate")
+    rewrite_body(
+        json.dumps({"return_sampling_mask": [False, True], "sampling_params": [gumbel, plain]}).encode(), "/generate"
+    )
 
 
 @pytest.mark.parametrize("led", [led for led, _ in REFUSED.values()])
 def test_without_a_mask_nothing_is(led: Any) -> None:
     for path in PATHS:
         for mask in (False, None):
-            lift(body(path, led, mask), path)
+            rewrite_body(body(path, led, mask), path)
     stamp(led, False)
 
 
 @pytest.mark.parametrize("led", ANSWERED, ids=str)
 def test_answered(led: Any) -> None:
     for path in PATHS:
-        lift(body(path, led, True), path)
+        rewrite_body(body(path, led, True), path)
     stamp(led, True)
 
 

@@ -19,7 +19,7 @@ from led_sglang.integration.scheduler.counters import Counts
 from led_sglang.integration.scheduler.methods import masks
 from led_sglang.integration.scheduler.methods.masks import Draw
 from led_sglang.integration.scheduler.methods.registry import Override
-from led_sglang.integration.scheduler.sampler import dress
+from led_sglang.integration.scheduler.sampler import wrap_sampler
 from led_sglang.integration.scheduler.step import StepContext
 from led_sglang.ops import Head, led_step
 from led_sglang.ops.policy import led_probs
@@ -94,7 +94,7 @@ def run(
     """One call of the dressed sampler. Of the rows that are ours, `active` ones are inside their phase."""
     rows, num_ours = led.device_rows(info), len(led.our_rows)
     generator = torch.Generator().manual_seed(5)
-    coin, token = torch.rand(2, num_ours, generator=generator, dtype=torch.float64)
+    coin_uniform, token = torch.rand(2, num_ours, generator=generator, dtype=torch.float64)
     numbers, is_active = torch.arange(num_ours), torch.tensor(active)
     runtime = SimpleNamespace(
         num_step_failures=0,
@@ -102,11 +102,13 @@ def run(
         failed_ranks=None,
         backend="compiled",
         config=ServerConfig(),
-        machine=None,
+        automaton=None,
         ranks=None,
     )
     runtime.counts, runtime.forget_mixtures = Counts(8, torch.device("cpu")), lambda slots: None
-    context = StepContext(runtime, rows, info, RowInputs(coin, token, numbers, numbers, is_active, is_active, numbers))
+    context = StepContext(
+        runtime, rows, info, RowInputs(coin_uniform, token, numbers, numbers, is_active, is_active, numbers)
+    )
     weight = torch.randn(V, H, generator=generator)
     latents = torch.randn(LAYERS, num_ours, H, generator=generator)
 
@@ -122,7 +124,7 @@ def run(
     monkeypatch.setattr(sampler, "runtime", lambda: runtime)
     output = LogitsProcessorOutput(logits_of(len(led.request_rows)))
     torch.manual_seed(11)
-    ids = dress(make_sampler())(output, info, False, None, None, torch.arange(len(led.request_rows)))
+    ids = wrap_sampler(make_sampler())(output, info, False, None, None, torch.arange(len(led.request_rows)))
     assert output.sampling_mask_output is not None
     return ids, output.sampling_mask_output, context
 
@@ -298,7 +300,7 @@ def test_only_rows_that_want_a_mask_pay_for_both_branches() -> None:
     batch, info = info_of(
         [led(), request_row("led"), led(trace=True), wanting(request_row("dola"))], [1.0] * 4, [5] * 4
     )
-    assert batch.device_rows(info).params.full.tolist() == [True, False, True, False]
+    assert batch.device_rows(info).params.trace.tolist() == [True, False, True, False]
     assert batch.returns_masks and batch.is_traced
     assert not batch_of(request_row("led"), wanting(request_row("none"))).returns_masks, (
         "the engine's own is right there"

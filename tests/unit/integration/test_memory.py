@@ -75,7 +75,7 @@ def test_layers_that_graphs_keep(
     config = CONFIGS[name]
     layers = captured_layers(config)
     parts = plan_of(config, dtype).parts
-    monkeypatch.setattr(arrays, "can_look", lambda device: False)
+    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
     capture = Capture(Model(), layers)
     capture.allocate(16, HIDDEN, dtype, "cpu")
     decode = kept_layers(is_packed, DECODE_ROWS, len(layers), dtype)
@@ -131,7 +131,12 @@ def test_a_method_that_is_off_takes_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("bs", "max_bs", "backend", "largest"),
-    [([1, 2, 40], 40, "full", 40), (None, 24, "full", 24), ([1, 512], None, "full", 512), ([1, 2], 2, "disabled", 0)],
+    [
+        ([1, 2, 40], 40, "trace", 40),
+        (None, 24, "trace", 24),
+        ([1, 512], None, "trace", 512),
+        ([1, 2], 2, "disabled", 0),
+    ],
 )
 def test_the_largest_graph_as_sglang_has_it(bs: Any, max_bs: Any, backend: str, largest: int) -> None:
     config = CudaGraphConfig(

@@ -36,16 +36,16 @@ class Scheduler:
         self.ready = asyncio.Event()
         self.num_asked = 0
 
-    async def facts(self, manager: Any) -> dict[str, Any]:
+    async def status(self, manager: Any) -> dict[str, Any]:
         self.num_asked += 1
         await self.ready.wait()
-        return {"counters": self.counts.facts()}
+        return {"counters": self.counts.status()}
 
 
 @pytest.fixture
 async def scheduler(monkeypatch: pytest.MonkeyPatch) -> Scheduler:
     scheduler = Scheduler()
-    monkeypatch.setattr(info, "scheduler_facts", scheduler.facts)
+    monkeypatch.setattr(info, "scheduler_status", scheduler.status)
     return scheduler
 
 
@@ -83,10 +83,10 @@ async def test_a_busy_scheduler_is_asked_once(
 async def test_a_scheduler_without_counters(
     answer: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def facts(manager: Any) -> dict[str, Any]:
+    async def status(manager: Any) -> dict[str, Any]:
         return answer
 
-    monkeypatch.setattr(info, "scheduler_facts", facts)
+    monkeypatch.setattr(info, "scheduler_status", status)
     assert await scrape(metrics.Metrics()) == ""
     assert "the scheduler did not tell them" in caplog.text
 

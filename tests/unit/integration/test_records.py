@@ -51,46 +51,46 @@ def counts() -> Counts:
 
 def test_a_step_counts_once_its_rows_are_handed_out(counts: Counts) -> None:
     record = counted(counts)
-    assert counts.facts()["led_tokens"] == 0, "still on its way"
+    assert counts.status()["led_tokens"] == 0, "still on its way"
     assert [collect(record, row) for row in range(5)] == [[FLAGS[0]], [0], [], [FLAGS[1]], [FLAGS[2]]]
     close(record)
-    facts = counts.facts()
-    assert facts["led_tokens"] == 2 and facts["thinking_tokens"] == 3 and facts["explored_tokens"] == 1
-    assert facts["tokens"] == {method: ["led", "led", "none", "dola"].count(method) for method in METHODS}
+    status = counts.status()
+    assert status["led_tokens"] == 2 and status["thinking_tokens"] == 3 and status["explored_tokens"] == 1
+    assert status["tokens"] == {method: ["led", "led", "none", "dola"].count(method) for method in METHODS}
 
 
 def test_what_the_overlap_scheduler_drops_does_not_count(counts: Counts) -> None:
     record = counted(counts)
     collect(record, 0)
     close(record)
-    facts = counts.facts()
-    assert facts["led_tokens"] == facts["thinking_tokens"] == facts["tokens"]["led"] == 1
-    assert facts["explored_tokens"] == facts["tokens"]["dola"] == facts["tokens"]["none"] == 0
-    assert not any(facts["depth_histogram"].values())
+    status = counts.status()
+    assert status["led_tokens"] == status["thinking_tokens"] == status["tokens"]["led"] == 1
+    assert status["explored_tokens"] == status["tokens"]["dola"] == status["tokens"]["none"] == 0
+    assert not any(status["depth_histogram"].values())
 
 
 def test_a_token_beyond_the_requests_end_does_not_count(counts: Counts) -> None:
     record = counted(counts)
     assert [collect(record, row, end) for row, end in ((0, 2), (3, 1), (4, 0), (1, 0))] == [[FLAGS[0]], [], [], []]
     close(record)
-    assert counts.facts()["led_tokens"] == sum(counts.facts()["tokens"].values()) == 1
+    assert counts.status()["led_tokens"] == sum(counts.status()["tokens"].values()) == 1
 
 
 def test_half_of_a_step_is_handed_out_when_somebody_asks(counts: Counts) -> None:
     record = counted(counts)
     collect(record, 3)
-    assert counts.facts()["led_tokens"] == counts.facts()["explored_tokens"] == 1
+    assert counts.status()["led_tokens"] == counts.status()["explored_tokens"] == 1
     collect(record, 0)
-    assert counts.facts()["led_tokens"] == 2
+    assert counts.status()["led_tokens"] == 2
 
 
 def test_a_step_that_failed_before_it_was_counted(counts: Counts) -> None:
     record = StepRecord(batch_of(*map(request_row, ROWS)), counts)
     assert [collect(record, row) for row in (0, 3)] == [[FALLBACK], [FALLBACK]]
     close(record)
-    facts = counts.facts()
-    assert facts["fallback_reasons"] == {"step_failed": 2, "not_finite": 0}
-    assert facts["tokens"]["led"] == 2 and facts["led_tokens"] == facts["tokens"]["dola"] == 0
+    status = counts.status()
+    assert status["fallback_reasons"] == {"step_failed": 2, "not_finite": 0}
+    assert status["tokens"]["led"] == 2 and status["led_tokens"] == status["tokens"]["dola"] == 0
 
 
 def test_a_row_that_could_not_be_told_counts_as_what_it_was_told(
@@ -103,9 +103,9 @@ def test_a_row_that_could_not_be_told_counts_as_what_it_was_told(
         assert collect(record, 3) == [FALLBACK]
     assert collect(record, 0) == [FLAGS[0]]
     close(record)
-    facts = counts.facts()
-    assert current.num_step_failures == 1 and facts["fallbacks"] == 1
-    assert facts["led_tokens"] == 1 and facts["explored_tokens"] == 0 and facts["tokens"]["led"] == 2
+    status = counts.status()
+    assert current.num_step_failures == 1 and status["fallbacks"] == 1
+    assert status["led_tokens"] == 1 and status["explored_tokens"] == 0 and status["tokens"]["led"] == 2
 
 
 def test_a_batch_without_our_rows_has_nothing_to_close(counts: Counts) -> None:
@@ -113,4 +113,4 @@ def test_a_batch_without_our_rows_has_nothing_to_close(counts: Counts) -> None:
     assert collect(record, 0) == [0] and not counts.pending
     close(record)
     records.close(None, None, None, SimpleNamespace(logits_output=None))
-    assert counts.facts()["tokens"]["none"] == 1 and counts.facts()["fallbacks"] == 0
+    assert counts.status()["tokens"]["none"] == 1 and counts.status()["fallbacks"] == 0

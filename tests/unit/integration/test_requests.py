@@ -10,8 +10,8 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
-from led_sglang.integration.http.requests import DETERMINISTIC_SEED, stamp_batch, stamp_one, verify
-from led_sglang.wire import STAMP_KEY
+from led_sglang.integration.http.requests import DETERMINISTIC_SEED, resolve_batch, resolve_one, verify
+from led_sglang.wire import RESOLVED_KEY
 
 GREEDY: list[dict[str, Any]] = [
     {"temperature": 0},
@@ -47,8 +47,8 @@ def tokenized(ids: Any, embeds: Any = None, **sampling: Any) -> Any:
 
 
 def stamp(request: Any, is_deterministic: bool = False) -> dict[str, Any]:
-    stamp_one(manager(is_deterministic), request)
-    return dict(request.sampling_params.custom_params[STAMP_KEY])
+    resolve_one(manager(is_deterministic), request)
+    return dict(request.sampling_params.custom_params[RESOLVED_KEY])
 
 
 @pytest.mark.parametrize("sampling", GREEDY, ids=str)
@@ -86,8 +86,8 @@ def test_samples_of_one_greedy_request_keep_their_index() -> None:
 
 def test_a_batch_has_a_seed_for_each_prompt() -> None:
     batch = [tokenized([i, 2], temperature=0) for i in range(4)]
-    stamp_batch(manager(), batch)
-    assert len({request.sampling_params.custom_params[STAMP_KEY]["seed"] for request in batch}) == 4
+    resolve_batch(manager(), batch)
+    assert len({request.sampling_params.custom_params[RESOLVED_KEY]["seed"] for request in batch}) == 4
 
 
 def test_a_seed_that_was_named_is_the_seed() -> None:

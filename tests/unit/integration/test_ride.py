@@ -30,7 +30,7 @@ def head_of(**changes: Any) -> Head:
 @pytest.mark.parametrize("is_gpu_path", [False, True])
 def test_a_padded_graph_serves_the_real_rows_alone(is_gpu_path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight rows in the graph, five in the batch, four of them ours, one of those left out."""
-    monkeypatch.setattr(arrays, "can_look", lambda device: not is_gpu_path)
+    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: not is_gpu_path)
     one_pass_state, head, buffer = ride_of(), head_of(), torch.randn(J + 1, 12, H)
     buffer[:, 5:] = torch.nan  # padding holds what an earlier batch left
     index = torch.tensor([0, 1, 3, 4])
@@ -52,15 +52,15 @@ def test_a_padded_graph_serves_the_real_rows_alone(is_gpu_path: bool, monkeypatc
 def test_the_form_is_that_of_the_graph_and_beyond_the_largest_that_of_the_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(arrays, "can_look", lambda device: False)
+    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
     one_pass_state = ride_of("auto", max_rows=300)
-    assert one_pass_state.facts()["one_pass_up_to_rows"] == one_pass.MAX_ROWS
+    assert one_pass_state.status()["one_pass_up_to_rows"] == one_pass.MAX_ROWS
     for size in (8, 48, 64):
         one_pass_state.on_graph_warmup(size, is_captured=True)
         assert one_pass_state.is_one_pass == (size <= one_pass.MAX_ROWS)
     forms = {num_rows: one_pass_state.form(num_rows) for num_rows in (1, 48, 49, 64, 65, 256)}
     assert forms == {n: "one_pass" if n <= 48 else "coin_first" for n in forms}
-    assert one_pass_state.facts()["one_pass_up_to_rows"] == 48
+    assert one_pass_state.status()["one_pass_up_to_rows"] == 48
 
 
 def test_a_warm_up_that_is_no_capture_makes_no_graph() -> None:
@@ -90,7 +90,7 @@ def test_a_warm_up_has_the_form_of_its_capture(
 
     In SGLang's order: from the largest size down, two warm-ups, then the capture.
     """
-    monkeypatch.setattr(arrays, "can_look", lambda device: False)
+    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
     one_pass_state = ride_of(form, max_rows=max_rows + 2)
     forms = {}
     for size in reversed(decode_graph_sizes(max_rows, is_padded)):

@@ -11,7 +11,7 @@ from torch import Tensor
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.scheduler import sampler, step
 from led_sglang.integration.scheduler.counters import Counts
-from led_sglang.integration.scheduler.sampler import dress
+from led_sglang.integration.scheduler.sampler import wrap_sampler
 from led_sglang.integration.scheduler.step import StepContext
 from led_sglang.ops import Head, LedStep, arrays, led_step
 from led_sglang.ops.rows.inputs import RowInputs
@@ -92,7 +92,7 @@ def context_of(
 
 
 def sample(context: StepContext | None, num_rows: int, engine: Engine, simple: bool = True) -> tuple[list[int], Any]:
-    dressed = dress(engine)
+    dressed = wrap_sampler(engine)
     dressed.led_context = context
     probs = torch.eye(V)[torch.arange(5, 5 + num_rows)]  # the engine's token of row i is 5 + i
     info = None if context is None else context.info
@@ -147,7 +147,7 @@ def forward(
     monkeypatch.setattr(sampler, "runtime", lambda: context.runtime)
     num_rows = len(context.active)
     output = SimpleNamespace(next_token_logits=torch.zeros(num_rows, V), customized_info=None)
-    ids = dress(engine).forward(output, context.info, return_logprob, None, None, torch.arange(num_rows))
+    ids = wrap_sampler(engine).forward(output, context.info, return_logprob, None, None, torch.arange(num_rows))
     assert ids.dtype == torch.int32 and ids.tolist() == engine.synced
     assert context.is_finished and sampler.RECORD_KEY in output.customized_info
     assert engine.num_preprocessed == 1
@@ -244,17 +244,17 @@ def test_without_a_step_the_engine_samples_all() -> None:
 
 def test_where_the_host_may_not_look_the_engine_samples_all(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, context = Engine(), context_of(["led"] * 2, [True] * 2)
-    monkeypatch.setattr(arrays, "can_look", lambda device: False)
+    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
     assert sample(context, 2, engine)[0] == [3, 3]
     assert engine.seen == [[0, 1]]
 
 
-@pytest.mark.parametrize("name", ["open_rows", "apply"])
+@pytest.mark.parametrize("name", ["rows_for_engine", "apply"])
 def test_a_fault_leaves_the_engines_tokens(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     engine, context = Engine(), context_of(["led"] * 2, [True] * 2)
     with monkeypatch.context() as patch:
         patch.setattr(step.StepContext, name, lambda *_: 1 / 0)
-        dressed = dress(engine)
+        dressed = wrap_sampler(engine)
         dressed.led_context = context
         ids, _ = dressed._sample_from_probs(torch.eye(V)[[5, 6]], context.info, torch.arange(2), True)
     assert ids.tolist() == [5, 6]

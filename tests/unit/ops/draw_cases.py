@@ -24,12 +24,12 @@ class Draw:
 
     def run(self, backend: str) -> tuple[Tensor, Cut]:
         """As a CPU does for "numba", and as where the host cannot look for "torch" and "triton"."""
-        can_look = arrays.can_look
-        arrays.can_look = lambda device: backend == "numba"
+        allows_dynamic_shapes = arrays.allows_dynamic_shapes
+        arrays.allows_dynamic_shapes = lambda device: backend == "numba"
         try:
             return sample_filtered(self.probs, self.rows, self.skip, self.uniform, self.filters, backend)
         finally:
-            arrays.can_look = can_look
+            arrays.allows_dynamic_shapes = allows_dynamic_shapes
 
     def take(self, index: list[int]) -> "Draw":
         """Some of its rows, in a batch that holds no others."""

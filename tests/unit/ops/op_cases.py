@@ -42,7 +42,7 @@ def make_rows(num_rows: int, depth: int = 4, top_k: int = 8, **changes: Any) -> 
     hosts = {
         "max_depth": int(tensors["depth"].max()) if num_rows else depth,
         "max_top_k": int(tensors["top_k"].max()) if num_rows else top_k,
-        "any_full": bool(tensors["full"].any()),
+        "any_trace": bool(tensors["full"].any()),
         "any_norm": bool(tensors["latent_norm"].any()),
         "all_norm": bool(tensors["latent_norm"].all()),
         "any_min_p": bool(tensors["min_p"].any()),
@@ -106,11 +106,11 @@ def make_case(
         torch.randn(num_layers + 1, *favourites.shape, generator=rng).mul_(2).add_(9)
     )  # about the favourite's logit
     streams = torch.einsum("lrf,rfh->lrh", strength, weight[favourites])  # (D+1, R, H), the last layer first
-    coin = torch.rand(num_rows, generator=rng, dtype=torch.float64)
+    coin_uniform = torch.rand(num_rows, generator=rng, dtype=torch.float64)
     if explore is not None:
-        coin = torch.full_like(coin, 0.0 if explore else 1 - 2**-53)
+        coin_uniform = torch.full_like(coin_uniform, 0.0 if explore else 1 - 2**-53)
     token = torch.rand(num_rows, generator=rng, dtype=torch.float64)
     case_head = Head(weight.to(device, dtype), num_rows=vocab, final_norm=rms_norm)
     final_logits = (streams[0] @ weight.T).to(device)
-    noise = Noise(coin.to(device), token.to(device))
+    noise = Noise(coin_uniform.to(device), token.to(device))
     return Case(final_logits, streams[1:].to(device, dtype), case_head, to_device(rows, device), noise)

@@ -4,12 +4,12 @@ from dataclasses import fields
 
 import torch
 
-from led_sglang.ops import ThinkingMachine
+from led_sglang.ops import ThinkingAutomaton
 from led_sglang.ops.rows.inputs import RowMeta, make_row_inputs, move_states, write_tokens
 from led_sglang.ops.types import LedStep
 
 VOCAB_SIZE, NUM_SLOTS = 11, 9
-MACHINE = ThinkingMachine([1, 2], [3], VOCAB_SIZE)
+MACHINE = ThinkingAutomaton([1, 2], [3], VOCAB_SIZE)
 
 
 def draw(seed: int, num_rows: int, is_part: bool, is_mixed: bool) -> tuple[RowMeta, dict[str, torch.Tensor]]:

@@ -21,8 +21,8 @@ def error(step: LedStep, truth: LedStep, rows: Tensor) -> float:
 
 
 def reported(case: Case) -> Case:
-    """With everything computed that a row with `full` may ask for."""
-    return replace(case, rows=replace(case.rows, any_full=True))
+    """With everything computed that a row with `trace` may ask for."""
+    return replace(case, rows=replace(case.rows, any_trace=True))
 
 
 def check_untold(case: Case, backend: str, told_step: LedStep) -> None:
@@ -31,14 +31,16 @@ def check_untold(case: Case, backend: str, told_step: LedStep) -> None:
     for name in ("token_ids", "ok", "explored", "depth", "candidate_ids"):
         assert torch.equal(getattr(step, name), getattr(told_step, name)), name
     if backend in ("fused", "compiled", "triton"):
-        assert (step.entropy is None) == (step.logprob is None) == (not case.rows.any_full)
+        assert (step.entropy is None) == (step.logprob is None) == (not case.rows.any_trace)
 
 
 def check(case: Case, backend: str) -> None:
     truth, step, eager = case.run("reference"), reported(case).run(backend), case.run("eager")
     check_untold(case, backend, step)
     tolerance = TOLERANCE[case.head.weight.dtype]
-    is_clear = (case.noise.coin - (1 - truth.confidence.double())).abs() > 1e-6  # the coin is not on its very edge
+    is_clear = (
+        case.noise.coin_uniform - (1 - truth.confidence.double())
+    ).abs() > 1e-6  # the coin is not on its very edge
     assert step.ok[is_clear].tolist() == truth.ok[is_clear].tolist()
     rows = truth.ok & case.rows.active & (is_clear | ~case.rows.exploit)
     assert step.explored[rows].tolist() == truth.explored[rows].tolist()
@@ -48,7 +50,7 @@ def check(case: Case, backend: str) -> None:
     assert (rows & ~same_depth).sum() <= (0.02 if tolerance < 1e-3 else 0.15) * len(rows) + 1
     torch.testing.assert_close(step.entropy[rows], truth.entropy[rows], rtol=tolerance, atol=2 * tolerance)
     assert error(step, truth, same_depth) <= error(eager, truth, same_depth) + tolerance
-    valid = same_depth & (truth.explored | case.rows.full)
+    valid = same_depth & (truth.explored | case.rows.trace)
     budget = 5e-3 if tolerance < 1e-3 else 0.2  # of a logarithm that may be that of a tiny probability
     torch.testing.assert_close(step.logprob[valid], truth.logprob[valid], rtol=budget, atol=budget)
     agree = (step.token_ids == truth.token_ids)[same_depth]
@@ -71,7 +73,7 @@ def test_large_vocabulary(backend):
 
 @others
 def test_many_rows(backend):
-    check(make_case(128, 97, depth=8, full=True), backend)
+    check(make_case(128, 97, depth=8, trace=True), backend)
 
 
 @others
@@ -234,7 +236,7 @@ def test_broken_latents_break_only_rows_that_need_them(backend, value, vocab):
     latents = case.latents.clone()
     latents[1, 0, 3] = value
     latents[0, 2] = value  # this row exploits
-    broken = replace(case, latents=latents, noise=replace(case.noise, coin=coins))
+    broken = replace(case, latents=latents, noise=replace(case.noise, coin_uniform=coins))
     assert broken.run(backend).ok.tolist() == [False, True, True, True]
     check(broken, backend)
 
@@ -251,10 +253,13 @@ def test_edge_uniforms_never_pick_a_candidate_of_probability_zero(backend):
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_nothing_is_modified(backend):
-    case = make_case(explore=True, full=True, latent_norm=True)
-    before = [t.clone() for t in (case.final_logits, case.latents, case.head.weight, case.noise.coin, case.noise.token)]
+    case = make_case(explore=True, trace=True, latent_norm=True)
+    before = [
+        t.clone()
+        for t in (case.final_logits, case.latents, case.head.weight, case.noise.coin_uniform, case.noise.token)
+    ]
     case.run(backend)
-    after = (case.final_logits, case.latents, case.head.weight, case.noise.coin, case.noise.token)
+    after = (case.final_logits, case.latents, case.head.weight, case.noise.coin_uniform, case.noise.token)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
@@ -277,7 +282,7 @@ def test_what_auto_means(monkeypatch):
     monkeypatch.setitem(BACKENDS, "compiled", None)
     with pytest.raises(TypeError, match="not callable"):
         make_case(1).run("auto")
-    monkeypatch.setattr(arrays, "can_look", lambda device: False)
+    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
     with pytest.raises(ValueError, match='"compiled" is for the CPU'):
         numba_step.led_step(*list(vars(make_case(1)).values())[:5])
 

@@ -51,7 +51,7 @@ def led_layer(case: Case) -> Tensor:
 @pytest.mark.parametrize("vocab", [97, 16411])  # one tile, and several
 def test_every_backend_agrees_with_the_reference(backend, kind, vocab):
     num_rows, hidden = (17, 64) if vocab == 97 else (4, 192)
-    check(edited_case(kind, num_rows, vocab, hidden=hidden, full=True), backend)
+    check(edited_case(kind, num_rows, vocab, hidden=hidden, trace=True), backend)
     check(edited_case(kind, num_rows, vocab, hidden=hidden, explore=True, seed=1), backend)
 
 
@@ -94,14 +94,14 @@ def test_shapes_and_heads(backend, name, monkeypatch):
 def test_some_rows_at_a_time(backend, monkeypatch):
     monkeypatch.setattr("led_sglang.ops.backends.lm_head.CANDIDATE_ELEMENTS", 8 * 192 * 3)
     monkeypatch.setattr("led_sglang.ops.backends.lm_head.TILE_ELEMENTS", 1)
-    check(edited_case("all", 11, 1300, hidden=192, full=True), backend)
+    check(edited_case("all", 11, 1300, hidden=192, trace=True), backend)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fixed_shapes(kind, monkeypatch):
     """The path of a GPU."""
-    monkeypatch.setattr(arrays, "can_look", lambda device: False)
-    check(edited_case(kind, 17, full=True), "fused")
+    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
+    check(edited_case(kind, 17, trace=True), "fused")
 
 
 @others
@@ -110,7 +110,7 @@ def test_fixed_shapes(kind, monkeypatch):
 def test_two_ranks_equal_the_whole_head(backend, head, kind):
     """Each rank edits its own part of the vocabulary; still one collective."""
     for vocab in (97, 16411):
-        case = edited_case(kind, 5, vocab, hidden=64 if vocab == 97 else 192, full=True).with_head(**head)
+        case = edited_case(kind, 5, vocab, hidden=64 if vocab == 97 else 192, trace=True).with_head(**head)
         steps, num_calls = run_ranks(case, backend, [0, vocab // 2 + 1, vocab])
         whole = case.run(backend)
         assert num_calls == 1
@@ -156,7 +156,7 @@ def test_a_banned_candidate_has_no_probability(backend, changes):
 @others
 def test_a_ban_leaves_what_a_grammar_leaves(backend):
     """Forbidden by -inf in the final layer alone, or by a bias in all: the same probabilities for the other tokens."""
-    case = make_case(17, full=True)
+    case = make_case(17, trace=True)
     second = case.final_logits.topk(2).indices[:, 1]
     banned = biased(case, second, -1e4)
     masked = replace(case, final_logits=case.final_logits.scatter(1, second[:, None], -torch.inf))
@@ -167,7 +167,7 @@ def test_a_ban_leaves_what_a_grammar_leaves(backend):
 @others
 def test_a_lower_logit_is_less_likely_and_a_higher_one_more(backend):
     """At every depth alone; between depths the arg-max of the entropies may jump."""
-    case = make_case(40, full=True, depth=6)
+    case = make_case(40, trace=True, depth=6)
     for place in range(6):
         tokens = case.final_logits.topk(6).indices[:, place]
         shares = []
@@ -187,7 +187,7 @@ def test_a_lower_logit_is_less_likely_and_a_higher_one_more(backend):
 @pytest.mark.parametrize("scaling", [1.5, 0.7])
 def test_repetition_penalty_acts_on_each_layers_own_logits(backend, scaling):
     """The explore branch of depth 2, from both layers' logits by hand; some of them are negative."""
-    case = make_case(12, 40, depth=2, top_k=40, exploit=False, temperature=1.0, full=True)
+    case = make_case(12, 40, depth=2, top_k=40, exploit=False, temperature=1.0, trace=True)
     table = torch.ones_like(case.final_logits).index_fill(1, torch.arange(0, 40, 3), scaling)
     edits = LogitEdits(None, table, None)
     own = replace(case, final_logits=by_hand(case.final_logits, edits), edits=edits)
@@ -210,7 +210,7 @@ def test_repetition_penalty_acts_on_each_layers_own_logits(backend, scaling):
 @SERVED
 @pytest.mark.parametrize("vocab", [97, 16411])
 def test_a_neighbours_edits_change_no_bit(backend, vocab):
-    case = make_case(9, vocab, hidden=64 if vocab == 97 else 192, full=True)
+    case = make_case(9, vocab, hidden=64 if vocab == 97 else 192, trace=True)
     is_edited = torch.arange(9) % 3 == 1
     mixed, plain = with_edits(case, "all", is_edited).run(backend), case.run(backend)
     for field in fields(LedStep):
@@ -229,14 +229,14 @@ def test_tables_are_not_modified(backend):
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("can_look", [True, False])
+@pytest.mark.parametrize("allows_dynamic_shapes", [True, False])
 @pytest.mark.parametrize("all_edited", [True, False])
-def test_what_rode_is_not_used_by_rows_with_edits(can_look, all_edited, monkeypatch):
+def test_what_rode_is_not_used_by_rows_with_edits(allows_dynamic_shapes, all_edited, monkeypatch):
     """The one-pass form: riders know nothing of penalties; other rows go on riding."""
-    monkeypatch.setattr(arrays, "can_look", lambda device: can_look)
+    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: allows_dynamic_shapes)
     case = make_case(20, layers=4, **MIXED)
     case = with_edits(case, "all", None if all_edited else torch.arange(20) % 2 == 0)
-    mask, tau = one_pass.one_pass_mask(case.rows, case.noise.coin, 1.0), one_pass.row_tau(case.rows)
+    mask, tau = one_pass.one_pass_mask(case.rows, case.noise.coin_uniform, 1.0), one_pass.row_tau(case.rows)
     lse = torch.full((3, 20), torch.nan)
     one_pass.head_pass(case.latents[0], case.latents[:3], case.head, tau, mask, lse, "fused")
     known_lse = one_pass.known_lse_of(case.rows, lse, mask, 1.0)

@@ -12,7 +12,7 @@ from led_sglang.ops import arrays
 
 @pytest.fixture(autouse=True)
 def _fixed_shapes(monkeypatch):
-    monkeypatch.setattr(arrays, "can_look", lambda device: False)
+    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -52,4 +52,4 @@ def test_some_rows_at_a_time(monkeypatch):
     monkeypatch.setattr("led_sglang.ops.backends.torch_step.FIXED_CHUNK_ELEMENTS", 97 * 4)
     monkeypatch.setattr("led_sglang.ops.backends.lm_head.FIXED_TILE_ELEMENTS", 1)
     monkeypatch.setattr("led_sglang.ops.backends.lm_head.CANDIDATE_ELEMENTS", 8 * 64 * 3)
-    check(make_case(17, 1300, hidden=64, full=True), "fused")
+    check(make_case(17, 1300, hidden=64, trace=True), "fused")

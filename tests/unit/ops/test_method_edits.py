@@ -51,11 +51,11 @@ def reference(case: Case, edits: LogitEdits, forbidden: Tensor | None) -> tuple[
     for r in range(len(final)):
         more = case.final_logits[r].tolist(), partial(edited_row, edits, r)
         if isinstance(case, Dola):
-            asked = case.candidates[r].tolist(), case.relative_top[r].item(), case.head
-            rows.append(dola_row(final[r].tolist(), list(case.early[:, r]), *asked, *more))
+            requested = case.candidates[r].tolist(), case.relative_top[r].item(), case.head
+            rows.append(dola_row(final[r].tolist(), list(case.early[:, r]), *requested, *more))
         else:
-            asked = int(case.num_layers[r]), case.head
-            rows.append(confident_row(final[r].tolist(), list(case.latents[:, r]), *asked, *more))
+            requested = int(case.num_layers[r]), case.head
+            rows.append(confident_row(final[r].tolist(), list(case.latents[:, r]), *requested, *more))
     return torch.tensor([logits for logits, _ in rows]), torch.tensor([chosen for _, chosen in rows])
 
 

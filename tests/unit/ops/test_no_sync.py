@@ -85,7 +85,7 @@ def step_of(form: str, rows: LedRows, num_edited: int = 0) -> tuple[LedStep, Wat
             known_lse = None
             if form == "one_pass":
                 coin_threshold = one_pass.coin_threshold_of("fused", final_logits.device)
-                mask = one_pass.one_pass_mask(rows, noise.coin, coin_threshold)
+                mask = one_pass.one_pass_mask(rows, noise.coin_uniform, coin_threshold)
                 tau = one_pass.row_tau(rows)
                 one_pass.head_pass(hidden, latents[: DEPTH - 1], head, tau, mask, lse, "fused")
                 known_lse = one_pass.known_lse_of(rows, lse, mask, coin_threshold)
@@ -116,7 +116,7 @@ def test_no_host_sync_with_penalties_and_bias(form):
 
 def test_a_sync_would_be_seen(monkeypatch):
     """The CPU's path on a fake GPU reads values and makes shapes from them."""
-    monkeypatch.setattr(arrays, "can_look", lambda device: True)
+    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: True)
     with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
         step_of("coin_first", make_rows(8, DEPTH, TOP_K))
     with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):

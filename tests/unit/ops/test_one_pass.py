@@ -26,7 +26,7 @@ def one_pass_state(
 ) -> tuple[Tensor, LedStep]:
     """Both halves of the form, as the server runs them: (B, V_shard) product and the step."""
     if mask is None:
-        mask = one_pass.one_pass_mask(case.rows, case.noise.coin, coin_threshold)
+        mask = one_pass.one_pass_mask(case.rows, case.noise.coin_uniform, coin_threshold)
     hidden = torch.randn(len(mask), case.latents.shape[2], dtype=case.head.weight.dtype)
     num_layers = case.rows.max_depth - 1
     lse = torch.full((num_layers, len(mask)), torch.nan)
@@ -47,7 +47,7 @@ def same(step: LedStep, other: LedStep) -> None:
 @pytest.fixture(params=[True, False], ids=["compacted", "fixed shapes"])
 def shapes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Both code paths on the CPU."""
-    monkeypatch.setattr(arrays, "can_look", lambda device: request.param)
+    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: request.param)
     return bool(request.param)
 
 
@@ -91,7 +91,7 @@ def test_who_rides():
         active=torch.tensor([True, True, False, True, True, True, True, True]),
         depth=torch.tensor([4, 4, 4, 4, 4, 1, 4, 4]),
         exploit=torch.tensor([True, True, True, False, True, True, True, True]),
-        full=torch.tensor([False, False, False, False, True, False, False, False]),
+        trace=torch.tensor([False, False, False, False, True, False, False, False]),
         latent_norm=torch.tensor([False] * 6 + [True, False]),
         latent_offset=torch.tensor([0] * 7 + [1]),
     ).rows

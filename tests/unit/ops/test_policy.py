@@ -26,7 +26,7 @@ CASES = {
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("name", CASES)
 def test_the_token_was_drawn_from_it(name, backend):
-    case = make_case(ROWS, full=True, **CASES[name])
+    case = make_case(ROWS, trace=True, **CASES[name])
     step, rows = case.run(backend), case.rows
     probs = led_probs(step, rows)
     torch.testing.assert_close(probs.sum(-1), torch.ones(ROWS))

@@ -36,7 +36,7 @@ def projected(case: Case) -> tuple[Case, Product]:
 
 def with_explorers(num_rows: int, num_explorers: int, **changes: Any) -> Case:
     case = make_case(num_rows, explore=False, **changes)
-    case.noise.coin[torch.randperm(num_rows, generator=torch.Generator().manual_seed(1))[:num_explorers]] = 0.0
+    case.noise.coin_uniform[torch.randperm(num_rows, generator=torch.Generator().manual_seed(1))[:num_explorers]] = 0.0
     return case
 
 
@@ -51,8 +51,8 @@ def test_rows_that_need_nothing_are_not_multiplied(backend, num_explorers):
 
 @CPU_BACKENDS
 def test_traced_rows_are_multiplied_too(backend):
-    full = torch.arange(64) % 16 == 0
-    case, product = projected(with_explorers(64, 0, full=full))
+    trace = torch.arange(64) % 16 == 0
+    case, product = projected(with_explorers(64, 0, trace=trace))
     case.run(backend)
     assert product.num_rows == [3 * 4]
 
@@ -61,7 +61,7 @@ def test_traced_rows_are_multiplied_too(backend):
 @pytest.mark.parametrize("changes", [{}, {"softcap": 6.0, "scale": 1.5}, {"num_rows": 1290}])
 def test_many_at_once_and_the_numbers_of_a_plain_head(fixed, changes, monkeypatch):
     """Of a product a few rows at a time are widened; nothing depends on how many."""
-    monkeypatch.setattr(arrays, "can_look", lambda device: not fixed)
+    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: not fixed)
     monkeypatch.setattr(torch_head, "TILE_ELEMENTS", 5 * 1300)
     monkeypatch.setattr(torch_head, "FIXED_TILE_ELEMENTS", 7 * 1300)
     plain = with_explorers(130, 130 if not fixed else 9, vocab=1300, hidden=96).with_head(**changes)

@@ -18,10 +18,12 @@ LATENTS = [[0.1, 0.6, 0.2, 0.1], [0.25, 0.05, 0.6, 0.1]]
 every_backend = pytest.mark.parametrize("backend", CPU_BACKENDS)
 
 
-def four_tokens(depth=3, top_k=3, coin=0.0, token=0.0, tau=1.0, final=FINAL, latents=LATENTS, **changes) -> Case:
+def four_tokens(
+    depth=3, top_k=3, coin_uniform=0.0, token=0.0, tau=1.0, final=FINAL, latents=LATENTS, **changes
+) -> Case:
     head = Head(torch.eye(4), num_rows=4, final_norm=lambda hidden: hidden / 2)
-    noise = Noise(torch.tensor([coin], dtype=torch.float64), torch.tensor([token], dtype=torch.float64))
-    rows = make_rows(1, depth, top_k, temperature=tau, **{"any_full": True, **changes})
+    noise = Noise(torch.tensor([coin_uniform], dtype=torch.float64), torch.tensor([token], dtype=torch.float64))
+    rows = make_rows(1, depth, top_k, temperature=tau, **{"any_trace": True, **changes})
     return Case(torch.tensor([final]).log(), torch.tensor(latents)[:, None].log(), head, rows, noise)
 
 
@@ -60,9 +62,9 @@ def test_depth_one_is_the_final_layer(backend):
 
 
 @every_backend
-@pytest.mark.parametrize(("coin", "explored"), [(0.0, True), (0.49, True), (0.51, False), (0.999, False)])
-def test_coin_explores_with_probability_one_minus_confidence(backend, coin, explored):
-    assert four_tokens(coin=coin).run(backend).explored.tolist() == [explored]
+@pytest.mark.parametrize(("coin_uniform", "explored"), [(0.0, True), (0.49, True), (0.51, False), (0.999, False)])
+def test_coin_explores_with_probability_one_minus_confidence(backend, coin_uniform, explored):
+    assert four_tokens(coin_uniform=coin_uniform).run(backend).explored.tolist() == [explored]
 
 
 @every_backend
@@ -81,7 +83,7 @@ def test_token_is_the_inverse_cdf_of_the_explore_branch(backend, token, expected
 @every_backend
 @pytest.mark.parametrize(("token", "expected"), [(0.526, 0), (0.5264, 1), (0.842, 1), (0.8422, 2)])
 def test_token_is_the_inverse_cdf_of_the_exploit_branch(backend, token, expected):
-    assert four_tokens(coin=0.9, token=token).run(backend).token_ids.tolist() == [expected]
+    assert four_tokens(coin_uniform=0.9, token=token).run(backend).token_ids.tolist() == [expected]
 
 
 @every_backend
@@ -96,7 +98,7 @@ def test_temperature_reaches_every_layer(backend):
 
 @every_backend
 def test_without_exploit_the_logprob_is_that_of_explore(backend):
-    step = four_tokens(exploit=False, coin=0.9, token=0.5).run(backend)
+    step = four_tokens(exploit=False, coin_uniform=0.9, token=0.5).run(backend)
     assert step.explored.tolist() == [True] and step.token_ids.tolist() == [1]
     close(step.logprob, math.log(0.345455))
 
@@ -147,9 +149,9 @@ def test_row_with_a_smaller_top_k_ignores_the_rest(backend):
 
 
 @every_backend
-@pytest.mark.parametrize(("coin", "expected"), [(0.9, 0), (0.0, 1)])
-def test_greedy_takes_the_largest_of_the_branch_at_temperature_one(backend, coin, expected):
-    step = four_tokens(depth=2, greedy=True, tau=0.01, coin=coin, token=0.999).run(backend)
+@pytest.mark.parametrize(("coin_uniform", "expected"), [(0.9, 0), (0.0, 1)])
+def test_greedy_takes_the_largest_of_the_branch_at_temperature_one(backend, coin_uniform, expected):
+    step = four_tokens(depth=2, greedy=True, tau=0.01, coin_uniform=coin_uniform, token=0.999).run(backend)
     close(step.confidence, 0.5)
     assert step.token_ids.tolist() == [expected]
 
@@ -163,13 +165,13 @@ def test_equal_entropies_go_to_the_smallest_depth(backend):
 
 
 def test_reference_breaks_an_exact_tie_downwards():
-    halves = four_tokens(final=[0.5, 0.25, 0.25, 0.0], latents=[[0.5, 0.25, 0.25, 0.0]] * 2, coin=0.0, top_k=2)
+    halves = four_tokens(final=[0.5, 0.25, 0.25, 0.0], latents=[[0.5, 0.25, 0.25, 0.0]] * 2, coin_uniform=0.0, top_k=2)
     assert halves.run("reference").depth.tolist() == [1]
 
 
 @every_backend
 def test_full_computes_the_explore_branch_of_an_exploiting_row(backend):
-    step = four_tokens(coin=0.9, full=True, token=0.1).run(backend)
+    step = four_tokens(coin_uniform=0.9, trace=True, token=0.1).run(backend)
     assert step.explored.tolist() == [False] and step.depth.tolist() == [3]
     close(step.explore_probs, [0.309091, 0.345455, 0.345455])
     close(step.logprob, math.log(0.5 * 0.526316 + 0.5 * 0.309091))
@@ -177,7 +179,7 @@ def test_full_computes_the_explore_branch_of_an_exploiting_row(backend):
 
 @every_backend
 def test_row_that_computed_nothing_says_depth_one(backend):
-    step = four_tokens(coin=0.9).run(backend)
+    step = four_tokens(coin_uniform=0.9).run(backend)
     assert step.depth.tolist() == [1]
     assert step.explore_probs.tolist() == step.exploit_probs.tolist()
     close(step.entropy, 0.993268)

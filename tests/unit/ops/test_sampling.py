@@ -17,7 +17,7 @@ CHI2 = {1: 15.1, 2: 18.4, 3: 21.1, 4: 23.5, 5: 25.7, 6: 27.9, 7: 29.9}  # 1 - 1e
 
 def many_draws(backend: str, **changes: object) -> tuple[LedStep, LedStep]:
     """One row repeated N times under the server's noise, and the float64 truth about that row."""
-    one = make_case(1, hidden=32, seed=3, full=True, **changes)
+    one = make_case(1, hidden=32, seed=3, trace=True, **changes)
     row = {name: value.expand(N) for name, value in vars(one.rows).items() if isinstance(value, torch.Tensor)}
     zeros = torch.zeros(N, dtype=torch.int64)
     noise = Noise(*uniforms(zeros + 11, zeros, torch.arange(N)))

@@ -58,7 +58,7 @@ def run_ranks(case: Case, backend: str, bounds: list[int]) -> tuple[list[LedStep
 def test_two_ranks_equal_the_whole_head(backend, vocab, head):
     if "bias" in head:
         head = {"bias": torch.linspace(-1, 1, vocab)}
-    case = make_case(9, vocab, hidden=64 if vocab == 97 else 256, full=True).with_head(**head)
+    case = make_case(9, vocab, hidden=64 if vocab == 97 else 256, trace=True).with_head(**head)
     steps, num_calls = run_ranks(case, backend, [0, vocab // 2 + 1, vocab])
     whole = case.run(backend)
     assert num_calls == 1

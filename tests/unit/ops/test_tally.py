@@ -47,16 +47,16 @@ def without_zeros(counts: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kept.items() if value}
 
 
-@pytest.mark.parametrize("can_look", [True, False])
+@pytest.mark.parametrize("allows_dynamic_shapes", [True, False])
 @given(st.integers(0, 1 << 30), st.integers(0, 9), st.booleans(), st.booleans())
-def test_counts_are_those_of_the_rows(can_look, seed, num_rows, is_decided, has_failed):
+def test_counts_are_those_of_the_rows(allows_dynamic_shapes, seed, num_rows, is_decided, has_failed):
     case = draw(seed, num_rows, is_decided, has_failed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arrays, "can_look", lambda device: can_look)
+        patch.setattr(arrays, "allows_dynamic_shapes", lambda device: allows_dynamic_shapes)
         flags, counters = pack_flags(case, "fused")
         again, _ = pack_flags(case, "fused", counters)
     counts = counters.values.numpy()
-    named = stats.public(counts, counters.method_offset, METHODS)
+    named = stats.to_dict(counts, counters.method_offset, METHODS)
     twice = {key: Counter(v) + Counter(v) if isinstance(v, dict) else 2 * v for key, v in expected(case).items()}
     assert without_zeros(named) == without_zeros(twice)
     assert torch.equal(flags, again)
@@ -71,7 +71,7 @@ def test_compiled_and_torch_agree(seed, num_rows, is_decided, has_failed):
     case = draw(seed, num_rows, is_decided, has_failed)
     compiled, counted = pack_flags(case, "fused")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arrays, "can_look", lambda device: False)
+        patch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
         plain, added = pack_flags(case, "fused")
     assert compiled.dtype == plain.dtype and torch.equal(compiled, plain)
     assert torch.equal(counted.values, added.values)
@@ -79,7 +79,7 @@ def test_compiled_and_torch_agree(seed, num_rows, is_decided, has_failed):
 
 def test_every_name_has_its_place():
     counters = stats.Counters.zeros(MAX_DEPTH, NUM_METHODS, torch.device("cpu"))
-    named = stats.public(np.arange(len(counters.values)), counters.method_offset, METHODS)
+    named = stats.to_dict(np.arange(len(counters.values)), counters.method_offset, METHODS)
     assert len(named["fallback_reasons"]) == NUM_REASONS
     assert len(named["confidence_histogram"]) == NUM_BUCKETS == len(CONFIDENCE_BOUNDS) + 1
     assert list(named["depth_histogram"]) == [str(depth) for depth in range(1, MAX_DEPTH + 1)]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from led_sglang.ops import ThinkingMachine
+from led_sglang.ops import ThinkingAutomaton
 
 MARKERS = {
     "one token each": ([1], [2]),
@@ -35,64 +35,64 @@ def oracle(ids, open_ids, close_ids):
 
 @given(names, streams)
 def test_host_run_agrees_with_the_oracle(name, ids):
-    machine = ThinkingMachine(*MARKERS[name], vocab_size=6)
-    assert machine.thinking(machine.run(ids)) == oracle(ids, *MARKERS[name])
+    automaton = ThinkingAutomaton(*MARKERS[name], vocab_size=6)
+    assert automaton.thinking(automaton.run(ids)) == oracle(ids, *MARKERS[name])
 
 
 @given(names, streams, st.lists(st.integers(0, 40), max_size=4))
 def test_chunking_changes_nothing(name, ids, cuts):
-    machine, state, start = ThinkingMachine(*MARKERS[name], vocab_size=6), 0, 0
+    automaton, state, start = ThinkingAutomaton(*MARKERS[name], vocab_size=6), 0, 0
     for coin_threshold in [*sorted(cuts), len(ids)]:
-        state, start = machine.run(ids[start:coin_threshold], state), max(start, coin_threshold)
-    assert state == machine.run(ids)
+        state, start = automaton.run(ids[start:coin_threshold], state), max(start, coin_threshold)
+    assert state == automaton.run(ids)
 
 
 @settings(max_examples=50)
 @given(names, st.lists(streams, min_size=1, max_size=5))
 def test_device_tables_agree_with_the_host(name, rows):
-    machine = ThinkingMachine(*MARKERS[name], vocab_size=6)
-    tables, length = machine.tables("cpu"), min(map(len, rows))
+    automaton = ThinkingAutomaton(*MARKERS[name], vocab_size=6)
+    tables, length = automaton.tables("cpu"), min(map(len, rows))
     states = torch.zeros(len(rows), dtype=torch.int64)
     for position in range(length):
         states = tables.advance(states, torch.tensor([row[position] for row in rows]))
-    assert states.tolist() == [machine.run(row[:length]) for row in rows]
+    assert states.tolist() == [automaton.run(row[:length]) for row in rows]
     assert tables.thinking(states).tolist() == [oracle(row[:length], *MARKERS[name]) for row in rows]
 
 
 @given(streams, streams)
 def test_a_prompt_may_end_inside_the_phase(prompt, output):
-    machine = ThinkingMachine([1, 2, 1], [1, 2, 3], vocab_size=6)
-    assert machine.run(output, machine.run(prompt)) == machine.run(prompt + output)
+    automaton = ThinkingAutomaton([1, 2, 1], [1, 2, 3], vocab_size=6)
+    assert automaton.run(output, automaton.run(prompt)) == automaton.run(prompt + output)
 
 
 def test_opening_again_after_closing():
-    machine = ThinkingMachine([1], [2], vocab_size=6)
-    assert [machine.thinking(machine.run([1, 0, 2, 0, 1, 5][:n])) for n in range(7)] == [
+    automaton = ThinkingAutomaton([1], [2], vocab_size=6)
+    assert [automaton.thinking(automaton.run([1, 0, 2, 0, 1, 5][:n])) for n in range(7)] == [
         *(False, True, True, False, False, True, True)
     ]
 
 
 def test_state_numbers():
-    machine = ThinkingMachine([1, 2], [3], vocab_size=6)
-    assert machine.run([]) == 0 and machine.run([0, 1, 2, 0]) == 1 and machine.run([5], 1) == 1
+    automaton = ThinkingAutomaton([1, 2], [3], vocab_size=6)
+    assert automaton.run([]) == 0 and automaton.run([0, 1, 2, 0]) == 1 and automaton.run([5], 1) == 1
 
 
 def test_ids_outside_the_vocabulary_are_ordinary_tokens():
-    machine = ThinkingMachine([1, 2], [3], vocab_size=6)
-    assert not machine.thinking(machine.run([1, 10**12, 2]))
-    assert machine.thinking(machine.run([-1, 1, 2, -5, 6]))
+    automaton = ThinkingAutomaton([1, 2], [3], vocab_size=6)
+    assert not automaton.thinking(automaton.run([1, 10**12, 2]))
+    assert automaton.thinking(automaton.run([-1, 1, 2, -5, 6]))
 
 
 def test_long_prompts_take_milliseconds():
-    machine = ThinkingMachine([151667], [151668], vocab_size=151936)
+    automaton = ThinkingAutomaton([151667], [151668], vocab_size=151936)
     ids = np.random.default_rng(0).integers(0, 151000, 100_000)
     ids[[10, 50_000]] = 151667
     start = time.perf_counter()
-    assert machine.run(ids) == machine.run(ids.tolist()) == 1
+    assert automaton.run(ids) == automaton.run(ids.tolist()) == 1
     assert time.perf_counter() - start < 0.5
 
 
 @pytest.mark.parametrize(("open_ids", "close_ids"), [([], [1]), ([1], []), ([1], [1]), ([1], [9]), ([-1], [2])])
 def test_impossible_markers_are_refused(open_ids, close_ids):
     with pytest.raises(ValueError, match="thinking markers"):
-        ThinkingMachine(open_ids, close_ids, vocab_size=6)
+        ThinkingAutomaton(open_ids, close_ids, vocab_size=6)

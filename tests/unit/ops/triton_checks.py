@@ -25,7 +25,7 @@ from led_sglang.ops.kernels.lm_head import normalizers_of
 from led_sglang.ops.kernels.mix_and_sample import tail
 from led_sglang.ops.types import Head, KnownLse, Noise
 
-CAN_LOOK = arrays.can_look
+CAN_LOOK = arrays.allows_dynamic_shapes
 VIEWS = {
     "view",
     "select",
@@ -118,7 +118,7 @@ def check_one_pass(head: dict[str, object]) -> None:
 def check_edits() -> None:
     """Rows with penalties or bias take torch's way, in either form; the kernels' rows beside them keep their bits."""
     is_edited = torch.arange(4) % 2 == 0
-    plain = make_case(4, 97, hidden=20, depth=2, full=True, exploit=False)
+    plain = make_case(4, 97, hidden=20, depth=2, trace=True, exploit=False)
     weight, mixed = plain.head.weight, with_edits(plain, "all", is_edited)
     for case in (mixed, mixed.with_head(softcap=6.0, project=lambda h: h @ weight.T), with_edits(plain, "ban")):
         compare(case)
@@ -140,12 +140,12 @@ def check_fixed_shapes() -> None:
     broken = replace(case, final_logits=case.final_logits.clone())
     broken.final_logits[1, 3], broken.final_logits[2], broken.final_logits[3, 4] = torch.nan, -torch.inf, torch.inf
     truth = case.run("fused")
-    arrays.can_look = lambda device: False
+    arrays.allows_dynamic_shapes = lambda device: False
     try:
         step = case.run("triton")
         assert broken.run("triton").ok.tolist() == [True, False, False, False, True]
     finally:
-        arrays.can_look = CAN_LOOK
+        arrays.allows_dynamic_shapes = CAN_LOOK
     for name in ("exploit_probs", "confidence", "token_ids", "depth", "explore_probs"):
         torch.testing.assert_close(getattr(step, name), getattr(truth, name), rtol=1e-4, atol=1e-5)
 
@@ -160,7 +160,7 @@ def check_final_rows(k: int, dtype: torch.dtype) -> None:
     logits[1] -= 100
     logits[2, : final_layer.BLOCK + 5] = -torch.inf
     logits[3, 4:] = -torch.inf
-    rows, tau = make_rows(5, top_k=torch.tensor([k, k, k, k, 1]), full=True), torch.linspace(0.3, 2, 5)
+    rows, tau = make_rows(5, top_k=torch.tensor([k, k, k, k, 1]), trace=True), torch.linspace(0.3, 2, 5)
     found = final_layer.final_rows(logits, tau, rows, torch.full((5,), 0.5, dtype=torch.float64))
     top, ids = logits.topk(k)
     truth = (logits.float() / tau[:, None]).log_softmax(-1)
@@ -195,11 +195,11 @@ def check_candidates(k: int, hidden: int) -> None:
 
 def compare_tail(case: Case) -> None:
     """The step in a handful of kernels against torch's many, every field of every row that uses it."""
-    arrays.can_look = lambda device: False
+    arrays.allows_dynamic_shapes = lambda device: False
     try:
         step, truth = case.run("triton"), case.run("fused")
     finally:
-        arrays.can_look = CAN_LOOK
+        arrays.allows_dynamic_shapes = CAN_LOOK
     rows = case.rows.active & truth.ok
     assert torch.equal(step.ok, truth.ok) and torch.equal(step.explored, truth.explored)
     assert ((step.token_ids >= 0) & (step.token_ids < case.final_logits.shape[1])).all()
@@ -208,10 +208,10 @@ def compare_tail(case: Case) -> None:
         assert (getattr(step, name) is None) == (getattr(truth, name) is None), name
         if getattr(truth, name) is not None:
             torch.testing.assert_close(getattr(step, name)[rows], getattr(truth, name)[rows], rtol=1e-4, atol=1e-5)
-    reported = rows & (case.rows.full | truth.explored)
-    if case.rows.any_full:
+    reported = rows & (case.rows.trace | truth.explored)
+    if case.rows.any_trace:
         torch.testing.assert_close(step.logprob[reported], truth.logprob[reported], rtol=1e-4, atol=1e-5)
-        reported &= case.rows.full
+        reported &= case.rows.trace
         torch.testing.assert_close(step.depth_entropy[reported], truth.depth_entropy[reported], rtol=1e-4, atol=1e-5)
 
 
@@ -231,8 +231,8 @@ def check_tail(changes: dict[str, Any]) -> None:
 def check_tail_of_more_layers_than_a_batch_reaches() -> None:
     """A server's latents are those of its deepest request: the kernel is compiled for them, whatever is asked."""
     for depth in (1, 2, 4):
-        for full in (False, True):
-            compare_tail(make_case(9, 97, depth=depth, layers=7, explore=True, full=full))
+        for trace in (False, True):
+            compare_tail(make_case(9, 97, depth=depth, layers=7, explore=True, trace=trace))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -253,12 +253,12 @@ def check_mixed_tail(seed: int) -> None:
 
 
 def check_broken_tail() -> None:
-    broken = make_case(9, 97, explore=True, full=True)
+    broken = make_case(9, 97, explore=True, trace=True)
     broken.final_logits[1, 3], broken.final_logits[2], broken.final_logits[3, 4] = torch.nan, -torch.inf, torch.inf
     broken.latents[0, 5, 2], broken.latents[2, 6, 1] = torch.inf, torch.nan
     compare_tail(broken)
     shallow = torch.arange(9) % 3 + 2  # row 6 does not reach its NaN
-    compare_tail(replace(broken, rows=make_rows(9, depth=shallow, full=True)))
+    compare_tail(replace(broken, rows=make_rows(9, depth=shallow, trace=True)))
 
 
 class Launches(TorchDispatchMode):
@@ -294,7 +294,7 @@ def launches() -> Iterator[Launches]:
         for module, names in kernels.items():
             for name in names:
                 stack.enter_context(patch.object(module, name, mode))
-        stack.enter_context(patch.object(arrays, "can_look", lambda device: False))
+        stack.enter_context(patch.object(arrays, "allows_dynamic_shapes", lambda device: False))
         stack.enter_context(mode)
         yield mode
 
@@ -327,8 +327,8 @@ def check_memory() -> None:
 @pytest.mark.usefixtures("real_blocks")
 def check_launches() -> None:
     """A row alone on a GPU waits for launches: `fused` makes 48 of them coin first and 52 in one pass."""
-    for full in (False, True):
-        case = make_case(1, 97, depth=8, full=full)
+    for trace in (False, True):
+        case = make_case(1, 97, depth=8, trace=trace)
         known_lse = KnownLse(torch.zeros(7, 1), torch.ones(1, dtype=torch.bool), is_complete=True)
         found = num_launches(case, None), num_launches(case, known_lse)
         assert found == (7, 6), found
@@ -338,14 +338,14 @@ def check_launches() -> None:
 def check_tally(seed: int, num_rows: int) -> None:
     """Flags and counters of a step in one kernel against torch's, twice; more rows than a block, and none."""
     case = tally_cases.draw(seed, num_rows, is_decided=True, has_failed=False)
-    arrays.can_look = lambda device: False
+    arrays.allows_dynamic_shapes = lambda device: False
     try:
         flags, counters = tally_cases.pack_flags(case, "triton")
         tally_cases.pack_flags(case, "triton", counters)
         expected, counted = tally_cases.pack_flags(case, "fused")
         tally_cases.pack_flags(case, "fused", counted)
     finally:
-        arrays.can_look = CAN_LOOK
+        arrays.allows_dynamic_shapes = CAN_LOOK
     assert torch.equal(flags, expected) and torch.equal(counters.values, counted.values)
 
 
@@ -355,11 +355,11 @@ def check_standing(seed: int, num_rows: int) -> None:
     for is_part, is_mixed, is_extend in itertools.product((False, True), repeat=3):
         meta, batch = standing_cases.draw(seed, num_rows, is_part, is_mixed)
         dtype = torch.int32 if is_mixed else torch.int64
-        arrays.can_look = lambda device: False
+        arrays.allows_dynamic_shapes = lambda device: False
         try:
             found = standing_cases.run(meta, batch, is_extend, dtype, "triton")
         finally:
-            arrays.can_look = CAN_LOOK
+            arrays.allows_dynamic_shapes = CAN_LOOK
         expected = standing_cases.run(meta, batch, is_extend, dtype, "compiled")
         for ours, theirs in zip(found, expected, strict=True):
             assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
@@ -373,12 +373,12 @@ def check_boarding() -> None:
         active=row % 5 > 0,
         depth=row % 3 + 1,
         exploit=row % 7 > 0,
-        full=row % 11 == 0,
+        trace=row % 11 == 0,
         greedy=row % 4 == 0,
         latent_norm=row % 13 == 0,
         latent_offset=row % 17 == 0,
     )
-    coin, temperature = torch.linspace(0, 1, 70, dtype=torch.float64), torch.linspace(0.1, 2, 70)
+    coin_uniform, temperature = torch.linspace(0, 1, 70, dtype=torch.float64), torch.linspace(0.1, 2, 70)
     rows = replace(rows, temperature=temperature)
     for index in (None, torch.arange(70) + 3):
         no = {"latent_norm": row < 0, "latent_offset": 0 * row, "any_norm": False, "any_offset": False}
@@ -386,11 +386,11 @@ def check_boarding() -> None:
             boards = []
             for backend in ("triton", "fused"):
                 mask, tau = torch.zeros(80, dtype=torch.bool), torch.zeros(80)
-                arrays.can_look = lambda device: False
+                arrays.allows_dynamic_shapes = lambda device: False
                 try:
-                    one_pass.fill_one_pass_mask(plain, coin, one_pass.COIN_THRESHOLD, index, mask, tau, backend)
+                    one_pass.fill_one_pass_mask(plain, coin_uniform, one_pass.COIN_THRESHOLD, index, mask, tau, backend)
                 finally:
-                    arrays.can_look = CAN_LOOK
+                    arrays.allows_dynamic_shapes = CAN_LOOK
                 boards.append((mask, tau))
             assert all(map(torch.equal, *boards)) and 0 < boards[0][0].sum() < 70
 

@@ -37,14 +37,14 @@ def compare(case: Case, dtype: torch.dtype = torch.float32, **changes: object) -
 
 def check_step(small_blocks: None) -> None:
     """The step itself on the path of a GPU: all rows, in few products."""
-    plain = with_explorers(19, 6, full=False)
+    plain = with_explorers(19, 6, trace=False)
     case, product = projected(plain)
-    can_look = arrays.can_look
-    arrays.can_look = lambda device: False
+    allows_dynamic_shapes = arrays.allows_dynamic_shapes
+    arrays.allows_dynamic_shapes = lambda device: False
     try:
         step = case.run("triton")
     finally:
-        arrays.can_look = can_look
+        arrays.allows_dynamic_shapes = allows_dynamic_shapes
     truth = plain.run("fused")
     assert product.num_rows == [16, 16, 16, 9] and truth.explored.sum() == 6
     assert torch.equal(step.token_ids, truth.token_ids) and torch.equal(step.depth, truth.depth)

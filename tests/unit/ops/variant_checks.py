@@ -16,10 +16,10 @@ import triton
 
 from benchmarks.gpu.build import Hopper, Launch, launches
 from led_sglang.config.fields import METHODS, LedParams
-from led_sglang.config.request import StampedParams
+from led_sglang.config.request import ResolvedRequest
 from led_sglang.integration.scheduler.batch import LedBatch, RequestRow, _to_device
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
-from led_sglang.ops import Head, LogitEdits, ThinkingMachine, led_step
+from led_sglang.ops import Head, LogitEdits, ThinkingAutomaton, led_step
 from led_sglang.ops.backends.warm_up import warm_up
 from led_sglang.ops.rows.filtered_draw import Filters, sample_filtered
 from led_sglang.ops.rows.inputs import make_row_inputs, move_states, write_tokens
@@ -31,7 +31,7 @@ VOCAB, HIDDEN, MAX_ROWS, MAX_TOP_K = 151936, 64, 258, 256
 DEPTHS, TOP_KS = range(1, 9), (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 33, 64)
 BATCHES = (1, 2, 3, 9, 10, 16, 48, 51, 52, 64, 65, 250, 258)
 NUM_LATENTS = max(DEPTHS)
-MACHINE = ThinkingMachine([0], [1], VOCAB).tables("cpu")
+MACHINE = ThinkingAutomaton([0], [1], VOCAB).tables("cpu")
 
 
 def weight(num_rows: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -66,7 +66,7 @@ class Batch:
 def seat(row: dict[str, Any] | None) -> RequestRow:
     if row is None:
         return RequestRow(None)
-    return RequestRow(StampedParams(params=LedParams(**row), seed=1, sample=0, is_seeded=True), start_length=4)
+    return RequestRow(ResolvedRequest(params=LedParams(**row), seed=1, sample=0, is_seeded=True), start_length=4)
 
 
 def serve(batch: Batch, head: Head) -> None:
@@ -89,7 +89,7 @@ def serve(batch: Batch, head: Head) -> None:
     params = rows.params.activated(now)
     known_lse, one_pass_state.fault = None, None if head.project is None else "its product is the engine's own"
     if not batch.is_extend and one_pass_state.form(num_rows) == "one_pass":
-        one_pass_state.fill_one_pass_mask(rows, params, now.coin, num_rows)
+        one_pass_state.fill_one_pass_mask(rows, params, now.coin_uniform, num_rows)
         hidden = torch.empty(num_rows, HIDDEN, dtype=buffer.dtype)
         logits = one_pass_state.through(lambda h: h.new_empty(len(h), len(head.weight)), hidden, head, buffer)
         assert one_pass_state.fault is None, one_pass_state.fault

@@ -133,7 +133,7 @@ class Capture:
         if num_rows > max_rows:
             raise CaptureError(f"a batch of {num_rows} rows does not fit LED's buffer of {max_rows} rows")
         self._pending, self._pending_index = aux, last_index
-        if not arrays.can_look(self.buffer.device):
+        if not arrays.allows_dynamic_shapes(self.buffer.device):
             self._copy()
 
     def _copy(self) -> None:

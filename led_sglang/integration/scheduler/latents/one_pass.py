@@ -44,7 +44,7 @@ class OnePassState:
                 "--led-form one_pass is not possible with --enable-deterministic-inference: a row's numbers would "
                 "depend on the size of its batch; use auto or coin_first"
             )
-        self.asked = form
+        self.requested = form
         self.is_batch_invariant = is_batch_invariant
         self.num_layers = num_layers
         self.device = device
@@ -71,7 +71,7 @@ class OnePassState:
             return "coin_first"
         if self.backend not in one_pass.BACKENDS:
             return "coin_first"
-        return one_pass.form_of(size, self.asked, self.device)
+        return one_pass.form_of(size, self.requested, self.device)
 
     def on_graph_warmup(self, num_rows: int, is_captured: bool) -> None:
         """The engine warms up a decode batch of so many rows, or captures the graph of it.
@@ -94,11 +94,13 @@ class OnePassState:
         if self.graph_sizes:
             self.flags.zero_()
 
-    def fill_one_pass_mask(self, rows: "DeviceRows", params: LedRows, coin: Tensor, num_rows: int) -> None:
+    def fill_one_pass_mask(self, rows: "DeviceRows", params: LedRows, coin_uniform: Tensor, num_rows: int) -> None:
         """Fill the buffers for a batch of so many rows, of which `rows` are ours."""
         if not self.graph_sizes:
             self.flags[:, :num_rows] = False
-        one_pass.fill_one_pass_mask(params, coin, self.coin_threshold, rows.index, self.mask, self.tau, self.backend)
+        one_pass.fill_one_pass_mask(
+            params, coin_uniform, self.coin_threshold, rows.index, self.mask, self.tau, self.backend
+        )
         if rows.edited is not None:  # what rides is not edited
             self.mask.index_fill_(0, rows.edited if rows.index is None else rows.index[rows.edited], False)
         self.is_one_pass = True
@@ -124,7 +126,7 @@ class OnePassState:
         num_rows = len(hidden)
         latents, tau = buffer[: self.num_layers, :num_rows], self.tau[:num_rows]
         mask, lse = self.mask[:num_rows], self.lse[:, :num_rows]
-        if arrays.can_look(self.device):  # the engine's own bits for every row; its weight is read again
+        if arrays.allows_dynamic_shapes(self.device):  # the engine's own bits for every row; its weight is read again
             logits = multiply(hidden)
             one_pass.separate_pass(latents, head, tau, mask, lse)
         else:
@@ -138,10 +140,10 @@ class OnePassState:
             lse, lse_ready = lse.index_select(1, rows.index), lse_ready.index_select(0, rows.index)
         return one_pass.known_lse_of(params, lse, lse_ready, self.coin_threshold)
 
-    def facts(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         """For /led/info."""
         return {
-            "asked": self.asked,
+            "asked": self.requested,
             "one_pass_up_to_rows": self._largest(),
             "batch_invariant": self.is_batch_invariant,
             "steps": dict(self.num_steps),

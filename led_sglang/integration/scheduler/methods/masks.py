@@ -76,7 +76,7 @@ def _write(output: Any, ids: Tensor, weights: Tensor, is_made: Tensor, chosen: T
     output.lengths = put(output.lengths, (weights > 0).sum(-1))
     output.selected_logprobs = put(output.selected_logprobs, (held / mass).log())
     output.statuses = put(output.statuses, torch.where(held > 0, OK, INVALID))
-    asked = info.sampling_support_logprobs_capture_indices  # of the M rows
-    if asked is not None:
-        ours = (weights / mass[:, None]).log().index_select(0, asked)
-        output.support_logprobs = torch.where(is_made[asked][:, None], ours, output.support_logprobs)
+    requested = info.sampling_support_logprobs_capture_indices  # of the M rows
+    if requested is not None:
+        ours = (weights / mass[:, None]).log().index_select(0, requested)
+        output.support_logprobs = torch.where(is_made[requested][:, None], ours, output.support_logprobs)

@@ -62,8 +62,8 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     No fastmath: where sums may be reordered, LLVM orders them by what it happens to inline, and machine code that was
     compiled just now rounds differently from the same function out of numba's cache. Two servers would disagree.
     """
-    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
     # RuntimeError: nowhere to keep the machine code, which each process then compiles anew, in a few seconds
     with contextlib.suppress(RuntimeError):
-        compiled._cache = SharedCache(function)  # what `cache=True` does with FunctionCache
-    return compiled
+        dispatcher._cache = SharedCache(function)  # what `cache=True` does with FunctionCache
+    return dispatcher

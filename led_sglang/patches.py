@@ -79,8 +79,8 @@ def load_manifest(version: str, folder: Path | None = None) -> tuple[str, dict[s
     if not known:
         where = folder or manifests_dir()
         raise CommandError(f"no manifest in {where}; write one with: python -m led_sglang.patches record")
-    wanted = _version_key(version)
-    nearest = max((key for key in known if key <= wanted), default=min(known))
+    expected = _version_key(version)
+    nearest = max((key for key in known if key <= expected), default=min(known))
     data = files.json_document(known[nearest])
     try:
         return str(data["sglang"]), {target: Function(**fields) for target, fields in data["functions"].items()}
@@ -121,8 +121,8 @@ def check(release: Release, manifest: dict[str, Function]) -> Iterator[Change]:
             yield Change("gone", target, how)
             continue
         if how != RELIED and parameters(now.signature) != HOOK_TARGETS[target].parameters:
-            wanted = ", ".join(HOOK_TARGETS[target].parameters)
-            yield Change("parameters", target, how, f"the hook was written for ({wanted}), found {now.signature}")
+            expected = ", ".join(HOOK_TARGETS[target].parameters)
+            yield Change("parameters", target, how, f"the hook was written for ({expected}), found {now.signature}")
         if then is None:
             yield Change("unlisted", target, how, "not in the manifest, record it again")
         elif then.how != how:

@@ -33,7 +33,7 @@ from led_sglang.ops.backends import one_pass
 from led_sglang.ops.kernels import filtered_draw, lm_head, row_inputs
 from led_sglang.ops.kernels.candidates import candidate_logits
 from led_sglang.ops.kernels.final_layer import final_rows
-from led_sglang.ops.kernels.mix_and_sample import tail
+from led_sglang.ops.kernels.mix_and_sample import end_of_log
 from led_sglang.ops.kernels.projected_head import projected_sums
 from led_sglang.ops.kernels.row_stats import pack_flags
 from led_sglang.ops.rows.filtered_draw import Filters
@@ -130,14 +130,14 @@ def step(num_rows: int, dtype: torch.dtype) -> None:
         lm_head.normalizers_of(latents, head, rows.temperature[:, None], final.explore_mask, has_lse)
     candidates = candidate_logits(latents, final.candidate_ids, head, rows.temperature[:, None], final.explore_mask)
     sums = torch.empty(LAYERS, num_rows), candidates
-    made = tail(
+    made = end_of_log(
         final.logprobs,
         final.candidate_ids,
         *sums,
         final.explored,
         final.explore_mask,
         rows,
-        Noise(now.coin_uniform, now.token),
+        Noise(now.coin_uniform, now.token_uniform),
     )
     projected = replace(head, project=lambda rows: torch.empty(len(rows), VOCAB, dtype=dtype))
     projected_sums(latents, final.candidate_ids, projected, rows.temperature, final.explore_mask)
@@ -145,7 +145,7 @@ def step(num_rows: int, dtype: torch.dtype) -> None:
     pack_flags(now, made, number, Counters.zeros(LAYERS + 1, 1, number.device))
     row_inputs.move_states(meta, automaton, number, now, number)
     filters = Filters(number.int(), rows.temperature, rows.min_p)
-    filtered_draw.sample_filtered(torch.empty(num_rows, VOCAB), number, now.active, now.token, filters)
+    filtered_draw.sample_filtered(torch.empty(num_rows, VOCAB), number, now.active, now.token_uniform, filters)
 
 
 def facts(built: Built) -> dict[str, Any]:

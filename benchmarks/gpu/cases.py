@@ -75,7 +75,7 @@ class Case:
         """So many rows explore; see `spread_coins`."""
         num_rows, device = len(self.uniform), self.uniform.device
         coin_uniform, uniform = spread_coins(num_rows, num_exploring, seed, keeps_mask)
-        return replace(self, noise=Noise(coin_uniform.to(device), self.noise.token), uniform=uniform.to(device))
+        return replace(self, noise=Noise(coin_uniform.to(device), self.noise.token_uniform), uniform=uniform.to(device))
 
 
 def spread_coins(num_rows: int, num_exploring: int, seed: int = 0, keeps_mask: bool = True) -> tuple[Tensor, Tensor]:

@@ -114,16 +114,16 @@ def run_part(part: Part, options: dict[str, Any], folder: Folder, limit_s: float
             if left_s < min(MIN_PART_S, limit_s / 4):
                 _fault(folder, part, None, f"no time is left; {_rest(known)}")
                 return
-            status, tail = _run_process(part, options, folder, state, left_s)
+            status, end_of_log = _run_process(part, options, folder, state, left_s)
             folder.mend()
             begun = _begun(state)
             if status == 0:
                 return
             if status is None:
-                _fault(folder, part, begun, f"took longer than {limit_s:.0f} s and was ended", tail)
+                _fault(folder, part, begun, f"took longer than {limit_s:.0f} s and was ended", end_of_log)
                 return
             if status != LOST:  # it told of its own fault then
-                _fault(folder, part, begun, _words(status), tail)
+                _fault(folder, part, begun, _words(status), end_of_log)
             if begun == known:  # not even one unit further: another start would end the same
                 return
         _fault(folder, part, None, f"{MAX_STARTS} processes died; {_rest(_begun(state))}")
@@ -187,9 +187,9 @@ def _words(status: int) -> str:
     return f"ended by signal {-status} ({signal.Signals(-status).name})"
 
 
-def _fault(folder: Folder, part: Part, begun: Sequence[str] | None, error: str, tail: str = "") -> None:
+def _fault(folder: Folder, part: Part, begun: Sequence[str] | None, error: str, end_of_log: str = "") -> None:
     unit = begun[-1] if begun else None
-    append(folder.lines, {"part": part.name, "kind": "fault", "unit": unit, "error": error, "traceback": tail})
+    append(folder.lines, {"part": part.name, "kind": "fault", "unit": unit, "error": error, "traceback": end_of_log})
 
 
 def run(parts: Sequence[Part], args: argparse.Namespace) -> int:

@@ -67,11 +67,11 @@ class WholeStep:
     def _inputs(self) -> RowInputs:
         now = make_row_inputs(self.meta, self.slots, self.positions, None, self.states, self.backend)
         noise = self.case.noise  # drawn all the same; the case says which rows explore
-        return replace(now, coin_uniform=noise.coin_uniform, token=noise.token)
+        return replace(now, coin_uniform=noise.coin_uniform, token_uniform=noise.token_uniform)
 
     def _decide(self, now: RowInputs, known_lse: KnownLse | None) -> LedStep:
         case, given = self.case, {} if known_lse is None else {"known_lse": known_lse}
-        rows, noise = case.rows.activated(now), Noise(now.coin_uniform, now.token)
+        rows, noise = case.rows.activated(now), Noise(now.coin_uniform, now.token_uniform)
         step = led_step(case.batch_logits, self._latents(), case.head, rows, noise, backend=self.backend, **given)
         write_tokens(self.meta, self.tokens, now, step, self.backend)
         stats.pack_flags(now, step, False, self.method, self.counters, self.backend)

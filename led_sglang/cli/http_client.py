@@ -104,8 +104,8 @@ def message_of(response: httpx.Response) -> str:
         found = _sentence(response.json())
     except (ValueError, RecursionError):
         found = re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", response.text, flags=re.DOTALL)
-    plain = "".join(c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in found)
-    return " ".join(plain.split())[:MAX_MESSAGE_CHARS] or response.reason_phrase or "no reason given"
+    printable = "".join(c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in found)
+    return " ".join(printable.split())[:MAX_MESSAGE_CHARS] or response.reason_phrase or "no reason given"
 
 
 def _sentence(document: Any) -> str:

@@ -63,9 +63,9 @@ def _parts(op: str, left: int, right: int, rng: random.Random) -> str | None:
 def _product_parts(left: int, right: int, rng: random.Random) -> str | None:
     if min(left, right) < 4 or rng.random() < 0.5:
         return None
-    cut = rng.choice((left - 1, 2, left // 2))
-    first, second = cut * right, (left - cut) * right
-    return f"{cut} * {right} = {first}, {left - cut} * {right} = {second}, {first} + {second} = {first + second}"
+    part = rng.choice((left - 1, 2, left // 2))
+    first, second = part * right, (left - part) * right
+    return f"{part} * {right} = {first}, {left - part} * {right} = {second}, {first} + {second} = {first + second}"
 
 
 def _check(node: Node, rng: random.Random) -> str:

@@ -19,7 +19,13 @@ from pathlib import Path
 from led_sglang.cli.arguments import api_key, integer, number, text, url
 from led_sglang.cli.endings import guarded, write_stderr
 from led_sglang.evals.methods import parse_methods
-from led_sglang.evals.reproduce import add_reproduce_parser, prepare, report_arguments, served, stage_arguments
+from led_sglang.evals.reproduce import (
+    add_reproduce_parser,
+    evaluated_server,
+    prepare,
+    report_arguments,
+    stage_arguments,
+)
 from led_sglang.evals.tasks import TASKS, find_tasks, load
 
 POSITIVE = number(0, includes_low=False)
@@ -118,7 +124,7 @@ def reproduce_command(args: argparse.Namespace) -> int:
     """Every stage as one `run`, then one `report`, which requests without an answer do not prevent."""
     parser, status = make_parser(), 0
     prepare(args)
-    with served(args.serve, args.runs, args.base_url) as base_url:
+    with evaluated_server(args.serve, args.runs, args.base_url) as base_url:
         for name in args.stages:
             write_stderr(f"evals: stage {name}")
             status |= run_command(parser.parse_args(stage_arguments(name, args, base_url)))

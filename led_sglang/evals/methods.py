@@ -48,12 +48,12 @@ def parse_methods(text: str) -> list[Method]:
 
 
 def _parse(written: str) -> Method:
-    label, _, tail = written.partition(":")
+    label, _, rest = written.partition(":")
     method = {"cot": "none"}.get(label, label)
     if method not in METHOD_KEYS:
         raise EvalError(f"--methods: unknown method {label!r}; known: cot, {', '.join(METHOD_KEYS)}")
     params: dict[str, Any] = {}
-    for piece in filter(None, tail.split(",")):
+    for piece in filter(None, rest.split(",")):
         key, equals, value = piece.partition("=")
         if not equals or key not in METHOD_KEYS[method]:
             legal = ", ".join(METHOD_KEYS[method]) or "none"

@@ -111,10 +111,10 @@ def countdown_row(row: dict[str, Any]) -> Shaped:
 def math_row(row: dict[str, Any]) -> Shaped:
     """A gold answer is compared as it is written or as mathematics; it must be something, and its braces must close."""
     from led_sglang.evals.grade.answers import braces_close
-    from led_sglang.evals.grade.graders import plain_latex
+    from led_sglang.evals.grade.graders import bare_latex
 
     gold = _answer(row)
-    if not plain_latex(gold) or not braces_close(gold):
+    if not bare_latex(gold) or not braces_close(gold):
         raise UnusableRow(f"the answer {gold[:80]!r} is empty or its braces do not close: no answer could be right")
     return {"problem": _problem(row)}, gold
 

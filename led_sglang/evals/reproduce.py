@@ -75,7 +75,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def served(arguments: str | None, runs: Path, base_url: str) -> Iterator[str]:
+def evaluated_server(arguments: str | None, runs: Path, base_url: str) -> Iterator[str]:
     """The address to ask; where `arguments` are given, of a server that lives as long. Raises EvalError."""
     if arguments is None:
         yield base_url

@@ -97,7 +97,7 @@ def load(task: Task, data: Path | None, limit: int | None, seed: int) -> list[Qu
     else:
         rows = readers.hub_rows(task.hub.name, task.hub.split, task.hub.subset, task.hub.files)
     questions: dict[str, Question] = {}
-    places: dict[str, str] = {}
+    first_seen: dict[str, str] = {}
     for where, row in rows:
         if limit is not None and len(questions) >= limit:
             break
@@ -105,8 +105,8 @@ def load(task: Task, data: Path | None, limit: int | None, seed: int) -> list[Qu
             continue
         question = _question(task, where, row, len(questions))
         if question.id in questions:
-            raise EvalError(f"{where}: the id {question.id!r} comes twice, first in {places[question.id]}")
-        questions[question.id], places[question.id] = question, where
+            raise EvalError(f"{where}: the id {question.id!r} comes twice, first in {first_seen[question.id]}")
+        questions[question.id], first_seen[question.id] = question, where
     if not questions:
         source = data / f"{task.name}.jsonl" if data is not None else task.hub
         raise EvalError(f"{task.name}: no questions in {source}")

@@ -173,8 +173,8 @@ def _refuse_features(args: Any) -> None:
         value = getattr(args, name, None)
         if not value or value == UNSET.get(name):
             continue
-        reported = flag if value is True else f"{flag} {value}"
-        raise CaptureError(f"LED does not work with {reported}: {why}. Drop it or start with --led disabled")
+        forbidden = flag if value is True else f"{flag} {value}"
+        raise CaptureError(f"LED does not work with {forbidden}: {why}. Drop it or start with --led disabled")
 
 
 def _refuse_lora_head(args: Any) -> None:

@@ -65,7 +65,7 @@ def led_step(
         exploit = agg[1];  explore = agg[argmax_j entropy(agg[j])]            ties to the smallest j
         c       = max p[L]
         branch  = explore  if active and (not exploit_allowed or coin < 1 - c)  else  exploit
-        token   = x[inverse CDF of branch at noise.token], where greedy x[argmax branch]
+        token   = x[inverse CDF of branch at noise.token_uniform], where greedy x[argmax branch]
         logprob = log(c * exploit[token] + (1 - c) * explore[token]),   log explore[token] where exploit is False
 
     Shapes and types:
@@ -104,7 +104,7 @@ def led_step(
     chosen = chosen_backend(backend, final_logits.device)
     if callable(latents) and chosen != "compiled":
         latents = latents()
-    if rows.draws_plain and chosen != "compiled":
+    if rows.draws_inactive and chosen != "compiled":
         raise ValueError(
             f'backend {chosen!r} draws no token for rows that are not active: `draws_plain` is for "compiled"'
         )

@@ -74,7 +74,7 @@ class LogitEdits:
 
 def edited_logprobs(logits: Tensor, tau: Tensor, edits: LogitEdits, first_id: int = 0) -> Tensor:
     """log p^l of whole layers, (..., R, V) as the unedited float32 logits, which are overwritten."""
-    plain = (logits / tau).logsumexp(-1, keepdim=True)
+    unedited_lse = (logits / tau).logsumexp(-1, keepdim=True)
     edited = edits.apply(logits, first_id).div_(tau)
-    lost = (plain - edited.logsumexp(-1, keepdim=True)).clamp_min_(0.0)  # exactly 0 in a row without edits
+    lost = (unedited_lse - edited.logsumexp(-1, keepdim=True)).clamp_min_(0.0)  # exactly 0 in a row without edits
     return edited.log_softmax(-1).sub_(lost)

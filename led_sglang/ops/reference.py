@@ -60,7 +60,7 @@ def decode_row(
             depth, explore = most_uncertain(layers, bool(rows.normalize_layers[r]))
 
     branch = explore if explored else exploit
-    choice = argmax(branch) if rows.greedy[r] else inverse_cdf(branch, noise.token[r].item())
+    choice = argmax(branch) if rows.greedy[r] else inverse_cdf(branch, noise.token_uniform[r].item())
     share = confidence if rows.exploit[r] else 0.0
     led_prob = share * exploit[choice] + (1 - share) * explore[choice]
     return {
@@ -115,15 +115,15 @@ def layer_posterior(logits: Tensor, tau: float, edits: LogitEdits | None, r: int
 
 def edited(logits: Tensor, edits: LogitEdits, r: int) -> Tensor:
     """The engine's penalties and bias of row r, token by token: (V,) float64."""
-    place, values = r if edits.rows is None else int(edits.rows[r]), logits.tolist()
+    row_idx, values = r if edits.rows is None else int(edits.rows[r]), logits.tolist()
     for v in range(len(values)):
         if edits.additive is not None:
-            values[v] += edits.additive[place, v].item()
+            values[v] += edits.additive[row_idx, v].item()
         if edits.scaling is not None:
-            scale = edits.scaling[place, v].item()
+            scale = edits.scaling[row_idx, v].item()
             values[v] = values[v] * scale if values[v] < 0 else values[v] / scale
         if edits.bias is not None:
-            values[v] += edits.bias[place, v].item()
+            values[v] += edits.bias[row_idx, v].item()
     return torch.tensor(values, dtype=torch.float64, device=logits.device)
 
 

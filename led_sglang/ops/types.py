@@ -67,14 +67,14 @@ class LedRows(Columns):
     any_normalize: bool = True  # host-known: False promises that no row has `normalize_layers`
     any_offset: bool = True  # host-known: False promises that every `latent_offset` is 0
     # Host-known: rows that are not active are given a token too, of the final layer's whole distribution.
-    draws_plain: bool = False  # "compiled" only
+    draws_inactive: bool = False  # "compiled" only
     # What a backend made of these columns; `replace` begins anew, `activated` does not.
     cache: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
-    def activated(self, now: Columns, draws_plain: bool = False) -> "LedRows":
+    def activated(self, now: Columns, draws_inactive: bool = False) -> "LedRows":
         """The same rows with a step's activity: `now.active`, (R,) bool."""
         rows = object.__new__(LedRows)
-        rows.__dict__.update(self.__dict__, draws_plain=draws_plain)
+        rows.__dict__.update(self.__dict__, draws_inactive=draws_inactive)
         rows.take("active", now)
         return rows
 
@@ -84,7 +84,7 @@ class Noise(Columns):
     """Uniforms in [0, 1), equal on all tensor-parallel ranks."""
 
     coin_uniform: Tensor  # (R,) float64
-    token: Tensor  # (R,) float64
+    token_uniform: Tensor  # (R,) float64
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ class KnownLse:
 
 @dataclass(frozen=True)
 class LedStep(Columns):
-    """One decoded step. Entries of rows that are not `ok` or not active are meaningless, tokens of `draws_plain` apart.
+    """One decoded step. Entries of rows that are not `ok` or not active are meaningless, `draws_inactive` apart.
 
-    Where a row neither explored nor asked for `trace`, `depth` is 1, `explore_probs` equal `exploit_probs` and `entropy`
-    is that of the exploit branch: the explore branch was not computed.
+    Where a row neither explored nor asked for `trace`, `depth` is 1, `explore_probs` equal `exploit_probs` and
+    `entropy` is that of the exploit branch: the explore branch was not computed.
     """
 
     token_ids: Tensor  # (R,) int64

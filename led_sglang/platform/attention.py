@@ -39,7 +39,7 @@ class DecodeStep:
         keys_before = np.cumsum(lengths.numpy())
         num_parts = int(min(num_threads, max(1, keys_before[-1] // MIN_KEYS_A_THREAD)))
         cuts = np.searchsorted(keys_before, keys_before[-1] * np.arange(1, num_parts) / num_parts)
-        bounds = sorted({0, *(int(cut) + 1 for cut in cuts), len(keys_before)})
+        bounds = sorted({0, *(int(bound) + 1 for bound in cuts), len(keys_before)})
         return cls(table.numpy(), requests.long().numpy(), lengths.long().numpy(), tuple(pairwise(bounds)))
 
 

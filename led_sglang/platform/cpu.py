@@ -13,7 +13,7 @@ from sglang.srt.platforms.interface import SRTPlatform
 
 from led_sglang.platform import deterministic
 
-__all__ = ["PlainTorchPlatform"]
+__all__ = ["TorchCpuPlatform"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def bind_threads(ranks: int, cores: list[int]) -> str:
     return "|".join(",".join(map(str, share)) for share in shares)
 
 
-class PlainTorchPlatform(CpuDeviceMixin, SRTPlatform):
+class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
     """Runs every layer's `forward_native` with torch's own attention; no graphs, no compiled kernels."""
 
     # Out of tree, not CPU: "CPU" is what SGLang calls the engine with its own AMX kernels.

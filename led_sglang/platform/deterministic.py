@@ -33,8 +33,8 @@ def install() -> None:
     from sglang.srt.layers import sampler
 
     batch_invariant_ops.enable_batch_invariant_mode = enable_batch_invariant_mode
-    compiled = sampler.multinomial_with_seed  # by torch.compile, which would want a C++ compiler
-    sampler.multinomial_with_seed = getattr(compiled, "_torchdynamo_orig_callable", compiled)
+    wrapped = sampler.multinomial_with_seed  # by torch.compile, which would want a C++ compiler
+    sampler.multinomial_with_seed = getattr(wrapped, "_torchdynamo_orig_callable", wrapped)
     sampler.murmur_hash32 = murmur_hash32
 
 

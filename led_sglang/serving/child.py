@@ -64,12 +64,12 @@ class Server:
         deadline = time.monotonic() + START_LIMIT_S
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise StartError(f"server exited with {self.process.returncode}:\n{self.tail()}")
+                raise StartError(f"server exited with {self.process.returncode}:\n{self.end_of_log()}")
             with contextlib.suppress(httpx.HTTPError, psutil.NoSuchProcess):
                 if self._is_listening() and httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
                     return
             time.sleep(0.5)
-        raise StartError(f"server not ready after {START_LIMIT_S} s:\n{self.tail()}")
+        raise StartError(f"server not ready after {START_LIMIT_S} s:\n{self.end_of_log()}")
 
     def _is_listening(self) -> bool:
         """Itself: somebody else who listens there would be healthy too, and answer for another model."""
@@ -87,7 +87,7 @@ class Server:
         finally:
             self.stop()
 
-    def tail(self, num_chars: int = 4000) -> str:
+    def end_of_log(self, num_chars: int = 4000) -> str:
         """The end of the log; a log on a device (/dev/full) has none."""
         return self.log.read_text(errors="replace")[-num_chars:] if self.log.is_file() else ""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["CannotListen", "HeldPort", "refuse_taken"]
 
-Place = tuple[Any, Any, int, str, Any]  # of socket.getaddrinfo
+AddressInfo = tuple[Any, Any, int, str, Any]  # of socket.getaddrinfo
 
 
 class CannotListen(RuntimeError):
@@ -51,18 +51,18 @@ def refuse_taken(host: str, port: int) -> None:
     if not 1 <= port <= 65535:
         raise CannotListen(f"{where}: the port must be from 1 to 65535")
     try:
-        places = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        address_infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise CannotListen(f"{where}: {error}") from error
-    errors = [found for place in places if (found := _listening_error(place)) is not None]
+    errors = [found for address_info in address_infos if (found := _listening_error(address_info)) is not None]
     # A name may stand for addresses of a family that this machine does not have; one that it has is enough then.
-    fatal = [found for found in errors if found.errno != errno.EADDRNOTAVAIL or len(errors) == len(places)]
+    fatal = [found for found in errors if found.errno != errno.EADDRNOTAVAIL or len(errors) == len(address_infos)]
     if fatal:
         raise CannotListen(f"{where}: {os.strerror(fatal[0].errno or 0)}; name another with --port or --host")
 
 
-def _listening_error(place: Place) -> OSError | None:
-    family, kind, protocol, _, address = place
+def _listening_error(address_info: AddressInfo) -> OSError | None:
+    family, kind, protocol, _, address = address_info
     try:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does

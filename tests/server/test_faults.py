@@ -244,8 +244,8 @@ def test_the_killed_scheduler(faulty: Server) -> None:
     try:
         status = faulty.process.wait(30)
     except subprocess.TimeoutExpired:
-        pytest.fail(f"the server runs on without a scheduler: {faulty.tail()}")
+        pytest.fail(f"the server runs on without a scheduler: {faulty.end_of_log()}")
     assert status != 0
-    assert "crashed with exit code -9" in faulty.tail()
+    assert "crashed with exit code -9" in faulty.end_of_log()
     _, alive = psutil.wait_procs(children, timeout=30)  # they follow their parent, each when it notices
     assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]

@@ -54,5 +54,5 @@ def test_a_model_that_cannot_be_captured_is_refused_by_name(checkpoint_folder: P
     folder = checkpoints.build("gpt2", checkpoint_folder / "gpt2")
     server = sharp_server(folder, logs / "gpt2.log", "--led-max-depth", "4", "--led-depth", "4")
     assert server.wait_exit() != 0
-    assert "GPT2LMHeadModel" in server.tail()
-    assert "--led-max-depth 1" in server.tail(), "the message does not say what to do"
+    assert "GPT2LMHeadModel" in server.end_of_log()
+    assert "--led-max-depth 1" in server.end_of_log(), "the message does not say what to do"

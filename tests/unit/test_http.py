@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
 from led_sglang.integration.http.app import LedRequests, rewrite_body
-from led_sglang.integration.http.places import CHAT, COMPLETIONS, ENDPOINTS, GENERATE, INVOCATIONS, RESPONSES, VERTEX
+from led_sglang.integration.http.endpoints import CHAT, COMPLETIONS, ENDPOINTS, GENERATE, INVOCATIONS, RESPONSES, VERTEX
 from led_sglang.wire import RESOLVED_KEY
 
 

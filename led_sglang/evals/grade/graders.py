@@ -33,32 +33,32 @@ def _decide(is_right: bool, answer: str, detail: str = "") -> Verdict:
 
 
 def to_number(text: str) -> Decimal | None:
-    plain = re.sub(r"[\s,$+]|\\[!,;$]", "", text.replace("−", "-")).removesuffix(".")
+    digits = re.sub(r"[\s,$+]|\\[!,;$]", "", text.replace("−", "-")).removesuffix(".")
     try:
-        return Decimal(plain)
+        return Decimal(digits)
     except InvalidOperation:
         return None
 
 
 def grade_number(text: str, gold: str) -> Verdict:
     r"""The last number of \boxed{...} if there is one, else of the text, against the gold number."""
-    wanted = to_number(gold)
-    if wanted is None:
+    expected = to_number(gold)
+    if expected is None:
         raise ValueError(f"the gold answer {gold!r} is not a number")
     found = NUMBER.findall(last_boxed(text) or "") or NUMBER.findall(text)
     if not found:
         return Verdict(NO_ANSWER)
-    return _decide(to_number(found[-1]) == wanted, found[-1])
+    return _decide(to_number(found[-1]) == expected, found[-1])
 
 
 def grade_countdown(text: str, gold: str) -> Verdict:
     """The last expression in the text must use each of the gold's numbers once and have its target's value."""
     from led_sglang.embedded.countdown import is_solution, last_expression
 
-    wanted, found = json.loads(gold), last_expression(text)
+    expected, found = json.loads(gold), last_expression(text)
     if found is None:
         return Verdict(NO_ANSWER)
-    return _decide(is_solution(found, tuple(wanted["numbers"]), wanted["target"]), found)
+    return _decide(is_solution(found, tuple(expected["numbers"]), expected["target"]), found)
 
 
 def grade_choice(text: str, gold: str) -> Verdict:
@@ -77,7 +77,7 @@ def grade_math(text: str, gold: str) -> Verdict:
     Runs without time limits of its own (math-verify's need the main thread): the judge process has one.
     """
     boxed = last_boxed(text)
-    if boxed is not None and plain_latex(boxed) == plain_latex(gold):
+    if boxed is not None and bare_latex(boxed) == bare_latex(gold):
         return _decide(True, boxed)
     if boxed is not None and len(boxed) > MAX_ANSWER_CHARS:
         return _decide(False, boxed, "too long to be an answer")
@@ -96,7 +96,7 @@ def _parse(text: str) -> list[Any]:
     return list(parse(text, parsing_timeout=None))
 
 
-def plain_latex(text: str) -> str:
+def bare_latex(text: str) -> str:
     """Spelling that carries no meaning taken out, so that words ("\\text{ Evelyn }") compare too."""
     text = re.sub(r"\\(?:text|mathrm|textbf|mbox|mathbf)\s*\{([^{}]*)\}", r"\1", text)
     text = (

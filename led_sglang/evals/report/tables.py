@@ -11,7 +11,7 @@ from led_sglang.evals.records.results import Cell, Cells
 from led_sglang.evals.records.statistics import Floats, Interval
 from led_sglang.evals.records.store import CellKey
 
-MISSING = "–"
+NO_VALUE = "–"
 BASELINE, REFERENCE = "cot", "led"  # what others are compared with where nothing else is said
 
 
@@ -83,13 +83,13 @@ def method_order(name: str) -> list[object]:
 
 
 def percent(value: float) -> str:
-    return MISSING if math.isnan(value) else f"{100 * value:.2f}"
+    return NO_VALUE if math.isnan(value) else f"{100 * value:.2f}"
 
 
 def points(interval: Interval | None) -> str:
     """A difference with its interval; bold where the interval excludes zero."""
     if interval is None:
-        return MISSING
+        return NO_VALUE
     text = f"{100 * interval.mean:+.2f} [{100 * interval.low:+.2f}, {100 * interval.high:+.2f}]"
     return f"**{text}**" if interval.excludes_zero else text
 
@@ -122,14 +122,14 @@ def main_table(experiment: Experiment) -> Table:
         for cell in cells:
             for n in ns:
                 if cell is None or n not in cell.ns():
-                    columns.append(MISSING)
+                    columns.append(NO_VALUE)
                     continue
                 error = f" ± {percent(statistics.standard_error(cell.values(1)))}" if n == 1 else ""
                 columns.append(percent(cell.accuracy(n)) + error)
         for n in ns if len(cells) > 1 else ():
-            full = [cell for cell in cells if cell is not None and n in cell.ns()]
-            is_full = len(full) == len(cells)
-            columns.append(percent(sum(c.accuracy(n) for c in full) / len(full)) if is_full else MISSING)
+            complete = [cell for cell in cells if cell is not None and n in cell.ns()]
+            is_full = len(complete) == len(cells)
+            columns.append(percent(sum(c.accuracy(n) for c in complete) / len(complete)) if is_full else NO_VALUE)
         return columns
 
     names = [*experiment.tasks, "average"] if len(experiment.tasks) > 1 else experiment.tasks
@@ -156,7 +156,7 @@ def difference_table(experiment: Experiment) -> Table:
     )
     methods = [method for method in experiment.methods if method != baseline]
     rows = _rows(experiment, make, methods)
-    count = sum(cell != MISSING for row in rows for cell in row[2:])
+    count = sum(cell != NO_VALUE for row in rows for cell in row[2:])
     note += f"as one in twenty of these {count} would by chance alone."
     return Table(f"Differences from {baseline}", note, header, rows)
 
@@ -170,7 +170,7 @@ def temperature_table(experiment: Experiment) -> Table:
             cells = [c for t in experiment.temperatures if (c := experiment.cell(task, method, t)) is not None]
             alpha = alpha_of(experiment, cells)
             for cell in cells:
-                shown = [percent(cell.accuracy(n)) if n in cell.ns() else MISSING for n in ns]
+                shown = [percent(cell.accuracy(n)) if n in cell.ns() else NO_VALUE for n in ns]
                 rows.append([task, method, f"{cell.key.temperature:g}", *shown, points(alpha)])
     note = (
         "Per cent. α is the slope along the temperature index of the least-squares plane through pass@n over "
@@ -222,14 +222,14 @@ def ablation_table(experiment: Experiment) -> Table | None:
 
     def mean(cells: list[Cell], n: int) -> str:
         usable = [cell.accuracy(n) for cell in cells if n in cell.ns()]
-        return percent(sum(usable) / len(usable)) if usable else MISSING
+        return percent(sum(usable) / len(usable)) if usable else NO_VALUE
 
     def make(method: str, temperature: float) -> list[str]:
         cells = [cell for cell in experiment.row(method, temperature) if cell is not None]
         accuracies = [mean(cells, n) for n in ns]
         length = f"{sum(c.mean_tokens for c in cells) / len(cells):.1f}"
         same = method == reference
-        deltas = [MISSING if same else points(experiment.compare(method, reference, temperature, n)) for n in ns]
+        deltas = [NO_VALUE if same else points(experiment.compare(method, reference, temperature, n)) for n in ns]
         return [*accuracies, length, *deltas]
 
     header = ["method", "temperature", *(f"pass@{n}" for n in ns), "tokens/sample", *(f"Δ pass@{n}" for n in ns)]

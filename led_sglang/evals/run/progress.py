@@ -43,7 +43,7 @@ class LiveTable:
         self._has_bars = self._console.is_terminal and not is_quiet
         self._progress = Progress(*columns, console=self._console, disable=not self._has_bars, refresh_per_second=4)
         self._is_quiet = is_quiet
-        self._wanted = cells
+        self._num_expected = cells
         self._bars = {cell: self._progress.add_task(self._name(cell), total=n, live="-") for cell, n in cells.items()}
         self._shown: dict[CellKey, Cell] = {}
         self._last_line = time.monotonic()
@@ -64,9 +64,9 @@ class LiveTable:
 
     def print_lines(self) -> None:
         if not self._is_quiet:
-            for key, wanted in self._wanted.items():
+            for key, num_expected in self._num_expected.items():
                 cell = self._shown.get(key)
-                text = f"0/{wanted} -" if cell is None else f"{cell.num_samples}/{wanted} {live_text(cell)}"
+                text = f"0/{num_expected} -" if cell is None else f"{cell.num_samples}/{num_expected} {live_text(cell)}"
                 print(f"{self._name(key)}: {text}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> LiveTable:

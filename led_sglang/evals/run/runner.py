@@ -102,7 +102,7 @@ class Runner:
                             if cell is None or not cell.has(question.id, sample):
                                 yield job
 
-    def wanted(self) -> dict[CellKey, int]:
+    def num_expected(self) -> dict[CellKey, int]:
         """Samples of each cell."""
         settings = self.settings
         return {
@@ -155,13 +155,13 @@ class Runner:
                 record["sandbox"] = await asyncio.to_thread(sandbox.describe)
             with (
                 Store(settings.out, record, settings.resume) as store,
-                LiveTable(self.wanted(), settings.is_quiet) as live,
+                LiveTable(self.num_expected(), settings.is_quiet) as live,
             ):
                 self.done = read_runs([settings.out])
                 for cell in self.done.values():
                     live.show(cell)
                 await self.work(client, store, live)
-        return outcome.message((self.done[key] for key in self.wanted() if key in self.done), self.reasons)
+        return outcome.message((self.done[key] for key in self.num_expected() if key in self.done), self.reasons)
 
     async def versions(self, client: Client) -> dict[str, Any]:
         """Of the server, for the record: a run is worth its hours without them too, but not in silence."""

@@ -51,11 +51,11 @@ def _sample(original: Any, self: Any, logits_output: Any, forward_batch: Any) ->
     if current is None:
         return original(self, logits_output, forward_batch)
     current.forward_batch = forward_batch
-    current.plain_logits = sampler.plain_logits_of(current, forward_batch, logits_output.next_token_logits)
+    current.unedited_logits = sampler.unedited_logits_of(current, forward_batch, logits_output.next_token_logits)
     try:
         return original(self, logits_output, forward_batch)
     finally:
-        current.forward_batch, current.plain_logits = None, {}
+        current.forward_batch, current.unedited_logits = None, {}
 
 
 def _logits(

@@ -97,12 +97,12 @@ RELIED_ON: tuple[tuple[str, str], ...] = (
         "wrapped on the instance while latents ride in its weight pass; called for the latents of a quantised head",
     ),
     (S + "layers.logits_processor.should_apply_lm_head_quant_method", "tells a quantised head from a plain one"),
-    (S + "layers.sampler.Sampler._preprocess_logits", "overridden: the LED step runs on its result"),
+    (S + "layers.sampler.Sampler._preprocess_logits", "replaced: the LED step runs on its result"),
     (
         S + "layers.sampler.Sampler._sample_from_probs",
-        "overridden: seeded rows outside the thinking phase, and rows that LED decided",
+        "replaced: seeded rows outside the thinking phase, and rows that LED decided",
     ),
-    (S + "layers.sampler.Sampler._sync_token_ids_across_tp", "overridden: last look at the tokens of a step"),
+    (S + "layers.sampler.Sampler._sync_token_ids_across_tp", "replaced: last look at the tokens of a step"),
     (
         BATCH_INFO + "apply_logits_bias",
         "penalties, then a grammar's mask, then the bias: `ops.edits` has the same order",

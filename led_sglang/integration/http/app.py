@@ -17,7 +17,7 @@ from led_sglang.config.schema import describing
 from led_sglang.config.server import server_config
 from led_sglang.inspector.page import route_path
 from led_sglang.integration.http import info, inspector, metrics
-from led_sglang.integration.http.places import (
+from led_sglang.integration.http.endpoints import (
     ENDPOINTS,
     GENERATE,
     OPENAI_PATHS,
@@ -45,7 +45,7 @@ class LedRequests:
     """
 
     def __init__(self, app: ASGIApp, paths: Mapping[str, str] | None = None) -> None:
-        """`paths`: under which path the app has the endpoints that `places.ENDPOINTS` knows; as there by default."""
+        """`paths`: under which path the app has the endpoints that `endpoints.ENDPOINTS` knows; as there by default."""
         self.app = app
         self.paths = {path: path for path in ENDPOINTS} if paths is None else paths
 

@@ -175,8 +175,8 @@ async def _sample(
                 new = answer["output_ids"]
                 new = new if manager.incremental_streaming_output else new[len(seen) :]
                 at = round(1000 * (time.monotonic() - start), 1)
-                for place, token_id in enumerate(new):
-                    token = _token(prompt, pieces, answer["meta_info"], i, place, token_id)
+                for index, token_id in enumerate(new):
+                    token = _token(prompt, pieces, answer["meta_info"], i, index, token_id)
                     events.put_nowait({**token, "at": at})
                 seen.extend(new)
         meta = answer["meta_info"] if answer else {}
@@ -189,12 +189,12 @@ async def _sample(
         events.put_nowait(None)
 
 
-def _token(prompt: Prompt, pieces: Pieces, meta: dict[str, Any], i: int, place: int, token_id: int) -> dict[str, Any]:
-    """The event of token `place` of a chunk."""
+def _token(prompt: Prompt, pieces: Pieces, meta: dict[str, Any], i: int, index: int, token_id: int) -> dict[str, Any]:
+    """The event of token `index` of a chunk."""
 
     def column(key: str) -> Any:
         values = meta.get("led_" + key) or ()
-        return values[place] if place < len(values) else None
+        return values[index] if index < len(values) else None
 
     candidates = column("candidates")
     return {

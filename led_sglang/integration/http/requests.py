@@ -94,7 +94,7 @@ def add_to_responses(
     stop: Any = None,
     tool_call_constraint: Any = None,
 ) -> None:
-    """AFTER ResponsesRequest.to_sampling_params: the parameters that `http.rewrite_body` checked and left in `metadata.led`."""
+    """AFTER ResponsesRequest.to_sampling_params: the parameters that `rewrite_body` left in `metadata.led`."""
     value = (self.metadata or {}).get("led")
     if value is not None:
         parsed = json.loads(value) if isinstance(value, str) else value

@@ -10,7 +10,7 @@ import torch
 from led_sglang.config.fields import METHODS
 from led_sglang.ops.rows import stats
 
-PLAIN = METHODS.index("none")
+ENGINE = METHODS.index("none")
 
 
 class Counts:
@@ -25,9 +25,9 @@ class Counts:
         """Count rows `weight` times more than the device did; methods: indices of METHODS."""
         stats.count(list(flags), list(methods), weight, self._corrections, self.on_device.method_offset)
 
-    def add_plain(self) -> None:
+    def add_engine_token(self) -> None:
         """A token of a request that asked for plain sampling: no kernel of ours has seen it."""
-        self._corrections[self.on_device.method_offset + PLAIN] += 1
+        self._corrections[self.on_device.method_offset + ENGINE] += 1
 
     def status(self) -> dict[str, Any]:
         """Names and numbers; of the steps whose results have been handed out."""

@@ -80,7 +80,7 @@ class StepRecord:
             return None
         position = self._led.position.get(row)
         if position is None:
-            self._counts.add_plain()
+            self._counts.add_engine_token()
             return 0
         flags = self.flags[position]
         reported = flags if not request.params.trace else (flags, *self._trace_of(position, request.params, flags))
@@ -108,7 +108,7 @@ class StepRecord:
         if request is None:
             return None
         if request.params.method == "none":
-            self._counts.add_plain()
+            self._counts.add_engine_token()
             return 0
         self._counts.correct([FALLBACK], [METHODS.index(request.params.method)], 1)
         return FALLBACK

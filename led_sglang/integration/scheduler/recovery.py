@@ -74,7 +74,7 @@ def sample(original: Call, self: Any, logits_output: Any, forward_batch: Any) ->
     try:
         return original.once(self, logits_output, forward_batch)
     finally:
-        current.forward_batch, current.plain_logits = None, {}
+        current.forward_batch, current.unedited_logits = None, {}
 
 
 def request_row(result: Any, self: Any, batch: Any, vocab_size: int) -> None:

@@ -76,7 +76,7 @@ class Runtime:
         self.head: Head | None = None
         self.automaton: ThinkingAutomaton | None = None
         self.forward_batch: Any = None
-        self.plain_logits: dict[str, Tensor] = {}  # of the step under way, by method: `edits.plain_logits`
+        self.unedited_logits: dict[str, Tensor] = {}  # of the step under way, by method: `edits.unedited_logits`
         self.num_step_failures = 0
         self.has_started = False  # a forward has gone through: until then every fault is one of the start
         self.has_forward_failed = False  # the step under way is the engine's: its latents may not be there
@@ -291,12 +291,12 @@ def _refuse_unsupported(runner: Any) -> None:
 
 def _refuse_another_model(config: ServerConfig, model_config: Any) -> None:
     """The Engine takes its arguments again, after `launch.enable` had some."""
-    for what, reported, found in (
+    for what, configured, found in (
         ("layers", config.num_layers, int(model_config.num_hidden_layers)),
         ("tokens in its vocabulary", config.vocab_size, int(model_config.vocab_size)),
     ):
-        if reported != found:
+        if configured != found:
             raise CaptureError(
-                f"LED was switched on for a model with {reported} {what}, and this one has {found}: give launch.enable the "
-                f"arguments of the Engine"
+                f"LED was switched on for a model with {configured} {what}, and this one has {found}: give launch.enable "
+                f"the arguments of the Engine"
             )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from led_sglang.integration.scheduler.batch import LedBatch
 from led_sglang.integration.scheduler.methods import masks
-from led_sglang.integration.scheduler.methods.edits import plain_logits
+from led_sglang.integration.scheduler.methods.edits import unedited_logits
 from led_sglang.integration.scheduler.ranks import RankDivergence
 from led_sglang.integration.scheduler.records import StepRecord
 from led_sglang.integration.scheduler.runtime import Runtime, count_failure, fail_step, runtime
@@ -82,7 +82,7 @@ class LedSamplerMixin:
         context = self.led_context
         if context is None or not _attempt(context.runtime, getattr, context, "may_decide_alone"):
             return None
-        context.draws_plain = context.may_draw_plain
+        context.draws_inactive = context.may_draw_inactive
         logits = context.preprocessed = self._preprocess_logits(logits_output.next_token_logits, sampling_info)
         rows_for_engine = _attempt(context.runtime, context.rows_for_engine)
         if rows_for_engine is None or len(rows_for_engine):
@@ -109,7 +109,7 @@ class LedSamplerMixin:
     ) -> Any:
         context, sample = self.led_context, super()._sample_from_probs  # type: ignore[misc]
         if context is not None and context.rows.seeded is not None:
-            _guard(context, context.decide_plain, probs)
+            _guard(context, context.draw_seeded, probs)
         rows = None
         if context is not None and simple_sampling_case:
             rows = _attempt(context.runtime, context.rows_for_engine)
@@ -212,10 +212,10 @@ def _guarded_record(led: LedBatch, context: StepContext | None, current: Runtime
     return None
 
 
-def plain_logits_of(current: Runtime, forward_batch: Any, logits: Tensor) -> dict[str, Tensor]:
-    """`edits.plain_logits` of a step, before the engine edits its logits (B, V)."""
+def unedited_logits_of(current: Runtime, forward_batch: Any, logits: Tensor) -> dict[str, Tensor]:
+    """`edits.unedited_logits` of a step, before the engine edits its logits (B, V)."""
     info = forward_batch.sampling_info
-    return _attempt(current, plain_logits, getattr(info, "led", None), info, logits) or {}
+    return _attempt(current, unedited_logits, getattr(info, "led", None), info, logits) or {}
 
 
 def before_forward(current: Runtime, forward_batch: Any) -> None:

@@ -34,17 +34,17 @@ class StepContext:
     is_one_pass: bool = False  # this step's form is one pass
     bench_uniform: Tensor | None = None  # of a benchmark, whose coin says nothing of the cut
     preprocessed: Tensor | None = None  # the engine's logits, before its sampler asks for them
-    draws_plain: bool = False  # this step's tokens outside the phase are LED's to draw too
+    draws_inactive: bool = False  # this step's tokens outside the phase are LED's to draw too
     is_decided: bool = False
     is_applied: bool = False
     is_finished: bool = False
     step: LedStep | None = None
     failed: bool = False
     overrides: list[registry.Override] = field(default_factory=list)  # tokens that another method forces
-    plain_ids: Tensor | None = None  # (S,) tokens of the seeded rows, for where they are outside their phase
-    plain_rows: Tensor | None = None  # (S,) their rows of the batch
-    plain_active: Tensor | None = None  # (S,) bool: inside their phase after all
-    plain_draw: Draw | None = None  # what those tokens were drawn from, where some row wants its sampling mask
+    seeded_ids: Tensor | None = None  # (S,) tokens of the seeded rows, for where they are outside their phase
+    seeded_rows: Tensor | None = None  # (S,) their rows of the batch
+    seeded_active: Tensor | None = None  # (S,) bool: inside their phase after all
+    seeded_draw: Draw | None = None  # what those tokens were drawn from, where some row wants its sampling mask
 
     @classmethod
     def begin(cls, led: LedBatch, info: Any, positions: Tensor, current: Runtime) -> "StepContext":
@@ -78,7 +78,7 @@ class StepContext:
         """
         self.is_decided = True
         if self.runtime.ranks is not None:
-            self.runtime.ranks.check(torch.stack([self.inputs.coin_uniform, self.inputs.token]))
+            self.runtime.ranks.check(torch.stack([self.inputs.coin_uniform, self.inputs.token_uniform]))
         engine_logits = logits
         if self.runtime.is_sanitized:
             logits = _as_before_sanitizing(logits)
@@ -93,7 +93,7 @@ class StepContext:
         num_rows, num_layers = logits.shape[0], self.runtime.num_led_layers
         assert head is not None
         latents = partial(self.runtime.capture.latents, num_layers, num_rows, self.rows.index)
-        params = self.rows.params.activated(self.inputs, self.draws_plain)
+        params = self.rows.params.activated(self.inputs, self.draws_inactive)
         edited = self.rows.edited
         one_pass_state.num_steps["one_pass" if self.is_one_pass else "coin_first"] += 1
         self.runtime.num_engine_head_steps += head.project is not None
@@ -108,7 +108,7 @@ class StepContext:
             edits=None if edited is None else edits_of(self.info, self.rows.index, edited),
         )
 
-    def decide_plain(self, probs: Tensor) -> None:
+    def draw_seeded(self, probs: Tensor) -> None:
         """A request that named its seed keeps it outside its phase too: the engine ignores seeds by default."""
         picked = self.rows.seeded
         if picked is None or self.info.sampling_seed is not None:
@@ -120,18 +120,18 @@ class StepContext:
         batch_rows = picked if self.rows.index is None else self.rows.index[picked]
         is_filtered = info.need_top_k_sampling or info.need_top_p_sampling or info.need_min_p_sampling
         filters = Filters(info.top_ks, info.top_ps, info.min_ps, is_filtered)
-        self.plain_ids, cut = sample_filtered(
-            probs, batch_rows, active, self.inputs.token[picked], filters, self.runtime.backend
+        self.seeded_ids, support = sample_filtered(
+            probs, batch_rows, active, self.inputs.token_uniform[picked], filters, self.runtime.backend
         )
-        self.plain_rows, self.plain_active = batch_rows, active
+        self.seeded_rows, self.seeded_active = batch_rows, active
         masked = self.rows.seeded_masked
         if self.mask_rows is not None and masked is not None:
             if arrays.allows_dynamic_shapes(probs.device):
                 masked = masked[~active[masked]]
             some = batch_rows[masked]
             # SGLang refuses a mask of a top-k that is not finite.
-            ids, weights = kept_tokens(probs, some, cut.take(masked), max(info.sampling_mask_top_ks))
-            self.plain_draw = Draw(some, ids, weights, ~active[masked])
+            ids, weights = kept_tokens(probs, some, support.take(masked), max(info.sampling_mask_top_ks))
+            self.seeded_draw = Draw(some, ids, weights, ~active[masked])
 
     @property
     def mask_rows(self) -> Tensor | None:
@@ -144,8 +144,8 @@ class StepContext:
         if self.step is not None:
             probs = led_probs(self.step, self.rows.params)
             yield Draw(self.rows.in_batch, self.step.candidate_ids, probs, self.active & self.step.ok)
-        if self.plain_draw is not None:
-            yield self.plain_draw
+        if self.seeded_draw is not None:
+            yield self.seeded_draw
         for rows, forced, is_forced in self.overrides:  # no chance left
             yield Draw(rows, forced[:, None], torch.ones_like(forced[:, None], dtype=torch.float32), is_forced)
 
@@ -162,7 +162,7 @@ class StepContext:
         )
 
     @property
-    def may_draw_plain(self) -> bool:
+    def may_draw_inactive(self) -> bool:
         """LED may sample the rows outside their phase as the engine would: it has their distribution at hand.
 
         Where the engine would draw from all of it, and no seed has to give the same text in any company.
@@ -176,7 +176,7 @@ class StepContext:
         """LED may turn out to give every row of a batch its token; one that is all greedy is cheap."""
         if not self.is_led_alone or self.info.is_all_greedy:
             return False
-        return bool(self.is_active.any()) if self.may_draw_plain else bool(self.is_active.all())
+        return bool(self.is_active.any()) if self.may_draw_inactive else bool(self.is_active.all())
 
     def rows_for_engine(self) -> Tensor | None:
         """Rows of the batch whose token is still the engine's to sample; None: leave all to it.
@@ -188,7 +188,7 @@ class StepContext:
         if self.step is None or not self.is_led_alone:
             return None
         is_ok = self.step.arrays("ok")[0]
-        return torch.from_numpy(np.flatnonzero(~is_ok if self.draws_plain else ~(self.is_active & is_ok)))
+        return torch.from_numpy(np.flatnonzero(~is_ok if self.draws_inactive else ~(self.is_active & is_ok)))
 
     def apply(self, token_ids: Tensor) -> None:
         """Write the LED tokens over the engine's, in place; rows that are not ok keep the engine's token."""
@@ -197,11 +197,11 @@ class StepContext:
         self.is_applied = True
         # First what may fail: the engine's tokens are untouched then. Rows of LED's are neither plain nor another's.
         if self.step is not None:
-            write_tokens(self.rows, token_ids, self.inputs, self.step, self.runtime.backend, self.draws_plain)
-        if self.plain_ids is not None:
-            assert self.plain_rows is not None and self.plain_active is not None
-            kept = token_ids[self.plain_rows]
-            token_ids[self.plain_rows] = torch.where(self.plain_active, kept, self.plain_ids.to(kept.dtype))
+            write_tokens(self.rows, token_ids, self.inputs, self.step, self.runtime.backend, self.draws_inactive)
+        if self.seeded_ids is not None:
+            assert self.seeded_rows is not None and self.seeded_active is not None
+            kept = token_ids[self.seeded_rows]
+            token_ids[self.seeded_rows] = torch.where(self.seeded_active, kept, self.seeded_ids.to(kept.dtype))
         for rows, forced, is_forced in self.overrides:
             token_ids[rows] = torch.where(is_forced, forced.to(token_ids.dtype), token_ids[rows])
 

@@ -41,7 +41,7 @@ def led_step(
     explore = torch.where((depth > 1)[:, None], aggregates.gather(0, picked)[0], exploit)
 
     branch = torch.where(explored[:, None], explore, exploit)
-    choice = torch.where(rows.greedy, branch.argmax(-1), inverse_cdf(branch, noise.token))[:, None]
+    choice = torch.where(rows.greedy, branch.argmax(-1), inverse_cdf(branch, noise.token_uniform))[:, None]
     share = torch.where(rows.exploit, confidence, 0.0)[:, None]
     led_probs = share * exploit + (1 - share) * explore
     is_finite = layers.isfinite().all(-1) | (depths > rows.depth) | ~needs_latents  # (J+1, R)

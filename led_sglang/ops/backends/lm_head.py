@@ -61,8 +61,8 @@ def tile_sums(logits: Tensor, tau: Tensor, edits: LogitEdits | None, first_id: i
     """
     if edits is None:
         return logits.div_(tau).logsumexp(-1)
-    plain = (logits / tau).logsumexp(-1)
-    return torch.stack([plain, edits.apply(logits, first_id).div_(tau).logsumexp(-1)])
+    unedited_lse = (logits / tau).logsumexp(-1)
+    return torch.stack([unedited_lse, edits.apply(logits, first_id).div_(tau).logsumexp(-1)])
 
 
 def latent_lse(latents: Tensor, head: Head, tau: Tensor, edits: LogitEdits | None = None) -> Tensor:
@@ -94,10 +94,10 @@ def candidate_logits(
     chunk = max(1, CANDIDATE_ELEMENTS // max(candidate_ids.shape[1] * latents.shape[2], 1))
     if len(candidate_ids) > chunk:
         columns = torch.split(latents, chunk, 1), torch.split(candidate_ids, chunk), torch.split(tau, chunk)
-        places = torch.split(torch.arange(len(candidate_ids), device=tau.device), chunk)
+        row_idx = torch.split(torch.arange(len(candidate_ids), device=tau.device), chunk)
         parts = [
-            candidate_logits(h, ids, head, t, None if edits is None else edits.take(place))
-            for h, ids, t, place in zip(*columns, places, strict=True)
+            candidate_logits(h, ids, head, t, None if edits is None else edits.take(row_idx))
+            for h, ids, t, row_idx in zip(*columns, row_idx, strict=True)
         ]
         return torch.cat(parts, 1)
     if head.project is not None:
@@ -132,21 +132,21 @@ def engine_sums(
     ids = latents.new_zeros(len(latents), 1, dtype=torch.int64) if candidate_ids is None else candidate_ids
     many = max(PROJECT_ROWS, tile_elements(latents.device) // max(head.num_rows, 1))
     columns = torch.split(latents, many), torch.split(ids, many), torch.split(tau, many)
-    places = torch.split(torch.arange(len(latents), device=tau.device), many)
-    parts = [_product_sums(h, i, t, p, head, edits) for h, i, t, p in zip(*columns, places, strict=True)]
+    row_idx = torch.split(torch.arange(len(latents), device=tau.device), many)
+    parts = [_product_sums(h, i, t, p, head, edits) for h, i, t, p in zip(*columns, row_idx, strict=True)]
     sums, logits = zip(*parts, strict=True)
     return torch.cat(sums, -1), torch.cat(logits)
 
 
 def _product_sums(
-    latents: Tensor, ids: Tensor, tau: Tensor, places: Tensor, head: Head, edits: LogitEdits | None
+    latents: Tensor, ids: Tensor, tau: Tensor, row_idx: Tensor, head: Head, edits: LogitEdits | None
 ) -> tuple[Tensor, Tensor]:
     """`engine_sums` of one product, of which a few rows at a time are widened to float32."""
     products, parts = engine_product(latents, head), []
     few = max(1, tile_elements(latents.device) // max(head.num_rows, 1))
-    columns = products, ids, tau, places
-    for raw, some_ids, some_tau, place in zip(*(torch.split(column, few) for column in columns), strict=True):
-        some = None if edits is None else edits.take(place % edits.num_rows)
+    columns = products, ids, tau, row_idx
+    for raw, some_ids, some_tau, row_idx in zip(*(torch.split(column, few) for column in columns), strict=True):
+        some = None if edits is None else edits.take(row_idx % edits.num_rows)
         logits = scale_and_cap(raw.to(torch.float32, copy=True), head)
         sums = tile_sums(logits, some_tau, some, head.first_id)  # the logits are edited, and over tau, by now
         picked = logits.gather(1, local_candidates(some_ids, head))
@@ -248,9 +248,9 @@ def latent_probs(
 ) -> Tensor:
     """Eq. 2, p^l(x_i): (J, N, H), (N, K), (N, 1) -> (J, N, K) float32; NaN where a layer is not finite."""
     num_layers, num_rows = latents.shape[:2]
-    is_plain = head.project is None and known_lse is None and head.all_gather is None
+    is_whole = head.project is None and known_lse is None and head.all_gather is None
     width = tile_width(num_layers * num_rows, latents.device, head.is_batch_invariant)
-    if is_plain and head.num_rows <= width:  # one tile: fewer calls
+    if is_whole and head.num_rows <= width:  # one tile: fewer calls
         flat, flat_tau = latents.flatten(0, 1), tau.repeat(num_layers, 1)
         if edits is None:
             logprobs = tile_logits(flat, head, flat_tau, 0, head.num_rows).log_softmax(-1)

@@ -42,8 +42,8 @@ def led_step(
         raise ValueError(f'LED backend "compiled" is for the CPU; this step is on {final_logits.device}')
     requested = _RowArrays.of(rows)
     step = _Arrays(len(final_logits), rows)
-    coin_uniform, uniform = noise.arrays("coin_uniform", "token")
-    decide_final(final_logits, requested, rows.arrays("active")[0], rows.draws_plain, coin_uniform, uniform, step)
+    coin_uniform, uniform = noise.arrays("coin_uniform", "token_uniform")
+    decide_final(final_logits, requested, rows.arrays("active")[0], rows.draws_inactive, coin_uniform, uniform, step)
     index = np.flatnonzero(step.needs_latents)
     if len(index):
         step.explore = step.exploit.copy()
@@ -137,7 +137,7 @@ def decide_final(
     final_logits: Tensor,
     requested: _RowArrays,
     active: Any,
-    draws_plain: bool,
+    draws_inactive: bool,
     coin_uniform: Any,
     uniform: Any,
     step: _Arrays,
@@ -153,8 +153,9 @@ def decide_final(
             logits, tau = logits[start : start + chunk], tau[start : start + chunk]
         whole = (logits / tau).log_softmax(-1)
         _decide_final(
-            whole.numpy(), start, requested.top_k, requested.min_p, requested.exploit, requested.greedy, requested.trace,
-            active, draws_plain, coin_uniform, uniform, step.ids, step.logprobs, step.probs, step.exploit, step.confidence,
+            whole.numpy(), start, requested.top_k, requested.min_p, requested.exploit, requested.greedy,
+            requested.trace, active, draws_inactive, coin_uniform, uniform, step.ids, step.logprobs, step.probs,
+            step.exploit, step.confidence,
             step.explored, step.needs_latents, step.token_ids, step.depth, step.ok, step.entropy,
         )  # fmt: skip
 
@@ -179,8 +180,8 @@ def layers_at(
         tau = tau[some]
     if edits is not None:
         edits = edits.take(some)
-    is_plain = head.project is None and known_lse is None and head.all_gather is None
-    if not is_plain or head.num_rows > tile_width(num_layers * num_rows, hidden.device, head.is_batch_invariant):
+    is_whole = head.project is None and known_lse is None and head.all_gather is None
+    if not is_whole or head.num_rows > tile_width(num_layers * num_rows, hidden.device, head.is_batch_invariant):
         probs = latent_probs(hidden, torch.from_numpy(ids[index]), head, tau, take_known_lse(known_lse, some), edits)
         return probs.contiguous().numpy()
     logits = layer_logits(hidden, head, 0, head.num_rows)
@@ -206,11 +207,11 @@ def _select(row: Any, ids: Any, best: Any) -> None:
             value = row[v]
             if not value > best[top_k - 1]:
                 continue
-            place = top_k - 1
-            while place > 0 and value > best[place - 1]:
-                best[place], ids[place] = best[place - 1], ids[place - 1]
-                place -= 1
-            best[place], ids[place] = value, v
+            rank = top_k - 1
+            while rank > 0 and value > best[rank - 1]:
+                best[rank], ids[rank] = best[rank - 1], ids[rank - 1]
+                rank -= 1
+            best[rank], ids[rank] = value, v
     _fill(ids, vocab_size)
     if vocab_size and np.isnan(row[0]):  # log_softmax makes all of a broken row NaN
         best[:] = np.nan
@@ -220,8 +221,8 @@ def _select(row: Any, ids: Any, best: Any) -> None:
 def _fill(ids: Any, vocab_size: int) -> None:
     """Places that no possible token took (-1) get other tokens, and 0 where the vocabulary is too small."""
     token = 0
-    for place in range(len(ids)):
-        if ids[place] >= 0:
+    for rank in range(len(ids)):
+        if ids[rank] >= 0:
             continue
         is_taken = True
         while is_taken and token < vocab_size:
@@ -229,14 +230,15 @@ def _fill(ids: Any, vocab_size: int) -> None:
             for other in ids:
                 is_taken = is_taken or other == token
             token += is_taken
-        ids[place] = token if token < vocab_size else 0
+        ids[rank] = token if token < vocab_size else 0
         token += 1
 
 
 @jit
 def _decide_final(
     whole: Any, start: int, top_k: Any, min_p: Any, has_exploit: Any, greedy: Any, trace: Any,
-    active: Any, draws_plain: bool, coin_uniform: Any, uniform: Any, ids: Any, logprobs: Any, probs: Any, exploit: Any,
+    active: Any, draws_inactive: bool, coin_uniform: Any, uniform: Any, ids: Any, logprobs: Any, probs: Any,
+    exploit: Any,
     confidence: Any, explored: Any, needs_latents: Any, token_ids: Any, depth: Any, ok: Any, entropy: Any,
 ) -> None:  # fmt: skip
     """whole: (n, V) log p^L of the rows from `start` on. Finds and drops candidates, tosses the coin, and samples as if
@@ -257,7 +259,7 @@ def _decide_final(
         is_tails = coin_uniform[r] + confidence[r] < 1.0
         explored[r] = active[r] and (is_tails or not has_exploit[r])
         needs_latents[r] = explored[r] or (active[r] and trace[r])
-        if draws_plain and not active[r] and not greedy[r]:
+        if draws_inactive and not active[r] and not greedy[r]:
             token_ids[r] = _draw_token(whole[i], uniform[r])
         else:
             token_ids[r] = ids[r, 0 if greedy[r] else _draw(exploit[r], uniform[r])]

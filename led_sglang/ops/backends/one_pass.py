@@ -66,8 +66,8 @@ def fill_one_pass_mask(
 
         one_pass_mask_kernel_call(rows, coin_uniform, coin_threshold, index, mask, tau)
         return
-    places = slice(len(coin_uniform)) if index is None else index
-    mask[places], tau[places] = one_pass_mask(rows, coin_uniform, coin_threshold), row_tau(rows)
+    row_idx = slice(len(coin_uniform)) if index is None else index
+    mask[row_idx], tau[row_idx] = one_pass_mask(rows, coin_uniform, coin_threshold), row_tau(rows)
 
 
 def known_lse_of(rows: LedRows, lse: Tensor, has_lse: Tensor, coin_threshold: float) -> KnownLse:

@@ -122,7 +122,9 @@ def top_logprobs_fixed(final_logits: Tensor, tau: Tensor, num_columns: int) -> t
 
 def exploit_step(final: FinalLayer, exploit: Tensor, explored: Tensor, rows: LedRows, noise: Noise) -> LedStep:
     """No row needs its latents: the whole batch samples the final layer's candidates."""
-    token = noise.token.masked_fill(rows.greedy, -1.0) if rows.any_greedy else noise.token  # below all: the arg-max
+    token = (
+        noise.token_uniform.masked_fill(rows.greedy, -1.0) if rows.any_greedy else noise.token_uniform
+    )  # below all: the arg-max
     choice = inverse_cdf(exploit, token)
     return LedStep(
         token_ids=final.candidate_ids.gather(1, choice).squeeze(1),
@@ -250,7 +252,7 @@ def mixed_step(
     final: FinalLayer, exploit: Tensor, explored: Tensor, explore: Explore, rows: LedRows, noise: Noise
 ) -> LedStep:
     branch = torch.where(explored[:, None], explore.probs, exploit)
-    choice = inverse_cdf(branch, noise.token)
+    choice = inverse_cdf(branch, noise.token_uniform)
     if rows.any_greedy:
         choice = torch.where(rows.greedy[:, None], branch.argmax(-1, keepdim=True), choice)
     logprob = None

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from led_sglang.ops.rows import draw_loops
-from led_sglang.ops.rows.filtered_draw import Cut, Filters
+from led_sglang.ops.rows.filtered_draw import Filters, Support
 
 PART = 1024  # tokens summed at once
 NUM_PROGRAMS = 1024  # of the first kernel, for all rows: enough to keep a GPU's memory busy, few where all are skipped
@@ -132,7 +132,9 @@ def draw_kernel(  # type: ignore[no-untyped-def]
     tl.store(ties + slot, num_ties)
 
 
-def sample_filtered(probs: Tensor, rows: Tensor, skip: Tensor, uniform: Tensor, filters: Filters) -> tuple[Tensor, Cut]:
+def sample_filtered(
+    probs: Tensor, rows: Tensor, skip: Tensor, uniform: Tensor, filters: Filters
+) -> tuple[Tensor, Support]:
     """See `led_sglang.ops.rows.filtered_draw.sample_filtered`."""
     probs = probs if probs.stride(1) == 1 else probs.contiguous()
     (num_rows,), vocab, device = rows.shape, probs.shape[1], probs.device
@@ -151,4 +153,4 @@ def sample_filtered(probs: Tensor, rows: Tensor, skip: Tensor, uniform: Tensor, 
             num_ties, vocab, num_parts, probs.stride(0), PART=PART, BLOCK_PARTS=triton.next_power_of_2(num_parts),
             num_warps=8,
         )  # fmt: skip
-    return tokens, Cut(floor, num_ties)
+    return tokens, Support(floor, num_ties)

@@ -55,12 +55,12 @@ def scan_kernel(  # type: ignore[no-untyped-def]
     values = tl.load(logits + begin + ids * stride_column, mask=is_token, other=float("-inf")).to(tl.float32)
     peak = tl.max(values, 0)
     shift = tl.where(peak == float("-inf"), 0.0, peak)
-    place = row * num_parts + part
-    tl.store(peaks + place, peak)
-    tl.store(masses + place, tl.sum(tl.where(is_token, tl.exp((values - shift) / tl.load(tau + row)), 0.0), 0))
+    offset = row * num_parts + part
+    tl.store(peaks + offset, peak)
+    tl.store(masses + offset, tl.sum(tl.where(is_token, tl.exp((values - shift) / tl.load(tau + row)), 0.0), 0))
     if PICKED:
         packed = tl.where(is_token, pack(values, ids), -0x8000000000000000)
-        tl.store(picked + place * PICKED + tl.arange(0, PICKED), tl.topk(packed, PICKED))
+        tl.store(picked + offset * PICKED + tl.arange(0, PICKED), tl.topk(packed, PICKED))
 
 
 @triton.jit(do_not_specialize=["num_columns", "num_candidates", "num_parts"])  # type: ignore[untyped-decorator]
@@ -97,9 +97,9 @@ def coin_kernel(  # type: ignore[no-untyped-def]
     log_mass = tl.log(tl.sum(part_masses * tl.exp((part_peaks - peak) / row_tau), 0))
     is_column = columns < num_columns
     if PICKED:
-        places = tl.arange(0, PARTS * PICKED)
+        row_idx = tl.arange(0, PARTS * PICKED)
         packed = tl.load(
-            picked + row * num_parts * PICKED + places, mask=places < num_parts * PICKED, other=-0x8000000000000000
+            picked + row * num_parts * PICKED + row_idx, mask=row_idx < num_parts * PICKED, other=-0x8000000000000000
         )
         values, found = unpack(tl.topk(packed, BLOCK))
         tl.store(ids + row * num_candidates + columns, tl.where(is_column, found, 0), mask=columns < num_candidates)

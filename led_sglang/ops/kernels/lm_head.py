@@ -72,24 +72,24 @@ def gather_kernel(  # type: ignore[no-untyped-def]
     BLOCK_BATCH: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    place = tl.program_id(0)
+    row_idx = tl.program_id(0)
     batch = tl.arange(0, BLOCK_BATCH)
     lse_missing = is_missing(explore_mask, has_lse, batch, batch < num_batch, has_rode).to(tl.int32)
     num_missing = tl.sum(lse_missing, 0)
-    num_places = num_final + num_layers * num_missing
-    if place == 0:
-        tl.store(count, num_places)
-    if place < num_places:
-        source = final + place.to(tl.int64) * hidden
-        if place >= num_final:
-            layer, rank = (place - num_final) // num_missing, (place - num_final) % num_missing
+    num_gathered = num_final + num_layers * num_missing
+    if row_idx == 0:
+        tl.store(count, num_gathered)
+    if row_idx < num_gathered:
+        source = final + row_idx.to(tl.int64) * hidden
+        if row_idx >= num_final:
+            layer, rank = (row_idx - num_final) // num_missing, (row_idx - num_final) % num_missing
             row = tl.sum((tl.cumsum(lse_missing, 0) <= rank).to(tl.int64), 0)
             source = latents + (layer.to(tl.int64) * rows_per_layer + row) * hidden
-            tl.store(taus + place, tl.load(tau + row))
+            tl.store(taus + row_idx, tl.load(tau + row))
         for start in range(0, hidden, BLOCK_H):
             dims = start + tl.arange(0, BLOCK_H)
             state = tl.load(source + dims, mask=dims < hidden)
-            tl.store(states + place.to(tl.int64) * hidden + dims, state, mask=dims < hidden)
+            tl.store(states + row_idx.to(tl.int64) * hidden + dims, state, mask=dims < hidden)
 
 
 @triton.jit(do_not_specialize=["num_final"])  # type: ignore[untyped-decorator]
@@ -177,9 +177,9 @@ def merge_kernel(  # type: ignore[no-untyped-def]
     lse_missing = is_missing(explore_mask, has_lse, batch, batch < num_batch, has_rode).to(tl.int32)
     if tl.sum(tl.where(batch == row, lse_missing, 0), 0) != 0:
         rank = tl.sum(tl.where(batch < row, lse_missing, 0), 0)
-        place = num_final + layer * tl.sum(lse_missing, 0) + rank
+        row_idx = num_final + layer * tl.sum(lse_missing, 0) + rank
         tiles = tl.arange(0, BLOCK_TILES)
-        parts = tl.load(sums + place.to(tl.int64) * num_tiles + tiles, mask=tiles < num_tiles, other=float("-inf"))
+        parts = tl.load(sums + row_idx.to(tl.int64) * num_tiles + tiles, mask=tiles < num_tiles, other=float("-inf"))
         result = tl.sum(log_sum_exp(parts[None, :]), 0)
     else:
         result = tl.load(known + layer * stride_known + row, mask=has_rode != 0, other=0.0)
@@ -269,9 +269,9 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, lse: Tensor
     return logits
 
 
-def head_pass(hidden: Tensor, latents: Tensor, head: Head, tau: Tensor, wanted: Tensor, lse: Tensor) -> Tensor:
+def head_pass(hidden: Tensor, latents: Tensor, head: Head, tau: Tensor, mask: Tensor, lse: Tensor) -> Tensor:
     """As `led_sglang.ops.backends.one_pass.head_pass`."""
-    return head_sums(hidden, LatentRows(latents, wanted, tau), head, lse)
+    return head_sums(hidden, LatentRows(latents, mask, tau), head, lse)
 
 
 def latent_sums(

@@ -54,8 +54,8 @@ def tail_kernel(  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     is_column = columns < num_candidates
-    place = row * num_candidates + columns
-    logs = tl.load(logprobs + place, mask=is_column, other=float("-inf"))
+    offset = row * num_candidates + columns
+    logs = tl.load(logprobs + offset, mask=is_column, other=float("-inf"))
     is_dropped = logs == float("-inf")
     final = tl.exp(logs)
     confidence = tl.exp(tl.load(logprobs + row * num_candidates))
@@ -70,7 +70,7 @@ def tail_kernel(  # type: ignore[no-untyped-def]
         is_allowed = (j < depth) & (j <= num_layers)
         if j > 0:  # what is beyond the row's depth is not read, and what is made of it not used
             normalizer = tl.load(lse + (j - 1) * num_rows + row, mask=is_allowed, other=0.0)
-            layer_at = logits + (j - 1) * num_rows * num_candidates + place
+            layer_at = logits + (j - 1) * num_rows * num_candidates + offset
             values = tl.load(layer_at, mask=is_column & is_allowed, other=0.0)
             # +inf - +inf is NaN: a row whose normalizer overflowed must not pass as probability 0.
             layer = tl.exp(values - normalizer) + (normalizer - normalizer)
@@ -101,8 +101,8 @@ def tail_kernel(  # type: ignore[no-untyped-def]
     tl.store(out_ok + row, is_fine.to(tl.uint8))
     tl.store(out_depth + row, tl.where(is_needed, best_depth, 1))
     tl.store(out_confidence + row, confidence)
-    tl.store(out_exploit + place, exploit, mask=is_column)
-    tl.store(out_explore + place, explore, mask=is_column)
+    tl.store(out_exploit + offset, exploit, mask=is_column)
+    tl.store(out_explore + offset, explore, mask=is_column)
     if is_traced != 0:
         tl.store(out_entropy + row, tl.where(is_needed, best_entropy, entropy_of(exploit)))
         share = tl.where(tl.load(exploits + row) != 0, confidence, 0.0)
@@ -144,7 +144,7 @@ def mix_and_sample(
             rows.normalize_layers,
             rows.greedy,
             rows.exploit,
-            noise.token.contiguous(),
+            noise.token_uniform.contiguous(),
             token_ids,
             ok,
             depth,

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from led_sglang.ops.kernels.columns import place_of
+from led_sglang.ops.kernels.columns import row_idx_of
 from led_sglang.ops.types import LedRows
 
 BLOCK = 64
@@ -41,9 +41,9 @@ def one_pass_mask_kernel(  # type: ignore[no-untyped-def]
     is_picked = is_picked & (tl.load(latent_offset + rows, mask=is_row, other=0) == 0)
     is_greedy = tl.load(greedy + rows, mask=is_row, other=0) != 0
     row_tau = tl.where(is_greedy, 1.0, tl.load(temperature + rows, mask=is_row, other=1.0))
-    places = place_of(index, rows, is_row, has_index)
-    tl.store(mask + places, is_picked.to(tl.uint8), mask=is_row)
-    tl.store(tau + places, row_tau, mask=is_row)
+    row_idx = row_idx_of(index, rows, is_row, has_index)
+    tl.store(mask + row_idx, is_picked.to(tl.uint8), mask=is_row)
+    tl.store(tau + row_idx, row_tau, mask=is_row)
 
 
 def fill_one_pass_mask(

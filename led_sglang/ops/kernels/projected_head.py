@@ -42,8 +42,8 @@ def product_kernel(  # type: ignore[no-untyped-def]
     BLOCK_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    place = start + tl.program_id(0)
-    row, product = place % num_batch, products + tl.program_id(0).to(tl.int64) * stride
+    row_idx = start + tl.program_id(0)
+    row, product = row_idx % num_batch, products + tl.program_id(0).to(tl.int64) * stride
     is_needed, over = tl.load(explore_mask + row) != 0, tl.load(tau + row)
     result = 0.0
     if is_needed:
@@ -60,14 +60,14 @@ def product_kernel(  # type: ignore[no-untyped-def]
         highest = tl.max(peak, 0)
         shift = tl.where(highest == float("-inf"), 0.0, highest)
         result = highest + tl.log(tl.sum(total * tl.exp(peak - shift), 0))
-    tl.store(sums + place, result)
+    tl.store(sums + row_idx, result)
     for first in range(0, num_candidates, BLOCK_K):
         columns = first + tl.arange(0, BLOCK_K)
         tokens = tl.load(ids + row * num_candidates + columns, mask=columns < num_candidates, other=-1) - first_id
         is_local = is_needed & (tokens >= 0) & (tokens < num_vocab)
         raw = tl.load(product + tokens, mask=is_local, other=0.0)
         found = tl.where(is_local, finish(raw, scale, softcap, over, HAS_SOFTCAP), 0.0)
-        tl.store(logits + place.to(tl.int64) * num_candidates + columns, found, mask=columns < num_candidates)
+        tl.store(logits + row_idx.to(tl.int64) * num_candidates + columns, found, mask=columns < num_candidates)
 
 
 def projected_sums(

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from led_sglang.ops.kernels.columns import aligned, place_of
+from led_sglang.ops.kernels.columns import aligned, row_idx_of
 from led_sglang.ops.rows import numba_loops
 from led_sglang.ops.rows.automaton import ThinkingTables
 from led_sglang.ops.rows.inputs import RowInputs, RowMeta
@@ -60,12 +60,12 @@ def row_inputs_kernel(  # type: ignore[no-untyped-def]
 ):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = rows < num_rows
-    places = place_of(index, rows, is_row, has_index)
-    slot = tl.load(slots + places, mask=is_row, other=0)
-    position = tl.load(positions + places, mask=is_row, other=0)
+    row_idx = row_idx_of(index, rows, is_row, has_index)
+    slot = tl.load(slots + row_idx, mask=is_row, other=0)
+    position = tl.load(positions + row_idx, mask=is_row, other=0)
     state = tl.load(states + slot, mask=is_row, other=0)
     is_extended = is_row & (has_lengths != 0)
-    length = tl.load(lengths + places, mask=is_extended, other=0)
+    length = tl.load(lengths + row_idx, mask=is_extended, other=0)
     is_start = is_extended & (length == tl.load(start_length + rows, mask=is_row, other=0))
     state = tl.where(is_start, tl.load(start_state + rows, mask=is_row, other=0), state)
     thinks = (state & 1) == 1
@@ -95,10 +95,10 @@ def write_kernel(  # type: ignore[no-untyped-def]
 ):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = rows < num_rows
-    places = place_of(index, rows, is_row, has_index)
+    row_idx = row_idx_of(index, rows, is_row, has_index)
     is_taken = (tl.load(active + rows, mask=is_row, other=0) != 0) & (tl.load(ok + rows, mask=is_row, other=0) != 0)
     value = tl.load(chosen + rows, mask=is_row, other=0).to(token_ids.dtype.element_ty)
-    tl.store(token_ids + places, value, mask=is_row & is_taken)
+    tl.store(token_ids + row_idx, value, mask=is_row & is_taken)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_vocab", "num_symbols", "has_index"])  # type: ignore[untyped-decorator]
@@ -118,11 +118,11 @@ def move_kernel(  # type: ignore[no-untyped-def]
 ):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = rows < num_rows
-    tokens = tl.load(token_ids + place_of(index, rows, is_row, has_index), mask=is_row, other=0).to(tl.int64)
+    tokens = tl.load(token_ids + row_idx_of(index, rows, is_row, has_index), mask=is_row, other=0).to(tl.int64)
     is_known = is_row & (tokens >= 0) & (tokens < num_vocab)  # any other is an ordinary token
     symbols = tl.load(symbol_of + tokens, mask=is_known, other=0)
-    places = tl.load(before + rows, mask=is_row, other=0) * num_symbols + symbols
-    after = tl.load(next_state + places, mask=is_row, other=0)
+    row_idx = tl.load(before + rows, mask=is_row, other=0) * num_symbols + symbols
+    after = tl.load(next_state + row_idx, mask=is_row, other=0)
     tl.store(states + tl.load(slots + rows, mask=is_row, other=0), after, mask=is_row)
 
 

@@ -14,7 +14,7 @@ def confident_logits(
     latents: Tensor,
     num_layers: Tensor,
     head: Head,
-    plain_logits: Tensor | None = None,
+    unedited_logits: Tensor | None = None,
     edits: LogitEdits | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits that the engine then samples with the request's own temperature, top-p and top-k.
@@ -31,9 +31,9 @@ def confident_logits(
     once on the way back, and also where it never rises within the window: the window's last layer is a minimum only
     because the scan ends there. Equal neighbours are no rise: of a flat valley the earliest layer is taken.
 
-    With edits, penalties and bias that `final_logits` have and `plain_logits` (R, V) have not: layers are compared
-    without them (z[0] = plain_logits, -inf where final_logits is), so that no bias decides where the valley is, and the
-    chosen layer's logits are edited.
+    With edits, penalties and bias that `final_logits` have and `unedited_logits` (R, V) have not: layers are compared
+    without them (z[0] = unedited_logits, -inf where final_logits is), so that no bias decides where the valley is, and
+    the chosen layer's logits are edited.
 
     final_logits (R, V) before temperature; latents (N-1, R, H): latents[j] = h[L-1-j], un-normed, in the model's dtype;
     num_layers (R,) int64, how many layers the row scans, the final one included.
@@ -50,8 +50,8 @@ def confident_logits(
     is_forbidden = final == -torch.inf
     normed = latents.flatten(0, 1) if head.final_norm is None else head.final_norm(latents.flatten(0, 1))
     normed = normed.view(latents.shape)
-    if plain_logits is not None:
-        final = without_padding(plain_logits, head).masked_fill(is_forbidden, -torch.inf)
+    if unedited_logits is not None:
+        final = without_padding(unedited_logits, head).masked_fill(is_forbidden, -torch.inf)
     entropies = layer_entropies(final, normed, is_forbidden, head)  # (N, R)
     chosen = first_valley(entropies, num_layers)
 

@@ -18,7 +18,7 @@ def dola_logits(
     candidates: Tensor,
     relative_top: Tensor,
     head: Head,
-    plain_logits: Tensor | None = None,
+    unedited_logits: Tensor | None = None,
     edits: LogitEdits | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits that the engine then samples with the request's own temperature, top-p and top-k.
@@ -30,9 +30,9 @@ def dola_logits(
         M      = argmax_e JSD(p, q[e]) over candidates[e]         ties to the smallest e
         logits = log p - log q[M]  where p >= relative_top * max p,  -inf elsewhere and where final_logits is -inf
 
-    With edits, penalties and bias that `final_logits` have and `plain_logits` (R, V) have not: in M and in the contrast
-    p is that of plain_logits, so that no bias decides which layer is contrasted with; the limit of relative_top stays
-    that of final_logits, or a banned token could be the only one left; the edits are applied to the contrast.
+    With edits, penalties and bias that `final_logits` have and `unedited_logits` (R, V) have not: in M and in the
+    contrast p is that of unedited_logits, so that no bias decides which layer is contrasted with; the limit of
+    relative_top stays that of final_logits, or a banned token could be the only one left; the edits are applied to the contrast.
 
     final_logits (R, V) before temperature; early (E, R, H): un-normed residual streams in the model's dtype;
     candidates (R, E) bool; relative_top (R,) float32 in [0, 1]. A forbidden token (-inf) is forbidden in every layer,
@@ -49,8 +49,8 @@ def dola_logits(
     final = without_padding(final_logits, head)
     is_forbidden = final == -torch.inf
     logprobs = limited = final.log_softmax(-1)
-    if plain_logits is not None:
-        logprobs = without_padding(plain_logits, head).masked_fill(is_forbidden, -torch.inf).log_softmax(-1)
+    if unedited_logits is not None:
+        logprobs = without_padding(unedited_logits, head).masked_fill(is_forbidden, -torch.inf).log_softmax(-1)
     scores = divergences(logprobs.exp(), early, is_forbidden, head)  # (E, R)
     score, chosen = scores.masked_fill(~candidates.T, -torch.inf).max(0)  # NaN counts as largest
 
@@ -93,12 +93,12 @@ def vocabulary_logits(latents: Tensor, head: Head, vocab_size: int) -> Tensor:
     tau = torch.ones((), device=latents.device)
     if head.all_gather is None:
         logits = tile_logits(latents, head, tau, 0, min(head.num_rows, vocab_size))
-        missing = vocab_size - logits.shape[1]
-        return F.pad(logits, (0, missing), value=-torch.inf) if missing else logits
+        num_short = vocab_size - logits.shape[1]
+        return F.pad(logits, (0, num_short), value=-torch.inf) if num_short else logits
     width = head.weight.shape[0]
     shard = tile_logits(latents, head, tau, 0, width)  # (N, V_shard)
-    place = shard.new_full((1,), head.first_id), shard.new_full((1,), head.num_rows)
-    packed = head.all_gather(torch.cat([*place, shard.flatten()]))  # (ranks, 2 + N * V_shard)
+    span = shard.new_full((1,), head.first_id), shard.new_full((1,), head.num_rows)
+    packed = head.all_gather(torch.cat([*span, shard.flatten()]))  # (ranks, 2 + N * V_shard)
     first_id, num_rows = packed[:, :1].long(), packed[:, 1:2].long()  # exact below 2^24
     local_ids = torch.arange(width, device=shard.device)
     columns = (first_id + local_ids).where(local_ids < num_rows, vocab_size)  # (ranks, V_shard); padding goes past V
@@ -110,7 +110,7 @@ def vocabulary_logits(latents: Tensor, head: Head, vocab_size: int) -> Tensor:
 def without_padding(final_logits: Tensor, head: Head) -> Tensor:
     """float32 logits in which the columns that a whole head does not have are forbidden."""
     logits = final_logits.float()
-    missing = logits.shape[1] - head.num_rows
-    if head.all_gather is not None or missing <= 0:
+    num_short = logits.shape[1] - head.num_rows
+    if head.all_gather is not None or num_short <= 0:
         return logits
-    return F.pad(logits[:, : head.num_rows], (0, missing), value=-torch.inf)
+    return F.pad(logits[:, : head.num_rows], (0, num_short), value=-torch.inf)

@@ -23,15 +23,15 @@ def dola_row(
     candidates: list[bool],
     relative_top: float,
     head: Head,
-    plain: Logits | None = None,
+    unedited: Logits | None = None,
     edit: Edit | None = None,
 ) -> tuple[Logits, int]:
     """DoLa, arXiv 2309.03883, section 2. `layers` are un-normed streams (H,). (logits, premature layer or -1).
 
     `final` = edit(plain): the layers are compared and contrasted without the edits, the contrast is edited.
     """
-    plain = final if plain is None else forbid(plain, final)
-    mature = softmax(plain)  # q_N
+    unedited = final if unedited is None else forbid(unedited, final)
+    mature = softmax(unedited)  # q_N
     if mature is None:
         return final, -1
     # Dynamic premature layer selection: M = argmax over the candidate set J of d(q_N, q_j), d = JSD.
@@ -48,7 +48,7 @@ def dola_row(
     chosen = order[argmax([jensen_shannon(mature, premature[e]) for e in order])]
     # Contrasting the predictions: F = log q_N / q_M inside V_head, the adaptive plausibility constraint; -inf outside.
     base = log_softmax(forbid(head_logits(layers[chosen].double(), head).tolist(), final))
-    top, limited = log_softmax(plain), log_softmax(final)
+    top, limited = log_softmax(unedited), log_softmax(final)
     floor = max(limited) + (math.log(relative_top) if relative_top > 0 else -math.inf)
     contrast = [t - b if t > -math.inf else -math.inf for t, b in zip(top, base, strict=True)]
     contrast = contrast if edit is None else edit(contrast)
@@ -61,14 +61,14 @@ def confident_row(
     latents: list[Tensor],
     num_layers: int,
     head: Head,
-    plain: Logits | None = None,
+    unedited: Logits | None = None,
     edit: Edit | None = None,
 ) -> tuple[Logits, int]:
     """Confident Decoding, arXiv 2606.21906: entropy-guided backward search. (logits, layers back from the final).
 
     `final` = edit(plain): layers are compared without the edits, the chosen one's logits are edited.
     """
-    logits = [final if plain is None else forbid(plain, final)]
+    logits = [final if unedited is None else forbid(unedited, final)]
     for latent in latents[: num_layers - 1]:  # h^{L-1}, h^{L-2}, ...
         hidden = latent if head.final_norm is None else head.final_norm(latent[None])[0]
         logits.append(forbid(head_logits(hidden.double(), head).tolist(), final))

@@ -50,9 +50,9 @@ def soft_mixture(
     logprobs = (final_logits.float() / tau).log_softmax(-1)  # (R, V)
     entropy = entr(logprobs.exp()).sum(-1)
     scores, ids = logprobs.topk(min(max_k, logprobs.shape[1]), dim=-1)  # (R, K)
-    missing = (0, max_k - scores.shape[1])
-    if missing[1]:
-        scores, ids = F.pad(scores, missing, value=-torch.inf), F.pad(ids, missing)
+    num_short = (0, max_k - scores.shape[1])
+    if num_short[1]:
+        scores, ids = F.pad(scores, num_short, value=-torch.inf), F.pad(ids, num_short)
     rank = torch.arange(max_k, device=ids.device)
     scores = scores.masked_fill(rank >= max_topk[:, None], -torch.inf)
     if noise is not None:

@@ -34,7 +34,7 @@ def draw_rows(
             peak = max(peak, clean[v])
         limit = np.int64(np.float64(top_p[r]) * ONE) if top_p[r] < 1 else np.int64(NO_LIMIT)
         if top_k[r] < num_columns or limit < ONE:
-            floor[s], ties[s] = _cut(clean, bits, np.int64(top_k[r]), limit, counts, masses)
+            floor[s], ties[s] = _find_floor(clean, bits, np.int64(top_k[r]), limit, counts, masses)
         edge[0] = peak * np.float32(min_p[r])
         if edge.view(np.int32)[0] > floor[s]:
             floor[s], ties[s] = edge.view(np.int32)[0], num_columns
@@ -42,7 +42,7 @@ def draw_rows(
 
 
 @jit
-def _cut(clean: Any, bits: Any, top_k: Any, limit: Any, counts: Any, masses: Any) -> Any:
+def _find_floor(clean: Any, bits: Any, top_k: Any, limit: Any, counts: Any, masses: Any) -> Any:
     """The smallest pattern with fewer than `top_k` tokens above it, of no more than `limit`, and how many it keeps.
 
     Found digit by digit: each pass counts the tokens of one digit whose higher digits are known.

@@ -32,20 +32,20 @@ class Filters:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Support:
     """What the filters leave of each row: tokens above `floor`, and the first `num_ties` ids of those that equal it."""
 
     floor: Tensor  # (S,) int32, the bits of a float32
     num_ties: Tensor  # (S,) int64
 
-    def take(self, index: Tensor) -> "Cut":
+    def take(self, index: Tensor) -> "Support":
         """Those of some rows, (n,) int64."""
-        return Cut(self.floor[index], self.num_ties[index])
+        return Support(self.floor[index], self.num_ties[index])
 
 
 def sample_filtered(
     probs: Tensor, rows: Tensor, skip: Tensor, uniform: Tensor, filters: Filters, backend: str
-) -> tuple[Tensor, Cut]:
+) -> tuple[Tensor, Support]:
     """Sample some rows of `probs` after top-k, top-p and min-p, applied jointly as the engine's PyTorch backend does.
 
     probs: (B, V) of any float type; rows: (S,) int64; skip: (S,) bool, rows that are another's after all, whose tokens
@@ -64,10 +64,10 @@ def sample_filtered(
         return sample_in_two_kernels(probs, rows, skip, uniform, filters)
     parts = [_sample(clean, uniform[some], filters, rows[some]) for some, clean in _chunks(probs, rows)]
     tokens, floor, num_ties = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return tokens, Cut(floor, num_ties)
+    return tokens, Support(floor, num_ties)
 
 
-def kept_tokens(probs: Tensor, rows: Tensor, cut: Cut, width: int) -> tuple[Tensor, Tensor]:
+def kept_tokens(probs: Tensor, rows: Tensor, support: Support, width: int) -> tuple[Tensor, Tensor]:
     """What the rows' tokens were drawn from, likeliest first, of cuts that keep at most `width` tokens.
 
     probs: (B, V); rows: (S,) int64, whose cuts they are. Returns ids, (S, width) int64, and their probabilities,
@@ -76,21 +76,21 @@ def kept_tokens(probs: Tensor, rows: Tensor, cut: Cut, width: int) -> tuple[Tens
     width = min(width, probs.shape[1])
     parts = []
     for some, clean in _chunks(probs, rows):
-        bits, floor = clean.view(torch.int32), cut.floor[some, None]
+        bits, floor = clean.view(torch.int32), support.floor[some, None]
         is_tie = bits == floor
-        is_kept = is_tie.cumsum(-1, dtype=torch.int32) <= cut.num_ties[some, None]
+        is_kept = is_tie.cumsum(-1, dtype=torch.int32) <= support.num_ties[some, None]
         is_kept.logical_and_(is_tie).logical_or_(bits > floor)
         parts.append(clean.mul_(is_kept).topk(width, dim=-1))
     weights, ids = (torch.cat(columns) for columns in zip(*parts, strict=True))
     return ids, weights
 
 
-def _compiled(probs: Tensor, rows: Tensor, skip: Tensor, uniform: Tensor, filters: Filters) -> tuple[Tensor, Cut]:
+def _compiled(probs: Tensor, rows: Tensor, skip: Tensor, uniform: Tensor, filters: Filters) -> tuple[Tensor, Support]:
     tokens, num_ties = torch.empty(2, len(rows), dtype=torch.int64)
     floor = torch.empty(len(rows), dtype=torch.int32)
     columns = filters.top_k.long(), filters.top_p.float(), filters.min_p.float(), tokens, floor, num_ties
     draw_rows(probs.float().numpy(), *(column.numpy() for column in (rows, skip, uniform.double(), *columns)))
-    return tokens, Cut(floor, num_ties)
+    return tokens, Support(floor, num_ties)
 
 
 def _chunks(probs: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -112,7 +112,7 @@ def _sample(clean: Tensor, uniform: Tensor, filters: Filters, rows: Tensor) -> t
     mass = units(clean)  # (n, V)
     floor, num_ties = rows.new_zeros(len(rows), 1, dtype=torch.int32), torch.full_like(rows, clean.shape[1])[:, None]
     if filters.is_any:
-        floor, num_ties = _cut(clean, mass, filters, rows)
+        floor, num_ties = _find_floor(clean, mass, filters, rows)
         bits = clean.view(torch.int32)
         is_tie = bits == floor
         is_kept = is_tie.cumsum(-1, dtype=torch.int32) <= num_ties
@@ -124,7 +124,7 @@ def _sample(clean: Tensor, uniform: Tensor, filters: Filters, rows: Tensor) -> t
     return tokens, floor.squeeze(1), num_ties.squeeze(1)
 
 
-def _cut(clean: Tensor, mass: Tensor, filters: Filters, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _find_floor(clean: Tensor, mass: Tensor, filters: Filters, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Floors and numbers of ties, (n, 1) each: the smallest pattern with less above it than the filters allow.
 
     What is above a pattern grows as the pattern falls: halving finds it.

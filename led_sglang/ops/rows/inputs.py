@@ -113,7 +113,7 @@ def _numba_row_inputs(
     return RowInputs.of_arrays(
         {
             "coin_uniform": noise[0],
-            "token": noise[1],
+            "token_uniform": noise[1],
             "slots": row_slots,
             "states": row_states,
             "thinking": thinking,
@@ -124,15 +124,15 @@ def _numba_row_inputs(
 
 
 def write_tokens(
-    meta: RowMeta, token_ids: Tensor, now: RowInputs, step: LedStep, backend: str, draws_plain: bool = False
+    meta: RowMeta, token_ids: Tensor, now: RowInputs, step: LedStep, backend: str, draws_inactive: bool = False
 ) -> None:
     """Our rows' entries of token_ids, (B,), become the step's where LED decodes them and they are `ok`; in place.
 
-    draws_plain: also of rows that are not active; where the host may look.
+    draws_inactive: also of rows that are not active; where the host may look.
     """
     if arrays.allows_dynamic_shapes(token_ids.device):
         columns = *now.arrays("active"), *step.arrays("ok", "token_ids")
-        numba_loops.write_tokens(token_ids.numpy(), meta.batch_rows, *columns, draws_plain)
+        numba_loops.write_tokens(token_ids.numpy(), meta.batch_rows, *columns, draws_inactive)
         return
     if backend == "triton":
         from led_sglang.ops.kernels import row_inputs

@@ -61,7 +61,7 @@ def fill_row_inputs(
     start_length: Any, seed: Any, sample: Any, states: Any,
     row_slots: Any, row_states: Any, thinking: Any, active: Any, row_positions: Any, uniform: Any,
 ) -> None:  # fmt: skip
-    """slots, positions and, of an extend step, lengths: (B,); the results of `make_row_inputs`, (R,) each, are written."""
+    """slots, positions and, of an extend step, lengths: (B,); the columns of RowInputs, (R,) each, are written."""
     for r in range(len(index)):
         row = index[r]
         slot = slots[row]
@@ -75,10 +75,10 @@ def fill_row_inputs(
 
 
 @jit
-def write_tokens(token_ids: Any, index: Any, active: Any, is_fine: Any, chosen: Any, draws_plain: bool) -> None:
+def write_tokens(token_ids: Any, index: Any, active: Any, is_fine: Any, chosen: Any, draws_inactive: bool) -> None:
     """token_ids (B,) of the rows of `index` become `chosen`, (R,), where both flags hold, or `is_fine` alone."""
     for r in range(len(index)):
-        if (active[r] or draws_plain) and is_fine[r]:
+        if (active[r] or draws_inactive) and is_fine[r]:
             token_ids[index[r]] = chosen[r]
 
 

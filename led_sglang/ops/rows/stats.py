@@ -47,8 +47,8 @@ class Counters:
 
     @classmethod
     def zeros(cls, max_depth: int, num_methods: int, device: torch.device) -> "Counters":
-        place = DEPTH_OFFSET + max_depth + 1
-        return cls(torch.zeros(place + num_methods, dtype=torch.int64, device=device), place)
+        offset = DEPTH_OFFSET + max_depth + 1
+        return cls(torch.zeros(offset + num_methods, dtype=torch.int64, device=device), offset)
 
 
 @cache
@@ -95,7 +95,7 @@ def _add(flags: Tensor, method: Tensor, counters: Counters) -> None:
     """The torch form of `row_loops.count`."""
     detail, is_active = flags >> DETAIL_SHIFT & DETAIL_MASK, flags & ACTIVE != 0
     has_fallen = flags & FALLBACK != 0
-    places = [
+    row_idx = [
         torch.full_like(flags, LED_OFFSET),
         torch.full_like(flags, THINKING_OFFSET),
         detail + torch.where(has_fallen, REASON_OFFSET, CONFIDENCE_OFFSET),
@@ -103,7 +103,7 @@ def _add(flags: Tensor, method: Tensor, counters: Counters) -> None:
         method + counters.method_offset,
     ]
     is_one = [is_active, flags & THINKING != 0, has_fallen | is_active, flags & EXPLORED != 0, flags >= 0]
-    counters.values.index_add_(0, torch.cat(places), torch.cat(is_one).long())
+    counters.values.index_add_(0, torch.cat(row_idx), torch.cat(is_one).long())
 
 
 def count(flags: Sequence[int], method: Sequence[int], weight: int, counts: Any, method_offset: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from led_sglang.integration.http.places import CHAT, COMPLETIONS, ENDPOINTS, INVOCATIONS, RESPONSES, TRANSCRIPTIONS
+from led_sglang.integration.http.endpoints import CHAT, COMPLETIONS, ENDPOINTS, INVOCATIONS, RESPONSES, TRANSCRIPTIONS
 from tests.server.embedded.conftest import ROOT_PATH
 from tests.server.launching import Server
 from tests.server.talking import MODEL, body, counters, growth, message_of

@@ -326,5 +326,5 @@ def test_two_tensor_parallel_ranks(two_rank_server: Server, client: Client, orac
     kill_scheduler(two_rank_server, "TP1")
     assert two_rank_server.process.wait(60) != 0
     # Whoever notices first: SGLang's watchdog, or the other rank.
-    said = two_rank_server.tail(20000)
+    said = two_rank_server.end_of_log(20000)
     assert "crashed with exit code -9" in said or "Connection closed by peer" in said

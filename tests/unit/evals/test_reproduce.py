@@ -9,7 +9,7 @@ import pytest
 from led_sglang.config.fields import ALL_METHODS
 from led_sglang.evals import reproduce as reproduce_module
 from led_sglang.evals.__main__ import main
-from led_sglang.evals.reproduce import STAGES, served
+from led_sglang.evals.reproduce import STAGES, evaluated_server
 from tests.unit.evals.fake_server import DEFAULTS, FakeServer
 
 
@@ -62,7 +62,7 @@ def test_its_own_server_can_do_every_stage(tmp_path: Path, monkeypatch: pytest.M
         def stop(self) -> None: ...
 
     monkeypatch.setattr(reproduce_module, "Server", Started)
-    with served("--model-path x --led-max-depth 4", tmp_path, "") as url:
+    with evaluated_server("--model-path x --led-max-depth 4", tmp_path, "") as url:
         assert url == "http://127.0.0.1:1/v1"
     last = {asked[i]: asked[i + 1] for i in range(0, len(asked), 2)}
     assert last == {"--led-methods": ALL_METHODS, "--led-max-depth": "4", "--model-path": "x"}

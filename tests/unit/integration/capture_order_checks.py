@@ -88,7 +88,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         group = SimpleNamespace(world_size=num_ranks, all_gather=lambda packed, dim: packed.expand(num_ranks, -1))
         monkeypatch.setattr(runtime, "get_parallel", lambda: SimpleNamespace(tp_group=group))
         monkeypatch.setattr(runtime, "_runtime", server.runtime)
-        monkeypatch.setattr(head_module, "has_plain_weight", lambda lm_head: True)
+        monkeypatch.setattr(head_module, "has_dense_weight", lambda lm_head: True)
         for module, name in ((runtime, "is_capturing"), (register, "is_capturing"), (guard, "is_capturing")):
             monkeypatch.setattr(module, name, lambda: server.is_capturing)
         return server

@@ -12,7 +12,7 @@ from led_sglang.config.fields import LedParams
 from led_sglang.config.request import ResolvedRequest
 from led_sglang.integration.scheduler.batch import LedBatch, RequestRow, request_row_of
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
-from led_sglang.integration.scheduler.methods.edits import edits_of, is_edited, plain_logits, unedited
+from led_sglang.integration.scheduler.methods.edits import edits_of, is_edited, unedited, unedited_logits
 from led_sglang.integration.scheduler.methods.registry import confident, dola
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.methods.confident import confident_logits
@@ -80,10 +80,10 @@ def test_logits_are_copied_only_where_layers_are_compared_under_edits() -> None:
         ((request_row("led"), edited("dola"), request_row("confident")), {"dola": [1], "confident": [2]}),
     ):
         led = batch_of(*request_rows)
-        found = plain_logits(led, sampling_info(led), logits)
+        found = unedited_logits(led, sampling_info(led), logits)
         assert set(found) == set(copied)
         assert all(torch.equal(found[method], logits[rows]) for method, rows in copied.items())
-    assert plain_logits(None, None, logits) == {}
+    assert unedited_logits(None, None, logits) == {}
 
 
 @pytest.mark.parametrize("method", ["dola", "confident"])
@@ -101,7 +101,7 @@ def test_layers_are_compared_without_edits(method: str, has_processor: bool) -> 
         change[2] = 1.5
         final[1] += change
     before = final.clone()
-    context.runtime.plain_logits = {method: plain[[1]]}
+    context.runtime.unedited_logits = {method: plain[[1]]}
     handler = {"dola": dola, "confident": confident}[method]
     handler(context, group_of(context, method), final)
     assert torch.equal(final[0], before[0])

@@ -4,9 +4,9 @@ import pytest
 from starlette.routing import BaseRoute
 
 from led_sglang.integration.http.app import ROUTES_OF_VARIABLES
-from led_sglang.integration.http.places import ENDPOINTS
+from led_sglang.integration.http.endpoints import ENDPOINTS
 
-# A new route of SGLang belongs here, or in `places.ENDPOINTS` if it generates text.
+# A new route of SGLang belongs here, or in `endpoints.ENDPOINTS` if it generates text.
 MAKE_NO_TEXT = {
     "embeddings, scores and labels": """
         /encode /classify /v1/embeddings /v1/classify /v1/score /v1/rerank /v1/decisions /v1/systemone

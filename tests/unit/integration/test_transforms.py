@@ -53,7 +53,7 @@ def context_of(led: LedBatch, is_decode: bool = True, thinking: list[bool] | Non
         soft=Notes(),
         capture=SimpleNamespace(layers=LAYERS, states=latents),
         forward_batch=SimpleNamespace(forward_mode=forward_mode(is_decode)),
-        plain_logits={},
+        unedited_logits={},
     )
     return SimpleNamespace(
         runtime=runtime,

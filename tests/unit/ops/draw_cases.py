@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from led_sglang.ops import arrays
-from led_sglang.ops.rows.filtered_draw import Cut, Filters, kept_tokens, sample_filtered
+from led_sglang.ops.rows.filtered_draw import Filters, Support, kept_tokens, sample_filtered
 
 TOP_K = (1, 2, 5, 40, 1 << 30)
 TOP_P = (0.05, 0.5, 0.9, 1.0)
@@ -22,7 +22,7 @@ class Draw:
     uniform: Tensor  # (S,)
     filters: Filters
 
-    def run(self, backend: str) -> tuple[Tensor, Cut]:
+    def run(self, backend: str) -> tuple[Tensor, Support]:
         """As a CPU does for "numba", and as where the host cannot look for "torch" and "triton"."""
         allows_dynamic_shapes = arrays.allows_dynamic_shapes
         arrays.allows_dynamic_shapes = lambda device: backend == "numba"
@@ -37,7 +37,7 @@ class Draw:
         filters = Filters(*(column[rows] for column in (self.filters.top_k, self.filters.top_p, self.filters.min_p)))
         return Draw(self.probs[rows], torch.arange(len(index)), self.skip[index], self.uniform[index], filters)
 
-    def policies(self, coin_threshold: Cut) -> list[dict[int, float]]:
+    def policies(self, coin_threshold: Support) -> list[dict[int, float]]:
         """What `coin_threshold` leaves of each row: id -> probability."""
         ids, weights = kept_tokens(self.probs, self.rows, coin_threshold, self.probs.shape[1])
         assert (weights[:, 1:] <= weights[:, :-1]).all()

@@ -42,7 +42,11 @@ def crowd(num_rows: int, is_mixed: bool) -> Case:
         whole.latents[:, :num_rows],
         replace(whole.head, is_batch_invariant=True),
         make_rows(num_rows, depth=depth, top_k=top_k, trace=True),  # type: ignore[arg-type]
-        replace(whole.noise, coin_uniform=whole.noise.coin_uniform[:num_rows], token=whole.noise.token[:num_rows]),
+        replace(
+            whole.noise,
+            coin_uniform=whole.noise.coin_uniform[:num_rows],
+            token_uniform=whole.noise.token_uniform[:num_rows],
+        ),
     )
 
 

@@ -192,7 +192,7 @@ def test_depth_one_is_plain_top_k_sampling_bit_for_bit(backend, explore):
     case = make_case(128, 512, depth=1, explore=explore)
     top = (case.final_logits / case.rows.temperature[:, None]).softmax(-1).topk(8)
     cumulated = top.values.div(top.values.sum(-1, keepdim=True)).cumsum(-1, dtype=torch.float64)
-    choice = torch.searchsorted(cumulated, case.noise.token[:, None] * cumulated[:, -1:], right=True)
+    choice = torch.searchsorted(cumulated, case.noise.token_uniform[:, None] * cumulated[:, -1:], right=True)
     step = case.run(backend)
     assert step.token_ids.tolist() == top.indices.gather(1, choice)[:, 0].tolist()
     assert torch.equal(step.explore_probs, step.exploit_probs)
@@ -247,7 +247,7 @@ def test_edge_uniforms_never_pick_a_candidate_of_probability_zero(backend):
     logits = case.final_logits.clone()
     logits[:, 2:] = -torch.inf
     for uniform in (0.0, 1 - 2**-53, 1 - 2**-24):
-        noise = replace(case.noise, token=torch.full((128,), uniform, dtype=torch.float64))
+        noise = replace(case.noise, token_uniform=torch.full((128,), uniform, dtype=torch.float64))
         assert (replace(case, final_logits=logits, noise=noise).run(backend).token_ids < 2).all()
 
 
@@ -256,10 +256,10 @@ def test_nothing_is_modified(backend):
     case = make_case(explore=True, trace=True, latent_norm=True)
     before = [
         t.clone()
-        for t in (case.final_logits, case.latents, case.head.weight, case.noise.coin_uniform, case.noise.token)
+        for t in (case.final_logits, case.latents, case.head.weight, case.noise.coin_uniform, case.noise.token_uniform)
     ]
     case.run(backend)
-    after = (case.final_logits, case.latents, case.head.weight, case.noise.coin_uniform, case.noise.token)
+    after = (case.final_logits, case.latents, case.head.weight, case.noise.coin_uniform, case.noise.token_uniform)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 

@@ -7,7 +7,7 @@ import torch
 from draw_cases import Draw, every_filter, skipping, sorted_policy, token_at
 
 from led_sglang.ops.rows import filtered_draw
-from led_sglang.ops.rows.filtered_draw import Cut, Filters, kept_tokens
+from led_sglang.ops.rows.filtered_draw import Filters, Support, kept_tokens
 
 BACKENDS = ["numba", "torch"]  # "triton": triton_checks.py
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -63,7 +63,7 @@ def test_a_row_is_the_same_in_any_company_chunk_and_backend(has_ties, monkeypatc
     alone = [[draw.take([s]).run(backend) for s in range(len(draw.rows))] for backend in BACKENDS]
     for i, parts in enumerate(alone):
         tokens, cuts = zip(*parts, strict=True)
-        joined = Cut(
+        joined = Support(
             torch.cat([coin_threshold.floor for coin_threshold in cuts]),
             torch.cat([coin_threshold.num_ties for coin_threshold in cuts]),
         )

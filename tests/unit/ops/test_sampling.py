@@ -73,7 +73,7 @@ def test_rows_outside_their_phase_are_sampled_plainly():
     zeros = torch.zeros(N, dtype=torch.int64)
     row = {name: value.expand(N) for name, value in vars(one.rows).items() if isinstance(value, torch.Tensor)}
     noise = Noise(*uniforms(zeros + 11, zeros, torch.arange(N)))
-    rows = replace(one.rows, **row, draws_plain=True)
+    rows = replace(one.rows, **row, draws_inactive=True)
     step = led_step(one.final_logits.expand(N, -1), one.latents.expand(-1, N, -1), one.head, rows, noise)
     assert step.ok.all() and not step.explored.any()
     probs = (one.final_logits[0].double() / 8).softmax(-1)
@@ -89,13 +89,13 @@ def test_a_plain_draw_inverts_the_cumulated_probability(uniform, token):
     logits = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).log()
     case = make_case(1, 5, hidden=8, active=False, temperature=1.0)
     noise = Noise(torch.zeros(1).double(), torch.tensor([uniform], dtype=torch.float64))
-    step = led_step(logits, case.latents, case.head, replace(case.rows, draws_plain=True), noise)
+    step = led_step(logits, case.latents, case.head, replace(case.rows, draws_inactive=True), noise)
     assert step.ok.all() and step.token_ids.tolist() == [token]
 
 
 def test_plain_draws_leave_the_rows_in_their_phase_alone():
     case = make_case(9, active=torch.arange(9) % 2 == 0, explore=True)
-    step, plain = case.run("compiled"), replace(case, rows=replace(case.rows, draws_plain=True)).run("compiled")
+    step, plain = case.run("compiled"), replace(case, rows=replace(case.rows, draws_inactive=True)).run("compiled")
     for name in ("token_ids", "explored", "depth", "explore_probs"):
         assert torch.equal(getattr(step, name)[::2], getattr(plain, name)[::2])
 
@@ -103,10 +103,14 @@ def test_plain_draws_leave_the_rows_in_their_phase_alone():
 def test_other_backends_refuse_plain_draws():
     case = make_case(2)
     with pytest.raises(ValueError, match="draws no token for rows that are not active"):
-        replace(case, rows=replace(case.rows, draws_plain=True)).run("fused")
+        replace(case, rows=replace(case.rows, draws_inactive=True)).run("fused")
 
 
 def test_a_plain_draw_of_a_broken_row_is_not_ok():
     case = make_case(3, active=False)
     case.final_logits[0, 2], case.final_logits[1] = torch.nan, -torch.inf
-    assert replace(case, rows=replace(case.rows, draws_plain=True)).run("compiled").ok.tolist() == [False, False, True]
+    assert replace(case, rows=replace(case.rows, draws_inactive=True)).run("compiled").ok.tolist() == [
+        False,
+        False,
+        True,
+    ]

@@ -74,7 +74,7 @@ def step_of(needs: tuple[bool, ...], num_masks: int, others: int = 0, backend: s
             support_logprobs=column(num_masks, MAX_TOP_K),
         )
         with SeededWatch() as watch:
-            context.decide_plain(probs)
+            context.draw_seeded(probs)
             context.apply(token_ids)
             if num_masks:
                 masks.write(reported, context.draws(), token_ids, info)

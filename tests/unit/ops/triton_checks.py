@@ -22,7 +22,7 @@ from led_sglang.ops.backends.lm_head import latent_lse as plain_normalizers
 from led_sglang.ops.kernels import candidates, final_layer, lm_head, mix_and_sample
 from led_sglang.ops.kernels.candidates import candidate_logits
 from led_sglang.ops.kernels.lm_head import normalizers_of
-from led_sglang.ops.kernels.mix_and_sample import tail
+from led_sglang.ops.kernels.mix_and_sample import end_of_log
 from led_sglang.ops.types import Head, KnownLse, Noise
 
 CAN_LOOK = arrays.allows_dynamic_shapes
@@ -400,7 +400,7 @@ def check_overflow() -> None:
     rows, noise, all_rows = make_rows(3, depth=2), make_case(3).noise, torch.ones(3, dtype=torch.bool)
     logprobs, ids = torch.randn(3, 8).log_softmax(-1), torch.arange(24).view(3, 8)
     lse = torch.tensor([[0.0, torch.inf, 0.0]])
-    step = tail(logprobs, ids, lse, torch.randn(1, 3, 8), all_rows, all_rows, rows, noise)
+    step = end_of_log(logprobs, ids, lse, torch.randn(1, 3, 8), all_rows, all_rows, rows, noise)
     assert step.ok.tolist() == [True, False, True]
 
 

@@ -106,7 +106,7 @@ def serve(batch: Batch, head: Head) -> None:
     assert rows.seeded is not None
     batch_rows = rows.seeded if rows.index is None else rows.index[rows.seeded]
     filters = Filters(info.top_ks, torch.ones(num_rows), torch.zeros(num_rows))
-    sample_filtered(logits, batch_rows, now.active[rows.seeded], now.token[rows.seeded], filters, "triton")
+    sample_filtered(logits, batch_rows, now.active[rows.seeded], now.token_uniform[rows.seeded], filters, "triton")
     pack_flags(now, step, False, rows.method, Counters.zeros(NUM_LATENTS, len(METHODS), CPU), "triton")
 
 

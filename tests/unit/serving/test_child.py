@@ -76,7 +76,7 @@ def test_the_callers_environment_holds_in_it(tmp_path: Path, monkeypatch: pytest
     def environment() -> dict[str, str]:
         """As the child tells it: read from outside, a process that has just been started has none yet."""
         server = Server(log=tmp_path / "log", module="tell", environment={"PYTHONPATH": str(tmp_path)})
-        assert server.wait_exit() == 0, server.tail()
+        assert server.wait_exit() == 0, server.end_of_log()
         reported: dict[str, str] = json.loads(server.log.read_text())
         return reported
 

@@ -16,14 +16,16 @@ def test_logits_agree_with_transformers_on_ragged_rows() -> None:
     width, more = max(map(len, PROMPTS)), 5
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in PROMPTS])
     is_text = torch.tensor([[False] * (width - len(prompt)) + [True] * len(prompt) for prompt in PROMPTS])
-    tail = torch.tensor([prompt[-more:] for prompt in PROMPTS])
+    end_of_log = torch.tensor([prompt[-more:] for prompt in PROMPTS])
     cache = offline.Cache.empty(MODEL.config, len(PROMPTS), width + more)
     got = [offline.next_logits(MODEL, ids, cache, is_text)]
     for step in range(more):
         if step == 2:  # one row leaves
             cache.keep(torch.tensor([True, False, True]))
-            tail, got = tail[[0, 2]], [logits[[0, 2]] for logits in got]
-        got.append(offline.next_logits(MODEL, tail[:, step : step + 1], cache, torch.ones_like(tail[:, :1]).bool()))
+            end_of_log, got = end_of_log[[0, 2]], [logits[[0, 2]] for logits in got]
+        got.append(
+            offline.next_logits(MODEL, end_of_log[:, step : step + 1], cache, torch.ones_like(end_of_log[:, :1]).bool())
+        )
     for row, prompt in enumerate([PROMPTS[0], PROMPTS[2]]):
         whole = MODEL(torch.tensor([prompt + prompt[-more:]])).logits[0, len(prompt) - 1 :]
         torch.testing.assert_close(torch.stack([logits[row] for logits in got]), whole, atol=1e-3, rtol=1e-4)

@@ -12,8 +12,8 @@ from led_sglang.ops.types import Head
 def build_head(logits_processor: Any, lm_head: Any, final_norm: Any, tp_group: Any) -> Head:
     """The head as `ops` needs it; a quantised one is multiplied by the engine. Raises CaptureError for a LoRA one."""
     refuse_lora(lm_head)
-    is_plain = has_plain_weight(lm_head)
-    weight = lm_head.weight if is_plain else _placeholder(logits_processor, lm_head)
+    is_dense = has_dense_weight(lm_head)
+    weight = lm_head.weight if is_dense else _placeholder(logits_processor, lm_head)
     vocab_size = int(logits_processor.vocab_size)
     num_ranks = tp_group.world_size
     first_id, num_rows = 0, vocab_size
@@ -28,12 +28,12 @@ def build_head(logits_processor: Any, lm_head: Any, final_norm: Any, tp_group: A
         weight=weight,
         num_rows=min(num_rows, weight.shape[0]),
         first_id=first_id,
-        bias=getattr(lm_head, "bias", None) if is_plain else None,
+        bias=getattr(lm_head, "bias", None) if is_dense else None,
         scale=float(logits_processor.logit_scale or 1.0),
         softcap=logits_processor.final_logit_softcapping,
         final_norm=final_norm,
         all_gather=all_gather if num_ranks > 1 else None,
-        project=None if is_plain else _engine_product(logits_processor, lm_head),
+        project=None if is_dense else _engine_product(logits_processor, lm_head),
     )
 
 
@@ -46,7 +46,7 @@ def refuse_lora(lm_head: Any) -> None:
         )
 
 
-def has_plain_weight(lm_head: Any) -> bool:
+def has_dense_weight(lm_head: Any) -> bool:
     """The weight can be multiplied with as it is: a float matrix of at least 16 bits, without a quantisation method."""
     from sglang.srt.layers.logits_processor import should_apply_lm_head_quant_method
 

@@ -63,8 +63,8 @@ class OnePassState:
 
     def form(self, num_rows: int) -> str:
         """A batch that a graph serves has the form of its graph."""
-        place = bisect_left(self.graph_sizes, num_rows)
-        return self._form_of(self.graph_sizes[place] if place < len(self.graph_sizes) else num_rows)
+        position = bisect_left(self.graph_sizes, num_rows)
+        return self._form_of(self.graph_sizes[position] if position < len(self.graph_sizes) else num_rows)
 
     def _form_of(self, size: int) -> str:
         if self.is_batch_invariant or self.num_layers == 0 or self.fault is not None:

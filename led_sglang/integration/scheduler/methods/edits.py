@@ -29,7 +29,7 @@ def edits_of(info: Any, rows: Tensor | None, edited: Tensor | None) -> LogitEdit
     return None if all(table is None for table in tables) else LogitEdits(*tables, rows, edited)
 
 
-def plain_logits(led: "LedBatch | None", info: Any, logits: Tensor) -> dict[str, Tensor]:
+def unedited_logits(led: "LedBatch | None", info: Any, logits: Tensor) -> dict[str, Tensor]:
     """Copies (n, V) of the rows of methods that compare layers, before the engine edits `logits` (B, V) in place.
 
     Only where one of them has edits.
@@ -40,15 +40,17 @@ def plain_logits(led: "LedBatch | None", info: Any, logits: Tensor) -> dict[str,
     return {method: logits[groups[method].batch_rows] for method in COMPARING if method in groups}
 
 
-def unedited(info: Any, group: "MethodGroup", final: Tensor, plain: Tensor) -> tuple[Tensor, LogitEdits | None]:
-    """`plain_logits` and `edits` of `methods.dola` and `methods.confident` for a group's rows: (n, V) and its edits.
+def unedited(
+    info: Any, group: "MethodGroup", final: Tensor, unedited_logits: Tensor
+) -> tuple[Tensor, LogitEdits | None]:
+    """`unedited_logits` and `edits` of `methods.dola` and `methods.confident` for a group's rows: (n, V) and its edits.
 
     A custom logit processor runs behind the engine's edits and knows no layers: what it changes belongs to the final
     layer.
     """
     edits = edits_of(info, group.batch_rows, None)
-    plain = plain.float()
+    unedited_logits = unedited_logits.float()
     if edits is not None and info.has_custom_logit_processor:
-        change = final.float() - edits.apply(plain.clone())
-        plain = plain + change.masked_fill(~change.isfinite(), 0.0)
-    return plain, edits
+        change = final.float() - edits.apply(unedited_logits.clone())
+        unedited_logits = unedited_logits + change.masked_fill(~change.isfinite(), 0.0)
+    return unedited_logits, edits

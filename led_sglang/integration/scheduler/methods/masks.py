@@ -49,9 +49,9 @@ def forget(output: Any, rows: Tensor, num_rows: int, info: Any) -> None:
 def _places(draw: Draw, num_rows: int, batch_rows: Tensor) -> tuple[Tensor, Tensor]:
     """Where in `draw` the M rows are, any place for others, and whether it made their tokens: (M,), (M,) bool."""
     order = torch.arange(len(draw.rows), device=batch_rows.device)
-    place = batch_rows.new_full((num_rows,), -1).index_copy_(0, draw.rows, order.to(batch_rows.dtype))[batch_rows]
-    own = place.clamp_min(0)
-    return own, (place >= 0) & draw.is_made[own]
+    position = batch_rows.new_full((num_rows,), -1).index_copy_(0, draw.rows, order.to(batch_rows.dtype))[batch_rows]
+    own = position.clamp_min(0)
+    return own, (position >= 0) & draw.is_made[own]
 
 
 def _write(output: Any, ids: Tensor, weights: Tensor, is_made: Tensor, chosen: Tensor, info: Any) -> None:
@@ -60,13 +60,13 @@ def _write(output: Any, ids: Tensor, weights: Tensor, is_made: Tensor, chosen: T
     mass = weights.sum(-1)
     weights, order = weights.sort(dim=-1, descending=True, stable=True)  # as the engine's: the likeliest first
     ids = ids.gather(1, order)
-    missing = output.token_ids.shape[1] - ids.shape[1]
-    if missing > 0:
-        ids, weights = F.pad(ids, (0, missing)), F.pad(weights, (0, missing))
-    elif missing < 0:
-        output.token_ids = F.pad(output.token_ids, (0, -missing))
+    num_short = output.token_ids.shape[1] - ids.shape[1]
+    if num_short > 0:
+        ids, weights = F.pad(ids, (0, num_short)), F.pad(weights, (0, num_short))
+    elif num_short < 0:
+        output.token_ids = F.pad(output.token_ids, (0, -num_short))
         if output.support_logprobs is not None:
-            output.support_logprobs = F.pad(output.support_logprobs, (0, -missing), value=-torch.inf)
+            output.support_logprobs = F.pad(output.support_logprobs, (0, -num_short), value=-torch.inf)
 
     def put(reported: Tensor, ours: Tensor) -> Tensor:
         is_ours = is_made if ours.dim() == 1 else is_made[:, None]

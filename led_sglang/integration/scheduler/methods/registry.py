@@ -29,12 +29,12 @@ def _latents(context: "StepContext", layers: tuple[int, ...], group: MethodGroup
     return capture.states[picked[:, None], group.batch_rows[None, :]]
 
 
-def _plain(
+def _unedited(
     context: "StepContext", group: MethodGroup, final: Tensor, method: str
 ) -> tuple[Tensor | None, LogitEdits | None]:
     """Of a group's rows: the final logits (n, V) before penalties and bias, and these; None: no row has any."""
-    plain = context.runtime.plain_logits.get(method)
-    return (None, None) if plain is None else unedited(context.info, group, final, plain)
+    unedited_logits = context.runtime.unedited_logits.get(method)
+    return (None, None) if unedited_logits is None else unedited(context.info, group, final, unedited_logits)
 
 
 def dola(context: "StepContext", group: MethodGroup, logits: Tensor) -> None:
@@ -50,7 +50,7 @@ def dola(context: "StepContext", group: MethodGroup, logits: Tensor) -> None:
     )  # (n, E)
     early, final = _latents(context, layers, group), logits[group.batch_rows]
     limit = group.column("relative_top", torch.float32)
-    contrast, _ = dola_logits(final, early, candidates, limit, head, *_plain(context, group, final, "dola"))
+    contrast, _ = dola_logits(final, early, candidates, limit, head, *_unedited(context, group, final, "dola"))
     logits[group.batch_rows] = contrast.to(logits.dtype)
 
 
@@ -60,7 +60,7 @@ def confident(context: "StepContext", group: MethodGroup, logits: Tensor) -> Non
     assert head is not None
     latents = _latents(context, confident_layers(context.runtime.config), group)
     final, num_layers = logits[group.batch_rows], group.column("num_layers", torch.int64)
-    chosen, _ = confident_logits(final, latents, num_layers, head, *_plain(context, group, final, "confident"))
+    chosen, _ = confident_logits(final, latents, num_layers, head, *_unedited(context, group, final, "confident"))
     logits[group.batch_rows] = chosen.to(logits.dtype)
 
 

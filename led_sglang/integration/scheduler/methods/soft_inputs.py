@@ -75,25 +75,25 @@ class SoftInputs:
                 self._batch = None
 
         def embed_or_mix(input_ids: Tensor) -> Tensor:
-            plain: Tensor = look_up(input_ids)
+            embedded: Tensor = look_up(input_ids)
             try:
-                return self._mix(plain, look_up)
+                return self._mix(embedded, look_up)
             except Exception:
                 self._fail(self._batch)
-                return plain
+                return embedded
 
         setattr(model, "forward", forward)  # noqa: B010, a module's attributes are typed as tensors
         setattr(embed, "forward", embed_or_mix)  # noqa: B010
 
-    def _mix(self, plain: Tensor, look_up: Any) -> Tensor:
+    def _mix(self, embedded: Tensor, look_up: Any) -> Tensor:
         """plain: (rows, H), what the engine would feed. The graph's padding rows read a slot that no request owns."""
         if self._batch is None or not self._batch.forward_mode.is_decode():
-            return plain
+            return embedded
         slots = self._batch.req_pool_indices
         ids, weights = self.ids[slots], self.weights[slots]  # (rows, K)
         embeddings = look_up(ids.flatten()).view(*ids.shape, -1)  # (rows, K, H)
-        mixed = (weights[..., None] * embeddings.float()).sum(1).to(plain.dtype)
-        return torch.where(self.is_soft[slots][:, None], mixed, plain)
+        mixed = (weights[..., None] * embeddings.float()).sum(1).to(embedded.dtype)
+        return torch.where(self.is_soft[slots][:, None], mixed, embedded)
 
 
 def keep_out_of_prefix_cache(req: Any) -> None:

@@ -1,6 +1,6 @@
 """On the served app, every route that generates text refuses what stands where it does not read it.
 
-Places and spellings: tests/unit/test_places.py.
+Places and spellings: tests/unit/test_endpoints.py.
 """
 
 import json
@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from led_sglang.integration.http.places import (
+from led_sglang.integration.http.endpoints import (
     ENDPOINTS,
     GENERATE,
     INVOCATIONS,

@@ -19,10 +19,10 @@ CHAT, COMPLETIONS, INVOCATIONS = "/v1/chat/completions", "/v1/completions", "/in
 RESPONSES, GENERATE, VERTEX = "/v1/responses", "/generate", "/vertex_generate"
 TRANSCRIPTIONS = "/v1/audio/transcriptions"  # a form, not JSON
 OPENAI_PATHS = (CHAT, COMPLETIONS, INVOCATIONS, RESPONSES)
-OPENAI_PLACES = ("custom_params.led", "metadata.led")
+OPENAI_KEYS = ("custom_params.led", "metadata.led")
 # Every route of SGLang that generates text, and where parameters are read there; nowhere: its protocol has no field.
 ENDPOINTS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(OPENAI_PATHS, OPENAI_PLACES),
+    **dict.fromkeys(OPENAI_PATHS, OPENAI_KEYS),
     GENERATE: ("sampling_params.custom_params.led",),
     VERTEX: ("parameters.sampling_params.custom_params.led",),
     **dict.fromkeys(("/v1/messages", "/api/chat", "/api/generate", TRANSCRIPTIONS), ()),
@@ -43,7 +43,7 @@ OURS = re.compile(
     rb'"[-_.]*(?:custom[-_.]params[-_.])?led["\\._-]|"[-_]*custom[-_]*params?[-_]*\\?"|\\u00[2-7]|\x00', re.IGNORECASE
 )
 CUSTOM = re.compile(r"[-_]*custom[-_]*params?[-_]*", re.IGNORECASE | re.ASCII)
-Place = tuple[str | int, ...]  # keys and indices
+KeyPath = tuple[str | int, ...]  # keys and indices
 
 
 class Twice(dict[str, Any]):
@@ -80,11 +80,13 @@ def is_holder(key: str) -> bool:
 
 def refuse_misplaced(request: dict[str, Any], path: str) -> None:
     """Raises LedParamError for what looks like LED's in a place where `path` does not read it."""
-    legal = [tuple(place.split(".")) for place in ENDPOINTS[path]]
-    for place in _search(request, (), _has_processor(request)):
-        each = [key for i, key in enumerate(place) if not (isinstance(key, int) and place[i - 1] == "sampling_params")]
+    legal = [tuple(key_path.split(".")) for key_path in ENDPOINTS[path]]
+    for key_path in _search(request, (), _has_processor(request)):
+        each = [
+            key for i, key in enumerate(key_path) if not (isinstance(key, int) and key_path[i - 1] == "sampling_params")
+        ]
         if tuple(each) not in legal:
-            raise LedParamError(f"{_name(place)}: {_why(path)}")
+            raise LedParamError(f"{_name(key_path)}: {_why(path)}")
 
 
 def _why(path: str) -> str:
@@ -97,49 +99,49 @@ def _why(path: str) -> str:
     )
 
 
-def _search(holder: dict[str, Any], place: Place, has_processor: bool) -> Iterator[Place]:
+def _search(holder: dict[str, Any], key_path: KeyPath, has_processor: bool) -> Iterator[KeyPath]:
     """Places of what looks like LED's, but for nulls, which ask for nothing."""
-    names = [key.removesuffix(AS_STRING) for key in place if isinstance(key, str)]
+    names = [key.removesuffix(AS_STRING) for key in key_path if isinstance(key, str)]
     is_custom = bool(names) and CUSTOM.fullmatch(names[-1]) is not None
     for key, value in holder.items():
-        here = (*place, key)
+        here = (*key_path, key)
         if key in getattr(holder, "repeated", ()) and (is_like_led(key) or is_holder(key)):
             raise LedParamError(f"{_name(here)} stands twice in the request")
         if is_like_led(key) or (is_custom and not has_processor and key.lower() in KEYS):
             refuse_twice(value, here)
             if value is not None:
                 yield here
-        elif len(place) < MAX_DEPTH and is_holder(key):
-            for inner, inner_place in _objects(value, here):
-                yield from _search(inner, inner_place, has_processor)
+        elif len(key_path) < MAX_DEPTH and is_holder(key):
+            for inner, inner_path in _objects(value, here):
+                yield from _search(inner, inner_path, has_processor)
 
 
-def refuse_twice(value: object, place: Place) -> None:
+def refuse_twice(value: object, key_path: KeyPath) -> None:
     """Raises LedParamError for an object of parameters in which a key stands twice."""
     for key in sorted(getattr(value, "repeated", ())):
-        raise LedParamError(f"{_name((*place, key))} stands twice in the request")
+        raise LedParamError(f"{_name((*key_path, key))} stands twice in the request")
 
 
-def _name(place: Place) -> str:
+def _name(key_path: KeyPath) -> str:
     """As people write it: `sampling_params[1].custom_params.LED`."""
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key:.40}" for key in place).lstrip(".")
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key:.40}" for key in key_path).lstrip(".")
 
 
-def _objects(value: Any, place: Place) -> Iterator[tuple[dict[str, Any], Place]]:
+def _objects(value: Any, key_path: KeyPath) -> Iterator[tuple[dict[str, Any], KeyPath]]:
     """The object, or a list's objects, or the object that somebody wrote into a string."""
     if isinstance(value, dict):
-        yield value, place
+        yield value, key_path
     elif isinstance(value, list):
         for i, item in enumerate(value):
             if isinstance(item, dict):
-                yield item, (*place, i)
+                yield item, (*key_path, i)
     elif isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             written = json.loads(value)
         except (ValueError, RecursionError):
             return
         if isinstance(written, dict):
-            yield written, (*place[:-1], f"{place[-1]}{AS_STRING}")
+            yield written, (*key_path[:-1], f"{key_path[-1]}{AS_STRING}")
 
 
 def _has_processor(request: dict[str, Any]) -> bool:

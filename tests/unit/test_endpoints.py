@@ -15,7 +15,7 @@ from led_sglang.config.fields import KEYS
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
 from led_sglang.integration.http import app as http
 from led_sglang.integration.http.app import LedRequests, rewrite_body
-from led_sglang.integration.http.places import (
+from led_sglang.integration.http.endpoints import (
     CHAT,
     COMPLETIONS,
     ENDPOINTS,

@@ -74,13 +74,13 @@ def led_step(
         latents (D, R, H): latents[j] = h[L-1-j], the un-normed residual stream in the model's dtype. A row reads
             latents[j + latent_offset] for j < depth - 1, so D >= max(depth - 1 + latent_offset). A function that
             returns them is called at most once; "compiled" calls it only if some row needs them.
-        ridden: what the one-pass form (`ops.backends.one_pass`) knows already, for at least max_depth - 1 layers;
-            rows that need their latents and did not ride are served by a second pass, so the result is the same.
+        known_lse: what the one-pass form (`ops.backends.one_pass`) knows already, for at least max_depth - 1 layers; a
+            second pass computes the rows that need their latents and lack it, so the result is the same.
             Backends "fused", "compiled" and "triton" only.
         edits: the penalties and bias that the engine applied to `final_logits`, to be applied to the latent layers too;
             None: there are none. Z above is why a ban lowers p[l] of its token by at least exp(bias / tau) in any
             layer, and why a token banned by -1e4 and one forbidden by -inf leave the same probabilities to the others.
-            Rows with edits do not ride: what rode is ignored there. "triton" decides them with plain torch.
+            Rows with edits ignore what is known. "triton" decides them with plain torch.
         head, rows, noise and the result: see `led_sglang.ops.types`. V may be smaller than K: the tail of
             `candidate_ids` is then 0 with probability 0. Columns beyond a whole head's num_rows are ignored.
 
@@ -116,16 +116,16 @@ def led_step(
         return BACKENDS[chosen](final_logits, latents, head, rows, noise, edits=edits)
     if chosen not in one_pass.BACKENDS:
         able = ", ".join(one_pass.BACKENDS)
-        raise ValueError(f"backend {chosen!r} computes every latent row itself: `ridden` is for {able}")
+        raise ValueError(f"backend {chosen!r} computes every latent row itself: `known_lse` is for {able}")
     if len(known_lse.lse) < rows.max_depth - 1:
-        raise ValueError(f"depth {rows.max_depth} needs {rows.max_depth - 1} layers, {len(known_lse.lse)} rode")
+        raise ValueError(f"depth {rows.max_depth} needs {rows.max_depth - 1} layers, {len(known_lse.lse)} are known")
     return BACKENDS[chosen](
         final_logits, latents, head, rows, noise, known_lse=_unedited(known_lse, edits), edits=edits
     )
 
 
 def _unedited(known_lse: KnownLse, edits: LogitEdits | None) -> KnownLse | None:
-    """What rode was not edited: only rows without edits may use it."""
+    """Known log-sum-exps are without edits: only rows without edits may use them."""
     if edits is None or edits.edited is None:
         return known_lse if edits is None else None
     return replace(known_lse, has_lse=known_lse.has_lse.index_fill(0, edits.edited, False), is_complete=False)

@@ -89,7 +89,7 @@ class Noise(Columns):
 
 @dataclass(frozen=True)
 class KnownLse:
-    """Latent rows that rode in the head's own weight pass (the one-pass form): their log-sum-exps are known already."""
+    """Log-sum-exps of latent rows that the head's own weight pass has computed already (the one-pass form)."""
 
     lse: Tensor  # (J, R) float32, log sum exp(logit / tau) over this rank's vocabulary; any value where not `has_lse`
     has_lse: Tensor  # (R,) bool: this row's first J layers did, without final norm and without offset

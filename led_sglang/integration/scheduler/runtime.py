@@ -182,7 +182,7 @@ class Runtime:
 
     @contextmanager
     def latent_rows(self, logits_processor: Any, is_decode: bool) -> Iterator[None]:
-        """Around the engine's head of a forward that carries riders: its product is made with them."""
+        """Around the engine's head of a forward of the one-pass form: its product covers the latent rows too."""
         if not is_decode:
             self.one_pass_state.is_one_pass = False
             yield
@@ -297,6 +297,6 @@ def _refuse_another_model(config: ServerConfig, model_config: Any) -> None:
     ):
         if configured != found:
             raise CaptureError(
-                f"LED was switched on for a model with {configured} {what}, and this one has {found}: give launch.enable "
-                f"the arguments of the Engine"
+                f"LED was switched on for a model with {configured} {what}, and this one has {found}: give "
+                f"launch.enable the arguments of the Engine"
             )

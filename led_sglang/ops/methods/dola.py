@@ -32,7 +32,8 @@ def dola_logits(
 
     With edits, penalties and bias that `final_logits` have and `unedited_logits` (R, V) have not: in M and in the
     contrast p is that of unedited_logits, so that no bias decides which layer is contrasted with; the limit of
-    relative_top stays that of final_logits, or a banned token could be the only one left; the edits are applied to the contrast.
+    relative_top stays that of final_logits, or a banned token could be the only one left; the edits are applied to
+    the contrast.
 
     final_logits (R, V) before temperature; early (E, R, H): un-normed residual streams in the model's dtype;
     candidates (R, E) bool; relative_top (R,) float32 in [0, 1]. A forbidden token (-inf) is forbidden in every layer,

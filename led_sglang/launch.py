@@ -166,7 +166,7 @@ def _register_late() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry
 
     from led_sglang.integration.hooks.register import register_hooks
-    from led_sglang.integration.hooks.targets import HOOK_TARGETS
+    from led_sglang.integration.hooks.table import HOOK_TARGETS
 
     if not any(target in HookRegistry._hooks for target in HOOK_TARGETS):
         register_hooks()

@@ -4,7 +4,7 @@ The parser, the JSON Schema, the reference tables of the documentation and the e
 parameter is a field of LedParams; a new method is an entry of METHODS and the fields that name it.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args
 
 from led_sglang.config.legal import Choice, Flag, Integer, Legal, Real
@@ -103,6 +103,15 @@ class LedParams:
         ),
         "layers scanned, the final one included",
     )
+
+    def to_wire(self) -> dict[str, Any]:
+        """Every parameter, for another process."""
+        return asdict(self)
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> "LedParams":
+        """Of what holds at least the keys of `to_wire`."""
+        return cls(**{key: wire[key] for key in KEYS})
 
     def to_dict(self) -> dict[str, Any]:
         return {"method": self.method, **{key: getattr(self, key) for key in METHOD_KEYS[self.method]}}

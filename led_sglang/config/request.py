@@ -1,11 +1,11 @@
 """A request's parameters: from the wire value of `custom_params.led` to what the scheduler is sent."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from led_sglang.config.checks import LedParamError, require_choice, show
-from led_sglang.config.fields import ALWAYS_ENABLED, FIELDS, KEYS, METHOD_KEYS, METHODS, LedParams
+from led_sglang.config.fields import ALWAYS_ENABLED, FIELDS, METHOD_KEYS, METHODS, LedParams
 from led_sglang.config.server import ServerConfig
 from led_sglang.wire import RESOLVED_KEY
 
@@ -104,9 +104,8 @@ class ResolvedRequest:
     sample: int  # index among the n samples of one request
 
     def to_wire(self) -> dict[str, Any]:
-        return {**asdict(self.params), "seed": self.seed, "is_seeded": self.is_seeded, "sample": self.sample}
+        return {**self.params.to_wire(), "seed": self.seed, "is_seeded": self.is_seeded, "sample": self.sample}
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> "ResolvedRequest":
-        params = LedParams(**{key: wire[key] for key in KEYS})
-        return cls(params, wire["seed"], wire["is_seeded"], wire["sample"])
+        return cls(LedParams.from_wire(wire), wire["seed"], wire["is_seeded"], wire["sample"])

@@ -4,7 +4,7 @@ SGLang has divided the memory before LED allocates: what is here comes out of wh
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,9 @@ from led_sglang.config.fields import MAX_SOFT_TOP_K
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
 from led_sglang.ops.types import ALIGNMENT
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
 
 MB, GB = 10**6, 10**9
 STEP_BYTES = 64 << 20  # the bound that tests/unit/ops hold for the LED step
@@ -138,14 +141,14 @@ def num_free_bytes(device: torch.device) -> int | None:
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
 
 
-def memory_of_check(config: ServerConfig, server_args: Any) -> tuple[MemoryPlan, str | None]:
+def memory_of_check(config: ServerConfig, server_args: "ServerArgs") -> tuple[MemoryPlan, str | None]:
     """What a start with these resolved arguments would take, from the model's configuration alone, and any shortage."""
     from sglang.srt.configs.model_config import ModelConfig
 
     from led_sglang.integration.support import in_effect
 
     view = in_effect(server_args)
-    model_config: Any = ModelConfig.from_server_args(server_args)
+    model_config: ModelConfig = ModelConfig.from_server_args(server_args)
     graphs = GraphSizes.of(view)
     num_slots = view.max_running_requests or MAX_SLOTS
     sizes = Sizes(

@@ -7,16 +7,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sglang.srt.environ import envs
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.markers import find_markers, with_markers
 from led_sglang.config.server import ServerConfig
-from led_sglang.integration.scheduler.latents.capture import CaptureError
+from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
 from led_sglang.integration.scheduler.methods.soft_inputs import refuse_soft
+
+if TYPE_CHECKING:
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.server_args import ServerArgs
 
 INNER_CAPTURE = ("MiMoForCausalLM",)  # outer class without the setter, inner model with `layers_to_capture`
 # SGLang's classes that have the setter and keep something else than layer outputs: what is wrong with it.
@@ -98,7 +102,7 @@ class EngineRefusal(RuntimeError):
     """SGLang would not start with these arguments; the message is its own."""
 
 
-def accept(server_args: Any) -> Any:
+def accept(server_args: "ServerArgs") -> Any:
     """All that SGLang decides before it loads weights, as a copy of the arguments; they themselves are resolved only.
 
     Raises EngineRefusal where SGLang would refuse to start: it checks some arguments as late as in its launch.
@@ -123,7 +127,7 @@ def _refusals_told() -> Iterator[None]:
         raise EngineRefusal(f"SGLang refuses the arguments: {str(error) or type(error).__name__}") from error
 
 
-def resolve(config: ServerConfig, server_args: Any) -> ServerConfig:
+def resolve(config: ServerConfig, server_args: "ServerArgs") -> ServerConfig:
     """`config` completed with the model's layers, vocabulary and markers; the arguments are resolved by it.
 
     Raises LedParamError, CaptureError or EngineRefusal for whatever a start would stop at before the weights are there.
@@ -148,7 +152,7 @@ def resolve(config: ServerConfig, server_args: Any) -> ServerConfig:
     return resolved
 
 
-def in_effect(server_args: Any) -> Any:
+def in_effect(server_args: "ServerArgs") -> Any:
     """The arguments as SGLang decided them, to read from: 0.5.23 leaves the fields as they were said."""
     try:
         from sglang.srt.arg_groups.overrides import resolving_view
@@ -157,7 +161,7 @@ def in_effect(server_args: Any) -> Any:
     return resolving_view(server_args)
 
 
-def refuse_features(server_args: Any) -> None:
+def refuse_features(server_args: "ServerArgs") -> None:
     """Raises CaptureError for what cannot go with LED, whether the user said it or SGLang decided it."""
     for args in (server_args, in_effect(server_args)):
         _refuse_features(args)
@@ -197,7 +201,7 @@ def _refuse_lora_head(args: Any) -> None:
                 )
 
 
-def _refuse_uncapturable(config: ServerConfig, model_config: Any) -> None:
+def _refuse_uncapturable(config: ServerConfig, model_config: "ModelConfig") -> None:
     if not captured_layers(config):
         return
     model_class, name = _model_class(model_config.hf_config.architectures or [])
@@ -260,7 +264,7 @@ def _model_class(architectures: list[str]) -> tuple[Any, str]:
     return found
 
 
-def _tokenizer(server_args: Any) -> Any:
+def _tokenizer(server_args: "ServerArgs") -> Any:
     from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
     return get_tokenizer(
@@ -271,7 +275,7 @@ def _tokenizer(server_args: Any) -> Any:
     )
 
 
-def _parser_markers(server_args: Any) -> tuple[str, str] | None:
+def _parser_markers(server_args: "ServerArgs") -> tuple[str, str] | None:
     """None without a parser, and for one that has no markers of its own."""
     name = getattr(server_args, "reasoning_parser", None)
     if not name:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from led_sglang.integration.hooks.targets import HOOK_TARGETS
+from led_sglang.integration.hooks.table import HOOK_TARGETS
 
 NAN, INF = float("nan"), float("inf")
 LOGITS = {"nan logits": NAN, "inf logits": INF, "-inf logits": -INF, "one nan logit": NAN}

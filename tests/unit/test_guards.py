@@ -17,14 +17,14 @@ from led_sglang.config.server import ServerConfig, export_config
 from led_sglang.integration.hooks import guard
 from led_sglang.integration.hooks.guard import Guarded
 from led_sglang.integration.hooks.register import BATCH_INFO, HANDLERS, PROCESSOR, TOKENIZER
-from led_sglang.integration.hooks.targets import HOOK_TARGETS
+from led_sglang.integration.hooks.table import HOOK_TARGETS
 from led_sglang.integration.http import info, requests
-from led_sglang.integration.http.responses import RequestView
+from led_sglang.integration.http.request_view import RequestView
 from led_sglang.integration.scheduler import records, runtime, sampler
 from led_sglang.integration.scheduler.batch import LedBatch, RequestRow
 from led_sglang.integration.scheduler.counters import Counts
-from led_sglang.integration.scheduler.latents.capture import CaptureError
-from led_sglang.integration.scheduler.ranks import RankDivergence
+from led_sglang.integration.faults import CaptureError
+from led_sglang.integration.faults import RankDivergence
 from led_sglang.integration.scheduler.records import StepRecord
 from led_sglang.wire import FALLBACK, RECORD_KEY, RESOLVED_KEY, THINKING, WIRE_KEY
 from tests.server import fault_plugin

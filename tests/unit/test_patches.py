@@ -11,7 +11,7 @@ import pytest
 
 from led_sglang import patches
 from led_sglang.compat.sources import Release, find, installed_release, parameters, source_sha256
-from led_sglang.integration.hooks.targets import HOOK_TARGETS
+from led_sglang.integration.hooks.table import HOOK_TARGETS
 
 SUPPORTED = ("0.5.17", "0.5.23")
 TARGET = "sglang.srt.layers.sampler.create_sampler"

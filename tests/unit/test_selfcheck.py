@@ -10,7 +10,7 @@ import pytest
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from led_sglang.integration.hooks import register, selfcheck
-from led_sglang.integration.hooks.targets import HOOK_TARGETS, HookTarget
+from led_sglang.integration.hooks.table import HOOK_TARGETS, HookTarget
 
 MODULE = "led_selfcheck_stand_in"
 PLAIN, METHOD = f"{MODULE}.plain", f"{MODULE}.Engine.method"

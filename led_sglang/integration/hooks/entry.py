@@ -5,7 +5,7 @@ from typing import Any
 from led_sglang.serving.imports import collector_paused
 
 
-def run_scheduler_process(*args: Any, **kwargs: Any) -> Any:
+def run_scheduler_process(*args: object, **kwargs: object) -> Any:
     """SGLang's own entry, after the hooks were verified. Raises HookError."""
     with collector_paused():
         from sglang.srt.managers.scheduler import run_scheduler_process as original

@@ -1,33 +1,50 @@
-"""A fault of ours in what the engine calls stays ours: the batch keeps the engine's tokens, and it is counted and told.
+"""What becomes of the engine's call where a handler of ours fails: the engine gets what it would get without LED.
 
-Every hook goes through `Guarded`. What its handler was about to do is undone or finished by `recover`, so that the
-engine gets what it would get without LED. Faults of the start, before anybody is served, are raised.
+Every hook goes through a `Guarded`. A fault is counted and logged, and the handler's recovery undoes or finishes what
+it was about to do. Faults of a start, before any request, are raised.
 """
 
-import sys
-from collections.abc import Callable
-from functools import update_wrapper
-from typing import Any
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from led_sglang.config.checks import LedParamError
-from led_sglang.integration.http.faults import LedFault
-from led_sglang.integration.scheduler.ranks import RankDivergence
+from led_sglang.integration.faults import Deliberate
+from led_sglang.integration.hooks.table import HANDLER_ROOT, HookTarget
 
-ON_PURPOSE = (RankDivergence, LedParamError, LedFault)  # raised for the engine or the client to see
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+ON_PURPOSE = (Deliberate, LedParamError)  # raised for the engine or the client to see
 
 
 class Call:
-    """The original function of a hook "around" it, and what became of it."""
+    """One call of a hooked function: its arguments by name, and the original where the hook is "around" it."""
 
-    def __init__(self, original: Callable[..., Any]) -> None:
+    def __init__(
+        self, names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any], original: Callable[..., Any] | None
+    ) -> None:
+        """names: of the target's parameters, in order, as the hooks table has them."""
+        self.names = names
+        self._args = args
+        self._kwargs = kwargs
         self._original = original
-        self.result: Any = None
+        self.result: Any = None  # of the original: where it has returned, or the hook is "after" it
         self.has_returned = False
-        self.error: BaseException | None = None
+        self.error: BaseException | None = None  # of the original
+
+    def __getitem__(self, name: str) -> Any:
+        """An argument; None where the call leaves it to its default. Raises ValueError for no parameter's name."""
+        index = self.names.index(name)
+        return self._args[index] if index < len(self._args) else self._kwargs.get(name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The original."""
+        assert self._original is not None
         try:
             self.result = self._original(*args, **kwargs)
         except BaseException as error:
@@ -36,86 +53,98 @@ class Call:
         self.has_returned = True
         return self.result
 
-    def once(self, *args: Any, **kwargs: Any) -> Any:
-        """Its result; it is called if the handler has not come to that."""
-        return self.result if self.has_returned else self(*args, **kwargs)
+    def once(self, **changes: Any) -> Any:
+        """The original's result; it is called, with this call's arguments but `changes`, if it has not returned yet."""
+        if self.has_returned:
+            return self.result
+        args = [changes.pop(name, value) for name, value in zip(self.names, self._args, strict=False)]
+        return self(*args, **{**self._kwargs, **changes})
 
 
 def is_capturing() -> bool:
+    """A CUDA graph is being captured on the current stream."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
-def is_nobodys(forward_batch: Any) -> bool:
+def is_dummy(forward_batch: "ForwardBatch") -> bool:
     """The engine's own batch, of a start: a warm-up or the capture of a graph."""
     return getattr(forward_batch, "sampling_info", None) is None or is_capturing()
 
 
-def never(*args: Any, **kwargs: Any) -> bool:
+def never(call: Call) -> bool:
     return False
 
 
-def always(*args: Any, **kwargs: Any) -> bool:
+def always(call: Call) -> bool:
     return True
 
 
-def call_original(original: Call, *args: Any, **kwargs: Any) -> Any:
-    return original.once(*args, **kwargs)
+def call_original(call: Call) -> Any:
+    return call.once()
 
 
-def change_nothing(*args: Any, **kwargs: Any) -> None:
+def change_nothing(call: Call) -> None:
     """A hook "before" or "after" leaves arguments and result as they are."""
 
 
-def refuse(*args: Any, **kwargs: Any) -> None:
-    """In a function of one request: what was asked of LED would not be done, so it is an error 500."""
-    error = sys.exc_info()[1]
-    assert error is not None
-    raise LedFault(error) from error
+@dataclass(frozen=True)
+class Handler:
+    """What a hook does, what counts its faults, what is done after one, and when it is raised instead."""
+
+    function: Callable[..., Any]
+    note: Callable[[str], None]  # called with the target in the `except` block; raises RankDivergence where ranks wait
+    recover: Callable[[Call], Any]  # its result is the handler's
+    is_start: Callable[[Call], bool] = never  # no request is served yet, so the fault is raised
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+def handler(
+    note: Callable[[str], None], recover: Callable[[Call], Any], is_start: Callable[[Call], bool] = never
+) -> Callable[[Callable[..., Any]], Handler]:
+    """Decorator of a function with the target's parameters, behind the original ("around") or the result ("after")."""
+
+    def make(function: Callable[..., Any]) -> Handler:
+        return Handler(function, note, recover, is_start)
+
+    return make
 
 
 class Guarded:
-    """A handler as SGLang's hook registry calls it: `handler`'s signature and result."""
+    """A hook of the table as SGLang's registry calls it. Its handler is imported where it is first called."""
 
-    def __init__(
-        self,
-        target: str,
-        handler: Callable[..., Any],
-        note: Callable[[str], None],
-        recover: Callable[..., Any],
-        is_start: Callable[..., bool] = never,
-        is_around: bool = False,
-    ) -> None:
-        """The functions have the arguments of `handler`, whose original is a `Call` where the hook is "around" it.
-
-        note: called with `target` in the `except` block; raises RankDivergence where other ranks wait for this one.
-        recover: called after a fault, and its result is the handler's.
-        is_start: nobody is served yet, so the fault is raised.
-        """
-        update_wrapper(self, handler)
+    def __init__(self, target: str, spec: HookTarget) -> None:
         self.target = target
-        self.handler = handler
-        self.note = note
-        self.recover = recover
-        self.is_start = is_start
-        self.is_around = is_around
+        self.spec = spec
+
+    @cached_property
+    def handler(self) -> Handler:
+        found: Handler = pkgutil.resolve_name(f"{HANDLER_ROOT}.{self.spec.handler}")
+        return found
 
     @property
     def is_start_only(self) -> bool:
         """It is never called while serving."""
-        return self.is_start is always
+        return self.handler.is_start is always
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = Call(args[0]) if self.is_around else None
-        if call is not None:
+        kind, names = self.spec.kind, self.spec.parameters
+        if kind == "around":
+            call = Call(names, args[1:], kwargs, args[0])
             args = (call, *args[1:])
+        else:
+            call = Call(names, args if kind == "before" else args[1:], kwargs, None)
+            call.result = args[0] if kind == "after" else None
+        handler = self.handler
         try:
-            return self.handler(*args, **kwargs)
+            return handler.function(*args, **kwargs)
         except ON_PURPOSE:
             raise
         except Exception:
-            if call is not None and call.error is not None:
+            if call.error is not None:
                 raise  # the engine's own
-            if self.is_start(*args, **kwargs):
+            if handler.is_start(call):
                 raise
-            self.note(self.target)
-            return self.recover(*args, **kwargs)
+            handler.note(self.target)
+            return handler.recover(call)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from led_sglang.integration.hooks.targets import HOOK_TARGETS, HookTarget
+from led_sglang.integration.hooks.table import HOOK_TARGETS, HookTarget
 
 OLDEST, FIRST_UNSUPPORTED = (0, 5, 17), (0, 6)  # as pyproject.toml's dependency says, which pip may be told to ignore
 
@@ -54,7 +54,7 @@ def verify(process: str) -> None:
     verify_release(version("sglang"))
     faults = {}
     for target, spec in HOOK_TARGETS.items():
-        if spec.process in (process, "both") and (fault := check_hook(target, spec)):
+        if spec.process == process and (fault := check_hook(target, spec)):
             faults[target] = fault
     if faults:
         lines = "\n".join(f"  {target}: {fault}" for target, fault in faults.items())

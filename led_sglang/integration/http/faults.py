@@ -1,29 +1,14 @@
-"""Faults of LED itself: which of them are logged, and what a client is told of a request in which there was one."""
+"""What a client receives where LED failed on its request."""
 
 import sys
 
 from starlette.exceptions import HTTPException
 
-_seen: set[tuple[str, str, int]] = set()
+from led_sglang.integration.faults import Deliberate
+from led_sglang.integration.hooks.guard import Call
 
 
-def is_new(where: str) -> bool:
-    """In an `except` block: the first fault that was caught in `where` and raised at its line, and so worth a log.
-
-    A fault may come back with every token; two faults that are caught in one place are two.
-    """
-    trace = sys.exc_info()[2]
-    assert trace is not None
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    fault = where, trace.tb_frame.f_code.co_filename, trace.tb_lineno
-    if fault in _seen:
-        return False
-    _seen.add(fault)
-    return True
-
-
-class LedFault(ValueError, HTTPException):
+class LedFault(Deliberate, ValueError, HTTPException):
     """HTTP 500: SGLang answers a ValueError with its `status_code`, or an HTTPException with that.
 
     But for /v1/responses, which says 400 of whatever goes wrong there, and streams, whose last event it is.
@@ -35,3 +20,10 @@ class LedFault(ValueError, HTTPException):
 
     def __str__(self) -> str:
         return self.detail
+
+
+def refuse(call: Call) -> None:
+    """Recovery of a hook of one request: LED would not do what the request asks for, so it is an error 500."""
+    error = sys.exc_info()[1]
+    assert error is not None
+    raise LedFault(error) from error

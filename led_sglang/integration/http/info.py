@@ -2,37 +2,22 @@
 
 from collections.abc import Iterable
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
 
 from led_sglang import __version__
 from led_sglang.config.server import server_config
 from led_sglang.integration.hooks import selfcheck
-from led_sglang.integration.hooks.targets import HOOK_TARGETS
-from led_sglang.integration.http import requests
-from led_sglang.integration.scheduler import runtime
+from led_sglang.integration.hooks.table import HOOK_TARGETS
+from led_sglang.integration.http.responses import ANSWERS
 
-
-def add_scheduler_status(result: Any, self: Any, recv_req: Any) -> None:
-    """AFTER Scheduler.get_internal_state."""
-    current = runtime.runtime()
-    if current is not None:
-        hooks = {
-            target: selfcheck.check_hook(target, spec)
-            for target, spec in HOOK_TARGETS.items()
-            if spec.process != "http"
-        }
-        result.internal_state["led"] = {**current.status(), "hook_faults": hooks}
-
-
-def say_fault(result: Any, self: Any, recv_req: Any) -> None:
-    """After a fault of `add_scheduler_status`: who asks is told, instead of numbers that nobody has counted."""
-    result.internal_state["led"] = {"fault": "LED's facts of the scheduler could not be told; its log says why"}
+if TYPE_CHECKING:
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
 
 def combine(engines: list[dict[str, Any]]) -> dict[str, Any]:
-    """The facts of data-parallel engines as one: counts are summed, the first fault or other value stands for all."""
+    """The reports of data-parallel engines as one: counts are summed, the first fault or other value stands for all."""
     if not engines:
         return {}
     first = dict(engines[0])
@@ -59,7 +44,7 @@ def _first_fault(faults: Iterable[str | None]) -> str | None:
     return next((fault for fault in faults if fault is not None), None)
 
 
-async def scheduler_status(tokenizer_manager: Any) -> dict[str, Any]:
+async def scheduler_status(tokenizer_manager: "TokenizerManager") -> dict[str, Any]:
     """Of all engines together; empty where none answers for LED. Raises HTTPException where one could not tell."""
     states = await tokenizer_manager.get_internal_state()
     engines = [state["led"] for state in states if state.get("led")]
@@ -69,7 +54,7 @@ async def scheduler_status(tokenizer_manager: Any) -> dict[str, Any]:
     return combine(engines)
 
 
-async def describe(tokenizer_manager: Any) -> dict[str, Any]:
+async def describe(tokenizer_manager: "TokenizerManager") -> dict[str, Any]:
     """The document served at /led/info."""
     config = server_config()
     assert config is not None
@@ -93,13 +78,13 @@ async def describe(tokenizer_manager: Any) -> dict[str, Any]:
         "counters": {
             **status.get("counters", {}),
             "step_failures": status.get("step_failures", 0),
-            **requests.ANSWERS.to_dict(),
+            **ANSWERS.to_dict(),
         },
     }
 
 
 def _hook(target: str, scheduler_faults: dict[str, str | None]) -> dict[str, Any]:
     spec = HOOK_TARGETS[target]
-    here = spec.process in ("http", "both")
+    here = spec.process == "http"
     fault = selfcheck.check_hook(target, spec) if here else scheduler_faults.get(target, "no answer from the scheduler")
     return {"kind": spec.kind, "why": spec.why, "verified": fault is None, "fault": fault}

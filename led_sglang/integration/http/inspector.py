@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -26,6 +26,10 @@ from led_sglang.config.checks import LedParamError, show
 from led_sglang.config.request import parse_request
 from led_sglang.config.server import server_config
 from led_sglang.inspector.page import Page
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+    from transformers import PreTrainedTokenizerBase
 
 MAX_SAMPLES = 8
 KEYS = ("messages", "prompt", "sampling", "led", "seed", "side", "n")
@@ -110,7 +114,7 @@ def _led(value: object, side: str) -> dict[str, Any]:
 class Pieces:
     """Incremental detokenisation: `push` returns what a token adds to the text, "" inside a split character."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
         self.start = 0  # decoded from here: enough context for spaces to come out right
@@ -132,7 +136,7 @@ class Pieces:
 class Prompt:
     """What one tokenizer tells: the ids of a prompt and the text of a token."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         if tokenizer is None:
             raise LedParamError("this server runs without a tokenizer (--skip-tokenizer-init): nothing to show")
         self.tokenizer = tokenizer
@@ -152,7 +156,7 @@ class Prompt:
 _prompts: dict[int, Prompt] = {}
 
 
-def _prompt(manager: Any) -> Prompt:
+def _prompt(manager: "TokenizerManager") -> Prompt:
     key = id(manager.tokenizer)
     if key not in _prompts:
         _prompts[key] = Prompt(manager.tokenizer)
@@ -160,7 +164,12 @@ def _prompt(manager: Any) -> Prompt:
 
 
 async def _sample(
-    manager: Any, prompt: Prompt, request: StreamRequest, ids: list[int], i: int, events: "asyncio.Queue[Any]"
+    manager: "TokenizerManager",
+    prompt: Prompt,
+    request: StreamRequest,
+    ids: list[int],
+    i: int,
+    events: "asyncio.Queue[Any]",
 ) -> None:
     """Run sample i of an StreamRequest, put its events, then None; whatever ends this ends the request too."""
     sampling = {**request.sampling, "sampling_seed": request.seed + i, "custom_params": {"led": request.led}}
@@ -208,7 +217,7 @@ def _token(prompt: Prompt, pieces: Pieces, meta: dict[str, Any], i: int, index: 
 
 
 async def _events(
-    manager: Any, prompt: Prompt, request: StreamRequest, ids: list[int]
+    manager: "TokenizerManager", prompt: Prompt, request: StreamRequest, ids: list[int]
 ) -> AsyncIterator[dict[str, Any]]:
     events: asyncio.Queue[Any] = asyncio.Queue()
     tasks = [asyncio.create_task(_sample(manager, prompt, request, ids, i, events)) for i in range(request.n)]
@@ -243,7 +252,7 @@ def _refuse(message: str) -> Response:
     return Response(json.dumps(detail), 400, media_type="application/json")
 
 
-async def stream(manager: Any, body: bytes) -> Response:
+async def stream(manager: "TokenizerManager", body: bytes) -> Response:
     """The answer of POST /led/stream."""
     try:
         request = StreamRequest.of(body)
@@ -261,7 +270,7 @@ async def stream(manager: Any, body: bytes) -> Response:
     return StreamingResponse(_lines({**first, **head}, events), media_type="text/event-stream", headers=headers)
 
 
-def setup(manager: Any) -> dict[str, Any]:
+def setup(manager: "TokenizerManager") -> dict[str, Any]:
     """What the page needs to know before its first run."""
     config = server_config()
     assert config is not None

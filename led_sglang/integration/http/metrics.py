@@ -9,7 +9,8 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from led_sglang.config.server import server_config
-from led_sglang.integration.http import info, requests
+from led_sglang.integration.http import info
+from led_sglang.integration.http.responses import ANSWERS
 
 logger = logging.getLogger(__name__)
 PREFIX = "led_sglang_"
@@ -75,7 +76,7 @@ class Metrics:
         config = server_config()
         if counters and config is not None:
             methods = ("led", *(method for method in config.methods if method != "led"), "none")
-            registry.register(LedCollector({**counters, **requests.ANSWERS.to_dict()}, methods))
+            registry.register(LedCollector({**counters, **ANSWERS.to_dict()}, methods))
         await make_asgi_app(registry=registry)(scope, receive, send)
 
     async def _counters(self) -> dict[str, Any]:

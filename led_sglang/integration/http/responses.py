@@ -1,90 +1,135 @@
-"""What a request is told about itself in `meta_info`: its parameters, `led_stats` and the trace."""
+"""Answers on their way out: LED's entries leave the scheduler's answer, and join `meta_info` as the client reads it."""
 
+import logging
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from led_sglang.config.fields import LedParams
-from led_sglang.wire import ACTIVE, DEPTH_SHIFT, EXPLORED, FALLBACK, THINKING, TRACE_KEYS, VALUE_COLUMNS
+from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
 
-NO_VALUES = (None,) * len(VALUE_COLUMNS)
+from led_sglang.integration.faults import is_new
+from led_sglang.integration.hooks.guard import Call, handler
+from led_sglang.integration.http.request_view import RequestView
+from led_sglang.wire import WIRE_KEY
+
+if TYPE_CHECKING:
+    from fastapi import Request
+    from sglang.srt.managers.io_struct import BatchStrOutput, GenerateReqInput
+    from sglang.srt.managers.tokenizer_manager import ReqState, TokenizerManager
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
-class RequestView:
-    """What one request is told about itself: its trace piece by piece, one for each answer, and its sums so far."""
+class Answers:
+    """What this process alone counts, since start; the other counters of /led/info and /metrics are the scheduler's."""
 
-    params: LedParams
-    num_reported: int = 0  # tokens that an answer has held
-    num_unreported: int = 0  # of them, those of which nothing is known: a fault of ours lost their entries
-    num_active: int = 0
-    num_thinking: int = 0
-    num_explored: int = 0
-    num_fallbacks: int = 0
-    total_depth: int = 0  # of the explored tokens
-    waiting: list[Any] = field(default_factory=list)  # entries of tokens that no answer has held yet
+    num_report_failures: int = 0
+    requests: Counter[str] = field(default_factory=Counter)  # by decoding method
 
-    @cached_property
-    def applied(self) -> dict[str, Any]:
-        """`led_params`; made once, since a stream tells it with every token."""
-        return self.params.to_dict()
-
-    def add(self, entries: list[Any], num_tokens: int | None = None) -> None:
-        """The entries of newly generated tokens: int flags, a tuple of flags and trace values, or None: not told.
-
-        num_tokens: of the request by now. Entries that were lost before these are not told.
-        """
-        if num_tokens is not None:
-            num_lost = num_tokens - self.num_reported - len(self.waiting) - len(entries)
-            self.waiting += [None] * num_lost
-        self.waiting += entries
-
-    def report(self, num_tokens: int) -> dict[str, Any]:
-        """What joins the `meta_info` of the answer that ends with token number `num_tokens` of the request.
-
-        Its trace lists hold what is new since the answer before, and nothing is kept of that. Entries may have come of
-        later tokens, which wait for their own answer. A token whose entry was lost counts as `unreported`, and is
-        told like one of the engine's.
-        """
-        num_new = max(0, num_tokens - self.num_reported)
-        entries, self.waiting = self.waiting[:num_new], self.waiting[num_new:]
-        entries += [None] * (num_new - len(entries))
-        self.num_reported += num_new
-        if self.params.method == "none":
-            return {"led_params": self.applied}
-        self.num_unreported += entries.count(None)
-        rows = [entry if isinstance(entry, tuple) else (entry or 0,) for entry in entries]
-        for flags, *_ in rows:
-            self._count(flags)
-        columns = _columns(rows) if self.params.trace else {}
-        return {"led_params": self.applied, "led_stats": self._stats(), **columns}
-
-    def _count(self, flags: int) -> None:
-        self.num_active += flags & ACTIVE != 0
-        self.num_thinking += flags & THINKING != 0
-        self.num_fallbacks += flags & FALLBACK != 0
-        if flags & EXPLORED:
-            self.num_explored += 1
-            self.total_depth += flags >> DEPTH_SHIFT
-
-    def _stats(self) -> dict[str, Any]:
-        unreported = {"unreported": self.num_unreported} if self.num_unreported else {}
-        return {
-            "led_tokens": self.num_active,
-            "thinking_tokens": self.num_thinking,
-            "explored_tokens": self.num_explored,
-            "mean_depth": self.total_depth / self.num_explored if self.num_explored else None,
-            "fallbacks": self.num_fallbacks,
-            **unreported,
-        }
+    def to_dict(self) -> dict[str, Any]:
+        return {"report_failures": self.num_report_failures, "requests": dict(self.requests)}
 
 
-def _columns(rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
-    """The trace lists of some tokens, each flags and, where LED has traced it, trace values."""
-    columns: dict[str, list[Any]] = {key: [] for key in TRACE_KEYS}
-    for flags, *values in rows:
-        is_active = bool(flags & ACTIVE) and not flags & FALLBACK
-        head = [bool(flags & THINKING), bool(flags & EXPLORED), flags >> DEPTH_SHIFT if is_active else None]
-        for column, value in zip(columns.values(), [*head, *(values or NO_VALUES)], strict=True):
-            column.append(value)
-    return columns
+ANSWERS = Answers()
+
+
+def count_failure(where: str) -> None:
+    """Called in the `except` block of a fault of ours. What is new is logged, counted are all."""
+    ANSWERS.num_report_failures += 1
+    if is_new(where):
+        logger.exception("LED could not report (%s); what it lost is counted as `unreported` in led_stats", where)
+
+
+def lose_entries(call: Call) -> None:
+    """After a fault of `take_entries`: no entry reaches a client as it is; the views count what they have missed."""
+    try:
+        _take_out(call["recv_obj"])
+    except Exception:
+        call["recv_obj"].customized_info = None
+
+
+@handler(count_failure, lose_entries)
+def take_entries(self: "TokenizerManager", recv_obj: "BatchStrOutput") -> None:
+    """BEFORE TokenizerManager._handle_batch_output: take our entries out of the scheduler's answer."""
+    per_request = _take_out(recv_obj)
+    if per_request is None:
+        return
+    for rid, entries, num_tokens in zip(recv_obj.rids, per_request, recv_obj.completion_tokens, strict=True):
+        view = _view(self.rid_to_state.get(rid))
+        if view is not None:
+            view.add(entries, num_tokens)
+
+
+def _take_out(recv_obj: "BatchStrOutput") -> list[Any] | None:
+    """Our entries, by request; None where there are none. What is left is another's."""
+    wrapped = getattr(recv_obj, "customized_info", None)
+    if wrapped is None:
+        return None
+    info = unwrap_from_pickle(wrapped)
+    if not isinstance(info, dict) or WIRE_KEY not in info:
+        return None
+    per_request: list[Any] = info.pop(WIRE_KEY)
+    recv_obj.customized_info = wrap_as_pickle(info) if info else None
+    return per_request
+
+
+def respond_anyway(call: Call) -> AsyncIterator[Any]:
+    """After a fault of `respond`."""
+    return _with_led(call.once(), None, _count_unreported)
+
+
+@handler(count_failure, respond_anyway)
+def respond(
+    original: Call, self: "TokenizerManager", obj: "GenerateReqInput", request: "Request | None" = None
+) -> AsyncIterator[Any]:
+    """AROUND TokenizerManager._wait_one_response: led_params, led_stats and the trace join `meta_info`.
+
+    That yields once without `stream`, and chunks of the server's own cadence with it.
+    """
+    state = self.rid_to_state.get(obj.rid)
+    return _with_led(original(self, obj, request), state, _report)
+
+
+async def _with_led(
+    answers: AsyncGenerator[Any], state: "ReqState | None", report: "Callable[[dict[str, Any], ReqState | None], None]"
+) -> AsyncIterator[Any]:
+    async with aclosing(answers):
+        async for answer in answers:
+            if isinstance(answer, dict) and "meta_info" in answer:
+                try:
+                    report(answer, state)
+                except Exception:
+                    count_failure("an answer")
+                    _count_unreported(answer, state)
+            yield answer
+
+
+def _count_unreported(answer: dict[str, Any], state: "ReqState | None") -> None:
+    """Of an answer of which LED knows no more."""
+    meta = answer["meta_info"]
+    meta.setdefault("led_stats", {"unreported": meta.get("completion_tokens", 0)})
+
+
+def _report(answer: dict[str, Any], state: "ReqState | None") -> None:
+    view = _view(state)
+    if view is None:
+        return
+    assert state is not None
+    meta = answer["meta_info"]
+    ids: list[int] = state.output_ids
+    meta.update(view.report(meta.get("completion_tokens", 0)))
+    if view.params.trace and answer.get("output_ids") is ids:
+        # SGLang goes on filling this list; in a batch, before the chunk is written: its ids would outrun its trace.
+        answer["output_ids"] = list(ids)
+
+
+def _view(state: "ReqState | None") -> RequestView | None:
+    """Of a request that `resolve_one` has resolved for LED; counted at its first answer."""
+    view: RequestView | None = getattr(state, "led_view", None)
+    if view is not None and not view.is_counted:
+        view.is_counted = True
+        ANSWERS.requests[view.params.method] += 1
+    return view

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,10 @@ from led_sglang.integration.scheduler.methods.soft_inputs import SOFT_METHODS, k
 from led_sglang.ops.rows.inputs import RowMeta
 from led_sglang.ops.types import LedRows
 from led_sglang.wire import RESOLVED_KEY
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
 _INACTIVE = LedParams(depth=1, top_k=1)  # what LED's own tensors hold for rows of other methods
 # The columns of our rows, in the order in which they travel to the device.
@@ -154,14 +158,14 @@ class LedBatch:
         left_rows = left.request_rows if left else (empty,) * left_size
         return LedBatch(left_rows + (right.request_rows if right else (empty,) * right_size))
 
-    def device_rows(self, sampling_info: Any) -> DeviceRows:
+    def device_rows(self, sampling_info: "SamplingBatchInfo") -> DeviceRows:
         """The rows on the device; made at the first step after the batch changed."""
         if "rows" not in self._cache:
             self._cache["rows"] = _to_device(self, sampling_info)
         return self._cache["rows"]
 
 
-def request_row_of(req: Any, automaton: Any) -> RequestRow:
+def request_row_of(req: "Req", automaton: Any) -> RequestRow:
     """A scheduler request's stamped parameters and thinking state after all of its ids (prompt + output)."""
     wire = (req.sampling_params.custom_params or {}).get(RESOLVED_KEY)
     if wire is None:
@@ -175,7 +179,7 @@ def request_row_of(req: Any, automaton: Any) -> RequestRow:
     return RequestRow(request, state, len(ids), returns_mask, is_edited(req.sampling_params))
 
 
-def _to_device(batch: LedBatch, info: Any) -> DeviceRows:
+def _to_device(batch: LedBatch, info: "SamplingBatchInfo") -> DeviceRows:
     rows = batch.our_rows
     request_rows = [batch.request_rows[i] for i in rows]
     requests = [request_row.request for request_row in request_rows if request_row.request is not None]

@@ -7,22 +7,21 @@ that left a step by an exception makes sure that all the others did so too: they
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
+from led_sglang.integration.faults import RankDivergence
+
 if TYPE_CHECKING:
+    from sglang.srt.distributed.parallel_state import GroupCoordinator
     from torch._C._distributed_c10d import Store
 
 MULTIPLIER = 6364136223846793005  # odd: a step's difference stays in the digest
 CUDA_INTERVAL = 32  # a small collective costs about 0.1 ms there: 3 us a step
 MEETING_LIMIT_S = 10.0  # the ranks are in step: what fails on all of them fails within milliseconds
-
-
-class RankDivergence(RuntimeError):
-    """The ranks are at different tokens, or soon would be: whatever the server answered would be wrong, so it stops."""
 
 
 class RankCheck:
@@ -41,7 +40,7 @@ class RankCheck:
         self._verdict = torch.zeros((), dtype=torch.bool, pin_memory=True) if device.type == "cuda" else None
 
     @classmethod
-    def of(cls, tp_group: Any, max_rows: int, device: torch.device) -> "RankCheck | None":
+    def of(cls, tp_group: "GroupCoordinator", max_rows: int, device: torch.device) -> "RankCheck | None":
         """None where there is one rank."""
         if tp_group.world_size == 1:
             return None
@@ -87,7 +86,7 @@ class FailureCheck:
         self._num_failures = 0
 
     @classmethod
-    def of(cls, tp_group: Any) -> "FailureCheck | None":
+    def of(cls, tp_group: "GroupCoordinator") -> "FailureCheck | None":
         """None where there is one rank."""
         if tp_group.world_size == 1:
             return None

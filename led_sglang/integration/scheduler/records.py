@@ -7,12 +7,20 @@ from torch import Tensor
 
 from led_sglang.config.fields import METHODS, LedParams
 from led_sglang.config.request import ResolvedRequest
+from led_sglang.integration.hooks.guard import Call, change_nothing, handler
 from led_sglang.integration.scheduler.counters import Counts
+from led_sglang.integration.scheduler.recovery import before_start, count_failure
 from led_sglang.integration.scheduler.runtime import Runtime
 from led_sglang.ops.rows import stats
 from led_sglang.wire import ACTIVE, FALLBACK, RECORD_KEY, RESOLVED_KEY, VALUE_COLUMNS, WIRE_KEY
 
 if TYPE_CHECKING:
+    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+    from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.managers.scheduler_components.batch_result_processor import SchedulerBatchResultProcessor
+    from sglang.srt.managers.utils import GenerationBatchResult
+
     from led_sglang.integration.scheduler.batch import LedBatch
     from led_sglang.integration.scheduler.step import StepContext
 
@@ -100,7 +108,7 @@ class StepRecord:
     def is_lost(self, row: int) -> bool:
         return self._led.request_rows[row].is_lost
 
-    def failed_entry(self, row: int, req: Any) -> int | None:
+    def failed_entry(self, row: int, req: "Req") -> int | None:
         """Of a row whose own could not be told: what the scheduler's request says of it."""
         request = self._led.request_rows[row].request
         if request is None and (wire := (req.sampling_params.custom_params or {}).get(RESOLVED_KEY)) is not None:
@@ -129,13 +137,38 @@ class StepRecord:
             self._counts.correct(*self.unreported(), -1)
 
 
-def collect(original: Any, self: Any, i: int, req: Any, logits_output: Any) -> None:
+def collect_anyway(call: Call) -> None:
+    """After a fault of `collect`, wherever it came: what it has not done, with the entry of a failed step."""
+    logits_output, i, req = call["logits_output"], call["i"], call["req"]
+    info = getattr(logits_output, "customized_info", None)
+    if info is None or RECORD_KEY not in info:
+        call.once()
+        return
+    if not call.has_returned:
+        _collect_others(call, call["self"], i, req, logits_output)
+    visible = getattr(req, "finished_len", None)
+    num_tokens = len(req.output_ids) if visible is None else min(visible, len(req.output_ids))
+    while len(_entries_of(req)) < num_tokens:
+        entry = info[RECORD_KEY].failed_entry(i, req)
+        if entry is None:
+            break
+        _entries_of(req).append(entry)
+
+
+@handler(count_failure, collect_anyway, before_start)
+def collect(
+    original: Call,
+    self: "SchedulerBatchResultProcessor",
+    i: int,
+    req: "Req",
+    logits_output: "LogitsProcessorOutput",
+) -> None:
     """AROUND `_maybe_collect_customized_info`: a request is given its own LED entries, never another's."""
     info = getattr(logits_output, "customized_info", None)
     if info is None or RECORD_KEY not in info:
         original(self, i, req, logits_output)
         return
-    _collect_others(original, self, i, req, logits_output, info)
+    _collect_others(original, self, i, req, logits_output)
     record: StepRecord = info[RECORD_KEY]
     # With max_new_tokens 0, as for the prefill that n > 1 samples share, the token that was sampled is cut off.
     visible = getattr(req, "finished_len", None)
@@ -146,40 +179,31 @@ def collect(original: Any, self: Any, i: int, req: Any, logits_output: Any) -> N
         _entries_of(req).append(entry)
 
 
-def collect_anyway(original: Any, self: Any, i: int, req: Any, logits_output: Any) -> None:
-    """After a fault of `collect`, wherever it came: what it has not done, with the entry of a failed step."""
-    info = getattr(logits_output, "customized_info", None)
-    if info is None or RECORD_KEY not in info:
-        original.once(self, i, req, logits_output)
-        return
-    if not original.has_returned:
-        _collect_others(original, self, i, req, logits_output, info)
-    visible = getattr(req, "finished_len", None)
-    num_tokens = len(req.output_ids) if visible is None else min(visible, len(req.output_ids))
-    while len(_entries_of(req)) < num_tokens:
-        entry = info[RECORD_KEY].failed_entry(i, req)
-        if entry is None:
-            break
-        _entries_of(req).append(entry)
-
-
-def _collect_others(original: Any, self: Any, i: int, req: Any, logits_output: Any, info: dict[str, Any]) -> None:
+def _collect_others(
+    original: Call,
+    self: "SchedulerBatchResultProcessor",
+    i: int,
+    req: "Req",
+    logits_output: "LogitsProcessorOutput",
+) -> None:
     """What is not ours."""
+    info = logits_output.customized_info
     if len(info) > 1:
         logits_output.customized_info = {key: value for key, value in info.items() if key != RECORD_KEY}
         original(self, i, req, logits_output)
         logits_output.customized_info = info
 
 
-def _entries_of(req: Any) -> list[Any]:
+def _entries_of(req: "Req") -> list[Any]:
     if req.customized_info is None:
         req.customized_info = {}
     entries: list[Any] = req.customized_info.setdefault(WIRE_KEY, [])
     return entries
 
 
-def close(returned: Any, self: Any, batch: Any, result: Any) -> None:
-    """AFTER `Scheduler.process_batch_result`: whoever was given a token of this step has been."""
+@handler(count_failure, change_nothing, before_start)
+def close(returned: None, self: "Scheduler", batch: "ScheduleBatch", result: "GenerationBatchResult") -> None:
+    """AFTER `Scheduler.process_batch_result`: every request has the tokens that it is given of this step."""
     info = getattr(getattr(result, "logits_output", None), "customized_info", None) or {}
     record: StepRecord | None = info.get(RECORD_KEY)
     if record is not None:

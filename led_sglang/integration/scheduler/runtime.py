@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.environ import envs
@@ -13,8 +13,8 @@ from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 from led_sglang.config.server import ServerConfig, server_config
-from led_sglang.integration.hooks.guard import is_capturing, is_nobodys
-from led_sglang.integration.http.faults import is_new
+from led_sglang.integration.faults import CaptureError, is_new
+from led_sglang.integration.hooks.guard import is_capturing, is_dummy
 from led_sglang.integration.memory import (
     GraphSizes,
     Sizes,
@@ -25,7 +25,7 @@ from led_sglang.integration.memory import (
     shortage,
 )
 from led_sglang.integration.scheduler.counters import Counts
-from led_sglang.integration.scheduler.latents.capture import Capture, CaptureError
+from led_sglang.integration.scheduler.latents.capture import Capture
 from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
 from led_sglang.integration.scheduler.latents.lm_head import build_head, refuse_lora, why_no_one_pass
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
@@ -39,10 +39,17 @@ from led_sglang.ops.backends.warm_up import warm_up
 from led_sglang.ops.rows.automaton import ThinkingAutomaton
 from led_sglang.ops.types import Head
 
+if TYPE_CHECKING:
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.layers.logits_processor import LogitsProcessor
+    from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
 logger = logging.getLogger(__name__)
 
 
-def head_dtype(runner: Any) -> torch.dtype:
+def head_dtype(runner: "ModelRunner") -> torch.dtype:
     """The model's."""
     dtype: torch.dtype = runner.dtype if isinstance(runner.dtype, torch.dtype) else runner.model_config.dtype
     return dtype
@@ -66,7 +73,7 @@ def backend_for(requested: str, device: torch.device, dtype: torch.dtype) -> tup
 class Runtime:
     """Made at model load by `start`, read by the hooks and the sampler of this process."""
 
-    def __init__(self, config: ServerConfig, runner: Any) -> None:
+    def __init__(self, config: ServerConfig, runner: "ModelRunner") -> None:
         self.config = config
         self.backend, self.backend_fault = backend_for(config.backend, torch.device(runner.device), head_dtype(runner))
         self.runner = runner
@@ -127,7 +134,7 @@ class Runtime:
         if self.soft is not None:
             self.soft.forget(slots)
 
-    def fail_forward(self, forward_batch: Any) -> None:
+    def fail_forward(self, forward_batch: "ForwardBatch") -> None:
         """After a fault before or in a forward: no row of its step is LED's, and no earlier one's mixture is fed."""
         self.has_forward_failed = True
         self.one_pass_state.is_one_pass = False
@@ -137,14 +144,14 @@ class Runtime:
         except Exception:
             count_failure(self, "forget_mixtures")
 
-    def fail_mixture(self, forward_batch: Any) -> None:
+    def fail_mixture(self, forward_batch: "ForwardBatch") -> None:
         """In the `except` block of a fault in the embedding of a forward. Raises it where nobody is served yet."""
-        if is_nobodys(forward_batch):
+        if is_dummy(forward_batch):
             raise
         fail_step(self, "the mixtures of a soft method")
         self.fail_forward(forward_batch)
 
-    def bind_head(self, logits_processor: Any, lm_head: Any) -> None:
+    def bind_head(self, logits_processor: "LogitsProcessor", lm_head: "ParallelLMHead") -> None:
         """Remember the head the first time the logits processor uses it."""
         if self.head is None:
             final_norm = getattr(getattr(self.runner.model, "model", None), "norm", None)
@@ -181,7 +188,7 @@ class Runtime:
         return torch.empty(0, 1, hidden_size, dtype=head_dtype(self.runner), device=head.weight.device)
 
     @contextmanager
-    def latent_rows(self, logits_processor: Any, is_decode: bool) -> Iterator[None]:
+    def latent_rows(self, logits_processor: "LogitsProcessor", is_decode: bool) -> Iterator[None]:
         """Around the engine's head of a forward of the one-pass form: its product covers the latent rows too."""
         if not is_decode:
             self.one_pass_state.is_one_pass = False
@@ -189,7 +196,7 @@ class Runtime:
             return
         inner = logits_processor._compute_lm_head
 
-        def multiply(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def multiply(hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
             assert self.head is not None
             plain = partial(_call, inner, args, kwargs)
             return self.one_pass_state.through(plain, hidden, self.head, self.capture.states)
@@ -242,7 +249,7 @@ def _call(inner: Any, args: Any, kwargs: Any, hidden: Tensor) -> Tensor:
 _runtime: Runtime | None = None
 
 
-def start(runner: Any) -> Runtime:
+def start(runner: "ModelRunner") -> Runtime:
     """Begin capturing. Raises CaptureError, which stops the server, where LED cannot work."""
     global _runtime
     config = server_config()
@@ -279,7 +286,7 @@ def runtime() -> Runtime | None:
     return _runtime
 
 
-def _refuse_unsupported(runner: Any) -> None:
+def _refuse_unsupported(runner: "ModelRunner") -> None:
     refuse_features(runner.server_args)
     if getattr(runner, "is_draft_worker", False) or not runner.spec_algorithm.is_none():
         raise CaptureError(
@@ -289,7 +296,7 @@ def _refuse_unsupported(runner: Any) -> None:
     refuse_lora(getattr(runner.model, "lm_head", None))
 
 
-def _refuse_another_model(config: ServerConfig, model_config: Any) -> None:
+def _refuse_another_model(config: ServerConfig, model_config: "ModelConfig") -> None:
     """The Engine takes its arguments again, after `launch.enable` had some."""
     for what, configured, found in (
         ("layers", config.num_layers, int(model_config.num_hidden_layers)),

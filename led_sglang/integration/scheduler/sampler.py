@@ -1,18 +1,23 @@
 """Our sampler over the user's: the engine samples every row as ever, LED rows inside their phase get LED's token."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from led_sglang.integration.faults import RankDivergence
 from led_sglang.integration.scheduler.batch import LedBatch
 from led_sglang.integration.scheduler.methods import masks
 from led_sglang.integration.scheduler.methods.edits import unedited_logits
-from led_sglang.integration.scheduler.ranks import RankDivergence
 from led_sglang.integration.scheduler.records import StepRecord
 from led_sglang.integration.scheduler.runtime import Runtime, count_failure, fail_step, runtime
 from led_sglang.integration.scheduler.step import StepContext, advance, row_inputs
 from led_sglang.wire import RECORD_KEY
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.logits_processor import LogitsProcessorOutput, SamplingMaskOutput
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
 
 class LogprobsAfterLed:
@@ -22,7 +27,9 @@ class LogprobsAfterLed:
         self._inner = inner
         self._sampler = sampler
 
-    def compute_logprobs(self, logprobs: Any, top: Any, ids: Any, token_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def compute_logprobs(
+        self, logprobs: Any, top: Any, ids: Any, token_ids: Tensor, *args: object, **kwargs: object
+    ) -> Any:
         context = self._sampler.led_context
         if context is not None:
             _guard(context, context.apply, token_ids)
@@ -39,8 +46,8 @@ class LedSamplerMixin:
 
     def forward(
         self,
-        logits_output: Any,
-        sampling_info: Any,
+        logits_output: "LogitsProcessorOutput",
+        sampling_info: "SamplingBatchInfo",
         return_logprob: bool,
         top: Any,
         ids: Any,
@@ -74,7 +81,9 @@ class LedSamplerMixin:
             logits_output.customized_info = {**(logits_output.customized_info or {}), RECORD_KEY: record}
         return token_ids
 
-    def _decide_alone(self, logits_output: Any, sampling_info: Any) -> Tensor | None:
+    def _decide_alone(
+        self, logits_output: "LogitsProcessorOutput", sampling_info: "SamplingBatchInfo"
+    ) -> Tensor | None:
         """(B,) int32, as the engine's draw, where LED decides every row and nobody asks for more; else None.
 
         On a CPU the engine's probabilities and its draw cost as much as LED: nobody waits for what is not used.
@@ -94,7 +103,7 @@ class LedSamplerMixin:
         self._sync_token_ids_across_tp(token_ids, sampling_info)
         return token_ids
 
-    def _preprocess_logits(self, logits: Tensor, sampling_info: Any) -> Tensor:
+    def _preprocess_logits(self, logits: Tensor, sampling_info: "SamplingBatchInfo") -> Tensor:
         context = self.led_context
         if context is not None and context.preprocessed is not None:
             known, context.preprocessed = context.preprocessed, None
@@ -105,7 +114,13 @@ class LedSamplerMixin:
         return result
 
     def _sample_from_probs(
-        self, probs: Tensor, sampling_info: Any, positions: Tensor, simple_sampling_case: bool, *args: Any, **kw: Any
+        self,
+        probs: Tensor,
+        sampling_info: "SamplingBatchInfo",
+        positions: Tensor,
+        simple_sampling_case: bool,
+        *args: object,
+        **kw: Any,
     ) -> Any:
         context, sample = self.led_context, super()._sample_from_probs  # type: ignore[misc]
         if context is not None and context.rows.seeded is not None:
@@ -130,7 +145,7 @@ class LedSamplerMixin:
                 return drawn
         return sample(probs, sampling_info, positions, simple_sampling_case, *args, **kw)
 
-    def _sync_token_ids_across_tp(self, token_ids: Tensor, sampling_info: Any) -> None:
+    def _sync_token_ids_across_tp(self, token_ids: Tensor, sampling_info: "SamplingBatchInfo") -> None:
         context = self.led_context
         if context is not None:
             _guard(context, context.apply, token_ids)
@@ -142,7 +157,7 @@ class LedSamplerMixin:
 FAILED = object()
 
 
-def _attempt(current: Runtime, action: Any, *args: Any, failed: Any = None) -> Any:
+def _attempt(current: Runtime, action: Any, *args: object, failed: Any = None) -> Any:
     """The action's result; `failed` after a fault of ours, which must not take the scheduler down and is counted."""
     try:
         return action(*args)
@@ -153,7 +168,7 @@ def _attempt(current: Runtime, action: Any, *args: Any, failed: Any = None) -> A
         return failed
 
 
-def _guard(context: StepContext, action: Any, *args: Any) -> None:
+def _guard(context: StepContext, action: Any, *args: object) -> None:
     """The same where the step cannot go on after it: it keeps the engine's tokens."""
     if _attempt(context.runtime, action, *args, failed=FAILED) is FAILED:
         context.step, context.failed, context.overrides = None, True, []
@@ -178,7 +193,9 @@ def _guarded_finish(context: StepContext, token_ids: Tensor) -> None:
     _attempt(context.runtime, context.finish, token_ids)
 
 
-def _guarded_advance(led: LedBatch, info: Any, positions: Tensor, current: Runtime, token_ids: Tensor) -> None:
+def _guarded_advance(
+    led: LedBatch, info: "SamplingBatchInfo", positions: Tensor, current: Runtime, token_ids: Tensor
+) -> None:
     """After a step that failed: the requests' thinking states follow the engine's tokens all the same."""
 
     def follow() -> None:
@@ -190,7 +207,7 @@ def _guarded_advance(led: LedBatch, info: Any, positions: Tensor, current: Runti
     _attempt(current, follow)
 
 
-def _guarded_masks(context: StepContext, output: Any, token_ids: Tensor) -> None:
+def _guarded_masks(context: StepContext, output: "SamplingMaskOutput", token_ids: Tensor) -> None:
     """Tokens are in place by now: a mask that cannot be told of LED's draw is not told of the engine's."""
     reported = getattr(output, "sampling_mask_output", None)
     if reported is None:
@@ -212,13 +229,13 @@ def _guarded_record(led: LedBatch, context: StepContext | None, current: Runtime
     return None
 
 
-def unedited_logits_of(current: Runtime, forward_batch: Any, logits: Tensor) -> dict[str, Tensor]:
+def unedited_logits_of(current: Runtime, forward_batch: "ForwardBatch", logits: Tensor) -> dict[str, Tensor]:
     """`edits.unedited_logits` of a step, before the engine edits its logits (B, V)."""
     info = forward_batch.sampling_info
     return _attempt(current, unedited_logits, getattr(info, "led", None), info, logits) or {}
 
 
-def before_forward(current: Runtime, forward_batch: Any) -> None:
+def before_forward(current: Runtime, forward_batch: "ForwardBatch") -> None:
     """What rides must be known before the forward: a decode step of the one-pass form begins here."""
     one_pass_state, led = current.one_pass_state, getattr(forward_batch.sampling_info, "led", None)
     current.has_forward_failed = False
@@ -243,7 +260,7 @@ def before_forward(current: Runtime, forward_batch: Any) -> None:
         forward_batch.led_context = context
 
 
-def _begin_one_pass(led: LedBatch, forward_batch: Any, current: Runtime) -> StepContext:
+def _begin_one_pass(led: LedBatch, forward_batch: "ForwardBatch", current: Runtime) -> StepContext:
     context = StepContext.begin(led, forward_batch.sampling_info, forward_batch.positions, current)
     params, uniform = context.rows.params.activated(context.inputs), context.one_pass_uniform
     current.one_pass_state.fill_one_pass_mask(context.rows, params, uniform, len(led.request_rows))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from led_sglang.ops.rows.filtered_draw import Filters, kept_tokens, sample_filte
 from led_sglang.ops.rows.inputs import RowInputs, make_row_inputs, move_states, write_tokens
 from led_sglang.ops.types import LedStep
 
+if TYPE_CHECKING:
+    from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+
 SANITIZER = 1e30  # SGLang's stand-in for infinity
 
 
@@ -29,7 +32,7 @@ class StepContext:
 
     runtime: Runtime
     rows: DeviceRows
-    info: Any  # SamplingBatchInfo
+    info: "SamplingBatchInfo"  # SamplingBatchInfo
     inputs: RowInputs  # before this token, with the step's noise
     is_one_pass: bool = False  # this step's form is one pass
     bench_uniform: Tensor | None = None  # of a benchmark, whose coin says nothing of the cut
@@ -47,7 +50,7 @@ class StepContext:
     seeded_draw: Draw | None = None  # what those tokens were drawn from, where some row wants its sampling mask
 
     @classmethod
-    def begin(cls, led: LedBatch, info: Any, positions: Tensor, current: Runtime) -> "StepContext":
+    def begin(cls, led: LedBatch, info: "SamplingBatchInfo", positions: Tensor, current: Runtime) -> "StepContext":
         rows = led.device_rows(info)
         now = row_inputs(rows, positions, current)
         rate = current.config.bench_explore_rate

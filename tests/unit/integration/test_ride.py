@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from led_sglang.integration.scheduler.latents.capture import CaptureError
+from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.scheduler.latents.lm_head import build_head, why_no_one_pass
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.ops import Head, arrays, chosen_backend

@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from led_sglang.config.fields import MAX_SOFT_TOP_K
 from led_sglang.config.server import ServerConfig
-from led_sglang.integration.scheduler.latents.capture import CaptureError
+from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs, is_soft_enabled
 from tests.unit.integration.fakes import CLOSE_ID, forward_mode
 

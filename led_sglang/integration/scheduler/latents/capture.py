@@ -6,13 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from led_sglang.integration.faults import CaptureError
 from led_sglang.ops import arrays
 
 logger = logging.getLogger(__name__)
-
-
-class CaptureError(RuntimeError):
-    """The model cannot be captured; the server must not start."""
 
 
 class InnerCapture:

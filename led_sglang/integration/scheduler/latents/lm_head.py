@@ -1,15 +1,22 @@
 """Describe the engine's LM head to `ops`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, empty
 
-from led_sglang.integration.scheduler.latents.capture import CaptureError
+from led_sglang.integration.faults import CaptureError
 from led_sglang.ops.types import Head
 
+if TYPE_CHECKING:
+    from sglang.srt.distributed.parallel_state import GroupCoordinator
+    from sglang.srt.layers.logits_processor import LogitsProcessor
+    from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 
-def build_head(logits_processor: Any, lm_head: Any, final_norm: Any, tp_group: Any) -> Head:
+
+def build_head(
+    logits_processor: "LogitsProcessor", lm_head: "ParallelLMHead", final_norm: Any, tp_group: "GroupCoordinator"
+) -> Head:
     """The head as `ops` needs it; a quantised one is multiplied by the engine. Raises CaptureError for a LoRA one."""
     refuse_lora(lm_head)
     is_dense = has_dense_weight(lm_head)
@@ -37,7 +44,7 @@ def build_head(logits_processor: Any, lm_head: Any, final_norm: Any, tp_group: A
     )
 
 
-def refuse_lora(lm_head: Any) -> None:
+def refuse_lora(lm_head: "ParallelLMHead") -> None:
     """Raises CaptureError for a head that adds an adapter to each row."""
     if hasattr(lm_head, "apply_lora"):
         raise CaptureError(
@@ -46,7 +53,7 @@ def refuse_lora(lm_head: Any) -> None:
         )
 
 
-def has_dense_weight(lm_head: Any) -> bool:
+def has_dense_weight(lm_head: "ParallelLMHead") -> bool:
     """The weight can be multiplied with as it is: a float matrix of at least 16 bits, without a quantisation method."""
     from sglang.srt.layers.logits_processor import should_apply_lm_head_quant_method
 
@@ -56,14 +63,14 @@ def has_dense_weight(lm_head: Any) -> bool:
     return not should_apply_lm_head_quant_method(lm_head, getattr(lm_head, "quant_method", None))
 
 
-def _placeholder(logits_processor: Any, lm_head: Any) -> Tensor:
+def _placeholder(logits_processor: "LogitsProcessor", lm_head: "ParallelLMHead") -> Tensor:
     """(V_shard, 0): as many rows as the engine's product has columns."""
     num_rows = getattr(lm_head, "num_embeddings_per_partition", None) or int(logits_processor.vocab_size)
     device = next(iter(lm_head.parameters())).device
     return empty(num_rows, 0, device=device)
 
 
-def _engine_product(logits_processor: Any, lm_head: Any) -> Callable[[Tensor], Tensor]:
+def _engine_product(logits_processor: "LogitsProcessor", lm_head: "ParallelLMHead") -> Callable[[Tensor], Tensor]:
     def project(rows: Tensor) -> Tensor:
         logits: Tensor = logits_processor._compute_lm_head(rows, lm_head)
         return logits
@@ -71,7 +78,7 @@ def _engine_product(logits_processor: Any, lm_head: Any) -> Callable[[Tensor], T
     return project
 
 
-def why_no_one_pass(logits_processor: Any, lm_head: Any, head: Head) -> str | None:
+def why_no_one_pass(logits_processor: "LogitsProcessor", lm_head: "ParallelLMHead", head: Head) -> str | None:
     """None where the engine's product is the plain one, which the one-pass form replaces on a GPU."""
     if head.project is not None:
         return f"{type(lm_head).__name__} has no plain weight: the engine multiplies"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from led_sglang.integration.scheduler.latents.capture import CaptureError
+from led_sglang.integration.faults import CaptureError
 from led_sglang.ops import arrays
 from led_sglang.ops.backends import one_pass
 from led_sglang.ops.types import ALIGNMENT, Head, KnownLse, LedRows

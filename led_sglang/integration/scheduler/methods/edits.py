@@ -7,6 +7,8 @@ from torch import Tensor
 from led_sglang.ops.edits import LogitEdits
 
 if TYPE_CHECKING:
+    from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+
     from led_sglang.integration.scheduler.batch import LedBatch, MethodGroup
 
 # They compare or contrast layers, for which they want the final logits without edits.
@@ -19,7 +21,7 @@ def is_edited(params: Any) -> bool:
     return bool(has_penalty or params.logit_bias or params.min_new_tokens)
 
 
-def edits_of(info: Any, rows: Tensor | None, edited: Tensor | None) -> LogitEdits | None:
+def edits_of(info: "SamplingBatchInfo", rows: Tensor | None, edited: Tensor | None) -> LogitEdits | None:
     """Those of some rows of the batch, (R,), None = all; edited: see `LogitEdits`. None: the batch has no tables.
 
     info: the forward's own SamplingBatchInfo, whose penalties are accumulated (`copy_for_forward`) and which is applied
@@ -29,7 +31,7 @@ def edits_of(info: Any, rows: Tensor | None, edited: Tensor | None) -> LogitEdit
     return None if all(table is None for table in tables) else LogitEdits(*tables, rows, edited)
 
 
-def unedited_logits(led: "LedBatch | None", info: Any, logits: Tensor) -> dict[str, Tensor]:
+def unedited_logits(led: "LedBatch | None", info: "SamplingBatchInfo", logits: Tensor) -> dict[str, Tensor]:
     """Copies (n, V) of the rows of methods that compare layers, before the engine edits `logits` (B, V) in place.
 
     Only where one of them has edits.
@@ -41,7 +43,7 @@ def unedited_logits(led: "LedBatch | None", info: Any, logits: Tensor) -> dict[s
 
 
 def unedited(
-    info: Any, group: "MethodGroup", final: Tensor, unedited_logits: Tensor
+    info: "SamplingBatchInfo", group: "MethodGroup", final: Tensor, unedited_logits: Tensor
 ) -> tuple[Tensor, LogitEdits | None]:
     """`unedited_logits` and `edits` of `methods.dola` and `methods.confident` for a group's rows: (n, V) and its edits.
 

@@ -7,11 +7,15 @@ instead, they are written over. Shape letters: `B` rows of the batch, `M` of the
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.logits_processor import SamplingMaskOutput
+    from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
 OK, INVALID = 0, 2  # SGLang's SamplingMaskStatus; a request with an invalid one is aborted (HTTP 500)
 
@@ -26,7 +30,7 @@ class Draw:
     is_made: Tensor  # (n,) bool: False = this row's token is another's after all
 
 
-def write(output: Any, draws: Iterable[Draw], token_ids: Tensor, info: Any) -> None:
+def write(output: "SamplingMaskOutput", draws: Iterable[Draw], token_ids: Tensor, info: "SamplingBatchInfo") -> None:
     """The engine's SamplingMaskOutput of a batch becomes that of `draws`, in place; later draws overrule earlier ones.
 
     token_ids: (B,), the tokens that were returned; info: SamplingBatchInfo. A row whose draw cannot have given its
@@ -40,7 +44,7 @@ def write(output: Any, draws: Iterable[Draw], token_ids: Tensor, info: Any) -> N
             _write(output, draw.ids[own], draw.weights[own].float(), is_made, chosen, info)
 
 
-def forget(output: Any, rows: Tensor, num_rows: int, info: Any) -> None:
+def forget(output: "SamplingMaskOutput", rows: Tensor, num_rows: int, info: "SamplingBatchInfo") -> None:
     """Rows of the batch whose mask could not be written, (n,), are invalid: what is there is of another draw."""
     is_lost = torch.zeros(num_rows, dtype=torch.bool, device=rows.device).index_fill_(0, rows, True)
     output.statuses.masked_fill_(is_lost[info.sampling_mask_batch_indices], INVALID)
@@ -54,7 +58,14 @@ def _places(draw: Draw, num_rows: int, batch_rows: Tensor) -> tuple[Tensor, Tens
     return own, (position >= 0) & draw.is_made[own]
 
 
-def _write(output: Any, ids: Tensor, weights: Tensor, is_made: Tensor, chosen: Tensor, info: Any) -> None:
+def _write(
+    output: "SamplingMaskOutput",
+    ids: Tensor,
+    weights: Tensor,
+    is_made: Tensor,
+    chosen: Tensor,
+    info: "SamplingBatchInfo",
+) -> None:
     """ids, weights: (M, K); is_made: (M,); chosen: (M, 1)."""
     held = weights.masked_fill(ids != chosen, 0.0).sum(-1)  # (M,)
     mass = weights.sum(-1)

@@ -7,14 +7,20 @@ with the slots that it is given: no Python is needed in a replay.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from led_sglang.config.fields import MAX_SOFT_TOP_K
 from led_sglang.config.server import ServerConfig
-from led_sglang.integration.scheduler.latents.capture import CaptureError
+from led_sglang.integration.faults import CaptureError
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+    from sglang.srt.server_args import ServerArgs
 
 SOFT_METHODS = ("soft_thinking", "soft_thinking_gumbel")
 
@@ -29,7 +35,7 @@ class SoftInputs:
     Raises CaptureError where decode steps hide in other batches or the close marker has several tokens.
     """
 
-    def __init__(self, runner: Any, config: ServerConfig, fail: Callable[[Any], None]) -> None:
+    def __init__(self, runner: "ModelRunner", config: ServerConfig, fail: Callable[[Any], None]) -> None:
         """fail: called with the forward's batch in the `except` block of a fault, after which it gets tokens."""
         slots = runner.req_to_token_pool.req_to_token.shape[0] + 1
         device = torch.device(runner.device)
@@ -67,7 +73,9 @@ class SoftInputs:
         embed: nn.Module = model.model.embed_tokens
         look_up, run = embed.forward, model.forward
 
-        def forward(input_ids: Tensor, positions: Tensor, forward_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        def forward(
+            input_ids: Tensor, positions: Tensor, forward_batch: "ForwardBatch", *args: object, **kwargs: object
+        ) -> Any:
             self._batch = forward_batch
             try:
                 return run(input_ids, positions, forward_batch, *args, **kwargs)
@@ -96,12 +104,12 @@ class SoftInputs:
         return torch.where(self.is_soft[slots][:, None], mixed, embedded)
 
 
-def keep_out_of_prefix_cache(req: Any) -> None:
+def keep_out_of_prefix_cache(req: "Req") -> None:
     """Keys and values of soft steps do not belong to the reported tokens: nobody may reuse them."""
     req.skip_radix_cache_insert = True
 
 
-def refuse_soft(config: ServerConfig, server_args: Any) -> None:
+def refuse_soft(config: ServerConfig, server_args: "ServerArgs") -> None:
     """Raises CaptureError where a soft method is enabled that cannot work with these arguments and markers."""
     if not is_soft_enabled(config):
         return

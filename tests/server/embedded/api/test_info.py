@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 import led_sglang
-from led_sglang.integration.hooks.targets import HOOK_TARGETS
+from led_sglang.integration.hooks.table import HOOK_TARGETS
 from tests.server.talking import counters, generate, growth, wait_idle
 
 pytestmark = pytest.mark.server

@@ -1,19 +1,28 @@
-"""What we hook in SGLang and what we rely on, as data: imports nothing, so that a bare wheel can be checked."""
+"""What we hook in SGLang and what we rely on, as data: imports nothing, so that a bare wheel can be checked.
+
+A hook is one row: its target in SGLang, how, the target's parameters, why, and the handler by name.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["before", "after", "around"]
+HANDLER_ROOT = "led_sglang.integration"
 
 
 @dataclass(frozen=True)
 class HookTarget:
-    """One hooked function: how, the parameters the handler was written for (in order), and why."""
+    """One hooked function: how, the parameters that the handler was written for (in order), why, and the handler."""
 
     kind: Kind
     parameters: tuple[str, ...]
     why: str
-    process: Literal["scheduler", "http", "both"] = "scheduler"
+    handler: str  # below HANDLER_ROOT: a `hooks.guard.Handler`
+
+    @property
+    def process(self) -> Literal["scheduler", "http"]:
+        """Where the function is called, and the handler is imported."""
+        return "http" if self.handler.startswith("http.") else "scheduler"
 
 
 S = "sglang.srt."
@@ -22,15 +31,22 @@ TOKENIZER = S + "managers.tokenizer_manager.TokenizerManager."
 
 HOOK_TARGETS: dict[str, HookTarget] = {
     S + "model_executor.model_runner.ModelRunner.init_attention_backends": HookTarget(
-        "before", ("self",), "ask the model for its layer outputs before CUDA graphs are captured; verify every hook"
+        "before",
+        ("self",),
+        "ask the model for its layer outputs before CUDA graphs are captured; verify every hook",
+        "scheduler.handlers.start",
     ),
     S + "model_executor.model_runner.ModelRunner._forward_raw": HookTarget(
         "before",
         ("self", "forward_batch", "pp_proxy_tensors", "reinit_attn_backend", "split_forward_count"),
         "say which rows' latents ride in the head's weight pass of this forward",
+        "scheduler.handlers.before_forward",
     ),
     S + "model_executor.model_runner.ModelRunner.sample": HookTarget(
-        "around", ("self", "logits_output", "forward_batch"), "tell the sampler which request sits in which row"
+        "around",
+        ("self", "logits_output", "forward_batch"),
+        "tell the sampler which request sits in which row",
+        "scheduler.handlers.sample",
     ),
     S + "layers.logits_processor.LogitsProcessor.forward": HookTarget(
         "around",
@@ -44,46 +60,77 @@ HOOK_TARGETS: dict[str, HookTarget] = {
             "hidden_states_before_norm",
         ),
         "take the captured layer outputs of the sampled rows",
+        "scheduler.handlers.logits",
     ),
-    S + "layers.sampler.create_sampler": HookTarget("around", ("backend",), "put our sampler over the user's backend"),
+    S + "layers.sampler.create_sampler": HookTarget(
+        "around", ("backend",), "put our sampler over the user's backend", "scheduler.handlers.create_sampler"
+    ),
     BATCH_INFO + "adjusted_from_schedule_batch": HookTarget(
-        "after", ("self", "batch", "vocab_size"), "attach each row's LED parameters and thinking state"
+        "after",
+        ("self", "batch", "vocab_size"),
+        "attach each row's LED parameters and thinking state",
+        "scheduler.handlers.attach_rows",
     ),
     BATCH_INFO + "adjusted_filter_batch": HookTarget(
-        "after", ("self", "keep_indices", "keep_indices_device"), "keep LED rows in step with the batch"
+        "after",
+        ("self", "keep_indices", "keep_indices_device"),
+        "keep LED rows in step with the batch",
+        "scheduler.handlers.filter_rows",
     ),
-    BATCH_INFO + "adjusted_merge_batch": HookTarget("after", ("self", "other"), "keep LED rows in step with the batch"),
-    BATCH_INFO + "copy_for_forward": HookTarget("after", ("self",), "the copy keeps the LED rows"),
+    BATCH_INFO + "adjusted_merge_batch": HookTarget(
+        "after", ("self", "other"), "keep LED rows in step with the batch", "scheduler.handlers.merge_rows"
+    ),
+    BATCH_INFO + "copy_for_forward": HookTarget(
+        "after", ("self",), "the copy keeps the LED rows", "scheduler.handlers.copy_rows"
+    ),
     S + "sampling.sampling_params.SamplingParams.verify": HookTarget(
-        "around", ("self", "vocab_size"), "refuse bad LED parameters with HTTP 400", "both"
+        "around", ("self", "vocab_size"), "refuse bad LED parameters with HTTP 400", "http.requests.verify"
     ),
     TOKENIZER + "_send_one_request": HookTarget(
-        "before", ("self", "tokenized_obj"), "resolve parameters, seed and sample index of a request", "http"
+        "before",
+        ("self", "tokenized_obj"),
+        "resolve parameters, seed and sample index of a request",
+        "http.requests.resolve_one",
     ),
     TOKENIZER + "_send_batch_request": HookTarget(
-        "before", ("self", "tokenized_objs"), "the same for requests sent as one batch", "http"
+        "before", ("self", "tokenized_objs"), "the same for requests sent as one batch", "http.requests.resolve_batch"
     ),
     TOKENIZER + "_handle_batch_output": HookTarget(
-        "before", ("self", "recv_obj"), "take the step records out of the scheduler's answer", "http"
+        "before",
+        ("self", "recv_obj"),
+        "take the step records out of the scheduler's answer",
+        "http.responses.take_entries",
     ),
     TOKENIZER + "_wait_one_response": HookTarget(
-        "around", ("self", "obj", "request"), "led_params, led_stats and the trace join meta_info", "http"
+        "around",
+        ("self", "obj", "request"),
+        "led_params, led_stats and the trace join meta_info",
+        "http.responses.respond",
     ),
     S + "entrypoints.openai.protocol.ResponsesRequest.to_sampling_params": HookTarget(
         "after",
         ("self", "default_max_tokens", "default_params", "stop", "tool_call_constraint"),
         "/v1/responses has no custom_params: LED's parameters travel in metadata",
-        "http",
+        "http.requests.add_to_responses",
     ),
     S + "managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
     "._maybe_collect_customized_info": HookTarget(
-        "around", ("self", "i", "req", "logits_output"), "give each request its own step records only"
+        "around",
+        ("self", "i", "req", "logits_output"),
+        "give each request its own step records only",
+        "scheduler.records.collect",
     ),
     S + "managers.scheduler.Scheduler.process_batch_result": HookTarget(
-        "after", ("self", "batch", "result"), "take out of the counters what the overlap scheduler drops"
+        "after",
+        ("self", "batch", "result"),
+        "take out of the counters what the overlap scheduler drops",
+        "scheduler.records.close",
     ),
     S + "managers.scheduler.Scheduler.get_internal_state": HookTarget(
-        "after", ("self", "recv_req"), "carry the scheduler's LED facts and counters to /led/info and /metrics"
+        "after",
+        ("self", "recv_req"),
+        "carry the scheduler's LED facts and counters to /led/info and /metrics",
+        "scheduler.status.add_status",
     ),
 }
 

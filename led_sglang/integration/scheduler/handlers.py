@@ -1,0 +1,158 @@
+"""The hooks around a model runner's forward and its batches: what is captured, which rows are ours, who samples."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from led_sglang.integration.hooks import selfcheck
+from led_sglang.integration.hooks.guard import Call, always, call_original, change_nothing, handler, is_capturing
+from led_sglang.integration.scheduler import recovery, runtime, sampler
+from led_sglang.integration.scheduler.batch import LedBatch, request_row_of
+from led_sglang.integration.scheduler.recovery import before_start, fail_step
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
+    from sglang.srt.layers.sampler import Sampler
+    from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
+    from sglang.srt.model_executor.model_runner import ModelRunner
+    from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+
+
+@handler(fail_step, change_nothing, always)
+def start(runner: "ModelRunner") -> None:
+    """BEFORE ModelRunner.init_attention_backends."""
+    selfcheck.verify("scheduler")
+    if not isinstance(runner.sampler, sampler.LedSamplerMixin):
+        raise selfcheck.HookError(
+            f"LED's sampler is not in place, {type(runner.sampler).__name__} is: another plugin's hook on "
+            f"create_sampler does not call the original. Remove that plugin or start with --led disabled."
+        )
+    runtime.start(runner)
+
+
+@handler(fail_step, call_original, always)
+def create_sampler(original: Call, backend: str | None = None) -> "Sampler":
+    """AROUND create_sampler."""
+    return sampler.wrap_sampler(original(backend))
+
+
+@handler(fail_step, recovery.forward, recovery.is_first_forward)
+def before_forward(
+    self: "ModelRunner",
+    forward_batch: "ForwardBatch",
+    pp_proxy_tensors: "PPProxyTensors | None",
+    reinit_attn_backend: bool = False,
+    split_forward_count: int = 1,
+) -> None:
+    """BEFORE ModelRunner._forward_raw."""
+    current = runtime.runtime()
+    if current is not None:
+        sampler.before_forward(current, forward_batch)
+
+
+@handler(fail_step, recovery.sample, recovery.is_first_forward)
+def sample(
+    original: Call, self: "ModelRunner", logits_output: "LogitsProcessorOutput", forward_batch: "ForwardBatch"
+) -> Tensor:
+    """AROUND ModelRunner.sample."""
+    current = runtime.runtime()
+    if current is None:
+        return original(self, logits_output, forward_batch)
+    current.forward_batch = forward_batch
+    current.unedited_logits = sampler.unedited_logits_of(current, forward_batch, logits_output.next_token_logits)
+    try:
+        return original(self, logits_output, forward_batch)
+    finally:
+        current.forward_batch, current.unedited_logits = None, {}
+
+
+@handler(fail_step, recovery.logits, recovery.is_first_forward)
+def logits(
+    original: Call,
+    self: "LogitsProcessor",
+    input_ids: Tensor,
+    hidden_states: Tensor,
+    lm_head: "ParallelLMHead",
+    logits_metadata: "ForwardBatch",
+    aux_hidden_states: list[Tensor] | Tensor | None = None,
+    hidden_states_before_norm: Tensor | None = None,
+) -> "LogitsProcessorOutput":
+    """AROUND LogitsProcessor.forward.
+
+    `aux_hidden_states` are ours: the engine is shown None, so that `return_hidden_states` keeps its meaning.
+    """
+    current = runtime.runtime()
+    if current is None:
+        return original(
+            self, input_ids, hidden_states, lm_head, logits_metadata, aux_hidden_states, hidden_states_before_norm
+        )
+    current.bind_head(self, lm_head)
+    if _is_captured(logits_metadata):
+        last_index = None
+        if logits_metadata.forward_mode.is_extend() and logits_metadata.extend_seq_lens is not None:
+            last_index = torch.cumsum(logits_metadata.extend_seq_lens, dim=0) - 1
+        current.capture.store(aux_hidden_states, last_index, len(hidden_states))
+    else:
+        current.capture.drop()
+    if _is_dummy_decode(logits_metadata):
+        current.one_pass_state.on_graph_warmup(len(hidden_states), is_capturing())
+    latent_rows: AbstractContextManager[None] = nullcontext()
+    if current.one_pass_state.is_one_pass:
+        latent_rows = current.latent_rows(self, logits_metadata.forward_mode.is_decode())
+    with latent_rows:
+        result = original(self, input_ids, hidden_states, lm_head, logits_metadata, None, hidden_states_before_norm)
+    current.has_started = True
+    return result
+
+
+def _is_captured(forward_batch: "ForwardBatch") -> bool:
+    """Outside a graph capture and its warm-up, a batch without LED rows needs no copy."""
+    sampling_info = getattr(forward_batch, "sampling_info", None)
+    if getattr(sampling_info, "led", None) is not None:
+        return True
+    return _is_dummy_decode(forward_batch) or is_capturing()
+
+
+def _is_dummy_decode(forward_batch: "ForwardBatch") -> bool:
+    """The engine's own batch: the warm-up or the capture of a decode graph.
+
+    The warm-up must run our kernels too, so that none is compiled inside a capture.
+    """
+    return forward_batch.forward_mode.is_decode() and getattr(forward_batch, "sampling_info", None) is None
+
+
+@handler(fail_step, recovery.attach_rows, before_start)
+def attach_rows(
+    result: "SamplingBatchInfo", self: "SamplingBatchInfo", batch: "ScheduleBatch", vocab_size: int
+) -> None:
+    """AFTER SamplingBatchInfo.adjusted_from_schedule_batch."""
+    current = runtime.runtime()
+    if current is not None:
+        self.led = LedBatch.of(tuple(request_row_of(req, current.automaton) for req in batch.reqs))
+
+
+@handler(fail_step, recovery.filter_rows, before_start)
+def filter_rows(result: None, self: "SamplingBatchInfo", keep_indices: list[int], keep_indices_device: Tensor) -> None:
+    """AFTER SamplingBatchInfo.adjusted_filter_batch."""
+    led = getattr(self, "led", None)
+    if led is not None:
+        self.led = led.filter(keep_indices)
+
+
+@handler(fail_step, recovery.merge_rows, before_start)
+def merge_rows(result: None, self: "SamplingBatchInfo", other: "SamplingBatchInfo") -> None:
+    """AFTER SamplingBatchInfo.adjusted_merge_batch."""
+    right_size = len(other)
+    self.led = LedBatch.merge(
+        getattr(self, "led", None), len(self) - right_size, getattr(other, "led", None), right_size
+    )
+
+
+@handler(fail_step, recovery.copy_rows, before_start)
+def copy_rows(result: "SamplingBatchInfo", self: "SamplingBatchInfo") -> None:
+    """AFTER SamplingBatchInfo.copy_for_forward."""
+    result.led = getattr(self, "led", None)

@@ -203,7 +203,8 @@ def test_a_bench_step_has_the_one_pass_rows_of_production(rate: float) -> None:
 
 
 def test_the_step_under_a_bench_rate_keeps_its_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
-    from led_sglang.integration.scheduler import sampler, step
+    from led_sglang.integration.scheduler.step import sampler
+    from led_sglang.integration.scheduler import step
 
     now = step.RowInputs(*(torch.linspace(0, 0.99, 50, dtype=torch.float64) for _ in range(2)), *[torch.arange(50)] * 5)
     monkeypatch.setattr(step, "stand", lambda *_: now)

@@ -118,19 +118,19 @@ HOOK_TARGETS: dict[str, HookTarget] = {
         "around",
         ("self", "i", "req", "logits_output"),
         "give each request its own step records only",
-        "scheduler.records.collect",
+        "scheduler.reports.records.collect",
     ),
     S + "managers.scheduler.Scheduler.process_batch_result": HookTarget(
         "after",
         ("self", "batch", "result"),
         "take out of the counters what the overlap scheduler drops",
-        "scheduler.records.close",
+        "scheduler.reports.records.close",
     ),
     S + "managers.scheduler.Scheduler.get_internal_state": HookTarget(
         "after",
         ("self", "recv_req"),
         "carry the scheduler's LED facts and counters to /led/info and /metrics",
-        "scheduler.status.add_status",
+        "scheduler.reports.status.add_status",
     ),
 }
 

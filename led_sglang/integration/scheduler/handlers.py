@@ -8,7 +8,8 @@ from torch import Tensor
 
 from led_sglang.integration.hooks import selfcheck
 from led_sglang.integration.hooks.guard import Call, always, call_original, change_nothing, handler, is_capturing
-from led_sglang.integration.scheduler import recovery, runtime, sampler
+from led_sglang.integration.scheduler import recovery, runtime, startup
+from led_sglang.integration.scheduler.step import sampler
 from led_sglang.integration.scheduler.batch import LedBatch, request_row_of
 from led_sglang.integration.scheduler.recovery import before_start, fail_step
 
@@ -31,7 +32,7 @@ def start(runner: "ModelRunner") -> None:
             f"LED's sampler is not in place, {type(runner.sampler).__name__} is: another plugin's hook on "
             f"create_sampler does not call the original. Remove that plugin or start with --led disabled."
         )
-    runtime.start(runner)
+    startup.start(runner)
 
 
 @handler(fail_step, call_original, always)

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +11,12 @@ from sglang.srt.environ import envs
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
-from led_sglang.config.server import ServerConfig, server_config
+from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError, is_new
 from led_sglang.integration.hooks.guard import is_capturing, is_dummy
 from led_sglang.integration.memory import (
     GraphSizes,
+    MemoryPlan,
     Sizes,
     eager_tokens_of,
     memory_plan,
@@ -24,23 +24,20 @@ from led_sglang.integration.memory import (
     rows_of,
     shortage,
 )
-from led_sglang.integration.scheduler.counters import Counts
 from led_sglang.integration.scheduler.latents.capture import Capture
 from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
-from led_sglang.integration.scheduler.latents.lm_head import build_head, refuse_lora, why_no_one_pass
+from led_sglang.integration.scheduler.latents.lm_head import build_head, why_no_one_pass
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs, is_soft_enabled
 from led_sglang.integration.scheduler.ranks import FailureCheck, RankCheck
-from led_sglang.integration.support import in_effect, refuse_features
-from led_sglang.ops import arrays, chosen_backend
-from led_sglang.ops.backends import numba_step
-from led_sglang.ops.backends.self_test import fault_of, fault_with
-from led_sglang.ops.backends.warm_up import warm_up
-from led_sglang.ops.rows.automaton import ThinkingAutomaton
-from led_sglang.ops.types import Head
+from led_sglang.integration.scheduler.reports.counters import Counts
+from led_sglang.integration.scheduler.served_backend import ServedBackend
+from led_sglang.integration.support import in_effect
+from led_sglang.ops.backend import Backend
+from led_sglang.ops.rows.automaton import ThinkingAutomaton, ThinkingTables
+from led_sglang.ops.types import Head, RowInputs, RowMeta
 
 if TYPE_CHECKING:
-    from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.layers.logits_processor import LogitsProcessor
     from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -55,71 +52,75 @@ def head_dtype(runner: "ModelRunner") -> torch.dtype:
     return dtype
 
 
-def backend_for(requested: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str | None]:
-    """The backend of the LED step, and why it is not the one that "auto" would have been.
-
-    "auto" is "triton" on a GPU if its kernels, compiled there, do what plain torch does, else "fused".
-    """
-    chosen = chosen_backend(requested, device)
-    if requested != "auto" or chosen != "triton":
-        return chosen, None
-    fault = fault_of(chosen, device, dtype)
-    if fault is None:
-        return chosen, None
-    logger.warning('LED: backend "triton" is not used here, "fused" is: %s', fault)
-    return "fused", fault
-
-
 class Runtime:
-    """Made at model load by `start`, read by the hooks and the sampler of this process."""
+    """Made at model load (`startup.start`), read by the hooks and the sampler of this process."""
 
     def __init__(self, config: ServerConfig, runner: "ModelRunner") -> None:
+        device, dtype, model_config = torch.device(runner.device), head_dtype(runner), runner.model_config
         self.config = config
-        self.backend, self.backend_fault = backend_for(config.backend, torch.device(runner.device), head_dtype(runner))
         self.runner = runner
-        self.num_layers = int(runner.model_config.num_hidden_layers)
-        self.capture = Capture(runner.model, captured_layers(config))
-        self.num_led_layers = config.num_captured if "led" in config.methods else 0
-        self.head: Head | None = None
-        self.automaton: ThinkingAutomaton | None = None
-        self.forward_batch: Any = None
-        self.unedited_logits: dict[str, Tensor] = {}  # of the step under way, by method: `edits.unedited_logits`
-        self.num_step_failures = 0
-        self.has_started = False  # a forward has gone through: until then every fault is one of the start
-        self.has_forward_failed = False  # the step under way is the engine's: its latents may not be there
-        self.counts = Counts(config.max_depth, torch.device(runner.device))
-        self.is_sanitized = bool(envs.SGLANG_SANITIZE_NAN_LOGITS.get())
-        self._states: Tensor | None = None
-        if config.open_ids and config.close_ids:
-            self.automaton = ThinkingAutomaton(config.open_ids, config.close_ids, int(runner.model_config.vocab_size))
-            self.tables = self.automaton.tables(runner.device)
-        hidden_size, vocab_size = int(runner.model_config.hidden_size), int(runner.model_config.vocab_size)
-        args = in_effect(runner.server_args)
-        graphs = GraphSizes.of(args)
-        max_rows = rows_of(runner.req_to_token_pool.req_to_token.shape[0], graphs)
-        itemsize, eager = head_dtype(runner).itemsize, eager_tokens_of(args, graphs)
-        self.memory = memory_plan(config, Sizes(max_rows, hidden_size, vocab_size, itemsize, graphs, eager))
-        self._tell_memory(torch.device(runner.device))
-        self.capture.allocate(max_rows, hidden_size, head_dtype(runner), runner.device)
-        depth = config.max_depth if self.num_led_layers else 1
+        self.served_backend = ServedBackend(config.backend, device, dtype)
+        self.num_layers = int(model_config.num_hidden_layers)
+        self.vocab_size, self.hidden_size = int(model_config.vocab_size), int(model_config.hidden_size)
         self.is_deterministic = bool(getattr(runner.server_args, "enable_deterministic_inference", False))
-        device = torch.device(runner.device)
-        self.one_pass_state = OnePassState(
-            config.form, self.backend, depth - 1, max_rows, device, self.is_deterministic
-        )
-        self.is_warm = arrays.allows_dynamic_shapes(device)  # no kernel is compiled at its first launch any more
-        self.num_engine_head_steps = 0
-        self.ranks = RankCheck.of(get_parallel().tp_group, max_rows, torch.device(runner.device))
-        self.failed_ranks = FailureCheck.of(get_parallel().tp_group)
-        self.soft = SoftInputs(runner, config, self.fail_mixture) if is_soft_enabled(config) else None
+        self.is_sanitized = bool(envs.SGLANG_SANITIZE_NAN_LOGITS.get())
 
-    def _tell_memory(self, device: torch.device) -> None:
-        """Before it is taken."""
-        logger.info("LED: %s", self.memory.text())
+        self.automaton: ThinkingAutomaton | None = None
+        self.tables: ThinkingTables | None = None
+        if config.open_ids and config.close_ids:
+            self.automaton = ThinkingAutomaton(config.open_ids, config.close_ids, self.vocab_size)
+            self.tables = self.automaton.tables(runner.device)
+        self._states: Tensor | None = None
+
+        self.memory = self._memory_plan(device, dtype)
+        max_rows = self.memory.max_rows
+        self.capture = Capture(runner.model, captured_layers(config))
+        self.capture.allocate(max_rows, self.hidden_size, dtype, device)
+        self.num_led_layers = config.num_captured if "led" in config.methods else 0
+        num_latents = config.max_depth - 1 if self.num_led_layers else 0
+        self.one_pass_state = OnePassState(
+            config.form, self.backend, num_latents, max_rows, device, self.is_deterministic
+        )
+        self.soft = SoftInputs(runner, config, self.fail_mixture) if is_soft_enabled(config) else None
+        self.head: Head | None = None
+        self.is_warm = self.allows_dynamic_shapes  # no kernel is compiled at its first launch any more
+
+        self.counts = Counts(config.max_depth, device)
+        self.num_step_failures = 0
+        self.num_engine_head_steps = 0
+        self.ranks = RankCheck.of(get_parallel().tp_group, max_rows, device)
+        self.failed_ranks = FailureCheck.of(get_parallel().tp_group)
+        self.has_started = False  # a forward has gone through: until then every fault is one of the start
+
+        # Of the step under way.
+        self.forward_batch: ForwardBatch | None = None
+        self.unedited_logits: dict[str, Tensor] = {}  # by method: `edits.unedited_logits`
+        self.has_forward_failed = False  # the step is the engine's: its latents may not be there
+
+    @property
+    def backend(self) -> Backend:
+        return self.served_backend.backend
+
+    @property
+    def allows_dynamic_shapes(self) -> bool:
+        """See Backend."""
+        return self.backend.allows_dynamic_shapes
+
+    def _memory_plan(self, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
+        """Logged before it is taken."""
+        args = in_effect(self.runner.server_args)
+        graphs = GraphSizes.of(args)
+        max_rows = rows_of(self.runner.req_to_token_pool.req_to_token.shape[0], graphs)
+        eager = eager_tokens_of(args, graphs)
+        plan = memory_plan(
+            self.config, Sizes(max_rows, self.hidden_size, self.vocab_size, dtype.itemsize, graphs, eager)
+        )
+        logger.info("LED: %s", plan.text())
         num_free = num_free_bytes(device)
-        short = None if num_free is None else shortage(self.memory, num_free)
+        short = None if num_free is None else shortage(plan, num_free)
         if short is not None:
             logger.warning("LED: %s", short)
+        return plan
 
     @property
     def states(self) -> Tensor:
@@ -128,6 +129,18 @@ class Runtime:
             slots = self.runner.req_to_token_pool.req_to_token.shape[0]
             self._states = torch.zeros(slots + 1, dtype=torch.int64, device=self.runner.device)
         return self._states
+
+    def row_inputs(self, rows: RowMeta, positions: Tensor) -> RowInputs:
+        """Of our rows before this token; positions: (B,)."""
+        batch = self.forward_batch
+        assert batch is not None
+        lengths = None if batch.forward_mode.is_decode() else batch.seq_lens
+        return self.backend.row_inputs(rows, batch.req_pool_indices, positions, lengths, self.states)
+
+    def advance(self, rows: RowMeta, before: RowInputs, token_ids: Tensor) -> None:
+        """The thinking states follow the tokens, (B,)."""
+        if self.tables is not None:
+            self.backend.advance(rows, self.tables, self.states, before, token_ids)
 
     def forget_mixtures(self, slots: Tensor) -> None:
         """The next inputs of these slots, (n,), are tokens, whatever a soft step left there."""
@@ -165,27 +178,13 @@ class Runtime:
             self._warm_up(self.head)
 
     def _warm_up(self, head: Head) -> None:
-        """With the head that is served: whether the kernels are right, then all that requests can reach of them.
-
-        At the first use of the head, which is the engine's own warm-up and comes before any graph capture. The ranks
-        use one backend: where one of them finds a fault, none uses the kernels.
-        """
-        latents = self.capture.states[: self.num_led_layers] if self.num_led_layers else self._no_latents(head)
-        if self.backend == "triton" and self.config.backend == "auto":
-            self.backend_fault = fault_with(self.backend, head, latents, self.config.max_top_k)
-        if self.config.backend == "auto" and is_true_anywhere(self.backend_fault is not None, head):
-            self.backend_fault = self.backend_fault or "another tensor-parallel rank found a fault"
-            logger.warning('LED: backend "triton" is not used here, "fused" is: %s', self.backend_fault)
-            self.backend = "fused"
-            self.one_pass_state.use_backend(self.backend)
-        if self.backend == "triton":
-            vocab_size = int(self.runner.model_config.vocab_size)
-            tables = None if self.automaton is None else self.tables
-            warm_up(head, latents, vocab_size, len(self.one_pass_state.mask), self.config.max_top_k, tables)
-
-    def _no_latents(self, head: Head) -> Tensor:
-        hidden_size = int(self.runner.model_config.hidden_size)
-        return torch.empty(0, 1, hidden_size, dtype=head_dtype(self.runner), device=head.weight.device)
+        if self.num_led_layers:
+            latents = self.capture.states[: self.num_led_layers]
+        else:
+            latents = torch.empty(0, 1, self.hidden_size, dtype=head_dtype(self.runner), device=head.weight.device)
+        max_rows = len(self.one_pass_state.mask)
+        self.served_backend.warm_up(head, latents, self.vocab_size, max_rows, self.config.max_top_k, self.tables)
+        self.one_pass_state.use_backend(self.backend)
 
     @contextmanager
     def latent_rows(self, logits_processor: "LogitsProcessor", is_decode: bool) -> Iterator[None]:
@@ -198,8 +197,12 @@ class Runtime:
 
         def multiply(hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
             assert self.head is not None
-            plain = partial(_call, inner, args, kwargs)
-            return self.one_pass_state.through(plain, hidden, self.head, self.capture.states)
+
+            def engine_product(rows: Tensor) -> Tensor:
+                logits: Tensor = inner(rows, *args, **kwargs)
+                return logits
+
+            return self.one_pass_state.through(engine_product, hidden, self.head, self.capture.states)
 
         logits_processor._compute_lm_head = multiply
         try:
@@ -220,10 +223,9 @@ class Runtime:
             "step_failures": self.num_step_failures,
             "counters": self.counts.status(),
             "backend": self.config.backend,
-            "backend_used": self.backend,
-            "backend_fault": self.backend_fault,
+            "backend_used": self.backend.public_name,
+            "backend_fault": self.served_backend.fault,
             "form": self.one_pass_state.status(),
-            "bench_explore_rate": self.config.bench_explore_rate,
             "head": self._head_status(),
         }
 
@@ -233,39 +235,7 @@ class Runtime:
         return {"kind": kind, "engine_steps": self.num_engine_head_steps}
 
 
-def is_true_anywhere(value: bool, head: Head) -> bool:
-    """On any rank that holds a part of the head; every one of them has to ask."""
-    if head.all_gather is None:
-        return value
-    own = torch.full((1,), float(value), device=head.weight.device)
-    return bool(head.all_gather(own).any())
-
-
-def _call(inner: Any, args: Any, kwargs: Any, hidden: Tensor) -> Tensor:
-    logits: Tensor = inner(hidden, *args, **kwargs)
-    return logits
-
-
 _runtime: Runtime | None = None
-
-
-def start(runner: "ModelRunner") -> Runtime:
-    """Begin capturing. Raises CaptureError, which stops the server, where LED cannot work."""
-    global _runtime
-    config = server_config()
-    assert config is not None
-    _refuse_unsupported(runner)
-    _refuse_another_model(config, runner.model_config)
-    _runtime = Runtime(config, runner)
-    if _runtime.backend == "compiled":
-        numba_step.warm()
-    status = _runtime.status()
-    logger.info(
-        "LED: methods %s; captured layers %s",
-        ", ".join(status["methods"]),
-        status["captured_layers"],
-    )
-    return _runtime
 
 
 def count_failure(current: Runtime, where: str = "its step") -> None:
@@ -283,27 +253,11 @@ def fail_step(current: Runtime, where: str = "its step") -> None:
 
 
 def runtime() -> Runtime | None:
+    """None: LED has not started in this process."""
     return _runtime
 
 
-def _refuse_unsupported(runner: "ModelRunner") -> None:
-    refuse_features(runner.server_args)
-    if getattr(runner, "is_draft_worker", False) or not runner.spec_algorithm.is_none():
-        raise CaptureError(
-            "LED does not work with speculative decoding, which bypasses the sampler: drop --speculative-algorithm or "
-            "start with --led disabled"
-        )
-    refuse_lora(getattr(runner.model, "lm_head", None))
-
-
-def _refuse_another_model(config: ServerConfig, model_config: "ModelConfig") -> None:
-    """The Engine takes its arguments again, after `launch.enable` had some."""
-    for what, configured, found in (
-        ("layers", config.num_layers, int(model_config.num_hidden_layers)),
-        ("tokens in its vocabulary", config.vocab_size, int(model_config.vocab_size)),
-    ):
-        if configured != found:
-            raise CaptureError(
-                f"LED was switched on for a model with {configured} {what}, and this one has {found}: give "
-                f"launch.enable the arguments of the Engine"
-            )
+def install(current: Runtime) -> Runtime:
+    global _runtime
+    _runtime = current
+    return current

@@ -14,7 +14,7 @@ from sglang.srt.entrypoints import http_server
 from led_sglang.config.fields import METHODS
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
 from led_sglang.integration.http import info, metrics, requests
-from led_sglang.integration.scheduler.counters import Counts
+from led_sglang.integration.scheduler.reports.counters import Counts
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from torch.distributed import HashStore
 
 from led_sglang.integration.scheduler.ranks import FailureCheck, RankCheck
 from led_sglang.integration.faults import RankDivergence
-from led_sglang.integration.scheduler.sampler import _guard
+from led_sglang.integration.scheduler.step.sampler import _guard
 
 CPU = torch.device("cpu")
 steps = st.lists(st.lists(st.integers(0, 200_000), min_size=1, max_size=4), min_size=1, max_size=5)

@@ -8,9 +8,10 @@ import torch
 
 from led_sglang.config.fields import METHODS
 from led_sglang.integration.hooks.register import HANDLERS, PROCESSOR
-from led_sglang.integration.scheduler import records, runtime
-from led_sglang.integration.scheduler.counters import Counts
-from led_sglang.integration.scheduler.records import StepRecord
+from led_sglang.integration.scheduler.reports import records
+from led_sglang.integration.scheduler import runtime
+from led_sglang.integration.scheduler.reports.counters import Counts
+from led_sglang.integration.scheduler.reports.records import StepRecord
 from led_sglang.ops.rows import stats
 from led_sglang.wire import ACTIVE, EXPLORED, FALLBACK, RECORD_KEY, THINKING, WIRE_KEY
 from tests.unit.integration.fakes import batch_of, request_row

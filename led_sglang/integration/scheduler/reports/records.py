@@ -8,7 +8,7 @@ from torch import Tensor
 from led_sglang.config.fields import METHODS, LedParams
 from led_sglang.config.request import ResolvedRequest
 from led_sglang.integration.hooks.guard import Call, change_nothing, handler
-from led_sglang.integration.scheduler.counters import Counts
+from led_sglang.integration.scheduler.reports.counters import Counts
 from led_sglang.integration.scheduler.recovery import before_start, count_failure
 from led_sglang.integration.scheduler.runtime import Runtime
 from led_sglang.ops.rows import stats
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sglang.srt.managers.utils import GenerationBatchResult
 
     from led_sglang.integration.scheduler.batch import LedBatch
-    from led_sglang.integration.scheduler.step import StepContext
+    from led_sglang.integration.scheduler.step.call import SamplerCall
 
 
 def to_host(tensor: Tensor) -> Tensor:
@@ -52,12 +52,14 @@ class StepRecord:
             counts.pending.add(self)
 
     @classmethod
-    def of(cls, led: "LedBatch", context: "StepContext | None", current: Runtime) -> "StepRecord":
+    def of(cls, led: "LedBatch", call: "SamplerCall | None", current: Runtime) -> "StepRecord":
         counts = current.counts
-        if context is None:
+        if call is None:
             return cls(led, counts)
-        step, method = context.step, context.rows.method
-        flags = stats.pack_flags(context.inputs, step, context.failed, method, counts.on_device, current.backend)
+        step, inputs = call.known.step, call.inputs
+        flags = current.backend.count(
+            inputs.row_inputs, step, call.has_failed, inputs.rows.method, counts.on_device
+        )
         record = cls(led, counts, to_host(flags))
         if led.is_traced and step is not None and step.entropy is not None and step.logprob is not None:
             record._trace = tuple(

@@ -1,0 +1,51 @@
+"""The start of a scheduler process: what LED cannot do is refused, then its runtime is made."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from led_sglang.config.server import ServerConfig, server_config
+from led_sglang.integration.faults import CaptureError
+from led_sglang.integration.scheduler import runtime
+from led_sglang.integration.scheduler.latents.lm_head import refuse_lora
+from led_sglang.integration.support import refuse_features
+
+if TYPE_CHECKING:
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+
+def start(runner: "ModelRunner") -> runtime.Runtime:
+    """Begin capturing. Raises CaptureError, which stops the server, where LED cannot work."""
+    config = server_config()
+    assert config is not None
+    _refuse_unsupported(runner)
+    _refuse_another_model(config, runner.model_config)
+    current = runtime.install(runtime.Runtime(config, runner))
+    status = current.status()
+    logger.info("LED: methods %s; captured layers %s", ", ".join(status["methods"]), status["captured_layers"])
+    return current
+
+
+def _refuse_unsupported(runner: "ModelRunner") -> None:
+    refuse_features(runner.server_args)
+    if getattr(runner, "is_draft_worker", False) or not runner.spec_algorithm.is_none():
+        raise CaptureError(
+            "LED does not work with speculative decoding, which bypasses the sampler: drop --speculative-algorithm or "
+            "start with --led disabled"
+        )
+    refuse_lora(getattr(runner.model, "lm_head", None))
+
+
+def _refuse_another_model(config: ServerConfig, model_config: "ModelConfig") -> None:
+    """The Engine takes its arguments again, after `launch.enable` had some."""
+    for what, configured, found in (
+        ("layers", config.num_layers, int(model_config.num_hidden_layers)),
+        ("tokens in its vocabulary", config.vocab_size, int(model_config.vocab_size)),
+    ):
+        if configured != found:
+            raise CaptureError(
+                f"LED was switched on for a model with {configured} {what}, and this one has {found}: give "
+                f"launch.enable the arguments of the Engine"
+            )

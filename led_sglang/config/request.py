@@ -1,7 +1,7 @@
 """A request's parameters: from the wire value of `custom_params.led` to what the scheduler is sent."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from led_sglang.config.checks import LedParamError, require_choice, show
@@ -37,12 +37,12 @@ def parse_request(value: object, config: ServerConfig) -> LedParams | None:
     method = value.get("method", "led")
     _require_method(method, config)
     _require_known(value, method)
-    defaults = {name: getattr(config, name) for name, row in FIELDS.items() if row.server_default}
-    params = LedParams(**{**defaults, **value})
-    for name in METHOD_KEYS[method]:
-        FIELDS[name].legal.check(NAME + name, getattr(params, name), config)
-        if name in _SECOND_CHECKS:
-            _SECOND_CHECKS[name](params, config)
+    defaults = {key: getattr(config, row.name) for key, row in FIELDS.items() if row.server_default}
+    params = LedParams.from_keys({**defaults, **value})
+    for key in METHOD_KEYS[method]:
+        FIELDS[key].legal.check(NAME + key, params.get(key), config)
+        if key in _SECOND_CHECKS:
+            _SECOND_CHECKS[key](params, config)
     return params
 
 
@@ -104,9 +104,10 @@ class ResolvedRequest:
     sample: int  # index among the n samples of one request
 
     def to_wire(self) -> dict[str, Any]:
-        return {**asdict(self.params), "seed": self.seed, "is_seeded": self.is_seeded, "sample": self.sample}
+        params = {key: self.params.get(key) for key in KEYS}
+        return {**params, "seed": self.seed, "is_seeded": self.is_seeded, "sample": self.sample}
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> "ResolvedRequest":
-        params = LedParams(**{key: wire[key] for key in KEYS})
+        params = LedParams.from_keys({key: wire[key] for key in KEYS})
         return cls(params, wire["seed"], wire["is_seeded"], wire["sample"])

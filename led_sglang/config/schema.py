@@ -29,7 +29,7 @@ def _method_schema(method: str, config: ServerConfig) -> dict[str, Any]:
 
 def _key_schema(key: str, config: ServerConfig) -> dict[str, Any]:
     row = FIELDS[key]
-    default = getattr(config, key) if row.server_default else row.default
+    default = getattr(config, row.name) if row.server_default else row.default
     return {**row.legal.schema(config), "default": default, "description": row.meaning}
 
 

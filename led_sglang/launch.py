@@ -15,6 +15,8 @@ from led_sglang.serving.command_line import server_config_of, split_arguments
 from led_sglang.serving.imports import collector_paused
 from led_sglang.serving.ports import refuse_taken
 
+__all__ = ["enable", "main", "prepare", "server_arguments"]
+
 EMBEDDED_NAME = "led-embedded"
 EMBEDDED_DEPTH = 12
 

@@ -23,6 +23,8 @@ from led_sglang.cli.endings import CommandError, guarded
 from led_sglang.config.fields import PHASES
 from led_sglang.inspector.request import MAX_SAMPLES, MAX_SEED
 
+__all__ = ["DEFAULT_URL", "TraceError", "body", "figures", "is_turn", "main", "parse_arguments", "stream", "style"]
+
 DEFAULT_URL = "http://127.0.0.1:30000"
 TIMEOUT_S = 300.0
 TOKEN_KEYS = {"id", "text", "explored", "depth", "confidence", "candidates", "exploit", "explore"}

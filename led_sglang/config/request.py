@@ -9,6 +9,8 @@ from led_sglang.config.fields import ALWAYS_ENABLED, FIELDS, KEYS, METHOD_KEYS, 
 from led_sglang.config.server import ServerConfig
 from led_sglang.wire import RESOLVED_KEY
 
+__all__ = ["ResolvedRequest", "check_custom_params", "parse_request", "refuse_beams"]
+
 NAME = "custom_params.led."
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from led_sglang.config.fields import ALWAYS_ENABLED, FIELDS, METHOD_KEYS
 from led_sglang.config.server import ServerConfig
 
+__all__ = ["describing", "led_schema"]
+
 NAME = "LedParams"
 REQUESTS = ("ChatCompletionRequest", "CompletionRequest")  # SGLang's names of the bodies that hold custom_params
 

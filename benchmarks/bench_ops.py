@@ -24,7 +24,7 @@ from rows import paper_rows
 from led_sglang.cli import files
 from led_sglang.cli.arguments import integer, number
 from led_sglang.cli.endings import guarded
-from led_sglang.config.server import FORMS
+from led_sglang.config.arguments import FORMS
 from led_sglang.ops import Head, LedRows, LedStep, Noise, arrays, chosen_backend, led_step
 from led_sglang.ops.backends import one_pass
 

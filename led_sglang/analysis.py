@@ -25,6 +25,8 @@ from led_sglang.cli import files
 from led_sglang.cli.arguments import integer, number
 from led_sglang.cli.endings import CommandError, guarded
 
+__all__ = ["Analyser", "AnalysisError", "layer_sums", "main", "read_prompts"]
+
 KS = (1, 2, 4, 8, 16)
 ROWS_AT_A_TIME = 256  # positions whose full-vocabulary logits exist at once
 PROMPT_KEYS = ("prompt", "problem", "question")

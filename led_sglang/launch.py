@@ -11,9 +11,11 @@ from typing import Any
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.server import ServerConfig, default_host, export_config
+from led_sglang.serving.command_line import server_config_of, split_arguments
 from led_sglang.serving.imports import collector_paused
 from led_sglang.serving.ports import refuse_taken
-from led_sglang.serving.user_words import server_config_of, split_arguments
+
+__all__ = ["enable", "main", "prepare", "server_arguments"]
 
 EMBEDDED_NAME = "led-embedded"
 EMBEDDED_DEPTH = 12

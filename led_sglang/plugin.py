@@ -2,6 +2,8 @@
 
 from led_sglang.config.server import server_config
 
+__all__ = ["register"]
+
 
 def register() -> None:
     """Register the hooks of `integration.hooks` with SGLang's registry, once, if a configuration was exported."""

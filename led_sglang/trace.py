@@ -20,9 +20,12 @@ import httpx
 from led_sglang import inspector
 from led_sglang.cli import arguments, files, http_client
 from led_sglang.cli.endings import CommandError, guarded
+from led_sglang.config.fields import PHASES
+from led_sglang.inspector.request import MAX_SAMPLES, MAX_SEED
+
+__all__ = ["DEFAULT_URL", "TraceError", "body", "figures", "is_turn", "main", "parse_arguments", "stream", "style"]
 
 DEFAULT_URL = "http://127.0.0.1:30000"
-MAX_SEED, MAX_SAMPLES = (1 << 62) - 1, 8  # of POST /led/stream
 TIMEOUT_S = 300.0
 TOKEN_KEYS = {"id", "text", "explored", "depth", "confidence", "candidates", "exploit", "explore"}
 
@@ -43,7 +46,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--temperature", type=arguments.number(0), default=0.6)
     parser.add_argument("--depth", type=arguments.integer(1), help="exploration depth (default: the server's)")
     parser.add_argument("--top-k", type=arguments.integer(1), help="candidates (default: the server's)")
-    parser.add_argument("--phase", choices=("think", "all"), default=None)
+    parser.add_argument("--phase", choices=PHASES, default=None)
     parser.add_argument("--seed", type=arguments.integer(0, MAX_SEED), default=1)
     parser.add_argument("--max-tokens", type=arguments.integer(1), default=1024)
     parser.add_argument(

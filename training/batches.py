@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from led_sglang.embedded.tasks import Problem, mixed
 from led_sglang.embedded.tokenizer import SYSTEM_MESSAGES
 
+__all__ = ["Batch", "batches", "render"]
+
 ARITHMETIC_SHARE = 0.3  # of the problems; the rest is countdown
 POOL_SIZE = 2048  # problems sorted together; larger pools pad less
 IGNORED = -100  # the label that transformers leaves out of the loss

@@ -22,6 +22,8 @@ from led_sglang.embedded import model_path
 from led_sglang.embedded.tasks import TASK_NAMES, Problem, generate, grade
 from training.scoring import final_answer, sample_scores, score
 
+__all__ = ["MAX_NEW_TOKENS", "answer_in", "evaluate", "led_params", "main", "make_parser", "report"]
+
 MAX_NEW_TOKENS = 256  # the longest thinking of the training data has about 190
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
+__all__ = ["Cache", "chat_prompts", "complete", "next_logits", "sample"]
+
 BATCH_SIZE = 256
 LEAVE_SHARE = 0.2  # finished rows are taken out once they are this share of the batch
 

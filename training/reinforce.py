@@ -29,6 +29,8 @@ from training.offline import chat_prompts, complete
 from training.scoring import final_answer, sample_scores
 from training.train import save
 
+__all__ = ["LOG_HEADER", "Correctness", "main", "make_parser", "reinforce", "training_set"]
+
 ARITHMETIC_SHARE = 0.2  # kept in the mix so that it is not forgotten
 GROUP_SIZE = 16  # completions of one prompt, whose mean reward is the baseline
 MICRO_BATCH = 64  # completions in one forward and backward pass

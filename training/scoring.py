@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+__all__ = ["final_answer", "sample_scores", "score", "wilson_interval"]
+
 
 @dataclass(frozen=True)
 class Score:

@@ -23,6 +23,8 @@ from led_sglang.cli.endings import guarded
 from led_sglang.embedded import tokenizer as tokenizer_module
 from training.batches import Batch, batches
 
+__all__ = ["initial_model", "learning_rate", "main", "save"]
+
 LOG_EVERY_STEPS = 100
 LOG_HEADER = "step,seconds,tokens,learning_rate,loss"
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+__all__ = ["api_key", "integer", "number", "text", "url"]
+
 Number = TypeVar("Number", int, float)
 
 

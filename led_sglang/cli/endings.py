@@ -11,6 +11,8 @@ import os
 import sys
 from collections.abc import Callable
 
+__all__ = ["CommandError", "guarded", "words", "write_stderr"]
+
 FAILED, INTERRUPTED, UNREAD = 1, 130, 141
 
 

@@ -12,6 +12,20 @@ from typing import Any
 
 from led_sglang.cli.endings import CommandError
 
+__all__ = [
+    "FileError",
+    "append_line",
+    "check_file",
+    "check_folder",
+    "json_document",
+    "json_lines",
+    "json_object",
+    "kind_of",
+    "text_lines",
+    "whole_text",
+    "write_text",
+]
+
 BOM = b"\xef\xbb\xbf"
 OTHER_MARKS = (
     (b"\xff\xfe\0\0", "UTF-32"),

@@ -9,6 +9,19 @@ import httpx
 
 from led_sglang.cli.endings import CommandError
 
+__all__ = [
+    "ServerError",
+    "checked",
+    "checked_stream",
+    "get",
+    "get_object",
+    "headers",
+    "json_object",
+    "no_answer",
+    "post",
+    "refusal",
+]
+
 MAX_MESSAGE_CHARS = 500
 
 

@@ -2,7 +2,7 @@
 
 from typing import cast
 
-__all__ = ["LedParamError", "require_choice", "require_flag", "require_int", "require_number", "show"]
+__all__ = ["LedParamError", "require_choice", "require_flag", "require_int", "require_number", "require_text", "show"]
 
 MAX_SHOWN = 80
 
@@ -31,6 +31,11 @@ def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 def require_flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise LedParamError(f"{name} must be true or false, got {show(value)}")
+
+
+def require_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise LedParamError(f"{name} must be text, got {show(value)}")
 
 
 def show(value: object) -> str:

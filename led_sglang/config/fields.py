@@ -1,13 +1,30 @@
-"""The table of request parameters: name, type, default, methods, legal values, meaning.
+"""The table of request parameters: key, type, default, methods, legal values, meaning.
 
 The parser, the JSON Schema, the reference tables of the documentation and the evaluation's method names read it. A new
-parameter is a field of LedParams; a new method is an entry of METHODS and the fields that name it.
+parameter is a field of LedParams; a new method is an entry of METHODS and the fields that name it. The server's own
+arguments are the table beside it, `config.arguments`.
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args
 
 from led_sglang.config.legal import Choice, Flag, Integer, Legal, Real
+
+__all__ = [
+    "ALL_METHODS",
+    "ALWAYS_ENABLED",
+    "CONFIDENT_LAYERS",
+    "FIELDS",
+    "KEYS",
+    "MAX_SOFT_TOP_K",
+    "METHODS",
+    "METHOD_KEYS",
+    "PHASES",
+    "Field",
+    "LedParams",
+    "Phase",
+]
 
 Phase = Literal["think", "all"]
 PHASES: tuple[str, ...] = get_args(Phase)
@@ -27,9 +44,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Field:
-    """One row of the table."""
+    """One row of the table. `key` is the parameter's name in requests and answers, `name` that of the attribute."""
 
     name: str
+    key: str
     default: Any
     methods: tuple[str, ...]
     legal: Legal
@@ -37,15 +55,27 @@ class Field:
     server_default: bool  # the default is the server's: the field of ServerConfig of the same name
 
 
-def _parameter(default: T, methods: tuple[str, ...], legal: Legal, meaning: str, server_default: bool = False) -> T:
-    row = {"methods": methods, "legal": legal, "meaning": meaning, "server_default": server_default}
+def _parameter(
+    default: T,
+    methods: tuple[str, ...],
+    legal: Legal,
+    meaning: str,
+    *,
+    key: str | None = None,  # None: the attribute's name
+    server_default: bool = False,
+) -> T:
+    row = {"key": key, "methods": methods, "legal": legal, "meaning": meaning, "server_default": server_default}
     made: T = field(default=default, metadata=row)
     return made
 
 
 @dataclass(frozen=True)
 class LedParams:
-    """What is applied to one request; `public()` is echoed as `meta_info.led_params`. Defaults are the papers'."""
+    """What is applied to one request; `to_dict()` is echoed as `meta_info.led_params`. Defaults are the papers'.
+
+    Attributes that two methods or the model could claim have a longer name than their key: `soft_top_k` is the key
+    `max_topk`, `num_scanned_layers` is the key `num_layers`.
+    """
 
     method: str = "led"
     depth: int = _parameter(
@@ -81,7 +111,7 @@ class LedParams:
     relative_top: float = _parameter(
         0.1, DOLA, Real(0.0, 1.0), "tokens below this share of the top probability are dropped"
     )
-    max_topk: int = _parameter(10, SOFT, Integer(1, MAX_SOFT_TOP_K), "embeddings mixed")
+    soft_top_k: int = _parameter(10, SOFT, Integer(1, MAX_SOFT_TOP_K), "embeddings mixed", key="max_topk")
     early_stop_entropy: float = _parameter(
         0.01,
         SOFT,
@@ -92,7 +122,7 @@ class LedParams:
         256, SOFT, Integer(1, 1 << 20), "steps in a row below `early_stop_entropy` that end thinking"
     )
     gumbel_temperature: float = _parameter(0.5, GUMBEL, Real(0.01, 100.0), "temperature of the noisy weights")
-    num_layers: int = _parameter(
+    num_scanned_layers: int = _parameter(
         10,
         CONFIDENT,
         Integer(
@@ -102,25 +132,40 @@ class LedParams:
             f"{CONFIDENT_LAYERS}",
         ),
         "layers scanned, the final one included",
+        key="num_layers",
     )
 
+    @classmethod
+    def from_keys(cls, values: Mapping[str, Any]) -> "LedParams":
+        """Of values by key, `method` among them; what is missing has its default. Raises KeyError for another key."""
+        return cls(**{ATTRIBUTES[key]: value for key, value in values.items()})
+
+    def get(self, key: str) -> Any:
+        """The value of a key. Raises KeyError for another one."""
+        return getattr(self, ATTRIBUTES[key])
+
     def to_wire(self) -> dict[str, Any]:
-        """Every parameter, for another process."""
-        return asdict(self)
+        """Every parameter by key, for another process."""
+        return {key: self.get(key) for key in KEYS}
 
     @classmethod
-    def from_wire(cls, wire: dict[str, Any]) -> "LedParams":
+    def from_wire(cls, wire: Mapping[str, Any]) -> "LedParams":
         """Of what holds at least the keys of `to_wire`."""
-        return cls(**{key: wire[key] for key in KEYS})
+        return cls.from_keys({key: wire[key] for key in KEYS})
 
     def to_dict(self) -> dict[str, Any]:
-        return {"method": self.method, **{key: getattr(self, key) for key in METHOD_KEYS[self.method]}}
+        """`method` and the method's keys."""
+        return {"method": self.method, **{key: self.get(key) for key in METHOD_KEYS[self.method]}}
 
 
-FIELDS: dict[str, Field] = {
-    f.name: Field(f.name, f.default, **f.metadata) for f in fields(LedParams) if f.name != "method"
-}
+def _row(name: str, default: Any, metadata: Mapping[str, Any]) -> Field:
+    return Field(name=name, default=default, **{**metadata, "key": metadata["key"] or name})
+
+
+_ROWS = tuple(_row(f.name, f.default, f.metadata) for f in fields(LedParams) if f.name != "method")
+FIELDS: dict[str, Field] = {row.key: row for row in _ROWS}
 KEYS = ("method", *FIELDS)
+ATTRIBUTES = {"method": "method", **{key: row.name for key, row in FIELDS.items()}}
 METHOD_KEYS: dict[str, tuple[str, ...]] = {
-    method: tuple(name for name, row in FIELDS.items() if method in row.methods) for method in METHODS
+    method: tuple(key for key, row in FIELDS.items() if method in row.methods) for method in METHODS
 }

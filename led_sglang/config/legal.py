@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from led_sglang.config.checks import require_choice, require_flag, require_int, require_number
+from led_sglang.config.checks import require_choice, require_flag, require_int, require_number, require_text
 
 if TYPE_CHECKING:
     from led_sglang.config.server import ServerConfig
+
+__all__ = ["Choice", "Choices", "Flag", "Integer", "Legal", "Real", "Text"]
 
 
 class Legal(Protocol):
@@ -90,3 +92,32 @@ class Choice:
 
     def describe(self) -> str:
         return ", ".join(f'`"{value}"`' for value in self.values)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Several of the values."""
+
+    values: tuple[str, ...]
+
+    def check(self, name: str, value: object, config: ServerConfig) -> None:
+        for item in cast(tuple[object, ...], value):
+            require_choice(name, item, self.values)
+
+    def schema(self, config: ServerConfig) -> dict[str, Any]:
+        return {"type": "array", "items": {"enum": list(self.values)}, "uniqueItems": True}
+
+    def describe(self) -> str:
+        return "of " + ", ".join(f"`{value}`" for value in self.values)
+
+
+@dataclass(frozen=True)
+class Text:
+    def check(self, name: str, value: object, config: ServerConfig) -> None:
+        require_text(name, value)
+
+    def schema(self, config: ServerConfig) -> dict[str, Any]:
+        return {"type": "string"}
+
+    def describe(self) -> str:
+        return "text"

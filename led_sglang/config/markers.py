@@ -9,6 +9,8 @@ from unicodedata import category
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.server import ServerConfig
 
+__all__ = ["Markers", "find_markers", "with_markers"]
+
 logger = logging.getLogger(__name__)
 
 DEFAULT_OPEN, DEFAULT_CLOSE = "<think>", "</think>"

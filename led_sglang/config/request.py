@@ -9,6 +9,8 @@ from led_sglang.config.fields import ALWAYS_ENABLED, FIELDS, METHOD_KEYS, METHOD
 from led_sglang.config.server import ServerConfig
 from led_sglang.wire import RESOLVED_KEY
 
+__all__ = ["ResolvedRequest", "check_custom_params", "parse_request", "refuse_beams"]
+
 NAME = "custom_params.led."
 
 
@@ -37,12 +39,12 @@ def parse_request(value: object, config: ServerConfig) -> LedParams | None:
     method = value.get("method", "led")
     _require_method(method, config)
     _require_known(value, method)
-    defaults = {name: getattr(config, name) for name, row in FIELDS.items() if row.server_default}
-    params = LedParams(**{**defaults, **value})
-    for name in METHOD_KEYS[method]:
-        FIELDS[name].legal.check(NAME + name, getattr(params, name), config)
-        if name in _SECOND_CHECKS:
-            _SECOND_CHECKS[name](params, config)
+    defaults = {key: getattr(config, row.name) for key, row in FIELDS.items() if row.server_default}
+    params = LedParams.from_keys({**defaults, **value})
+    for key in METHOD_KEYS[method]:
+        FIELDS[key].legal.check(NAME + key, params.get(key), config)
+        if key in _SECOND_CHECKS:
+            _SECOND_CHECKS[key](params, config)
     return params
 
 

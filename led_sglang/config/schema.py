@@ -10,6 +10,8 @@ from typing import Any
 from led_sglang.config.fields import ALWAYS_ENABLED, FIELDS, METHOD_KEYS
 from led_sglang.config.server import ServerConfig
 
+__all__ = ["describing", "led_schema"]
+
 NAME = "LedParams"
 REQUESTS = ("ChatCompletionRequest", "CompletionRequest")  # SGLang's names of the bodies that hold custom_params
 
@@ -29,7 +31,7 @@ def _method_schema(method: str, config: ServerConfig) -> dict[str, Any]:
 
 def _key_schema(key: str, config: ServerConfig) -> dict[str, Any]:
     row = FIELDS[key]
-    default = getattr(config, key) if row.server_default else row.default
+    default = getattr(config, row.name) if row.server_default else row.default
     return {**row.legal.schema(config), "default": default, "description": row.meaning}
 
 

@@ -1,7 +1,7 @@
-"""The server's configuration: what it offers and applies by default, and how its processes are told.
+"""The server's configuration: what it offers and applies by default, and how it reaches the server's processes.
 
-The only reader of the environment: `led_sglang.launch` writes the configuration there as JSON, and every process that
-SGLang spawns reads the same.
+`export_config` writes it as JSON to an environment variable, which every process that SGLang spawns inherits;
+`server_config` reads it there.
 """
 
 import json
@@ -9,33 +9,36 @@ import os
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
-from led_sglang.config.checks import LedParamError, require_choice, require_int, require_number, show
-from led_sglang.config.fields import METHODS, PHASES
+from led_sglang.config.arguments import ARGUMENTS
+from led_sglang.config.checks import LedParamError, show
+from led_sglang.config.fields import LedParams
+
+__all__ = ["ENV_CONFIG", "ENV_HOST", "ServerConfig", "default_host", "export_config", "server_config"]
 
 ENV_CONFIG = "LED_SGLANG_CONFIG"
 ENV_HOST = "LED_SGLANG_HOST"
-FORMS = ("auto", "one_pass", "coin_first")
+DEFAULTS = {argument.field: argument.default for argument in ARGUMENTS}
 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """What the server offers and applies by default.
+    """What the server offers and applies by default; `config.arguments` has the meaning of each field.
 
     Raises LedParamError from `check` for values out of range.
     """
 
     default_on: bool = True
-    depth: int = 8
-    max_depth: int = 8
-    top_k: int = 8
-    max_top_k: int = 256
-    phase: str = "think"
+    depth: int = LedParams.depth
+    max_depth: int = LedParams.depth
+    top_k: int = LedParams.top_k
+    max_top_k: int = DEFAULTS["max_top_k"]
+    phase: str = LedParams.phase
     think_open: str | None = None
     think_close: str | None = None
-    backend: str = "auto"
-    form: str = "auto"
-    bench_explore_rate: float | None = None  # benchmarks with random weights only: this share explores, whatever p says
-    methods: tuple[str, ...] = ("led",)  # enabled beside "none": what is captured depends on it
+    backend: str = DEFAULTS["backend"]
+    form: str = DEFAULTS["form"]
+    bench_explore_rate: float | None = None
+    methods: tuple[str, ...] = DEFAULTS["methods"]  # enabled beside "none"
     num_layers: int | None = None  # of the served model, once known
     open_ids: tuple[int, ...] = ()  # token ids of the marker that opens the thinking phase, once known
     close_ids: tuple[int, ...] = ()
@@ -54,20 +57,15 @@ class ServerConfig:
         return bool(self.open_ids) or self.num_layers is None
 
     def check(self) -> None:
-        require_int("--led-max-depth", self.max_depth, 1, self.num_layers or 4096, "the model's number of layers")
-        require_int("--led-depth", self.depth, 1, self.max_depth, "--led-max-depth")
-        require_int("--led-max-top-k", self.max_top_k, 1, 1 << 20)
-        require_int("--led-top-k", self.top_k, 1, self.max_top_k, "--led-max-top-k")
-        require_choice("--led-phase", self.phase, PHASES)
-        require_choice("--led-form", self.form, FORMS)
+        """Raises LedParamError for the first argument that is not legal."""
+        for argument in reversed(ARGUMENTS):  # a bound comes after what it bounds
+            value = getattr(self, argument.field)
+            if value is not None:
+                argument.legal.check(argument.flag, value, self)
         if self.form == "one_pass" and self.backend in ("reference", "eager"):
             raise LedParamError(
                 f"--led-form one_pass needs --led-backend auto, fused, compiled or triton, got {show(self.backend)}"
             )
-        if self.bench_explore_rate is not None:
-            require_number("--led-bench-explore-rate", self.bench_explore_rate, 0.0, 1.0)
-        for method in self.methods:
-            require_choice("--led-methods", method, METHODS)
 
 
 def export_config(config: ServerConfig | None) -> None:
@@ -79,7 +77,7 @@ def export_config(config: ServerConfig | None) -> None:
 
 
 def default_host() -> str | None:
-    """Where a server listens that nobody told; None: SGLang's default. In a container loopback reaches nobody."""
+    """The host of a start that names none; None: SGLang's default. The image sets it: loopback is private there."""
     return os.environ.get(ENV_HOST) or None
 
 

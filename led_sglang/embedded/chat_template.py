@@ -3,6 +3,8 @@
 Earlier assistant turns lose their thinking; the generation prompt opens a thought. Tools are ignored.
 """
 
+__all__ = ["CHAT_TEMPLATE"]
+
 CHAT_TEMPLATE = """\
 {%- macro text_of(content) -%}
     {%- if content is string -%}

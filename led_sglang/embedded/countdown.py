@@ -22,6 +22,8 @@ from led_sglang.cli.endings import guarded
 from led_sglang.embedded import expressions, search
 from led_sglang.embedded.problems import Split, split_of
 
+__all__ = ["PHRASINGS", "Countdown", "generate", "grade", "is_solution", "key_of", "last_expression", "main", "stream"]
+
 PHRASINGS = (
     "Make {target} from {numbers}.",
     "Use {numbers} to get {target}.",

@@ -7,6 +7,19 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+__all__ = [
+    "MAX_VALUE",
+    "OPERATIONS",
+    "Expression",
+    "Node",
+    "draw",
+    "is_allowed",
+    "ready_nodes",
+    "reduce_at",
+    "show",
+    "value",
+]
+
 MAX_VALUE = 99  # every value met on the way stays in 0..99, so that one step is one look-up in a small table
 MAX_FACTOR = 12
 MAX_LEAF = 20

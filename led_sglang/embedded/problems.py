@@ -21,6 +21,8 @@ from led_sglang.cli.endings import guarded
 from led_sglang.embedded import expressions
 from led_sglang.embedded.solutions import write_answer, write_thinking
 
+__all__ = ["PHRASINGS", "Problem", "Split", "generate", "grade", "main", "split_of", "stream"]
+
 Split = Literal["train", "held_out"]
 
 PHRASINGS = (

@@ -21,6 +21,8 @@ from led_sglang.embedded.expressions import (
     value,
 )
 
+__all__ = ["ANSWERS", "WORDS", "luck", "write"]
+
 SKILL = 0.35  # how often a step is taken for its promise
 LAST_SKILL = 0.75  # the same for two numbers, where the target can nearly be seen
 MAX_DEAD_ENDS = 3  # a search with more is thrown away: it would be too long to learn from

@@ -11,6 +11,8 @@ import random
 
 from led_sglang.embedded.expressions import Expression, Node, ready_nodes, reduce_at, show, value
 
+__all__ = ["ANSWERS", "CHECKS", "FIRST", "NEXT", "OPENERS", "REST", "write_answer", "write_thinking"]
+
 OPENERS = ("Let me see.", "I need", "We have", "The task is", "Okay, so", "I want", "Let us find", "Here is")
 FIRST = ("First", "Start with", "I begin with", "Take", "We can do", "One part is", "Let me do", "Look at")
 NEXT = ("Then", "Next", "After that", "So", "Also", "And", "We get", "I do")

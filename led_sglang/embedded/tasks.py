@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from led_sglang.embedded import countdown, problems
 from led_sglang.embedded.problems import Split
 
+__all__ = ["TASK_NAMES", "Problem", "generate", "grade", "mixed"]
+
 TASK_NAMES = ("arithmetic", "countdown")
 
 Problem = problems.Problem | countdown.Countdown

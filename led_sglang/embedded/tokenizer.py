@@ -21,6 +21,19 @@ from led_sglang.cli.endings import guarded
 from led_sglang.embedded import countdown, problems, search, solutions
 from led_sglang.embedded.chat_template import CHAT_TEMPLATE
 
+__all__ = [
+    "END",
+    "END_THINK",
+    "MAX_POSITIONS",
+    "SYSTEM_MESSAGES",
+    "THINK",
+    "build",
+    "build_backend",
+    "main",
+    "padded_vocab_size",
+    "save",
+]
+
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINK, END_THINK = "<think>", "</think>"
 NUMBERS = range(200)

@@ -28,6 +28,8 @@ from led_sglang.evals.reproduce import (
 )
 from led_sglang.evals.tasks import TASKS, find_tasks, load
 
+__all__ = ["main"]
+
 POSITIVE = number(0, includes_low=False)
 
 

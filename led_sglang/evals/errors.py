@@ -2,6 +2,8 @@
 
 from led_sglang.cli.endings import CommandError
 
+__all__ = ["EvalError", "NotApplied", "ServerGone"]
+
 
 class EvalError(CommandError):
     """Something the user has to put right; what was scored before stays on disk."""

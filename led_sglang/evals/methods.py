@@ -9,6 +9,8 @@ from typing import Any
 from led_sglang.config.fields import METHOD_KEYS
 from led_sglang.evals.errors import EvalError
 
+__all__ = ["Method", "parse_methods"]
+
 
 @dataclass(frozen=True)
 class Method:

@@ -17,6 +17,8 @@ from led_sglang.cli import files
 from led_sglang.cli.endings import CommandError
 from led_sglang.evals.errors import EvalError
 
+__all__ = ["SHAPES", "UnusableRow", "hub_rows", "is_in_window", "local_rows", "question_id"]
+
 ID_KEYS = ("id", "unique_id", "ID", "Record ID", "question_id")
 LETTERS = "ABCDEFGHIJ"
 WINDOW = ("2024-08-01", "2025-01-31")  # LiveCodeBench v5 as in the paper: 279 problems

@@ -16,6 +16,8 @@ from led_sglang.evals.errors import EvalError
 from led_sglang.evals.tasks import find_tasks, load
 from led_sglang.serving.child import Server
 
+__all__ = ["STAGES", "add_reproduce_parser", "evaluated_server", "prepare", "report_arguments", "stage_arguments"]
+
 NUM_LAYERS = 12  # of the embedded models: depth 12 is theirs, and the whole of the paper's sweep lies below
 
 

@@ -14,6 +14,8 @@ from led_sglang.evals import readers
 from led_sglang.evals.errors import EvalError
 from led_sglang.evals.grade.answers import Thinking
 
+__all__ = ["TASKS", "Question", "Task", "find_tasks", "fingerprint", "load"]
+
 BOXED = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 CHOICE = (
     "{problem}\n\n{choices}\n\nPlease reason step by step, and put the letter of the right choice, and nothing else, "

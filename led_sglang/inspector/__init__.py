@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+__all__ = ["SCRIPTS", "TYPES", "read", "single_file"]
+
 FOLDER = Path(__file__).parent
 SCRIPTS = ("view.js", "paths.js", "app.js")
 TYPES = {

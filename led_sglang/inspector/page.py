@@ -6,6 +6,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from led_sglang.inspector import TYPES, read
 
+__all__ = ["Page", "route_path"]
+
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
 HEADERS = {
     "content-security-policy": POLICY + "form-action 'none'; frame-ancestors 'none'",

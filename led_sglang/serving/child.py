@@ -15,6 +15,8 @@ import psutil
 from led_sglang.cli.endings import CommandError
 from led_sglang.serving.ports import HeldPort
 
+__all__ = ["START_LIMIT_S", "Server", "StartError"]
+
 START_LIMIT_S = 420.0  # a cold, busy 2-core machine has needed two minutes
 
 

@@ -12,7 +12,7 @@ import yaml
 from led_sglang import launch
 from led_sglang.config.server import ENV_CONFIG
 from led_sglang.embedded import MODEL_DIR
-from led_sglang.serving.user_words import split_arguments
+from led_sglang.serving.command_line import split_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 HISTORY = ROOT / "docs/log.md"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.launch import main
-from led_sglang.serving.user_words import build_parser, server_config_of, split_arguments
+from led_sglang.serving.command_line import build_parser, server_config_of, split_arguments
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_every_other_key_is_an_argument_of_sglang(stem: str) -> None:
 @pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("kind", ["led", "baseline"])
 def test_the_launcher_reads_it(stem: str, kind: str) -> None:
-    from led_sglang.serving.user_words import server_config_of, split_arguments
+    from led_sglang.serving.command_line import server_config_of, split_arguments
 
     options, rest = split_arguments(["--config", str(CONFIGS / f"{stem}-{kind}.yaml")])
     config = server_config_of(options)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+__all__ = ["Thinking", "braces_close", "final_text", "last_boxed", "last_code_block"]
+
 Thinking = Literal["auto", "required"]
 END_THINK = "</think>"
 

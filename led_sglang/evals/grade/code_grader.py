@@ -13,6 +13,8 @@ from led_sglang.evals.grade import sandbox
 from led_sglang.evals.grade.answers import last_code_block
 from led_sglang.evals.grade.graders import JUDGE_TIMEOUT, NO_ANSWER, RIGHT, WRONG, Verdict
 
+__all__ = ["CodeTest", "grade_code", "same_output", "to_tests"]
+
 MAX_QUESTION_S = 180.0  # for all tests of one program
 
 PRELUDE = """\

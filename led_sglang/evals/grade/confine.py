@@ -19,6 +19,8 @@ import struct
 import sys
 from typing import Any
 
+__all__ = ["main"]
+
 BLOCKED = "sandbox: blocked"
 
 # Per machine: (audit architecture, clone, clone3, [process creation, sockets, signals and tracing to deny])

@@ -11,6 +11,25 @@ from typing import Any
 
 from led_sglang.evals.grade.answers import last_boxed
 
+__all__ = [
+    "FAULTS",
+    "GRADERS",
+    "JUDGE_ERROR",
+    "JUDGE_TIMEOUT",
+    "NO_ANSWER",
+    "OUTCOMES",
+    "REFUSED",
+    "RIGHT",
+    "TIMED_OUT",
+    "WRONG",
+    "Verdict",
+    "bare_latex",
+    "grade_choice",
+    "grade_math",
+    "grade_number",
+    "to_number",
+]
+
 RIGHT, WRONG, NO_ANSWER = "right", "wrong", "no_answer"
 JUDGE_TIMEOUT, JUDGE_ERROR = "judge_timeout", "judge_error"
 REFUSED, TIMED_OUT = "refused", "timed_out"

@@ -19,6 +19,8 @@ from types import TracebackType
 
 from led_sglang.evals.grade.graders import GRADERS, JUDGE_ERROR, JUDGE_TIMEOUT, Verdict
 
+__all__ = ["Judges"]
+
 JUDGE_MEMORY_BYTES = 4 << 30
 LINE_LIMIT_BYTES = 1 << 24
 START_LIMIT_S = 60.0  # sympy alone takes seconds to import on a busy machine

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+__all__ = ["OK", "Limits", "Run", "describe", "run"]
+
 CONFINE = Path(__file__).with_name("confine.py")
 OK, CRASHED, TIMEOUT, MEMORY, BLOCKED, TOO_MUCH_OUTPUT = (
     "ok",

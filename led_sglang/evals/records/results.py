@@ -27,6 +27,8 @@ from led_sglang.evals.records.store import (
     replace_text,
 )
 
+__all__ = ["Cell", "Cells", "compact", "difference", "read_cells", "read_runs", "slopes"]
+
 
 @dataclass
 class Counts:

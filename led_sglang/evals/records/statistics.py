@@ -10,6 +10,19 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "NS",
+    "NUM_RESAMPLES",
+    "Floats",
+    "Interval",
+    "bootstrap_mean",
+    "pass_at",
+    "pass_values",
+    "slope",
+    "slope_weights",
+    "standard_error",
+]
+
 Floats = NDArray[np.float64]
 NS = (1, 2, 4, 8, 16)
 NUM_RESAMPLES = 10_000

@@ -19,6 +19,19 @@ from led_sglang.cli.endings import words
 from led_sglang.evals.errors import EvalError
 from led_sglang.evals.grade.graders import OUTCOMES
 
+__all__ = [
+    "COUNTS",
+    "SAMPLES",
+    "CellKey",
+    "Sample",
+    "Store",
+    "holds_run",
+    "lines_locked",
+    "read_lines",
+    "read_settings",
+    "replace_text",
+]
+
 SETTINGS, SAMPLES, COUNTS = "run.json", "samples.jsonl", "counts.jsonl"
 
 

@@ -20,6 +20,8 @@ from led_sglang.evals.report import provenance
 from led_sglang.evals.report.figures import all_figures
 from led_sglang.evals.report.tables import BASELINE, REFERENCE, Experiment, Table, all_tables, method_order
 
+__all__ = ["read_analyses", "write_report"]
+
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><meta name="viewport" content="width=device-width">
 <style>

@@ -11,6 +11,8 @@ from typing import Any
 from led_sglang.evals.records import statistics
 from led_sglang.evals.report.tables import Experiment
 
+__all__ = ["all_figures", "layer_entropy", "style", "to_svg"]
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")

@@ -9,6 +9,8 @@ from typing import Any
 
 from led_sglang.evals.report.tables import Table, method_order
 
+__all__ = ["applied_lines", "overview", "runs_table"]
+
 Run = dict[str, Any]  # of run.json
 
 

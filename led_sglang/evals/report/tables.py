@@ -11,6 +11,8 @@ from led_sglang.evals.records.results import Cell, Cells
 from led_sglang.evals.records.statistics import Floats, Interval
 from led_sglang.evals.records.store import CellKey
 
+__all__ = ["BASELINE", "REFERENCE", "Experiment", "Table", "all_tables", "alpha_of", "main_table", "method_order"]
+
 NO_VALUE = "–"
 BASELINE, REFERENCE = "cot", "led"  # what others are compared with where nothing else is said
 

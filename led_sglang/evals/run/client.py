@@ -15,6 +15,8 @@ from led_sglang.cli import http_client
 from led_sglang.evals.errors import EvalError, NotApplied, ServerGone
 from led_sglang.evals.methods import Method
 
+__all__ = ["Answer", "Client", "Query", "Refused"]
+
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0  # each twice the one before
 GONE_LIMIT_S = 3.5  # of pauses; a server that does not answer, or answers with an error of its own
 BUSY_LIMIT_S = 300.0  # of pauses; a server that has too many requests already

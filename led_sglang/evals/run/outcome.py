@@ -10,6 +10,8 @@ from led_sglang.evals.grade.graders import FAULTS, REFUSED, TIMED_OUT
 from led_sglang.evals.records.results import Cell
 from led_sglang.evals.records.store import Sample
 
+__all__ = ["Reasons", "message"]
+
 UNANSWERED = (REFUSED, TIMED_OUT)
 MAX_REASONS = 5  # that are told
 MAX_KEPT = 1000  # groups of messages

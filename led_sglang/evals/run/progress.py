@@ -20,6 +20,8 @@ from led_sglang.evals.grade.graders import RIGHT
 from led_sglang.evals.records.results import Cell
 from led_sglang.evals.records.store import CellKey
 
+__all__ = ["LiveTable"]
+
 LINE_EVERY_S = 30.0
 
 

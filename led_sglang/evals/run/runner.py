@@ -28,6 +28,8 @@ from led_sglang.evals.run.client import Answer, Client, Query, Refused
 from led_sglang.evals.run.progress import LiveTable
 from led_sglang.evals.tasks import Question, Task, fingerprint
 
+__all__ = ["Runner", "Settings"]
+
 INLINE_GRADERS = ("number", "countdown", "choice")  # microseconds; the others get processes
 
 

@@ -15,6 +15,23 @@ from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import KEYS
 from led_sglang.wire import RESOLVED_KEY
 
+__all__ = [
+    "CHAT",
+    "COMPLETIONS",
+    "ENDPOINTS",
+    "GENERATE",
+    "INVOCATIONS",
+    "OPENAI_PATHS",
+    "OURS",
+    "RESPONSES",
+    "TRANSCRIPTIONS",
+    "VERTEX",
+    "read_form",
+    "read_object",
+    "refuse_misplaced",
+    "refuse_twice",
+]
+
 CHAT, COMPLETIONS, INVOCATIONS = "/v1/chat/completions", "/v1/completions", "/invocations"
 RESPONSES, GENERATE, VERTEX = "/v1/responses", "/generate", "/vertex_generate"
 TRANSCRIPTIONS = "/v1/audio/transcriptions"  # a form, not JSON

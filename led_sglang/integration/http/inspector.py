@@ -4,7 +4,7 @@
 
 `sampling` is SGLang's `sampling_params`. Side "plain" is depth 1: the same candidates and the same noise as side "led",
 so that the two texts agree until exploration parts them. Sample i of n uses seed + i. A token's `at` is when the server
-had it, in milliseconds since it took the request: a reader who falls behind still sees the server's own speed.
+had it, in milliseconds since it took the request: a slow reader still sees the server's own speed.
 """
 
 import asyncio
@@ -13,8 +13,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -22,19 +20,20 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from sglang.srt.managers.io_struct import GenerateReqInput
 from starlette.responses import Response
 
-from led_sglang.config.checks import LedParamError, show
-from led_sglang.config.request import parse_request
+from led_sglang.config.checks import LedParamError
 from led_sglang.config.server import server_config
 from led_sglang.inspector.page import Page
+from led_sglang.inspector.request import MAX_SAMPLES, StreamRequest
+from led_sglang.inspector.text import Pieces, Prompt
+from led_sglang.wire import TRACE_KEYS
 
 if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
-    from transformers import PreTrainedTokenizerBase
 
-MAX_SAMPLES = 8
-KEYS = ("messages", "prompt", "sampling", "led", "seed", "side", "n")
-SIDES = ("led", "plain")
-PER_TOKEN = ("think", "explored", "depth", "confidence", "entropy", "logprob", "exploit", "explore", "depth_entropy")
+__all__ = ["attach", "setup", "stream"]
+
+PREFIX = "led_"
+PER_TOKEN = tuple(key.removeprefix(PREFIX) for key in TRACE_KEYS if key != "led_candidates")
 EXAMPLES = (
     "How many r are in the word strawberry?",
     "A train leaves at 9:40 and arrives at 13:05. How long does it take?",
@@ -42,49 +41,8 @@ EXAMPLES = (
 )
 
 
-@dataclass(frozen=True)
-class StreamRequest:
-    """A checked body of /led/stream."""
-
-    messages: list[dict[str, Any]] | None
-    prompt: str | None
-    sampling: dict[str, Any]
-    led: dict[str, Any]
-    seed: int
-    n: int
-
-    @classmethod
-    def of(cls, body: bytes) -> "StreamRequest":
-        """Raises LedParamError."""
-        try:
-            requested = json.loads(body)
-            json.dumps(requested, ensure_ascii=False).encode()  # half a surrogate pair is JSON, and no text
-        except (ValueError, RecursionError) as error:
-            raise LedParamError("the body must be a JSON object in UTF-8") from error
-        if not isinstance(requested, dict) or any(key not in KEYS for key in requested):
-            raise LedParamError(f"the body must be a JSON object with keys among {', '.join(KEYS)}")
-        seed, n, side = requested.get("seed"), requested.get("n", 1), requested.get("side", "led")
-        seed = secrets.randbits(31) if seed is None else seed
-        _require(type(seed) is int and 0 <= seed < 1 << 62, "seed", "an integer in [0, 2^62)", seed)
-        _require(type(n) is int and 1 <= n <= MAX_SAMPLES, "n", f"an integer in [1, {MAX_SAMPLES}]", n)
-        _require(side in SIDES, "side", "one of " + ", ".join(SIDES), side)
-        messages, prompt, sampling = requested.get("messages"), requested.get("prompt"), requested.get("sampling") or {}
-        _require((messages is None) != (prompt is None), "messages or prompt", "exactly one of the two", None)
-        _require(prompt is None or isinstance(prompt, str), "prompt", "a string", prompt)
-        _require(messages is None or _are_messages(messages), "messages", "a list of {role, content}", messages)
-        ours = ("custom_params", "n", "sampling_seed")
-        _require(isinstance(sampling, dict) and not set(ours) & set(sampling), "sampling", f"without {ours}", sampling)
-        _check_sampling(sampling)
-        return cls(messages, prompt, sampling, _led(requested.get("led"), side), seed, n)
-
-
-def _require(is_right: bool, name: str, what: str, value: object) -> None:
-    if not is_right:
-        raise LedParamError(f"{name} must be {what}, got {show(value)}")
-
-
 def _check_sampling(sampling: dict[str, Any]) -> None:
-    """What SGLang's /generate refuses before it makes a request of it: values of a wrong type stop its scheduler."""
+    """Raises LedParamError for what SGLang's /generate refuses in front of its scheduler, which a wrong type stops."""
     try:
         from sglang.srt.entrypoints.api_contract import generate_contract_error
     except ImportError:  # releases that do not check
@@ -92,65 +50,6 @@ def _check_sampling(sampling: dict[str, Any]) -> None:
     said = generate_contract_error({"input_ids": [0], "sampling_params": sampling})
     if said is not None:
         raise LedParamError(f"sampling: {said}")
-
-
-def _are_messages(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
-
-
-def _led(value: object, side: str) -> dict[str, Any]:
-    requested = {} if value in (None, True) else value
-    if not isinstance(requested, dict) or requested.get("method", "led") != "led":
-        raise LedParamError(f"led must be true or an object of method led, got {show(value)}")
-    led = {**requested, "trace": True}
-    if side == "plain":
-        led.update(depth=1, latent_offset=0, exploit=True)
-    config = server_config()
-    assert config is not None
-    parse_request(led, config)
-    return led
-
-
-class Pieces:
-    """Incremental detokenisation: `push` returns what a token adds to the text, "" inside a split character."""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self.tokenizer = tokenizer
-        self.ids: list[int] = []
-        self.start = 0  # decoded from here: enough context for spaces to come out right
-        self.read = 0  # text of the ids before this one was returned
-
-    def push(self, token_id: int) -> str:
-        self.ids.append(token_id)
-        before = self._decode(self.ids[self.start : self.read])
-        now = self._decode(self.ids[self.start :])
-        if now.endswith("�") and len(self.ids) - self.read < 4:
-            return ""
-        self.start, self.read = self.read, len(self.ids)
-        return now[len(before) :]
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
-
-
-class Prompt:
-    """What one tokenizer tells: the ids of a prompt and the text of a token."""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        if tokenizer is None:
-            raise LedParamError("this server runs without a tokenizer (--skip-tokenizer-init): nothing to show")
-        self.tokenizer = tokenizer
-        self.special = frozenset(getattr(tokenizer, "all_special_ids", ()))
-        self.text = lru_cache(1 << 16)(lambda token_id: str(tokenizer.decode([token_id], skip_special_tokens=False)))
-
-    def ids(self, request: StreamRequest) -> list[int]:
-        if request.prompt is not None:
-            return list(self.tokenizer.encode(request.prompt))
-        try:
-            text = self.tokenizer.apply_chat_template(request.messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # templates are programs: they raise what they like
-            raise LedParamError(f"the chat template refused the messages: {error}") from error
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
 
 _prompts: dict[int, Prompt] = {}
@@ -171,15 +70,15 @@ async def _sample(
     i: int,
     events: "asyncio.Queue[Any]",
 ) -> None:
-    """Run sample i of an StreamRequest, put its events, then None; whatever ends this ends the request too."""
+    """Run sample i of the request and put its events, then None; whatever ends this ends the request too."""
     sampling = {**request.sampling, "sampling_seed": request.seed + i, "custom_params": {"led": request.led}}
     rid = f"led-{secrets.token_hex(12)}"
-    request = GenerateReqInput(input_ids=list(ids), sampling_params=sampling, stream=True, rid=rid)
+    generation = GenerateReqInput(input_ids=list(ids), sampling_params=sampling, stream=True, rid=rid)
     pieces, answer = Pieces(prompt.tokenizer), None
     seen: list[int] = []
     start = time.monotonic()
     try:
-        async with aclosing(manager.generate_request(request)) as answers:
+        async with aclosing(manager.generate_request(generation)) as answers:
             async for answer in answers:
                 new = answer["output_ids"]
                 new = new if manager.incremental_streaming_output else new[len(seen) :]
@@ -202,7 +101,7 @@ def _token(prompt: Prompt, pieces: Pieces, meta: dict[str, Any], i: int, index: 
     """The event of token `index` of a chunk."""
 
     def column(key: str) -> Any:
-        values = meta.get("led_" + key) or ()
+        values = meta.get(PREFIX + key) or ()
         return values[index] if index < len(values) else None
 
     candidates = column("candidates")
@@ -256,6 +155,7 @@ async def stream(manager: "TokenizerManager", body: bytes) -> Response:
     """The answer of POST /led/stream."""
     try:
         request = StreamRequest.of(body)
+        _check_sampling(request.sampling)
         prompt = _prompt(manager)
         ids = prompt.ids(request)
     except (LedParamError, RecursionError) as error:
@@ -271,7 +171,7 @@ async def stream(manager: "TokenizerManager", body: bytes) -> Response:
 
 
 def setup(manager: "TokenizerManager") -> dict[str, Any]:
-    """What the page needs to know before its first run."""
+    """The document of GET /led/setup: the model, defaults, limits and examples of the page."""
     config = server_config()
     assert config is not None
     from led_sglang import embedded

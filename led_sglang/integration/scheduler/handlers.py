@@ -9,9 +9,9 @@ from torch import Tensor
 from led_sglang.integration.hooks import selfcheck
 from led_sglang.integration.hooks.guard import Call, always, call_original, change_nothing, handler, is_capturing
 from led_sglang.integration.scheduler import recovery, runtime, startup
-from led_sglang.integration.scheduler.step import sampler
 from led_sglang.integration.scheduler.batch import LedBatch, request_row_of
 from led_sglang.integration.scheduler.recovery import before_start, fail_step
+from led_sglang.integration.scheduler.step import sampler
 
 if TYPE_CHECKING:
     from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput

@@ -18,7 +18,7 @@ class ServedBackend:
     """`backend` is the one in use; it changes at most once, before any CUDA graph is captured."""
 
     def __init__(self, requested: str, device: torch.device, dtype: torch.dtype) -> None:
-        """"auto" is "triton" on a GPU if its kernels, compiled there, do what plain torch does, else "fused"."""
+        """ "auto" is "triton" on a GPU if its kernels, compiled there, do what plain torch does, else "fused"."""
         self.requested = requested
         self.device = device
         self.backend: Backend = backend_for(requested, device)

@@ -11,7 +11,7 @@ from led_sglang.config.reference import rows_of
 from led_sglang.config.request import parse_request
 from led_sglang.config.server import ServerConfig
 from led_sglang.evals.methods import parse_methods
-from led_sglang.serving.user_words import build_parser
+from led_sglang.serving.command_line import build_parser
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 CONFIG = ServerConfig(methods=METHODS, max_depth=12, num_layers=12, open_ids=(5,), close_ids=(6,))
@@ -19,7 +19,7 @@ ILLEGAL = (-1, 1 << 21, "magic", None, [])
 
 
 def test_every_field_is_a_row_and_belongs_to_a_method() -> None:
-    assert [f.name for f in fields(LedParams)] == ["method", *FIELDS]
+    assert [f.name for f in fields(LedParams)] == ["method", *(row.name for row in FIELDS.values())]
     assert all(row.methods and set(row.methods) <= set(METHODS) for row in FIELDS.values())
 
 
@@ -42,7 +42,7 @@ def test_every_key_is_checked_and_its_default_is_legal(method: str, key: str) ->
 
 def test_the_command_line_offers_what_the_server_has_a_default_for() -> None:
     options = vars(build_parser().parse_args([]))
-    for name, row in FIELDS.items():
-        assert row.server_default == (f"led_{name}" in options)
+    for key, row in FIELDS.items():
+        assert row.server_default == (f"led_{key}" in options)
         if row.server_default:
-            assert getattr(ServerConfig(), name) == row.default
+            assert getattr(ServerConfig(), row.name) == row.default

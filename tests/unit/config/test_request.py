@@ -209,6 +209,6 @@ def test_confident_scans_no_more_layers_than_are_captured() -> None:
     config = replace(CONFIG, methods=("led", "confident"))
     params = parse_request({"method": "confident", "num_layers": 10}, config)
     assert params is not None
-    assert params.num_layers == 10
+    assert params.num_scanned_layers == 10
     with pytest.raises(LedParamError, match=r"num_layers must be an integer in \[2, 10\] .*got 11"):
         parse_request({"method": "confident", "num_layers": 11}, config)

@@ -98,7 +98,7 @@ def test_dola_rewrites_its_rows_with_their_own_half() -> None:
 
 
 def test_confident_rewrites_its_rows_with_their_own_window() -> None:
-    led = batch_of(request_row("confident", num_layers=3), request_row("led"), request_row("confident"))
+    led = batch_of(request_row("confident", num_scanned_layers=3), request_row("led"), request_row("confident"))
     context, logits = context_of(led), logits_for(3)
     before = logits.clone()
     confident(context, group_of(context, "confident"), logits)
@@ -111,7 +111,7 @@ def test_confident_rewrites_its_rows_with_their_own_window() -> None:
 
 
 def test_soft_forces_the_heaviest_token_of_thinking_rows() -> None:
-    led = batch_of(request_row("led"), request_row("soft_thinking", max_topk=2), request_row("soft_thinking"))
+    led = batch_of(request_row("led"), request_row("soft_thinking", soft_top_k=2), request_row("soft_thinking"))
     context, logits = context_of(led, thinking=[True, True, False]), logits_for(3)
     before = logits.clone()
     forced = soft(context, group_of(context, "soft_thinking"), logits)
@@ -151,10 +151,10 @@ def test_cold_stop_counts_in_the_slot_and_anew_for_each_prompt(is_decode: bool, 
 
 def test_gumbel_noise_is_the_rows_own() -> None:
     """Streams 2 and up of (seed, sample, position); the same beside other rows, bit for bit."""
-    row = request_row("soft_thinking_gumbel", seed=9, max_topk=3)
+    row = request_row("soft_thinking_gumbel", seed=9, soft_top_k=3)
     alone, together = (
         batch_of(row),
-        batch_of(row, request_row("soft_thinking_gumbel", seed=4, max_topk=30), request_row("dola")),
+        batch_of(row, request_row("soft_thinking_gumbel", seed=4, soft_top_k=30), request_row("dola")),
     )
     noted = []
     for led in (alone, together):
@@ -174,7 +174,7 @@ def test_gumbel_noise_is_the_rows_own() -> None:
 def test_a_neighbours_wider_mixture_changes_no_bit(max_topk: int) -> None:
     noted = []
     for neighbours in ((), (32,), (2, 17)):
-        request_rows = [request_row("soft_thinking", max_topk=k) for k in (max_topk, *neighbours)]
+        request_rows = [request_row("soft_thinking", soft_top_k=k) for k in (max_topk, *neighbours)]
         context = context_of(batch_of(*request_rows))
         soft(context, group_of(context, "soft_thinking"), logits_for(len(request_rows)))
         noted.append(context.runtime.soft.written[2])

@@ -59,7 +59,7 @@ def confident(context: "StepContext", group: MethodGroup, logits: Tensor) -> Non
     head = context.runtime.head
     assert head is not None
     latents = _latents(context, confident_layers(context.runtime.config), group)
-    final, num_layers = logits[group.batch_rows], group.column("num_layers", torch.int64)
+    final, num_layers = logits[group.batch_rows], group.column("num_scanned_layers", torch.int64)
     chosen, _ = confident_logits(final, latents, num_layers, head, *_unedited(context, group, final, "confident"))
     logits[group.batch_rows] = chosen.to(logits.dtype)
 
@@ -75,7 +75,7 @@ def soft(context: "StepContext", group: MethodGroup, logits: Tensor) -> Override
         logits[group.batch_rows],
         context.rows.params.temperature[rows],
         context.rows.params.greedy[rows],
-        group.column("max_topk", torch.int64),
+        group.column("soft_top_k", torch.int64),
         group.column("gumbel_temperature", torch.float32),
         _gumbel_noise(context, group, max_k) if is_gumbel else None,
         max_k,

@@ -8,10 +8,9 @@ from torch import Tensor
 from led_sglang.config.fields import METHODS, LedParams
 from led_sglang.config.request import ResolvedRequest
 from led_sglang.integration.hooks.guard import Call, change_nothing, handler
-from led_sglang.integration.scheduler.reports.counters import Counts
 from led_sglang.integration.scheduler.recovery import before_start, count_failure
+from led_sglang.integration.scheduler.reports.counters import Counts
 from led_sglang.integration.scheduler.runtime import Runtime
-from led_sglang.ops.rows import stats
 from led_sglang.wire import ACTIVE, FALLBACK, RECORD_KEY, RESOLVED_KEY, VALUE_COLUMNS, WIRE_KEY
 
 if TYPE_CHECKING:
@@ -57,9 +56,7 @@ class StepRecord:
         if call is None:
             return cls(led, counts)
         step, inputs = call.known.step, call.inputs
-        flags = current.backend.count(
-            inputs.row_inputs, step, call.has_failed, inputs.rows.method, counts.on_device
-        )
+        flags = current.backend.count(inputs.row_inputs, step, call.has_failed, inputs.rows.method, counts.on_device)
         record = cls(led, counts, to_host(flags))
         if led.is_traced and step is not None and step.entropy is not None and step.logprob is not None:
             record._trace = tuple(

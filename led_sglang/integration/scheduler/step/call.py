@@ -1,14 +1,14 @@
 """One call of the sampler, from callback to callback of the engine, and the one guard around all that LED does there."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
 from led_sglang.integration.faults import RankDivergence
+from led_sglang.integration.scheduler.runtime import Runtime, fail_step
 from led_sglang.integration.scheduler.step.decision import Decision, decide, draw_seeded
 from led_sglang.integration.scheduler.step.inputs import SamplerInputs
-from led_sglang.integration.scheduler.runtime import Runtime, fail_step
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ class SamplerCall:
             current.ranks.note(rows.pick(token_ids).long())
         return True
 
-    def _or_fail(self, action: Callable[..., T], *args: Any) -> T | None:
+    def _or_fail(self, action: Callable[..., T], *args: object) -> T | None:
         """The guard of what the step cannot go on without."""
         try:
             return action(*args)

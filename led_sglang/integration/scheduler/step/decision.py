@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from led_sglang.integration.scheduler.step.inputs import SamplerInputs
 from led_sglang.integration.scheduler.methods import registry
 from led_sglang.integration.scheduler.methods.edits import edits_of
 from led_sglang.integration.scheduler.methods.masks import Draw
 from led_sglang.integration.scheduler.methods.registry import Override
+from led_sglang.integration.scheduler.step.inputs import SamplerInputs
 from led_sglang.ops.policy import led_probs
 from led_sglang.ops.rows.filtered_draw import kept_tokens
 from led_sglang.ops.types import Filters, LedStep

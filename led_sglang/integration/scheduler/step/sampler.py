@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from led_sglang.integration.scheduler.batch import LedBatch
-from led_sglang.integration.scheduler.step.call import SamplerCall, attempt
-from led_sglang.integration.scheduler.step.inputs import SamplerInputs
 from led_sglang.integration.scheduler.methods import masks
 from led_sglang.integration.scheduler.methods.edits import unedited_logits
 from led_sglang.integration.scheduler.reports.records import StepRecord
 from led_sglang.integration.scheduler.runtime import Runtime, count_failure, fail_step, runtime
+from led_sglang.integration.scheduler.step.call import SamplerCall, attempt
+from led_sglang.integration.scheduler.step.inputs import SamplerInputs
 from led_sglang.wire import RECORD_KEY
 
 if TYPE_CHECKING:
@@ -183,9 +183,7 @@ def _sample_some(call: SamplerCall, rows: Tensor, num_rows: int, sample: Callabl
     return (whole, *rest) if rest else whole
 
 
-def _follow(
-    led: LedBatch, info: "SamplingBatchInfo", positions: Tensor, current: Runtime, token_ids: Tensor
-) -> None:
+def _follow(led: LedBatch, info: "SamplingBatchInfo", positions: Tensor, current: Runtime, token_ids: Tensor) -> None:
     """After a step that failed: the requests' thinking states follow the engine's tokens all the same."""
     rows = led.device_rows(info)
     row_inputs = current.row_inputs(rows, positions)

@@ -1,23 +1,24 @@
 """LED's own arguments: on the command line, and in the YAML that `--config` names."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from led_sglang import __version__
+from led_sglang.config.arguments import ARGUMENTS, SWITCH, Argument
 from led_sglang.config.checks import LedParamError
-from led_sglang.config.fields import FIELDS, METHODS, PHASES
-from led_sglang.config.server import FORMS, ServerConfig
+from led_sglang.config.fields import METHODS
+from led_sglang.config.legal import Choice, Choices, Integer, Real, Text
+from led_sglang.config.server import ServerConfig
 
-BACKENDS = ("auto", "reference", "eager", "fused", "compiled", "triton")
+__all__ = ["build_parser", "server_config_of", "split_arguments"]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The LED arguments and `--config`; all others are SGLang's."""
-    default = ServerConfig()
     parser = argparse.ArgumentParser(
         prog="python -m led_sglang.launch",
         description="Serve a model with Latent Exploration Decoding on stock SGLang. All arguments of "
@@ -26,41 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument_group("LED").add_argument
-    add(
-        "--led",
-        choices=("on", "off", "disabled"),
-        default="on",
-        help="on: requests are decoded with LED unless they say otherwise; off: only requests that ask; disabled: "
-        "stock SGLang, no hook is installed (default: on)",
-    )
-    add("--led-depth", type=int, default=None, help=_default_of("depth"))
-    add("--led-max-depth", type=int, default=None, help="largest depth a request may ask; layers captured for it")
-    add("--led-top-k", type=int, default=default.top_k, help=_default_of("top_k"))
-    add("--led-max-top-k", type=int, default=default.max_top_k, help="largest k a request may ask (default: 256)")
-    add("--led-phase", choices=PHASES, default=default.phase, help=_default_of("phase"))
-    add("--led-think-open", default=None, help="marker that opens the thinking phase (default: the reasoning parser's)")
-    add("--led-think-close", default=None, help="marker that closes it")
-    add(
-        "--led-methods",
-        type=_methods,
-        default=default.methods,
-        help=f"methods a request may choose, comma-separated, of {', '.join(METHODS)} (default: led); each captures "
-        "the layers it needs",
-    )
-    add("--led-backend", choices=BACKENDS, default="auto", help="implementation of the LED step (default: auto)")
-    add(
-        "--led-form",
-        choices=FORMS,
-        default="auto",
-        help="when latent rows go through the LM head: one_pass: in its own weight pass; coin_first: exploring rows "
-        "alone, in a second pass; auto: by batch size (default: auto)",
-    )
-    add(
-        "--led-bench-explore-rate",
-        type=float,
-        default=None,
-        help="benchmarks with random weights only: this share of the tokens explores, whatever the model says",
-    )
+    for argument in (SWITCH, *ARGUMENTS):
+        add(argument.flag, default=argument.default, help=argument.help, **_reading(argument))
     add("--check", action="store_true", help="do all that a start does before it loads weights, refuse as it, and exit")
     add("--config", action="append", help="YAML file with arguments, LED's or SGLang's; the command line wins")
     add("--help-sglang", action="store_true", help="print SGLang's own arguments and exit")
@@ -68,10 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _default_of(key: str) -> str:
-    """The help of an argument that is the default of a request's parameter."""
-    row = FIELDS[key]
-    return f"what requests that say nothing have: {row.meaning.replace('`', '')} (default: {row.default})"
+def _reading(argument: Argument) -> dict[str, Any]:
+    """How argparse reads the argument's text; ranges, which may depend on the model, are `ServerConfig.check`'s."""
+    legal = argument.legal
+    if isinstance(legal, Choice):
+        return {"choices": legal.values}
+    return {"type": _TYPES[type(legal)]}
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -101,20 +71,8 @@ def server_config_of(options: argparse.Namespace, default_depth: int | None = No
         raise LedParamError(f"--led-depth must be an integer in [1, the model's number of layers], got {depth}")
     if max_depth is None:
         max_depth = max(depth, default_depth or 1)
-    config = ServerConfig(
-        default_on=options.led == "on",
-        depth=depth,
-        max_depth=max_depth,
-        top_k=options.led_top_k,
-        max_top_k=options.led_max_top_k,
-        phase=options.led_phase,
-        think_open=options.led_think_open,
-        think_close=options.led_think_close,
-        backend=options.led_backend,
-        form=options.led_form,
-        bench_explore_rate=options.led_bench_explore_rate,
-        methods=options.led_methods,
-    )
+    values = {argument.field: getattr(options, argument.key) for argument in ARGUMENTS}
+    config = ServerConfig(**{**values, "default_on": options.led == "on", "depth": depth, "max_depth": max_depth})
     config.check()
     return config
 
@@ -125,6 +83,9 @@ def _methods(text: str) -> tuple[str, ...]:
         if method not in METHODS:
             raise argparse.ArgumentTypeError(f"unknown method {method!r}; one of {', '.join(METHODS)}")
     return tuple(method for method in dict.fromkeys(("led", *methods)) if method != "none")
+
+
+_TYPES: dict[type, Callable[[str], Any]] = {Integer: int, Real: float, Text: str, Choices: _methods}
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -150,8 +111,7 @@ def _set_defaults(parser: argparse.ArgumentParser, ours: dict[str, Any]) -> None
             parser.error(f"{key} in --config must be an integer, got {value!r}")
         if action.choices is not None and value not in action.choices:
             parser.error(f"{key} in --config must be one of {', '.join(action.choices)}, got {value!r}")
-        is_text = action.type is _methods or action.dest in ("led_think_open", "led_think_close")
-        if is_text and not isinstance(value, str):
+        if action.type in (_methods, str) and not isinstance(value, str):
             parser.error(f"{key} in --config must be text, got {value!r}")
         parser.set_defaults(**{action.dest: _methods_of_config(parser, value) if action.type is _methods else value})
 

@@ -28,7 +28,7 @@ from benchmarks.provenance import provenance
 from led_sglang.cli import files, http_client
 from led_sglang.cli.arguments import integer, number
 from led_sglang.cli.endings import guarded
-from led_sglang.config.fields import METHODS
+from led_sglang.config.methods import METHODS
 from led_sglang.embedded.problems import generate
 from led_sglang.serving.child import Server
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from led_sglang.cli.arguments import api_key, integer, number, text, url
 from led_sglang.cli.endings import CommandError, guarded
-from led_sglang.config.fields import METHODS
+from led_sglang.config.methods import METHODS
 from led_sglang.embedded import model_path
 from led_sglang.embedded.tasks import TASK_NAMES, Problem, generate, grade
 from training.scoring import final_answer, sample_scores, score

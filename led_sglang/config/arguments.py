@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from led_sglang.config.fields import FIELDS, METHODS, PHASES
+from led_sglang.config.fields import FIELDS, PHASES
 from led_sglang.config.legal import Choice, Choices, Integer, Legal, Real, Text
+from led_sglang.config.methods import METHODS
 
 __all__ = ["ARGUMENTS", "BACKENDS", "FORMS", "MODES", "SWITCH", "Argument"]
 

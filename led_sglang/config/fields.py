@@ -1,7 +1,7 @@
 """The table of request parameters: key, type, default, methods, legal values, meaning.
 
 The parser, the JSON Schema, the reference tables of the documentation and the evaluation's method names read it. A new
-parameter is a field of LedParams; a new method is an entry of METHODS and the fields that name it. The server's own
+parameter is a field of LedParams; a new method is an entry of `config.methods` and the fields that name it. The server's own
 arguments are the table beside it, `config.arguments`.
 """
 
@@ -10,15 +10,14 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args
 
 from led_sglang.config.legal import Choice, Flag, Integer, Legal, Real
+from led_sglang.config.methods import CONFIDENT_LAYERS, METHOD_TABLE, METHODS
 
 __all__ = [
     "ALL_METHODS",
     "ALWAYS_ENABLED",
-    "CONFIDENT_LAYERS",
     "FIELDS",
     "KEYS",
     "MAX_SOFT_TOP_K",
-    "METHODS",
     "METHOD_KEYS",
     "PHASES",
     "Field",
@@ -28,10 +27,8 @@ __all__ = [
 
 Phase = Literal["think", "all"]
 PHASES: tuple[str, ...] = get_args(Phase)
-METHODS = ("led", "none", "dola", "soft_thinking", "soft_thinking_gumbel", "confident")
 ALL_METHODS = ",".join(method for method in METHODS if method != "none")  # as --led-methods takes them
-ALWAYS_ENABLED = ("led", "none")
-CONFIDENT_LAYERS = 10  # the paper's N; a request may scan fewer
+ALWAYS_ENABLED = tuple(name for name, method in METHOD_TABLE.items() if method.is_always_enabled)
 MAX_SOFT_TOP_K = 32  # width of the per-slot table of embedding weights
 
 LED = ("led",)

@@ -4,7 +4,8 @@ import json
 import sys
 
 from led_sglang.config.arguments import ARGUMENTS, SWITCH, Argument
-from led_sglang.config.fields import FIELDS, METHODS, Field
+from led_sglang.config.fields import FIELDS, Field
+from led_sglang.config.methods import METHODS
 
 __all__ = ["HEADER", "argument_rows", "rows_of"]
 

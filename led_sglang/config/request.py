@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from led_sglang.config.checks import LedParamError, require_choice, show
-from led_sglang.config.fields import ALWAYS_ENABLED, FIELDS, METHOD_KEYS, METHODS, LedParams
+from led_sglang.config.fields import ALWAYS_ENABLED, FIELDS, METHOD_KEYS, LedParams
+from led_sglang.config.methods import METHODS
 from led_sglang.config.server import ServerConfig
 from led_sglang.wire import RESOLVED_KEY
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from led_sglang.config.fields import MAX_SOFT_TOP_K
+from led_sglang.config.methods import METHOD_TABLE, captured_layers
 from led_sglang.config.server import ServerConfig
-from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
 from led_sglang.ops.types import ALIGNMENT
 
 if TYPE_CHECKING:
@@ -108,11 +108,11 @@ def memory_plan(config: ServerConfig, sizes: Sizes) -> MemoryPlan:
     num_layers = len(captured_layers(config))
     layer = num_layers * sizes.hidden_size * sizes.itemsize
     latent_row = sizes.hidden_size * sizes.itemsize + 4 * -(-sizes.vocab_size // TILE_COLUMNS)
-    is_soft = any(method.startswith("soft_thinking") for method in config.methods)
+    is_soft = any(METHOD_TABLE[method].feeds_mixtures for method in config.methods)
     mixed_rows = sizes.graphs.decode_rows or sizes.max_rows
     slot = MAX_SOFT_TOP_K * (8 + 4) + 1 + 8
     mixture = MAX_SOFT_TOP_K * sizes.hidden_size * (sizes.itemsize + 2 * 4)
-    compares = any(method in config.methods for method in ("dola", "confident"))
+    rewrites = any(METHOD_TABLE[method].rewrite for method in config.methods)
     parts = {
         "capture buffer": layer * sizes.max_rows,
         "layers in decode graphs": 2 * layer * sizes.graphs.decode_rows,
@@ -121,7 +121,7 @@ def memory_plan(config: ServerConfig, sizes: Sizes) -> MemoryPlan:
         "soft tables": is_soft * slot * sizes.max_rows,
         "soft mixtures": is_soft * mixture * mixed_rows,
         "step": max(STEP_BYTES, num_layers * sizes.max_rows * latent_row),
-        "logits of methods": compares * LOGIT_COPIES * 4 * sizes.vocab_size * sizes.max_rows,
+        "logits of methods": rewrites * LOGIT_COPIES * 4 * sizes.vocab_size * sizes.max_rows,
     }
     return MemoryPlan(parts, sizes.max_rows, sizes.graphs != GraphSizes())
 

@@ -13,9 +13,9 @@ from sglang.srt.environ import envs
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.markers import find_markers, with_markers
+from led_sglang.config.methods import captured_layers
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
-from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
 from led_sglang.integration.scheduler.methods.soft_inputs import refuse_soft
 
 if TYPE_CHECKING:

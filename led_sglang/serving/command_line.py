@@ -10,8 +10,8 @@ import yaml
 from led_sglang import __version__
 from led_sglang.config.arguments import ARGUMENTS, SWITCH, Argument
 from led_sglang.config.checks import LedParamError
-from led_sglang.config.fields import METHODS
 from led_sglang.config.legal import Choice, Choices, Integer, Real, Text
+from led_sglang.config.methods import METHODS
 from led_sglang.config.server import ServerConfig
 
 __all__ = ["build_parser", "server_config_of", "split_arguments"]

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from led_sglang.config.fields import METHODS, LedParams
+from led_sglang.config.fields import LedParams
+from led_sglang.config.methods import METHOD_TABLE, METHODS
 from led_sglang.config.request import ResolvedRequest
-from led_sglang.integration.scheduler.methods.edits import COMPARING, is_edited
-from led_sglang.integration.scheduler.methods.soft_inputs import SOFT_METHODS, keep_out_of_prefix_cache
+from led_sglang.integration.scheduler.methods.edits import is_edited
+from led_sglang.integration.scheduler.methods.soft_inputs import keep_out_of_prefix_cache
 from led_sglang.ops.rows.inputs import RowMeta
 from led_sglang.ops.types import LedRows
 from led_sglang.wire import RESOLVED_KEY
@@ -32,7 +33,7 @@ class RequestRow:
     """One request of the batch."""
 
     request: ResolvedRequest | None  # None: neither asked for LED nor on by default
-    start_state: int = 0  # of the thinking machine after the request's whole ids
+    start_state: int = 0  # of the thinking automaton after the request's whole ids
     start_length: int = -1  # number of those ids: the state holds for the step that extends exactly them
     returns_mask: bool = False  # the request wants its sampling masks, and so both branches, traced or not
     is_edited: bool = False  # the request has penalties or a logit bias
@@ -78,8 +79,8 @@ class MethodGroup:
         return tensor
 
     def column(self, key: str, dtype: torch.dtype) -> Tensor:
-        """One parameter of every row: (n,)."""
-        return self.tensor(key, lambda: [getattr(p, key) for p in self.params], dtype)
+        """One parameter of every row by its key: (n,)."""
+        return self.tensor(key, lambda: [params.get(key) for params in self.params], dtype)
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,10 @@ class LedBatch:
         )
 
     @cached_property
-    def compares_edited(self) -> bool:
-        """A method that compares layers has a row with penalties or a logit bias."""
+    def rewrites_edited(self) -> bool:
+        """A method that rewrites logits has a row with penalties or a logit bias."""
         return any(
-            request_row.is_edited and request_row.is_ours and METHODS[request_row.method] in COMPARING
+            request_row.is_edited and request_row.is_ours and METHOD_TABLE[METHODS[request_row.method]].rewrite
             for request_row in self.request_rows
         )
 
@@ -171,7 +172,7 @@ def request_row_of(req: "Req", automaton: Any) -> RequestRow:
     if wire is None:
         return RequestRow(None)
     request = ResolvedRequest.from_wire(wire)
-    if request.params.method in SOFT_METHODS:
+    if METHOD_TABLE[request.params.method].feeds_mixtures:
         keep_out_of_prefix_cache(req)
     ids = list(req.origin_input_ids) + list(req.output_ids)
     state = automaton.run(ids) if automaton is not None else 0

@@ -11,6 +11,7 @@ from sglang.srt.environ import envs
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
+from led_sglang.config.methods import captured_layers
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError, is_new
 from led_sglang.integration.hooks.guard import is_capturing, is_dummy
@@ -25,7 +26,6 @@ from led_sglang.integration.memory import (
     shortage,
 )
 from led_sglang.integration.scheduler.latents.capture import Capture
-from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
 from led_sglang.integration.scheduler.latents.lm_head import build_head, why_no_one_pass
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs, is_soft_enabled
@@ -74,7 +74,7 @@ class Runtime:
 
         self.memory = self._memory_plan(device, dtype)
         max_rows = self.memory.max_rows
-        self.capture = Capture(runner.model, captured_layers(config))
+        self.capture = Capture(runner.model, captured_layers(config), self.allows_dynamic_shapes)
         self.capture.allocate(max_rows, self.hidden_size, dtype, device)
         self.num_led_layers = config.num_captured if "led" in config.methods else 0
         num_latents = config.max_depth - 1 if self.num_led_layers else 0

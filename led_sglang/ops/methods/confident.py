@@ -6,6 +6,7 @@ from torch.special import entr
 
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.methods.dola import layers_at_once, vocabulary_logits, without_padding
+from led_sglang.ops.methods.rows import MethodRows
 from led_sglang.ops.types import Head
 
 
@@ -80,3 +81,12 @@ def layer_entropies(final: Tensor, normed: Tensor, is_forbidden: Tensor, head: H
         logits = vocabulary_logits(layers.flatten(0, 1), head, final.shape[1]).view(-1, *final.shape)  # (C, R, V)
         entropies.append(entr(logits.masked_fill(is_forbidden, -torch.inf).softmax(-1)).sum(-1))
     return torch.cat(entropies)
+
+
+def rewrite(rows: MethodRows) -> Tensor:
+    """Of `led_sglang.config.methods`."""
+    num_layers = rows.column("num_layers", torch.int64)
+    logits, _ = confident_logits(
+        rows.final_logits, rows.latents, num_layers, rows.head, rows.unedited_logits, rows.edits
+    )
+    return logits

@@ -7,6 +7,7 @@ from torch.special import entr
 
 from led_sglang.ops.backends.lm_head import tile_logits
 from led_sglang.ops.edits import LogitEdits
+from led_sglang.ops.methods.rows import MethodRows
 from led_sglang.ops.types import Head
 
 LAYER_ELEMENTS = 1 << 24  # float32 logits of early layers held at once: 64 MiB, or one layer where that is more
@@ -115,3 +116,12 @@ def without_padding(final_logits: Tensor, head: Head) -> Tensor:
     if head.all_gather is not None or num_short <= 0:
         return logits
     return F.pad(logits[:, : head.num_rows], (0, num_short), value=-torch.inf)
+
+
+def rewrite(rows: MethodRows) -> Tensor:
+    """Of `led_sglang.config.methods`."""
+    limit = rows.column("relative_top", torch.float32)
+    contrast, _ = dola_logits(
+        rows.final_logits, rows.latents, rows.is_candidate, limit, rows.head, rows.unedited_logits, rows.edits
+    )
+    return contrast

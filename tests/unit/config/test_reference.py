@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from led_sglang.config.checks import LedParamError
-from led_sglang.config.fields import FIELDS, METHOD_KEYS, METHODS, LedParams
+from led_sglang.config.fields import FIELDS, METHOD_KEYS, LedParams
+from led_sglang.config.methods import METHODS
 from led_sglang.config.reference import rows_of
 from led_sglang.config.request import parse_request
 from led_sglang.config.server import ServerConfig

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from led_sglang.config.checks import LedParamError
-from led_sglang.config.fields import METHOD_KEYS, METHODS
+from led_sglang.config.fields import METHOD_KEYS
+from led_sglang.config.methods import METHODS
 from led_sglang.config.request import parse_request
 from led_sglang.config.schema import describing, led_schema
 from led_sglang.config.server import ServerConfig

@@ -3,12 +3,7 @@
 import pytest
 
 from led_sglang.config.server import ServerConfig
-from led_sglang.integration.scheduler.latents.capture_plan import (
-    captured_layers,
-    confident_layers,
-    dola_layers,
-    led_layers,
-)
+from led_sglang.config.methods import captured_layers, confident_layers, dola_layers, led_layers
 
 ALL = ("led", "dola", "confident", "soft_thinking", "soft_thinking_gumbel")
 
@@ -42,8 +37,8 @@ def test_confident_scans_ten_layers_with_the_final_one() -> None:
     ],
 )
 def test_dola_takes_every_second_layer_of_a_half(num_layers: int, low: tuple[int, ...], high: tuple[int, ...]) -> None:
-    assert dola_layers(config(num_layers), "low") == low
-    assert dola_layers(config(num_layers), "high") == high
+    assert dola_layers(config(num_layers), LedParams(layers="low")) == low
+    assert dola_layers(config(num_layers), LedParams(layers="high")) == high
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 12, 21, 36, 64])

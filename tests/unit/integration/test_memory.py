@@ -21,7 +21,7 @@ from led_sglang.integration.memory import (
     shortage,
 )
 from led_sglang.integration.scheduler.latents.capture import Capture
-from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
+from led_sglang.config.methods import captured_layers
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs
 from led_sglang.ops import arrays
 from tests.unit.integration.test_capture import Model

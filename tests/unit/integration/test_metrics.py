@@ -11,7 +11,7 @@ import pytest
 import torch
 from sglang.srt.entrypoints import http_server
 
-from led_sglang.config.fields import METHODS
+from led_sglang.config.methods import METHODS
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
 from led_sglang.integration.http import info, metrics, requests
 from led_sglang.integration.scheduler.reports.counters import Counts

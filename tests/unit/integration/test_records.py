@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from led_sglang.config.fields import METHODS
+from led_sglang.config.methods import METHODS
 from led_sglang.integration.hooks.register import HANDLERS, PROCESSOR
 from led_sglang.integration.scheduler.reports import records
 from led_sglang.integration.scheduler import runtime

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from led_sglang.integration.faults import CaptureError
-from led_sglang.ops import arrays
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ def require_layers(model: nn.Module, layers: list[int]) -> None:
     What SGLang's `set_eagle3_layers_to_capture` makes of its 0-based ids differs: the DeepSeek files add 1 only if the
     first id is 1, and keep the layer before the wanted one otherwise. So its result is read back: `layers_to_capture`
     holds what enters 0-based layer i, which is the output of 1-based layer i; in some models the layers are marked too.
-    Raises CaptureError where the result is not told or cannot be corrected.
+    Raises CaptureError where the result cannot be read back or corrected.
     """
     name = type(model).__name__
     holders = [module for module in model.modules() if getattr(module, "layers_to_capture", None)]
@@ -69,11 +68,13 @@ class Capture:
     """The captured latents of the current step: `buffer[j, row]` is h^{layers[j]} of the row to be sampled, un-normed.
 
     layers: 1-based, in the order wanted. The buffer is static: in a CUDA-graph replay no Python runs, so the copy into
-    it must be part of the graph. Where the host may look, it is copied when somebody asks: most steps explore nowhere.
+    it must be part of the graph. Where shapes may depend on data it is copied when it is read: most steps explore nowhere.
     """
 
-    def __init__(self, model: nn.Module, layers: tuple[int, ...]) -> None:
+    def __init__(self, model: nn.Module, layers: tuple[int, ...], allows_dynamic_shapes: bool = True) -> None:
+        """allows_dynamic_shapes: of the backend; False: every step is copied, in a graph too. Raises CaptureError."""
         self.layers = layers
+        self.allows_dynamic_shapes = allows_dynamic_shapes
         self.layer_ids = [layer - 1 for layer in sorted(layers)]  # 0-based, ascending, as SGLang wants them
         self._order = [sorted(layers).index(layer) for layer in layers]
         self.inner: InnerCapture | None = None
@@ -81,9 +82,9 @@ class Capture:
         self._pending: list[Tensor] | None = None  # D x (T, H), not copied yet
         self._pending_index: Tensor | None = None
         if layers:
-            self._ask(model)
+            self._request_layers(model)
 
-    def _ask(self, model: Any) -> None:
+    def _request_layers(self, model: Any) -> None:
         if hasattr(model, "set_eagle3_layers_to_capture"):
             model.set_eagle3_layers_to_capture(self.layer_ids)
             require_layers(model, sorted(self.layers))
@@ -130,7 +131,7 @@ class Capture:
         if num_rows > max_rows:
             raise CaptureError(f"a batch of {num_rows} rows does not fit LED's buffer of {max_rows} rows")
         self._pending, self._pending_index = aux, last_index
-        if not arrays.allows_dynamic_shapes(self.buffer.device):
+        if not self.allows_dynamic_shapes:
             self._copy()
 
     def _copy(self) -> None:
@@ -163,7 +164,7 @@ class Capture:
         return states[:, :num_rows] if index is None else states.index_select(1, index)  # the engine may pad a batch
 
     def drop(self) -> None:
-        """Forget layer outputs that nobody will read any more."""
+        """Forget layer outputs that are not read any more."""
         self._pending = self._pending_index = None
         if self.inner is not None:
             self.inner.take()

@@ -1,7 +1,7 @@
 """The one-pass form in the engine: what must be known of a step before its forward, in static buffers.
 
-A CUDA graph replays without Python, so the graph of a small batch always carries the riders; the buffers say which rows
-matter. `lse_ready` is written by the same graph: it alone says what really rode.
+A CUDA graph replays without Python, so the graph of a small batch always computes the latent rows; the buffers say which
+of them matter. `lse_ready` is written by the same graph: it alone says which log-sum-exps are there.
 """
 
 import logging
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from led_sglang.integration.faults import CaptureError
-from led_sglang.ops import arrays
+from led_sglang.ops.backend import Backend
 from led_sglang.ops.backends import one_pass
-from led_sglang.ops.types import ALIGNMENT, Head, KnownLse, LedRows
+from led_sglang.ops.types import ALIGNMENT, Head, KnownLse, StepInputs
 
 if TYPE_CHECKING:
     from led_sglang.integration.scheduler.batch import DeviceRows
@@ -29,7 +29,7 @@ class OnePassState:
     def __init__(
         self,
         form: str,
-        backend: str,
+        backend: Backend,
         num_layers: int,
         max_rows: int,
         device: torch.device,
@@ -56,8 +56,8 @@ class OnePassState:
         self.tau = torch.ones(max_rows, device=device)
         self.lse = torch.zeros(num_layers, width, device=device)[:, :max_rows]
         self.graph_sizes: list[int] = []  # decode graphs seen, ascending
-        self.fault: str | None = None  # why nothing rides although it should
-        self.is_one_pass = False  # the forward under way carries riders
+        self.fault: str | None = None  # why the form is not one pass although it should be
+        self.is_one_pass = False  # the forward under way computes latent rows
         self.is_captured = False  # it is recorded into a CUDA graph
         self.num_steps = {"one_pass": 0, "coin_first": 0}
 
@@ -69,9 +69,9 @@ class OnePassState:
     def _form_of(self, size: int) -> str:
         if self.is_batch_invariant or self.num_layers == 0 or self.fault is not None:
             return "coin_first"
-        if self.backend not in one_pass.BACKENDS:
+        if not self.backend.supports_one_pass:
             return "coin_first"
-        return one_pass.form_of(size, self.requested, self.device)
+        return one_pass.form_of(size, self.requested, self.backend.allows_dynamic_shapes)
 
     def on_graph_warmup(self, num_rows: int, is_captured: bool) -> None:
         """The engine warms up a decode batch of so many rows, or captures the graph of it.
@@ -84,29 +84,27 @@ class OnePassState:
         self.is_captured = is_captured
         self.is_one_pass = num_rows <= len(self.mask) and self._form_of(num_rows) == "one_pass"
 
-    def use_backend(self, backend: str) -> None:
+    def use_backend(self, backend: Backend) -> None:
         """Another one, before any graph is captured."""
-        self.backend, self.coin_threshold = backend, one_pass.coin_threshold_of(backend, self.device)
+        self.backend = backend
 
     def clear(self) -> None:
-        """Before every decode forward: nobody rides, unless `fill_one_pass_mask` says otherwise."""
+        """Before every decode forward: no row is computed, unless `fill_mask` says otherwise."""
         self.is_one_pass = self.is_captured = False
         if self.graph_sizes:
             self.flags.zero_()
 
-    def fill_one_pass_mask(self, rows: "DeviceRows", params: LedRows, coin_uniform: Tensor, num_rows: int) -> None:
+    def fill_mask(self, rows: "DeviceRows", inputs: StepInputs, num_rows: int) -> None:
         """Fill the buffers for a batch of so many rows, of which `rows` are ours."""
         if not self.graph_sizes:
             self.flags[:, :num_rows] = False
-        one_pass.fill_one_pass_mask(
-            params, coin_uniform, self.coin_threshold, rows.index, self.mask, self.tau, self.backend
-        )
-        if rows.edited is not None:  # what rides is not edited
+        self.backend.one_pass_mask(rows.params, inputs, rows.index, self.mask, self.tau)
+        if rows.edited is not None:  # a latent row of the one-pass form has no edits
             self.mask.index_fill_(0, rows.edited if rows.index is None else rows.index[rows.edited], False)
         self.is_one_pass = True
 
     def through(self, multiply: Callable[..., Tensor], hidden: Tensor, head: Head, buffer: Tensor) -> Tensor:
-        """The engine's head product, with riders. A fault of ours gives the engine's own product and is told.
+        """The engine's head product, with latent rows. After a fault of ours it is the engine's own; see `fault`.
 
         Raises CaptureError for a fault inside a graph capture, which is invalid from there on.
         """
@@ -126,19 +124,20 @@ class OnePassState:
         num_rows = len(hidden)
         latents, tau = buffer[: self.num_layers, :num_rows], self.tau[:num_rows]
         mask, lse = self.mask[:num_rows], self.lse[:, :num_rows]
-        if arrays.allows_dynamic_shapes(self.device):  # the engine's own bits for every row; its weight is read again
+        if self.backend.allows_dynamic_shapes:  # the engine's own bits for every row; its weight is read again
             logits = multiply(hidden)
             one_pass.separate_pass(latents, head, tau, mask, lse)
         else:
-            logits = one_pass.head_pass(hidden, latents, head, tau, mask, lse, self.backend)
+            logits = self.backend.head_pass(hidden, latents, head, tau, mask, lse)
         self.lse_ready[:num_rows] = mask
         return logits
 
-    def known_lse(self, rows: "DeviceRows", params: LedRows, num_rows: int) -> KnownLse:
+    def known_lse(self, rows: "DeviceRows", num_rows: int) -> KnownLse:
+        """What the head's pass of this step's forward has written for our rows."""
         lse, lse_ready = self.lse[:, :num_rows], self.lse_ready[:num_rows]
         if rows.index is not None:
             lse, lse_ready = lse.index_select(1, rows.index), lse_ready.index_select(0, rows.index)
-        return one_pass.known_lse_of(params, lse, lse_ready, self.coin_threshold)
+        return one_pass.known_lse_of(rows.params, lse, lse_ready, self.backend.coin_threshold)
 
     def status(self) -> dict[str, Any]:
         """For /led/info."""

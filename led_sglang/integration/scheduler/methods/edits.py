@@ -1,21 +1,20 @@
 """The engine's penalties and logit bias, as `ops` takes them: tables of the batch, and which rows have any."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from led_sglang.config.methods import METHOD_TABLE
 from led_sglang.ops.edits import LogitEdits
 
 if TYPE_CHECKING:
     from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+    from sglang.srt.sampling.sampling_params import SamplingParams
 
     from led_sglang.integration.scheduler.batch import LedBatch, MethodGroup
 
-# They compare or contrast layers, for which they want the final logits without edits.
-COMPARING = ("dola", "confident")
 
-
-def is_edited(params: Any) -> bool:
+def is_edited(params: "SamplingParams") -> bool:
     """Whether a request's SamplingParams ever touch its logits, a grammar and custom logit processors apart."""
     has_penalty = params.frequency_penalty != 0 or params.presence_penalty != 0 or params.repetition_penalty != 1
     return bool(has_penalty or params.logit_bias or params.min_new_tokens)
@@ -32,14 +31,14 @@ def edits_of(info: "SamplingBatchInfo", rows: Tensor | None, edited: Tensor | No
 
 
 def unedited_logits(led: "LedBatch | None", info: "SamplingBatchInfo", logits: Tensor) -> dict[str, Tensor]:
-    """Copies (n, V) of the rows of methods that compare layers, before the engine edits `logits` (B, V) in place.
+    """Copies (n, V) of the rows of methods that rewrite logits, before the engine edits `logits` (B, V) in place.
 
     Only where one of them has edits.
     """
-    if led is None or not led.compares_edited:
+    if led is None or not led.rewrites_edited:
         return {}
     groups = led.device_rows(info).groups
-    return {method: logits[groups[method].batch_rows] for method in COMPARING if method in groups}
+    return {method: logits[group.batch_rows] for method, group in groups.items() if METHOD_TABLE[method].rewrite}
 
 
 def unedited(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from led_sglang.config.fields import MAX_SOFT_TOP_K
+from led_sglang.config.methods import METHOD_TABLE
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
 
@@ -22,11 +23,9 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
     from sglang.srt.server_args import ServerArgs
 
-SOFT_METHODS = ("soft_thinking", "soft_thinking_gumbel")
-
 
 def is_soft_enabled(config: ServerConfig) -> bool:
-    return any(method in config.methods for method in SOFT_METHODS)
+    return any(METHOD_TABLE[method].feeds_mixtures for method in config.methods)
 
 
 class SoftInputs:

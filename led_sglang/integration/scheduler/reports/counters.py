@@ -7,7 +7,7 @@ from weakref import WeakSet
 import numpy as np
 import torch
 
-from led_sglang.config.fields import METHODS
+from led_sglang.config.methods import METHODS
 from led_sglang.ops.rows import stats
 
 ENGINE = METHODS.index("none")

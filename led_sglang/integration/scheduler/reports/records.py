@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from led_sglang.config.fields import METHODS, LedParams
+from led_sglang.config.fields import LedParams
+from led_sglang.config.methods import METHODS
 from led_sglang.config.request import ResolvedRequest
 from led_sglang.integration.hooks.guard import Call, change_nothing, handler
 from led_sglang.integration.scheduler.recovery import before_start, count_failure

@@ -1,4 +1,4 @@
-"""One call of the sampler, from callback to callback of the engine, and the one guard around all that LED does there."""
+"""One call of the sampler, from callback to callback of the engine, and the one guard around what LED does there."""
 
 from collections.abc import Callable
 from typing import TypeVar

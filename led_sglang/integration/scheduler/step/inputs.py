@@ -21,7 +21,6 @@ class SamplerInputs:
     rows: DeviceRows
     info: "SamplingBatchInfo"
     row_inputs: RowInputs
-    one_pass_uniform: Tensor  # (R,) float64, compared with the one-pass threshold: the coin's, a benchmark's apart
     is_one_pass: bool = False
 
     @classmethod
@@ -31,7 +30,7 @@ class SamplerInputs:
         """positions: (B,), of the token that is decided next."""
         rows = led.device_rows(info)
         row_inputs = current.row_inputs(rows, positions)
-        return cls(current, rows, info, row_inputs, row_inputs.coin_uniform, is_one_pass)
+        return cls(current, rows, info, row_inputs, is_one_pass)
 
     @property
     def active(self) -> Tensor:
@@ -51,7 +50,7 @@ class SamplerInputs:
 
     @property
     def is_led_alone(self) -> bool:
-        """The batch holds LED's requests only, the engine reports no more than tokens, and shapes may depend on data."""
+        """The batch holds LED's requests only, the engine reports tokens alone, and shapes may depend on data."""
         reports_more = self.info.sampling_seed is not None or self.mask_rows is not None
         is_whole = self.rows.index is None and self.rows.is_led is None
         return is_whole and not reports_more and self.runtime.allows_dynamic_shapes

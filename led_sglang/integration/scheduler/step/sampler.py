@@ -248,5 +248,5 @@ def before_forward(current: Runtime, forward_batch: "ForwardBatch") -> None:
 def _begin_one_pass(led: LedBatch, forward_batch: "ForwardBatch", current: Runtime) -> SamplerInputs:
     info, positions = forward_batch.sampling_info, forward_batch.positions
     inputs = SamplerInputs.begin(led, info, positions, current, is_one_pass=True)
-    current.one_pass_state.fill_mask(inputs.rows, inputs.active, inputs.one_pass_uniform, len(led.request_rows))
+    current.one_pass_state.fill_mask(inputs.rows, inputs.row_inputs, len(led.request_rows))
     return inputs

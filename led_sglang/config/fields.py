@@ -1,8 +1,8 @@
 """The table of request parameters: key, type, default, methods, legal values, meaning.
 
 The parser, the JSON Schema, the reference tables of the documentation and the evaluation's method names read it. A new
-parameter is a field of LedParams; a new method is an entry of `config.methods` and the fields that name it. The server's own
-arguments are the table beside it, `config.arguments`.
+parameter is a field of LedParams; a new method is an entry of `config.methods` and the fields that name it. The
+server's own arguments are the table beside it, `config.arguments`.
 """
 
 from collections.abc import Mapping

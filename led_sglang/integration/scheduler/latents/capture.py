@@ -68,7 +68,8 @@ class Capture:
     """The captured latents of the current step: `buffer[j, row]` is h^{layers[j]} of the row to be sampled, un-normed.
 
     layers: 1-based, in the order wanted. The buffer is static: in a CUDA-graph replay no Python runs, so the copy into
-    it must be part of the graph. Where shapes may depend on data it is copied when it is read: most steps explore nowhere.
+    it must be part of the graph. Where shapes may depend on data it is copied when it is read: most steps explore in no
+    row.
     """
 
     def __init__(self, model: nn.Module, layers: tuple[int, ...], allows_dynamic_shapes: bool = True) -> None:

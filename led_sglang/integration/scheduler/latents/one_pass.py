@@ -1,7 +1,7 @@
 """The one-pass form in the engine: what must be known of a step before its forward, in static buffers.
 
-A CUDA graph replays without Python, so the graph of a small batch always computes the latent rows; the buffers say which
-of them matter. `lse_ready` is written by the same graph: it alone says which log-sum-exps are there.
+A CUDA graph replays without Python, so the graph of a small batch always computes the latent rows; the buffers say
+which of them matter. `lse_ready` is written by the same graph: it alone says which log-sum-exps are there.
 """
 
 import logging

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu import explore_rate
 from benchmarks.gpu.server_modes import MODES
 
 USES_DEVICE = False  # the server's memory is the server's alone
@@ -37,11 +38,12 @@ def measure_mode(mode: str, args: argparse.Namespace) -> Lines:
     """A line for each batch size."""
     from led_sglang.serving.child import Server
 
-    led = ["--led-phase", "all", "--led-bench-explore-rate", str(args.explore_rate)]
-    arguments = [*model_arguments(args), *MODES[mode], *(led if mode != "off" else [])]
+    has_led = mode != "off"
+    arguments = [*model_arguments(args), *MODES[mode], *(["--led-phase", "all"] if has_led else [])]
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        with Server(*arguments, log=Path(folder) / f"{mode}.log") as server:
+        environment = explore_rate.environment(Path(folder) / "plugin", args.explore_rate) if has_led else {}
+        with Server(*arguments, log=Path(folder) / f"{mode}.log", environment=environment) as server:
             yield {"kind": "start", "mode": mode, "seconds": round(time.monotonic() - started, 1)}
             for num_rows in args.rows:
                 yield {"kind": "time", "mode": mode, "rows": num_rows, **measure(server.url, mode, num_rows, args)}

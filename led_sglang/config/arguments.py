@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from led_sglang.config.fields import FIELDS, PHASES
-from led_sglang.config.legal import Choice, Choices, Integer, Legal, Real, Text
+from led_sglang.config.legal import Choice, Choices, Integer, Legal, Text
 from led_sglang.config.methods import METHODS
 
 __all__ = ["ARGUMENTS", "BACKENDS", "FORMS", "MODES", "SWITCH", "Argument"]
@@ -102,11 +102,5 @@ ARGUMENTS: tuple[Argument, ...] = (
         "auto",
         "when latent rows go through the LM head: one_pass: in its own weight pass; coin_first: exploring rows alone, "
         "in a second pass; auto: by batch size DEFAULT",
-    ),
-    Argument(
-        "--led-bench-explore-rate",
-        Real(0.0, 1.0),
-        None,
-        "benchmarks with random weights only: this share of the tokens explores, whatever the model says",
     ),
 )

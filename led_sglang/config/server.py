@@ -37,7 +37,6 @@ class ServerConfig:
     think_close: str | None = None
     backend: str = DEFAULTS["backend"]
     form: str = DEFAULTS["form"]
-    bench_explore_rate: float | None = None
     methods: tuple[str, ...] = DEFAULTS["methods"]  # enabled beside "none"
     num_layers: int | None = None  # of the served model, once known
     open_ids: tuple[int, ...] = ()  # token ids of the marker that opens the thinking phase, once known

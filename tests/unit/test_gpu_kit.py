@@ -1,6 +1,7 @@
 """The GPU kit without a GPU: its parts under Triton's interpreter, its processes when they die, its coins and times."""
 
 import argparse
+import inspect
 import json
 import math
 import os
@@ -17,13 +18,14 @@ import pytest
 import torch
 
 from benchmarks import measure, plot
-from benchmarks.gpu import capture_order, cases, correct, kit, ops, summary
+from benchmarks.gpu import capture_order, cases, correct, explore_rate, kit, ops, summary
+from benchmarks.gpu.explore_rate import bench_coins
 from benchmarks.gpu.scenarios import SCENARIOS, Size, without_lse
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
-from led_sglang.integration.scheduler.step import bench_coins
 from led_sglang.ops import uniforms
 from led_sglang.ops.backends import lm_head as head
 from led_sglang.ops.backends import one_pass
+from led_sglang.ops.types import RowInputs
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -202,34 +204,21 @@ def test_a_bench_step_has_the_one_pass_rows_of_production(rate: float) -> None:
     assert within(explored[above].double().mean().item(), rate, int(above.sum())), "the two are independent"
 
 
-def test_the_step_under_a_bench_rate_keeps_its_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
-    from led_sglang.integration.scheduler.step import sampler
-    from led_sglang.integration.scheduler import step
+def test_the_plugin_changes_the_coins_and_keeps_the_uniforms_of_the_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    from led_sglang.integration.scheduler.latents.one_pass import OnePassState
+    from led_sglang.integration.scheduler.runtime import Runtime
 
-    now = step.RowInputs(*(torch.linspace(0, 0.99, 50, dtype=torch.float64) for _ in range(2)), *[torch.arange(50)] * 5)
-    monkeypatch.setattr(step, "stand", lambda *_: now)
-    params = SimpleNamespace(activated=lambda _: "params")
-    led = SimpleNamespace(
-        our_rows=(0,), lost_rows=(), request_rows=range(50), device_rows=lambda _: SimpleNamespace(params=params)
-    )
-    requested: list[Any] = []
-    one_pass_state = SimpleNamespace(
-        clear=lambda: None, form=lambda _: "one_pass", fill_one_pass_mask=lambda *a: requested.append(a)
-    )
-    for rate in (None, 0.3):
-        batch = SimpleNamespace(
-            sampling_info=SimpleNamespace(led=led),
-            forward_mode=SimpleNamespace(is_decode=lambda: True),
-            positions=None,
-        )
-        current = SimpleNamespace(one_pass_state=one_pass_state, config=SimpleNamespace(bench_explore_rate=rate))
-        sampler.before_forward(current, batch)  # type: ignore[arg-type]
-        coin_uniform, chosen = batch.led_context.inputs.coin_uniform, requested[-1][2]
-        if rate is None:
-            assert torch.equal(coin_uniform, now.coin_uniform) and torch.equal(chosen, now.coin_uniform)
-        else:
-            assert set(coin_uniform.tolist()) == {-1.0, 1.0}
-            assert torch.equal(chosen, torch.where(coin_uniform < 0, coin_uniform, now.coin_uniform))
+    for target, hook in ((Runtime.row_inputs, explore_rate.toss), (OnePassState.fill_mask, explore_rate.keep_uniform)):
+        assert len(inspect.signature(target).parameters) >= 3 and callable(hook)
+    monkeypatch.setenv(explore_rate.RATE, "0.3")
+    columns = [torch.linspace(0, 0.99, 50, dtype=torch.float64) for _ in range(2)]
+    before = RowInputs(torch.ones(50, dtype=torch.bool), *columns, *[torch.arange(50)] * 4)
+    changed = explore_rate.toss(before, None, None, None)
+    assert set(changed.coin_uniform.tolist()) == {-1.0, 1.0}
+    (_, _, inputs, num_rows), _ = explore_rate.keep_uniform(None, None, changed, 50)
+    explores = changed.coin_uniform < 0
+    assert num_rows == 50
+    assert torch.equal(inputs.coin_uniform, torch.where(explores, changed.coin_uniform, before.coin_uniform))
 
 
 @pytest.mark.parametrize("num_rows", [1, 8, 48, 256])

@@ -14,20 +14,19 @@ from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import LedParams
 from led_sglang.config.request import ResolvedRequest
 from led_sglang.config.server import ServerConfig, export_config
+from led_sglang.integration.faults import CaptureError, RankDivergence
 from led_sglang.integration.hooks import guard
 from led_sglang.integration.hooks.guard import Guarded
 from led_sglang.integration.hooks.register import BATCH_INFO, HANDLERS, PROCESSOR, TOKENIZER
 from led_sglang.integration.hooks.table import HOOK_TARGETS
 from led_sglang.integration.http import info, requests
 from led_sglang.integration.http.request_view import RequestView
-from led_sglang.integration.scheduler.reports import records
 from led_sglang.integration.scheduler import runtime
-from led_sglang.integration.scheduler.step import sampler
 from led_sglang.integration.scheduler.batch import LedBatch, RequestRow
+from led_sglang.integration.scheduler.reports import records
 from led_sglang.integration.scheduler.reports.counters import Counts
-from led_sglang.integration.faults import CaptureError
-from led_sglang.integration.faults import RankDivergence
 from led_sglang.integration.scheduler.reports.records import StepRecord
+from led_sglang.integration.scheduler.step import sampler
 from led_sglang.wire import FALLBACK, RECORD_KEY, RESOLVED_KEY, THINKING, WIRE_KEY
 from tests.server import fault_plugin
 from tests.unit.integration.fakes import batch_of, request_row

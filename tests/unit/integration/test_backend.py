@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from led_sglang.integration.scheduler import runtime
 from led_sglang.integration.faults import CaptureError
+from led_sglang.integration.scheduler import runtime
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.runtime import Runtime
 from led_sglang.ops import Head

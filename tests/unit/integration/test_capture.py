@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from led_sglang.integration.scheduler.latents.capture import Capture
 from led_sglang.integration.faults import CaptureError
+from led_sglang.integration.scheduler.latents.capture import Capture
 from led_sglang.ops import arrays
 
 LAYERS = (3, 1, 2)  # in the order wanted; the engine returns them ascending

@@ -8,8 +8,8 @@ import pytest
 from sglang.srt.layers import logits_processor
 
 from led_sglang.config.checks import LedParamError
-from led_sglang.config.methods import METHODS
 from led_sglang.config.fields import LedParams
+from led_sglang.config.methods import METHODS
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
 from led_sglang.integration.http import requests
 from led_sglang.integration.http.app import rewrite_body

@@ -13,14 +13,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from led_sglang.config.server import ServerConfig
-from led_sglang.integration.scheduler.step import sampler
 from led_sglang.integration.scheduler.batch import LedBatch, RequestRow
-from led_sglang.integration.scheduler.reports.counters import Counts
 from led_sglang.integration.scheduler.methods import masks
 from led_sglang.integration.scheduler.methods.masks import Draw
 from led_sglang.integration.scheduler.methods.registry import Override
+from led_sglang.integration.scheduler.reports.counters import Counts
+from led_sglang.integration.scheduler.step import StepContext, sampler
 from led_sglang.integration.scheduler.step.sampler import wrap_sampler
-from led_sglang.integration.scheduler.step import StepContext
 from led_sglang.ops import Head, led_step
 from led_sglang.ops.policy import led_probs
 from led_sglang.ops.rows.inputs import RowInputs

@@ -9,6 +9,7 @@ from sglang.srt.layers.aux_hidden_states import AuxHiddenStateList, AuxHiddenSta
 from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig, PhaseConfig
 from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
 
+from led_sglang.config.methods import captured_layers
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.memory import (
     GraphSizes,
@@ -21,7 +22,6 @@ from led_sglang.integration.memory import (
     shortage,
 )
 from led_sglang.integration.scheduler.latents.capture import Capture
-from led_sglang.config.methods import captured_layers
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs
 from led_sglang.ops import arrays
 from tests.unit.integration.test_capture import Model

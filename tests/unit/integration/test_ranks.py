@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed import HashStore
 
-from led_sglang.integration.scheduler.ranks import FailureCheck, RankCheck
 from led_sglang.integration.faults import RankDivergence
+from led_sglang.integration.scheduler.ranks import FailureCheck, RankCheck
 from led_sglang.integration.scheduler.step.sampler import _guard
 
 CPU = torch.device("cpu")

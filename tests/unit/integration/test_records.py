@@ -8,8 +8,8 @@ import torch
 
 from led_sglang.config.methods import METHODS
 from led_sglang.integration.hooks.register import HANDLERS, PROCESSOR
-from led_sglang.integration.scheduler.reports import records
 from led_sglang.integration.scheduler import runtime
+from led_sglang.integration.scheduler.reports import records
 from led_sglang.integration.scheduler.reports.counters import Counts
 from led_sglang.integration.scheduler.reports.records import StepRecord
 from led_sglang.ops.rows import stats

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from led_sglang.config.server import ServerConfig
-from led_sglang.integration.scheduler.step import sampler
 from led_sglang.integration.scheduler import step
 from led_sglang.integration.scheduler.reports.counters import Counts
+from led_sglang.integration.scheduler.step import StepContext, sampler
 from led_sglang.integration.scheduler.step.sampler import wrap_sampler
-from led_sglang.integration.scheduler.step import StepContext
 from led_sglang.ops import Head, LedStep, arrays, led_step
 from led_sglang.ops.rows.inputs import RowInputs
 from tests.unit.integration.fakes import batch_of, request_row, sampling_info

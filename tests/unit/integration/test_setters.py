@@ -11,8 +11,8 @@ import pytest
 import sglang.srt.models
 from torch import nn
 
-from led_sglang.integration.scheduler.latents.capture import Capture, require_layers
 from led_sglang.integration.faults import CaptureError
+from led_sglang.integration.scheduler.latents.capture import Capture, require_layers
 
 NUM_LAYERS = 12
 SETTER = "set_eagle3_layers_to_capture"

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from led_sglang.config.methods import METHODS
+from led_sglang.config.methods import METHODS, captured_layers
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.scheduler.batch import DeviceRows, LedBatch, MethodGroup
-from led_sglang.config.methods import captured_layers
 from led_sglang.integration.scheduler.methods.registry import HANDLERS, confident, dola, soft
 from led_sglang.ops.methods.confident import confident_logits
 from led_sglang.ops.methods.dola import dola_logits

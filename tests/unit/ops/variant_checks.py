@@ -15,8 +15,8 @@ import torch
 import triton
 
 from benchmarks.gpu.build import Hopper, Launch, launches
-from led_sglang.config.methods import METHODS
 from led_sglang.config.fields import LedParams
+from led_sglang.config.methods import METHODS
 from led_sglang.config.request import ResolvedRequest
 from led_sglang.integration.scheduler.batch import LedBatch, RequestRow, _to_device
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState

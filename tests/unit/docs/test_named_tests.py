@@ -48,9 +48,7 @@ def test_every_named_test_exists() -> None:
 
 
 def test_a_name_that_is_gone_is_seen() -> None:
-    gone = [
-        prefix + "gone" + suffix for prefix, suffix in (("tests/unit/test_", ".py"), ("tests.", ".a"), ("test_", ".py"))
-    ]
+    gone = [a + b for a, b in (("tests/unit/", "gone.py"), ("tests.", "gone.a"), ("test_", "gone.py"))]
     assert missing(" ".join(gone)) == set(gone)
     here = "tests/unit/docs/test_named_tests.py, tests.unit.docs.test_named_tests, test_named_tests.py, tests/unit/docs"
     assert not missing(here)

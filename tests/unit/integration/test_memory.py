@@ -24,9 +24,9 @@ from led_sglang.integration.memory import (
 from led_sglang.integration.scheduler.latents.capture import Capture
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs
 from led_sglang.ops import arrays
-from tests.unit.integration.test_capture import Model
-from tests.unit.integration.test_soft import Model as SoftModel
-from tests.unit.integration.test_soft import no_fault
+from tests.unit.integration.scheduler.latents.test_capture import Model
+from tests.unit.integration.scheduler.methods.test_soft_inputs import Model as SoftModel
+from tests.unit.integration.scheduler.methods.test_soft_inputs import no_fault
 
 HIDDEN, VOCABULARY, DECODE_ROWS, PREFILL_TOKENS = 24, 97, 5, 11
 GRAPHS = GraphSizes(DECODE_ROWS, PREFILL_TOKENS)

@@ -1,6 +1,6 @@
 """On the served app, every route that generates text refuses what stands where it does not read it.
 
-Places and spellings: tests/unit/test_endpoints.py.
+Places and spellings: tests/unit/integration/http/test_endpoints.py.
 """
 
 import json

@@ -49,7 +49,7 @@ def test_hostile_program(name: str, victim: Path) -> None:
     source, statuses = HOSTILE[name]
     limits = LIMITS if statuses == {"timeout"} else PATIENT
     started = time.monotonic()
-    names = {"folder": victim.parent, "victim": victim, "project": Path(__file__).parents[3] / "pyproject.toml"}
+    names = {"folder": victim.parent, "victim": victim, "project": Path(__file__).parents[4] / "pyproject.toml"}
     for key, path in names.items():
         source = source.replace(f"{{{key}!r}}", repr(str(path)))
     result = sandbox.run(source, limits=limits)

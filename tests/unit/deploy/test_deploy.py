@@ -14,7 +14,7 @@ import yaml
 import led_sglang
 from led_sglang.config.server import ENV_HOST
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MANIFESTS = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
 DOCUMENTS = [
     pytest.param(document, id=f"{file.name}:{document['kind']}/{document['metadata']['name']}")

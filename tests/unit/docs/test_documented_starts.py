@@ -14,7 +14,7 @@ from led_sglang.config.server import ENV_CONFIG
 from led_sglang.embedded import MODEL_DIR
 from led_sglang.serving.command_line import split_arguments
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HISTORY = ROOT / "docs/log.md"
 PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {HISTORY}), ROOT / "server_configs/README.md"]
 MANIFESTS = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))

@@ -20,7 +20,7 @@ from led_sglang.integration.scheduler.latents.capture import Capture
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.runtime import Runtime
 from led_sglang.ops.backends import one_pass
-from tests.unit.integration.test_ride import decode_graph_sizes
+from tests.unit.integration.scheduler.latents.test_one_pass import decode_graph_sizes
 
 triton.runtime.driver.set_active(Hopper())
 CPU = torch.device("cpu")

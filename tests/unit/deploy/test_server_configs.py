@@ -13,7 +13,7 @@ import yaml
 from led_sglang.embedded import MODEL_DIR
 from led_sglang.serving.ports import HeldPort
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "server_configs"
 MODELS = {
     "Qwen/Qwen3-4B-Thinking-2507",

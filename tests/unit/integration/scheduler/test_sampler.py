@@ -199,7 +199,7 @@ def test_rows_outside_their_phase_are_leds_where_the_engine_would_draw_from_the_
     engine, is_seeded, backend = Engine(), changes.pop("is_seeded", False), changes.pop("backend", "compiled")
     context = context_of(["led"] * 3, [True, False, False], is_seeded=is_seeded, **changes)
     context.runtime.backend = backend
-    monkeypatch.setattr(StepContext, "decide_plain", lambda self, probs: None)
+    monkeypatch.setattr(StepContext, "draw_seeded", lambda self, probs: None)
     assert forward(monkeypatch, engine, context) == [3, *([3, 3] if is_ours else [0, 0])]
     assert engine.seen == ([] if is_ours else [[1, 2]])
 

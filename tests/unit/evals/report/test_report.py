@@ -1,6 +1,6 @@
 """The report of a small run with known numbers, held against a committed snapshot.
 
-    UPDATE_SNAPSHOT=1 python -m pytest tests/unit/evals/test_report.py
+    UPDATE_SNAPSHOT=1 python -m pytest tests/unit/evals/report/test_report.py
 
 writes it anew.
 """

@@ -19,7 +19,7 @@ from led_sglang.ops.methods.confident import confident_logits
 from led_sglang.ops.methods.dola import dola_logits
 from led_sglang.wire import RESOLVED_KEY
 from tests.unit.integration.fakes import batch_of, request_row, sampling_info, sampling_params
-from tests.unit.integration.test_transforms import LAYERS, V, context_of, group_of, head, logits_for
+from tests.unit.integration.scheduler.methods.test_registry import LAYERS, V, context_of, group_of, head, logits_for
 
 ASKED: dict[str, Any] = {
     "frequency_penalty": -0.1,

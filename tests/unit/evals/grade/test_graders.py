@@ -9,7 +9,7 @@ from led_sglang.evals.grade.answers import final_text, last_boxed, last_code_blo
 from led_sglang.evals.grade.graders import GRADERS, grade_choice, grade_math, grade_number
 from led_sglang.evals.tasks import TASKS, load
 
-DATA = Path(__file__).parents[4] / "shared" / "data"
+DATA = Path(__file__).parents[5] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the benchmark questions are not on this machine")
 BENCHMARKS = {"gsm8k": 1319, "math500": 500, "aime2024": 30, "aime2025": 30}
 

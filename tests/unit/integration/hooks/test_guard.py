@@ -233,7 +233,7 @@ def test_entries_that_were_lost_leave_the_later_ones_to_their_own_tokens() -> No
     view = RequestView(LedParams(trace=True))
     view.add([THINKING], num_tokens=1)
     view.add([THINKING, 0], num_tokens=5)  # those of tokens 2 and 3 never came
-    reported = view.tell(6)  # nor those of the last
+    reported = view.report(6)  # nor those of the last
     assert reported["led_think"] == [True, False, False, True, False, False]
     assert reported["led_stats"]["unreported"] == 3
     assert "unreported" not in RequestView(LedParams()).tell(0)["led_stats"]

@@ -109,7 +109,7 @@ def accept(server_args: "ServerArgs") -> Any:
     """
     from sglang.srt.parser.template_detection import resolve_auto_parsers
 
-    with _refusals_told():
+    with _engine_refusals():
         if hasattr(server_args, "resolve_once"):
             server_args.resolve_once()
         # A copy: where the launch checks the same object again it does not understand what a first check left.
@@ -120,7 +120,7 @@ def accept(server_args: "ServerArgs") -> Any:
 
 
 @contextmanager
-def _refusals_told() -> Iterator[None]:
+def _engine_refusals() -> Iterator[None]:
     try:
         yield
     except (ValueError, AssertionError, NotImplementedError, OSError) as error:
@@ -139,7 +139,7 @@ def resolve(config: ServerConfig, server_args: "ServerArgs") -> ServerConfig:
     refuse_features(decided)
     view = in_effect(decided)
     _refuse_lora_head(view)
-    with _refusals_told():
+    with _engine_refusals():
         model_config = ModelConfig.from_server_args(decided)
         tokenizer = _tokenizer(view)
     resolved = replace(config, num_layers=int(model_config.num_hidden_layers), vocab_size=int(model_config.vocab_size))

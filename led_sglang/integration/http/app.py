@@ -77,7 +77,7 @@ def rewrite_body(body: bytes, path: str) -> bytes | None:
     """
     try:
         request = _read_request(body, path)
-        return _lift(request, path) if isinstance(request, dict) else None
+        return _rewrite(request, path) if isinstance(request, dict) else None
     except RecursionError as error:
         raise LedParamError("the request is nested too deep to be read") from error
 
@@ -91,16 +91,16 @@ def _read_request(body: bytes, path: str) -> Any:
         return None  # SGLang's own parser answers
 
 
-def _lift(request: dict[str, Any], path: str) -> bytes | None:
+def _rewrite(request: dict[str, Any], path: str) -> bytes | None:
     holders = _holders(request, path)
     for holder in holders:
         if holder.get("custom_params") is not None:
             check_custom_params(holder["custom_params"])
     refuse_misplaced(request, path)
-    metadata, is_lifted = request.get("metadata"), False
+    metadata, is_rewritten = request.get("metadata"), False
     if path in OPENAI_PATHS and isinstance(metadata, dict) and "led" in metadata:
-        _lift_into(request, metadata)
-        is_lifted = True
+        _move_to_custom_params(request, metadata)
+        is_rewritten = True
     if path == GENERATE:
         _refuse_empty(request)
     config = server_config()
@@ -112,11 +112,11 @@ def _lift(request: dict[str, Any], path: str) -> bytes | None:
             refuse_beams(holder.get("beam_width"), params)
         refuse_mask(params, (masks[i : i + 1] if len(holders) > 1 else masks) if isinstance(masks, list) else [masks])
     if path == RESPONSES:
-        is_lifted = _sink_into_metadata(request)
-    return json.dumps(request).encode() if is_lifted else None
+        is_rewritten = _move_to_metadata(request)
+    return json.dumps(request).encode() if is_rewritten else None
 
 
-def _lift_into(request: dict[str, Any], metadata: dict[str, Any]) -> None:
+def _move_to_custom_params(request: dict[str, Any], metadata: dict[str, Any]) -> None:
     try:
         value = metadata["led"]
         value = json.loads(value, object_pairs_hook=read_object) if isinstance(value, str) else value
@@ -130,7 +130,7 @@ def _lift_into(request: dict[str, Any], metadata: dict[str, Any]) -> None:
     request["custom_params"] = {**custom, "led": own if value is None else value}  # null asks for nothing
 
 
-def _sink_into_metadata(request: dict[str, Any]) -> bool:
+def _move_to_metadata(request: dict[str, Any]) -> bool:
     """`custom_params.led` as `metadata.led`, which SGLang's responses keep, and echo to the client."""
     custom = request.get("custom_params")
     if not isinstance(custom, dict) or "led" not in custom:

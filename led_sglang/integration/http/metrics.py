@@ -65,7 +65,7 @@ class Metrics:
     """What SGLang mounts at /metrics, with LED's numbers."""
 
     def __init__(self) -> None:
-        self._asked: asyncio.Task[dict[str, Any]] | None = None
+        self._pending: asyncio.Task[dict[str, Any]] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         from prometheus_client import CollectorRegistry, make_asgi_app, multiprocess
@@ -89,14 +89,14 @@ class Metrics:
         state = get_global_state()
         if state is None:  # the server is still starting
             return {}
-        if self._asked is None or self._asked.done():
-            self._asked = asyncio.create_task(info.scheduler_status(state.tokenizer_manager))
-        await asyncio.wait([self._asked], timeout=PATIENCE_S)
-        if not self._asked.done():
+        if self._pending is None or self._pending.done():
+            self._pending = asyncio.create_task(info.scheduler_status(state.tokenizer_manager))
+        await asyncio.wait([self._pending], timeout=PATIENCE_S)
+        if not self._pending.done():
             logger.warning("/metrics is without LED's numbers: the scheduler did not answer in %g s", PATIENCE_S)
             return {}
         try:
-            return dict(self._asked.result()["counters"])
+            return dict(self._pending.result()["counters"])
         except Exception:
             logger.exception("/metrics is without LED's numbers: the scheduler did not tell them")
             return {}

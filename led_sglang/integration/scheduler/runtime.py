@@ -111,9 +111,9 @@ class Runtime:
         args = in_effect(self.runner.server_args)
         graphs = GraphSizes.of(args)
         max_rows = rows_of(self.runner.req_to_token_pool.req_to_token.shape[0], graphs)
-        eager = eager_tokens_of(args, graphs)
+        eager_tokens = eager_tokens_of(args, graphs)
         plan = memory_plan(
-            self.config, Sizes(max_rows, self.hidden_size, self.vocab_size, dtype.itemsize, graphs, eager)
+            self.config, Sizes(max_rows, self.hidden_size, self.vocab_size, dtype.itemsize, graphs, eager_tokens)
         )
         logger.info("LED: %s", plan.text())
         num_free = num_free_bytes(device)

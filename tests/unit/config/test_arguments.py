@@ -10,9 +10,9 @@ from led_sglang.config.arguments import ARGUMENTS, BACKENDS, SWITCH, Argument
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import FIELDS, LedParams
 from led_sglang.config.legal import Choice, Choices, Integer, Legal, Real, Text
-from led_sglang.config.reference import argument_rows
 from led_sglang.config.server import ServerConfig
 from led_sglang.serving.command_line import build_parser
+from scripts.reference_tables import argument_rows
 
 PAGE = Path(__file__).resolve().parents[3] / "docs/cli.md"
 ILLEGAL: dict[type[Legal], Any] = {Integer: 0, Real: 1.5, Choice: "magic", Choices: ("led", "magic"), Text: 1}

@@ -40,7 +40,7 @@ def write(output: "SamplingMaskOutput", draws: Iterable[Draw], token_ids: Tensor
     chosen = token_ids.index_select(0, batch_rows)[:, None]  # (M, 1)
     for draw in draws:
         if len(draw.rows):
-            own, is_made = _places(draw, len(token_ids), batch_rows)
+            own, is_made = _row_idx(draw, len(token_ids), batch_rows)
             _write(output, draw.ids[own], draw.weights[own].float(), is_made, chosen, info)
 
 
@@ -50,7 +50,7 @@ def forget(output: "SamplingMaskOutput", rows: Tensor, num_rows: int, info: "Sam
     output.statuses.masked_fill_(is_lost[info.sampling_mask_batch_indices], INVALID)
 
 
-def _places(draw: Draw, num_rows: int, batch_rows: Tensor) -> tuple[Tensor, Tensor]:
+def _row_idx(draw: Draw, num_rows: int, batch_rows: Tensor) -> tuple[Tensor, Tensor]:
     """Where in `draw` the M rows are, any place for others, and whether it made their tokens: (M,), (M,) bool."""
     order = torch.arange(len(draw.rows), device=batch_rows.device)
     position = batch_rows.new_full((num_rows,), -1).index_copy_(0, draw.rows, order.to(batch_rows.dtype))[batch_rows]

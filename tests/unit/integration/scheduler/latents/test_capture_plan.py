@@ -2,8 +2,8 @@
 
 import pytest
 
-from led_sglang.config.methods import captured_layers, confident_layers, dola_layers, led_layers
 from led_sglang.config.fields import LedParams
+from led_sglang.config.methods import captured_layers, confident_layers, dola_layers, led_layers
 from led_sglang.config.server import ServerConfig
 
 ALL = ("led", "dola", "confident", "soft_thinking", "soft_thinking_gumbel")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from led_sglang.config.fields import METHODS
-from led_sglang.integration.hooks import HANDLERS, PROCESSOR
+from led_sglang.integration.hooks.register import HANDLERS, PROCESSOR
 from led_sglang.integration.scheduler import records, runtime
 from led_sglang.integration.scheduler.counters import Counts
 from led_sglang.integration.scheduler.records import StepRecord

@@ -9,6 +9,7 @@ import torch
 
 from led_sglang.config.fields import METHODS
 from led_sglang.ops.rows import stats
+from led_sglang.ops.types import Counters
 
 ENGINE = METHODS.index("none")
 
@@ -17,7 +18,7 @@ class Counts:
     """The device's counters, and what only the host knows: steps that failed early, results that nobody was given."""
 
     def __init__(self, max_depth: int, device: torch.device) -> None:
-        self.on_device = stats.Counters.zeros(max_depth, len(METHODS), device)
+        self.on_device = Counters.zeros(max_depth, len(METHODS), device)
         self.pending: WeakSet[Any] = WeakSet()  # StepRecords that are counted and not handed out yet
         self._corrections = np.zeros(len(self.on_device.values), np.int64)
 

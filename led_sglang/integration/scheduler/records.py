@@ -9,7 +9,6 @@ from led_sglang.config.fields import METHODS, LedParams
 from led_sglang.config.request import ResolvedRequest
 from led_sglang.integration.scheduler.counters import Counts
 from led_sglang.integration.scheduler.runtime import Runtime
-from led_sglang.ops.rows import stats
 from led_sglang.wire import ACTIVE, FALLBACK, RECORD_KEY, RESOLVED_KEY, VALUE_COLUMNS, WIRE_KEY
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class StepRecord:
         if context is None:
             return cls(led, counts)
         step, method = context.step, context.rows.method
-        flags = stats.pack_flags(context.inputs, step, context.failed, method, counts.on_device, current.backend)
+        flags = current.backend.count(context.inputs, step, context.failed, method, counts.on_device)
         record = cls(led, counts, to_host(flags))
         if led.is_traced and step is not None and step.entropy is not None and step.logprob is not None:
             record._trace = tuple(

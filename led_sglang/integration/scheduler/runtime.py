@@ -12,6 +12,7 @@ from sglang.srt.environ import envs
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
+from led_sglang import ops
 from led_sglang.config.server import ServerConfig, server_config
 from led_sglang.integration.hooks.guard import is_capturing, is_nobodys
 from led_sglang.integration.http.faults import is_new
@@ -32,11 +33,9 @@ from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs, is_soft_enabled
 from led_sglang.integration.scheduler.ranks import FailureCheck, RankCheck
 from led_sglang.integration.support import in_effect, refuse_features
-from led_sglang.ops import arrays, chosen_backend
-from led_sglang.ops.backends import numba_step
-from led_sglang.ops.backends.self_test import fault_of, fault_with
-from led_sglang.ops.backends.warm_up import warm_up
+from led_sglang.ops import Backend
 from led_sglang.ops.rows.automaton import ThinkingAutomaton
+from led_sglang.ops.self_test import fault_of, fault_with
 from led_sglang.ops.types import Head
 
 logger = logging.getLogger(__name__)
@@ -48,19 +47,19 @@ def head_dtype(runner: Any) -> torch.dtype:
     return dtype
 
 
-def backend_for(requested: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str | None]:
+def backend_for(requested: str, device: torch.device, dtype: torch.dtype) -> tuple[Backend, str | None]:
     """The backend of the LED step, and why it is not the one that "auto" would have been.
 
     "auto" is "triton" on a GPU if its kernels, compiled there, do what plain torch does, else "fused".
     """
-    chosen = chosen_backend(requested, device)
-    if requested != "auto" or chosen != "triton":
+    chosen = ops.backend_for(requested, device)
+    if requested != "auto" or chosen.name != "triton":
         return chosen, None
     fault = fault_of(chosen, device, dtype)
     if fault is None:
         return chosen, None
     logger.warning('LED: backend "triton" is not used here, "fused" is: %s', fault)
-    return "fused", fault
+    return ops.backend_for("torch", device), fault
 
 
 class Runtime:
@@ -71,7 +70,7 @@ class Runtime:
         self.backend, self.backend_fault = backend_for(config.backend, torch.device(runner.device), head_dtype(runner))
         self.runner = runner
         self.num_layers = int(runner.model_config.num_hidden_layers)
-        self.capture = Capture(runner.model, captured_layers(config))
+        self.capture = Capture(runner.model, captured_layers(config), self.backend.allows_dynamic_shapes)
         self.num_led_layers = config.num_captured if "led" in config.methods else 0
         self.head: Head | None = None
         self.automaton: ThinkingAutomaton | None = None
@@ -100,7 +99,7 @@ class Runtime:
         self.one_pass_state = OnePassState(
             config.form, self.backend, depth - 1, max_rows, device, self.is_deterministic
         )
-        self.is_warm = arrays.allows_dynamic_shapes(device)  # no kernel is compiled at its first launch any more
+        self.is_warm = self.backend.allows_dynamic_shapes  # no kernel is compiled at its first launch any more
         self.num_engine_head_steps = 0
         self.ranks = RankCheck.of(get_parallel().tp_group, max_rows, torch.device(runner.device))
         self.failed_ranks = FailureCheck.of(get_parallel().tp_group)
@@ -164,17 +163,15 @@ class Runtime:
         use one backend: where one of them finds a fault, none uses the kernels.
         """
         latents = self.capture.states[: self.num_led_layers] if self.num_led_layers else self._no_latents(head)
-        if self.backend == "triton" and self.config.backend == "auto":
+        if self.backend.name == "triton" and self.config.backend == "auto":
             self.backend_fault = fault_with(self.backend, head, latents, self.config.max_top_k)
         if self.config.backend == "auto" and is_true_anywhere(self.backend_fault is not None, head):
             self.backend_fault = self.backend_fault or "another tensor-parallel rank found a fault"
             logger.warning('LED: backend "triton" is not used here, "fused" is: %s', self.backend_fault)
-            self.backend = "fused"
-            self.one_pass_state.use_backend(self.backend)
-        if self.backend == "triton":
-            vocab_size = int(self.runner.model_config.vocab_size)
-            tables = None if self.automaton is None else self.tables
-            warm_up(head, latents, vocab_size, len(self.one_pass_state.mask), self.config.max_top_k, tables)
+            self.backend = self.one_pass_state.backend = ops.backend_for("torch", head.weight.device)
+        vocab_size, max_rows = int(self.runner.model_config.vocab_size), len(self.one_pass_state.mask)
+        tables = None if self.automaton is None else self.tables
+        self.backend.warm_up(head, latents, vocab_size, max_rows, self.config.max_top_k, tables)
 
     def _no_latents(self, head: Head) -> Tensor:
         hidden_size = int(self.runner.model_config.hidden_size)
@@ -213,7 +210,7 @@ class Runtime:
             "step_failures": self.num_step_failures,
             "counters": self.counts.status(),
             "backend": self.config.backend,
-            "backend_used": self.backend,
+            "backend_used": self.backend.public_name,
             "backend_fault": self.backend_fault,
             "form": self.one_pass_state.status(),
             "bench_explore_rate": self.config.bench_explore_rate,
@@ -250,8 +247,7 @@ def start(runner: Any) -> Runtime:
     _refuse_unsupported(runner)
     _refuse_another_model(config, runner.model_config)
     _runtime = Runtime(config, runner)
-    if _runtime.backend == "compiled":
-        numba_step.warm()
+    _runtime.backend.prepare()
     status = _runtime.status()
     logger.info(
         "LED: methods %s; captured layers %s",

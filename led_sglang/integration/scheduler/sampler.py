@@ -1,5 +1,6 @@
 """Our sampler over the user's: the engine samples every row as ever, LED rows inside their phase get LED's token."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -245,8 +246,8 @@ def before_forward(current: Runtime, forward_batch: Any) -> None:
 
 def _begin_one_pass(led: LedBatch, forward_batch: Any, current: Runtime) -> StepContext:
     context = StepContext.begin(led, forward_batch.sampling_info, forward_batch.positions, current)
-    params, uniform = context.rows.params.activated(context.inputs), context.one_pass_uniform
-    current.one_pass_state.fill_one_pass_mask(context.rows, params, uniform, len(led.request_rows))
+    inputs = replace(context.inputs, coin_uniform=context.one_pass_uniform)
+    current.one_pass_state.fill_one_pass_mask(context.rows, context.rows.params, inputs, len(led.request_rows))
     context.is_one_pass = True
     return context
 

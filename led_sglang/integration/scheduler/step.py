@@ -14,11 +14,10 @@ from led_sglang.integration.scheduler.methods import registry
 from led_sglang.integration.scheduler.methods.edits import edits_of
 from led_sglang.integration.scheduler.methods.masks import Draw
 from led_sglang.integration.scheduler.runtime import Runtime
-from led_sglang.ops import arrays, led_step
+from led_sglang.ops import led_step
 from led_sglang.ops.policy import led_probs
-from led_sglang.ops.rows.filtered_draw import Filters, kept_tokens, sample_filtered
-from led_sglang.ops.rows.inputs import RowInputs, make_row_inputs, move_states, write_tokens
-from led_sglang.ops.types import LedStep
+from led_sglang.ops.rows.filtered_draw import kept_tokens
+from led_sglang.ops.types import Filters, LedStep, RowInputs
 
 SANITIZER = 1e30  # SGLang's stand-in for infinity
 
@@ -69,7 +68,7 @@ class StepContext:
     @property
     def is_active(self) -> Any:
         """The same as numpy sees it. CPU only."""
-        return self.inputs.arrays("active")[0]
+        return self.inputs.active.numpy()
 
     def decide(self, logits: Tensor) -> None:
         """Run the LED step on the engine's final logits (B, V), before the engine turns them into probabilities.
@@ -88,12 +87,12 @@ class StepContext:
         if self.runtime.is_sanitized and self.rows.groups:
             engine_logits.copy_(logits.nan_to_num(nan=-SANITIZER, posinf=SANITIZER, neginf=-SANITIZER))
         head, one_pass_state = self.runtime.head, self.runtime.one_pass_state
-        if arrays.allows_dynamic_shapes(logits.device) and not self.is_active.any():
+        if self.runtime.backend.allows_dynamic_shapes and not self.is_active.any():
             return
         num_rows, num_layers = logits.shape[0], self.runtime.num_led_layers
         assert head is not None
         latents = partial(self.runtime.capture.latents, num_layers, num_rows, self.rows.index)
-        params = self.rows.params.activated(self.inputs, self.draws_inactive)
+        params = self.rows.params
         edited = self.rows.edited
         one_pass_state.num_steps["one_pass" if self.is_one_pass else "coin_first"] += 1
         self.runtime.num_engine_head_steps += head.project is not None
@@ -106,6 +105,7 @@ class StepContext:
             backend=self.runtime.backend,
             known_lse=one_pass_state.known_lse(self.rows, params, num_rows) if self.is_one_pass else None,
             edits=None if edited is None else edits_of(self.info, self.rows.index, edited),
+            draws_inactive=self.draws_inactive,
         )
 
     def draw_seeded(self, probs: Tensor) -> None:
@@ -114,19 +114,19 @@ class StepContext:
         if picked is None or self.info.sampling_seed is not None:
             return
         active = self.active[picked]
-        if arrays.allows_dynamic_shapes(probs.device) and active.all():
+        if self.runtime.backend.allows_dynamic_shapes and active.all():
             return
         info = self.info
         batch_rows = picked if self.rows.index is None else self.rows.index[picked]
         is_filtered = info.need_top_k_sampling or info.need_top_p_sampling or info.need_min_p_sampling
         filters = Filters(info.top_ks, info.top_ps, info.min_ps, is_filtered)
-        self.seeded_ids, support = sample_filtered(
-            probs, batch_rows, active, self.inputs.token_uniform[picked], filters, self.runtime.backend
+        self.seeded_ids, support = self.runtime.backend.sample_filtered(
+            probs, batch_rows, active, self.inputs.token_uniform[picked], filters
         )
         self.seeded_rows, self.seeded_active = batch_rows, active
         masked = self.rows.seeded_masked
         if self.mask_rows is not None and masked is not None:
-            if arrays.allows_dynamic_shapes(probs.device):
+            if self.runtime.backend.allows_dynamic_shapes:
                 masked = masked[~active[masked]]
             some = batch_rows[masked]
             # SGLang refuses a mask of a top-k that is not finite.
@@ -158,7 +158,7 @@ class StepContext:
             rows.index is None
             and rows.is_led is None
             and not reports_more
-            and arrays.allows_dynamic_shapes(rows.seed.device)
+            and self.runtime.backend.allows_dynamic_shapes
         )
 
     @property
@@ -169,7 +169,7 @@ class StepContext:
         """
         info = self.info
         is_filtered = info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling
-        return self.runtime.backend == "compiled" and self.rows.seeded is None and not is_filtered
+        return self.runtime.backend.draws_inactive and self.rows.seeded is None and not is_filtered
 
     @property
     def may_decide_alone(self) -> bool:
@@ -187,7 +187,7 @@ class StepContext:
         """
         if self.step is None or not self.is_led_alone:
             return None
-        is_ok = self.step.arrays("ok")[0]
+        is_ok = self.step.ok.numpy()
         return torch.from_numpy(np.flatnonzero(~is_ok if self.draws_inactive else ~(self.is_active & is_ok)))
 
     def apply(self, token_ids: Tensor) -> None:
@@ -197,7 +197,7 @@ class StepContext:
         self.is_applied = True
         # First what may fail: the engine's tokens are untouched then. Rows of LED's are neither plain nor another's.
         if self.step is not None:
-            write_tokens(self.rows, token_ids, self.inputs, self.step, self.runtime.backend, self.draws_inactive)
+            self.runtime.backend.write_tokens(self.rows, token_ids, self.inputs, self.step, self.draws_inactive)
         if self.seeded_ids is not None:
             assert self.seeded_rows is not None and self.seeded_active is not None
             kept = token_ids[self.seeded_rows]
@@ -237,10 +237,10 @@ def row_inputs(rows: DeviceRows, positions: Tensor, current: Runtime) -> RowInpu
     """Where our rows stand before this token; positions: (B,)."""
     batch = current.forward_batch
     lengths = None if batch.forward_mode.is_decode() else batch.seq_lens
-    return make_row_inputs(rows, batch.req_pool_indices, positions, lengths, current.states, current.backend)
+    return current.backend.row_inputs(rows, batch.req_pool_indices, positions, lengths, current.states)
 
 
 def advance(current: Runtime, rows: DeviceRows, before: RowInputs, token_ids: Tensor) -> None:
     """The thinking states follow the tokens, (B,)."""
     if current.automaton is not None:
-        move_states(rows, current.tables, current.states, before, token_ids, current.backend)
+        current.backend.advance(rows, current.tables, current.states, before, token_ids)

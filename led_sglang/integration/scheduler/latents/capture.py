@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from led_sglang.ops import arrays
-
 logger = logging.getLogger(__name__)
 
 
@@ -75,8 +73,10 @@ class Capture:
     it must be part of the graph. Where the host may look, it is copied when somebody asks: most steps explore nowhere.
     """
 
-    def __init__(self, model: nn.Module, layers: tuple[int, ...]) -> None:
+    def __init__(self, model: nn.Module, layers: tuple[int, ...], allows_dynamic_shapes: bool) -> None:
+        """allows_dynamic_shapes: the backend's (`led_sglang.ops.backend`)."""
         self.layers = layers
+        self.allows_dynamic_shapes = allows_dynamic_shapes
         self.layer_ids = [layer - 1 for layer in sorted(layers)]  # 0-based, ascending, as SGLang wants them
         self._order = [sorted(layers).index(layer) for layer in layers]
         self.inner: InnerCapture | None = None
@@ -133,7 +133,7 @@ class Capture:
         if num_rows > max_rows:
             raise CaptureError(f"a batch of {num_rows} rows does not fit LED's buffer of {max_rows} rows")
         self._pending, self._pending_index = aux, last_index
-        if not arrays.allows_dynamic_shapes(self.buffer.device):
+        if not self.allows_dynamic_shapes:
             self._copy()
 
     def _copy(self) -> None:

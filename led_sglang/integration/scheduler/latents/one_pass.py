@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from led_sglang.integration.scheduler.latents.capture import CaptureError
-from led_sglang.ops import arrays
+from led_sglang.ops import Backend
 from led_sglang.ops.backends import one_pass
-from led_sglang.ops.types import ALIGNMENT, Head, KnownLse, LedRows
+from led_sglang.ops.types import ALIGNMENT, Head, KnownLse, LedRows, StepInputs
 
 if TYPE_CHECKING:
     from led_sglang.integration.scheduler.batch import DeviceRows
@@ -29,7 +29,7 @@ class OnePassState:
     def __init__(
         self,
         form: str,
-        backend: str,
+        backend: Backend,
         num_layers: int,
         max_rows: int,
         device: torch.device,
@@ -47,8 +47,7 @@ class OnePassState:
         self.requested = form
         self.is_batch_invariant = is_batch_invariant
         self.num_layers = num_layers
-        self.device = device
-        self.use_backend(backend)
+        self.backend = backend
         # Each begins at a multiple of ALIGNMENT: a kernel is compiled for the alignment of its pointers.
         width = -(-max_rows // ALIGNMENT) * ALIGNMENT
         self.flags = torch.zeros(2, width, dtype=torch.bool, device=device)[:, :max_rows]
@@ -69,9 +68,9 @@ class OnePassState:
     def _form_of(self, size: int) -> str:
         if self.is_batch_invariant or self.num_layers == 0 or self.fault is not None:
             return "coin_first"
-        if self.backend not in one_pass.BACKENDS:
+        if not self.backend.supports_one_pass:
             return "coin_first"
-        return one_pass.form_of(size, self.requested, self.device)
+        return one_pass.form_of(size, self.requested, self.backend.allows_dynamic_shapes)
 
     def on_graph_warmup(self, num_rows: int, is_captured: bool) -> None:
         """The engine warms up a decode batch of so many rows, or captures the graph of it.
@@ -84,23 +83,17 @@ class OnePassState:
         self.is_captured = is_captured
         self.is_one_pass = num_rows <= len(self.mask) and self._form_of(num_rows) == "one_pass"
 
-    def use_backend(self, backend: str) -> None:
-        """Another one, before any graph is captured."""
-        self.backend, self.coin_threshold = backend, one_pass.coin_threshold_of(backend, self.device)
-
     def clear(self) -> None:
         """Before every decode forward: nobody rides, unless `fill_one_pass_mask` says otherwise."""
         self.is_one_pass = self.is_captured = False
         if self.graph_sizes:
             self.flags.zero_()
 
-    def fill_one_pass_mask(self, rows: "DeviceRows", params: LedRows, coin_uniform: Tensor, num_rows: int) -> None:
+    def fill_one_pass_mask(self, rows: "DeviceRows", params: LedRows, inputs: StepInputs, num_rows: int) -> None:
         """Fill the buffers for a batch of so many rows, of which `rows` are ours."""
         if not self.graph_sizes:
             self.flags[:, :num_rows] = False
-        one_pass.fill_one_pass_mask(
-            params, coin_uniform, self.coin_threshold, rows.index, self.mask, self.tau, self.backend
-        )
+        self.backend.one_pass_mask(params, inputs, rows.index, self.mask, self.tau)
         if rows.edited is not None:  # what rides is not edited
             self.mask.index_fill_(0, rows.edited if rows.index is None else rows.index[rows.edited], False)
         self.is_one_pass = True
@@ -126,11 +119,11 @@ class OnePassState:
         num_rows = len(hidden)
         latents, tau = buffer[: self.num_layers, :num_rows], self.tau[:num_rows]
         mask, lse = self.mask[:num_rows], self.lse[:, :num_rows]
-        if arrays.allows_dynamic_shapes(self.device):  # the engine's own bits for every row; its weight is read again
+        if self.backend.allows_dynamic_shapes:  # the engine's own bits for every row; its weight is read again
             logits = multiply(hidden)
             one_pass.separate_pass(latents, head, tau, mask, lse)
         else:
-            logits = one_pass.head_pass(hidden, latents, head, tau, mask, lse, self.backend)
+            logits = self.backend.head_pass(hidden, latents, head, tau, mask, lse)
         self.lse_ready[:num_rows] = mask
         return logits
 
@@ -138,7 +131,7 @@ class OnePassState:
         lse, lse_ready = self.lse[:, :num_rows], self.lse_ready[:num_rows]
         if rows.index is not None:
             lse, lse_ready = lse.index_select(1, rows.index), lse_ready.index_select(0, rows.index)
-        return one_pass.known_lse_of(params, lse, lse_ready, self.coin_threshold)
+        return one_pass.known_lse_of(params, lse, lse_ready, self.backend.coin_threshold)
 
     def status(self) -> dict[str, Any]:
         """For /led/info."""

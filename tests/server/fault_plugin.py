@@ -20,17 +20,18 @@ from led_sglang.integration.hooks.table import HOOK_TARGETS
 NAN, INF = float("nan"), float("inf")
 LOGITS = {"nan logits": NAN, "inf logits": INF, "-inf logits": -INF, "one nan logit": NAN}
 LATENTS = {"nan latents": NAN, "inf latents": INF}
+STEP = "scheduler.step."
 RAISING = {
-    "begin": "step.StepContext.begin",
-    "decide": "step.StepContext.decide",
-    "decide_plain": "step.StepContext.decide_plain",
-    "apply": "step.StepContext.apply",
-    "finish": "step.StepContext.finish",
-    "record": "records.StepRecord.of",
-    "entry": "records.StepRecord.entry",
+    "begin": STEP + "inputs.SamplerInputs.begin",
+    "decide": STEP + "decision.decide",
+    "draw_seeded": STEP + "decision.draw_seeded",
+    "write": STEP + "decision.Decision.write",
+    "finish": STEP + "call.SamplerCall._finish",
+    "record": "scheduler.reports.records.StepRecord.of",
+    "entry": "scheduler.reports.records.StepRecord.entry",
 }
 RANKS = ("other noise", "other tokens")  # on the last rank alone
-ALONE = {"decide alone": "step.StepContext.decide"}  # so is this
+ALONE = {"decide alone": STEP + "decision.decide"}  # so is this
 SEEDS = {name: 70_000_000 + i for i, name in enumerate((*LOGITS, *LATENTS, *RAISING, *RANKS, *ALONE))}
 LED = "led_sglang.integration."
 SWITCH = "LED_FAULT_SWITCH"  # the file's place; its JSON: which target, and "first" or "last"
@@ -40,15 +41,15 @@ AT_START = (  # called before anybody is served, and never again
 )
 HOOKS = tuple(target for target in HOOK_TARGETS if target not in AT_START)
 INNER = {  # what the engine reaches by way of the hooks, with what it raises
-    "capture.Capture.store": torch.OutOfMemoryError,
-    "soft.SoftInputs._mix": torch.OutOfMemoryError,
-    "step.StepContext.open_rows": ArithmeticError,
-    "runtime.Runtime.see_head": ArithmeticError,
-    "sampler.before_forward": ArithmeticError,
-    "requests._tell": ArithmeticError,
-    "requests._take_out": ArithmeticError,
-    "batch.LedBatch.filter": ArithmeticError,
-    "records.StepRecord.close": ArithmeticError,
+    "scheduler.latents.capture.Capture.store": torch.OutOfMemoryError,
+    "scheduler.methods.soft_inputs.SoftInputs._mix": torch.OutOfMemoryError,
+    "scheduler.step.decision.Decision.rows_for_engine": ArithmeticError,
+    "scheduler.runtime.Runtime.bind_head": ArithmeticError,
+    "scheduler.step.sampler.before_forward": ArithmeticError,
+    "http.responses._report": ArithmeticError,
+    "http.responses._take_out": ArithmeticError,
+    "scheduler.batch.LedBatch.filter": ArithmeticError,
+    "scheduler.reports.records.StepRecord.close": ArithmeticError,
 }
 PROCESSOR = "sglang.srt.layers.logits_processor.LogitsProcessor.forward"
 num_calls: dict[str, int] = {}
@@ -67,9 +68,9 @@ def register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     HookRegistry.register(PROCESSOR, poison_logits, HookType.AFTER)
-    HookRegistry.register(LED + "step.StepContext.decide", poison_latents, HookType.BEFORE)
-    HookRegistry.register(LED + "step.StepContext.begin", disturb_noise, HookType.AFTER)
-    HookRegistry.register(LED + "step.StepContext.apply", disturb_tokens, HookType.AFTER)
+    HookRegistry.register(LED + STEP + "decision.decide", poison_latents, HookType.BEFORE)
+    HookRegistry.register(LED + STEP + "inputs.SamplerInputs.begin", disturb_noise, HookType.AFTER)
+    HookRegistry.register(LED + STEP + "decision.Decision.write", disturb_tokens, HookType.AFTER)
     for name, target in (*RAISING.items(), *ALONE.items()):
         HookRegistry.register(LED + target, raising(name), HookType.AROUND)
     if SWITCH not in os.environ:
@@ -77,7 +78,9 @@ def register() -> None:
     from led_sglang.integration.hooks.register import HANDLERS
 
     for target in HOOKS:
-        HANDLERS[target].handler = partial(switched, target, ArithmeticError, HANDLERS[target].handler)
+        handler = HANDLERS[target].handler
+        broken = partial(switched, target, ArithmeticError, handler.function)
+        HANDLERS[target].handler = replace(handler, function=broken)
     for target, error in INNER.items():
         HookRegistry.register(LED + target, partial(switched, target, error), HookType.AROUND)
 
@@ -101,9 +104,9 @@ def switched(target: str, error: type[Exception], original: Callable[..., Any], 
 def rows_with(led: Any, faults: Any) -> Iterator[tuple[int, str]]:
     """The rows of a batch whose request asked for one of the faults."""
     names = {SEEDS[name]: name for name in faults}
-    for row, seat in enumerate(led.seats if led is not None else ()):
-        if seat.request is not None and seat.request.seed in names:
-            yield row, names[seat.request.seed]
+    for row, request_row in enumerate(led.request_rows if led is not None else ()):
+        if request_row.request is not None and request_row.request.seed in names:
+            yield row, names[request_row.request.seed]
 
 
 def poison_logits(result: Any, self: Any, input_ids: Any, hidden: Any, head: Any, batch: Any, *args: Any) -> None:
@@ -112,9 +115,9 @@ def poison_logits(result: Any, self: Any, input_ids: Any, hidden: Any, head: Any
         logits[logits.argmax() if name == "one nan logit" else slice(None)] = LOGITS[name]
 
 
-def poison_latents(self: Any, logits: Any) -> None:
-    for row, name in rows_with(self.runtime.forward_batch.sampling_info.led, LATENTS):
-        self.runtime.capture.states[:, row] = LATENTS[name]
+def poison_latents(inputs: Any, logits: Any, draws_inactive: bool = False) -> None:
+    for row, name in rows_with(inputs.runtime.forward_batch.sampling_info.led, LATENTS):
+        inputs.runtime.capture.states[:, row] = LATENTS[name]
 
 
 def raising(name: str) -> Callable[..., Any]:
@@ -136,8 +139,13 @@ def is_meant(name: str, args: tuple[Any, ...]) -> bool:
         return any(found == row for found, _ in rows_with(record._led, [name]))
     if name in ALONE and not is_last_rank():
         return False
-    led = args[1] if name in ("begin", "record") else args[0].runtime.forward_batch.sampling_info.led
+    led = args[1] if name in ("begin", "record") else runtime_of(args[0]).forward_batch.sampling_info.led
     return any(True for _ in rows_with(led, [name]))
+
+
+def runtime_of(holder: Any) -> Any:
+    """Of SamplerInputs, or of what holds them."""
+    return getattr(holder, "inputs", holder).runtime
 
 
 def is_last_rank() -> bool:
@@ -147,13 +155,15 @@ def is_last_rank() -> bool:
     return bool(group.world_size > 1 and group.rank_in_group == group.world_size - 1)
 
 
-def disturb_noise(result: Any, cls: Any, led: Any, *args: Any) -> None:
-    if is_last_rank() and any(True for _ in rows_with(led, ["other noise"])):
-        now = result.standing
-        result.standing = replace(now, coin_uniform=(now.coin_uniform + 0.5) % 1.0, token=(now.token + 0.5) % 1.0)
+def disturb_noise(result: Any, cls: Any, led: Any, *args: Any) -> Any:
+    if not is_last_rank() or not any(True for _ in rows_with(led, ["other noise"])):
+        return None
+    before = result.row_inputs
+    other = {name: (getattr(before, name) + 0.5) % 1.0 for name in ("coin_uniform", "token_uniform")}
+    return replace(result, row_inputs=replace(before, **other))
 
 
 def disturb_tokens(result: Any, self: Any, token_ids: torch.Tensor) -> None:
-    for row, _ in rows_with(self.runtime.forward_batch.sampling_info.led, ["other tokens"]):
+    for row, _ in rows_with(runtime_of(self).forward_batch.sampling_info.led, ["other tokens"]):
         if is_last_rank():
             token_ids[row] = (token_ids[row] + 1) % 700

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from led_sglang.integration.scheduler.methods import masks
-from led_sglang.integration.scheduler.step import StepContext
+from led_sglang.integration.scheduler.step.decision import Decision, draw_seeded
+from led_sglang.integration.scheduler.step.inputs import SamplerInputs
 from led_sglang.ops import backend_for
 from led_sglang.ops.rows import filtered_draw
 from led_sglang.ops.types import RowInputs
@@ -66,7 +67,8 @@ def step_of(needs: tuple[bool, ...], num_masks: int, others: int = 0, backend: s
         noise, flag = column(NUM_ROWS, dtype=torch.float64), column(NUM_ROWS, dtype=torch.bool)
         probs, token_ids = column(total, V), column(total, dtype=torch.int32)
         now = RowInputs(flag, noise, noise, positions, positions, flag, positions)
-        context = StepContext(SimpleNamespace(backend=backend_for(backend, probs.device)), rows, info, now)
+        runtime: Any = SimpleNamespace(backend=backend_for(backend, probs.device), allows_dynamic_shapes=False)
+        inputs = SamplerInputs(runtime, rows, info, now)  # type: ignore[arg-type]
         reported = SimpleNamespace(
             token_ids=column(num_masks, MAX_TOP_K, dtype=torch.int32),
             lengths=column(num_masks, dtype=torch.int32),
@@ -75,10 +77,10 @@ def step_of(needs: tuple[bool, ...], num_masks: int, others: int = 0, backend: s
             support_logprobs=column(num_masks, MAX_TOP_K),
         )
         with SeededWatch() as watch:
-            context.draw_seeded(probs)
-            context.apply(token_ids)
+            decision = Decision(inputs, seeded=draw_seeded(inputs, probs))
+            decision.write(token_ids)
             if num_masks:
-                masks.write(reported, context.draws(), token_ids, info)
+                masks.write(reported, decision.draws(), token_ids, info)
     return watch
 
 

@@ -7,11 +7,11 @@ import pytest
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import FIELDS, METHOD_KEYS, METHODS, LedParams
-from led_sglang.config.reference import rows_of
 from led_sglang.config.request import parse_request
 from led_sglang.config.server import ServerConfig
 from led_sglang.evals.methods import parse_methods
 from led_sglang.serving.command_line import build_parser
+from scripts.reference_tables import rows_of
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 CONFIG = ServerConfig(methods=METHODS, max_depth=12, num_layers=12, open_ids=(5,), close_ids=(6,))

@@ -1,4 +1,4 @@
-"""The reference tables of the documentation: `python -m led_sglang.config.reference` prints them."""
+"""The reference tables of the documentation: `python -m scripts.reference_tables` prints them."""
 
 import json
 import sys

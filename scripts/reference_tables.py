@@ -1,4 +1,4 @@
-"""The reference tables of the documentation: `python -m scripts.reference_tables` prints them."""
+"""The reference tables of the documentation: `python scripts/reference_tables.py` prints them."""
 
 import json
 import sys

@@ -22,7 +22,7 @@ from led_sglang.testing.oracle import TOLERANCE, Comparison, Layers, Oracle, Que
 
 __all__ = [
     "TOLERANCE", "Client", "Comparison", "Layers", "Oracle", "Query", "Reply", "Request", "StartError", "Step", "check",
-    "check_trace", "led_server", "sums",
+    "check_trace", "compare", "led_server", "sums",
 ]  # fmt: skip
 
 FLAGS = ("led_think", "led_explored", "led_depth")
@@ -103,18 +103,24 @@ class Client:
 def led_server(*arguments: str, log: Path, environment: dict[str, str] | None = None) -> Iterator[Client]:
     """A client of `python -m led_sglang.launch ARGUMENTS` on a free port of 127.0.0.1, which is stopped at the end.
 
-    Without `--model-path` it serves the embedded model. Raises StartError, with the end of the log, if it does not start.
+    Without `--model-path` the server has the embedded model. Raises StartError with the log's end if it does not start.
     """
     with Server(*arguments, log=log, environment=environment) as server:
         yield Client(server.url)
 
 
-def check(oracle: Oracle, *replies: Reply) -> Comparison:
-    """Raises AssertionError with the first faults where a traced number or a token is not the recomputed one."""
+def compare(oracle: Oracle, *replies: Reply) -> Comparison:
+    """Every traced number and token of the replies with the recomputed ones."""
     total = Comparison()
     for reply in replies:
         total.same("number of tokens", len(reply.output_ids), reply.request.num_tokens)
         total.add(oracle.compare(reply.request.prompt_ids, reply.output_ids, reply.meta, reply.request.query))
+    return total
+
+
+def check(oracle: Oracle, *replies: Reply) -> Comparison:
+    """The comparison, which found no fault; raises AssertionError with the first faults."""
+    total = compare(oracle, *replies)
     assert not total.faults, f"{len(total.faults)} faults: " + "\n".join(total.faults[:8])
     return total
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from led_sglang.integration.hooks.table import HOOK_TARGETS
+from tests.server.servers import install_plugin
 
 NAN, INF = float("nan"), float("inf")
 LOGITS = {"nan logits": NAN, "inf logits": INF, "-inf logits": -INF, "one nan logit": NAN}
@@ -54,13 +55,9 @@ PROCESSOR = "sglang.srt.layers.logits_processor.LogitsProcessor.forward"
 num_calls: dict[str, int] = {}
 
 
-def install(folder: Path, plugin: str = "tests.server.fault_plugin:register") -> dict[str, str]:
-    """The environment of a server that loads `plugin`: a distribution with the entry point, found on PYTHONPATH."""
-    info = folder / "other_plugin-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-plugin\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[sglang.srt.plugins]\nother = {plugin}\n")
-    return {"PYTHONPATH": f"{folder}:{Path(__file__).parents[2]}"}
+def install(folder: Path) -> dict[str, str]:
+    """The environment of a server that loads this plugin."""
+    return install_plugin(folder, target="tests.server.fault_plugin:register")
 
 
 def register() -> None:
@@ -84,13 +81,13 @@ def register() -> None:
 
 def switched(target: str, error: type[Exception], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """`original`, which fails while the switch says so."""
-    asked = json.loads(Path(os.environ[SWITCH]).read_text())
-    is_meant = asked.get("target") == target
+    requested = json.loads(Path(os.environ[SWITCH]).read_text())
+    is_meant = requested.get("target") == target
     if is_meant:
-        key = f"{target} {asked['when']}"
+        key = f"{target} {requested['when']}"
         num_calls[key] = num_calls.get(key, 0) + 1
         is_meant = num_calls[key] % 2 == 1
-    if is_meant and asked["when"] == "first":
+    if is_meant and requested["when"] == "first":
         raise error(f"forced in {target}")
     result = original(*args, **kwargs)
     if is_meant:

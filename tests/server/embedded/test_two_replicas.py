@@ -15,9 +15,10 @@ import httpx
 import pytest
 
 from led_sglang.serving.ports import HeldPort
+from led_sglang.testing import check_trace
+from tests.server.api import CHAT, DEFAULTS, GENERATE, body, message_of
 from tests.server.embedded.conftest import Spare
-from tests.server.launching import Server
-from tests.server.talking import CHAT, DEFAULTS, GENERATE, body, check_trace, message_of
+from tests.server.servers import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 SHARED = ("--policy", "round_robin", "--health-check-interval-secs", "1", "--health-failure-threshold", "1")

@@ -57,8 +57,8 @@ def document(value: dict[str, Any]) -> str:
 
 
 def ask(folder: Path, url: str, *more: str) -> list[str]:
-    asked = ["run", "--task", "gsm8k", "--methods", "cot", "--samples", "1", "--quiet", "--data", str(folder)]
-    return [*asked, "--base-url", url, "--out", str(folder / "run"), *more]
+    requested = ["run", "--task", "gsm8k", "--methods", "cot", "--samples", "1", "--quiet", "--data", str(folder)]
+    return [*requested, "--base-url", url, "--out", str(folder / "run"), *more]
 
 
 def finished_run(folder: Path, url: str) -> Path:
@@ -77,9 +77,9 @@ def questions(folder: Path, url: str) -> tuple[Path, Callable[[], int]]:
 
 def reproduced(folder: Path, url: str) -> tuple[Path, Callable[[], int]]:
     (folder / "gsm8k.jsonl").write_text(QUESTIONS)
-    asked = ["reproduce", "--task", "gsm8k", "--stages", "temperatures", "--few", "1", "--data", str(folder)]
+    requested = ["reproduce", "--task", "gsm8k", "--stages", "temperatures", "--few", "1", "--data", str(folder)]
     where = ["--base-url", url, "--runs", str(folder / "runs"), "--out", str(folder / "docs")]
-    return folder / "gsm8k.jsonl", partial(evals.main, [*asked, *where])
+    return folder / "gsm8k.jsonl", partial(evals.main, [*requested, *where])
 
 
 def of_run(name: str, *command: str) -> Callable[[Path, str], tuple[Path, Callable[[], int]]]:
@@ -92,8 +92,8 @@ def of_run(name: str, *command: str) -> Callable[[Path, str], tuple[Path, Callab
             lines = map(json.loads, (run / name).read_text().splitlines())
             (run / name).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         more = {"report": [str(run), "--out", str(folder / "docs")], "compact": [str(run)]}
-        asked = ask(folder, url, "--resume") if command == ("run",) else [*command, *more[command[0]]]
-        return run / name, partial(evals.main, asked)
+        requested = ask(folder, url, "--resume") if command == ("run",) else [*command, *more[command[0]]]
+        return run / name, partial(evals.main, requested)
 
     return made
 

@@ -18,13 +18,13 @@ Command = Callable[..., int]
 
 
 def run(url: str, folder: Path, *more: str) -> int:
-    asked = ["--task", "embedded", "--limit", "2", "--samples", "1", "--out", str(folder / "run"), "--quiet"]
-    return evals.main(["run", *asked, "--base-url", url, *more])
+    requested = ["--task", "embedded", "--limit", "2", "--samples", "1", "--out", str(folder / "run"), "--quiet"]
+    return evals.main(["run", *requested, "--base-url", url, *more])
 
 
 def reproduce(url: str, folder: Path, *more: str) -> int:
-    asked = ["--stages", "temperatures", "--limit", "2", "--few", "1", "--runs", str(folder / "runs")]
-    return evals.main(["reproduce", *asked, "--out", str(folder / "report"), "--base-url", url, *more])
+    requested = ["--stages", "temperatures", "--limit", "2", "--few", "1", "--runs", str(folder / "runs")]
+    return evals.main(["reproduce", *requested, "--out", str(folder / "report"), "--base-url", url, *more])
 
 
 def ask_trace(url: str, folder: Path, *more: str) -> int:

@@ -70,8 +70,8 @@ def test_any_value_is_parsed_or_refused_with_words(value: object) -> None:
         return
     assert is_legal(params) or params == LedParams(method="none")
     if isinstance(value, dict):
-        for key, asked in value.items():
-            assert getattr(params, key) == asked, key
+        for key, requested in value.items():
+            assert getattr(params, key) == requested, key
 
 
 @given(NEARLY_LEGAL)

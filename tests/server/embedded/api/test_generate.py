@@ -6,17 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.talking import (
-    DEFAULTS,
-    GENERATE,
-    TRACE_KEYS,
-    body,
-    check_trace,
-    generate,
-    joined,
-    streamed,
-    thinking_prompt,
-)
+from led_sglang.testing import check_trace
+from tests.server.api import DEFAULTS, GENERATE, TRACE_KEYS, body, generate, joined, streamed, thinking_prompt
 
 pytestmark = pytest.mark.server
 TRACE = {"trace": True}

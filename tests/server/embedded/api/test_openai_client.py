@@ -11,7 +11,8 @@ from openai import AsyncOpenAI, BadRequestError, OpenAI
 from tokenizers import Tokenizer
 
 from led_sglang.embedded import MODEL_DIR
-from tests.server.talking import DEFAULTS, MODEL, QUESTION, check_trace, messages, thinking_prompt
+from led_sglang.testing import check_trace
+from tests.server.api import DEFAULTS, MODEL, QUESTION, messages, thinking_prompt
 
 pytestmark = pytest.mark.server
 

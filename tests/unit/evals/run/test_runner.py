@@ -56,8 +56,8 @@ BLANK = Sample("gsm8k", "cot", 0.6, "q0", 0, 1, "right", "1", "", 10, 5, "stop",
 def start(data: Path) -> Start:
     def run(url: str, *arguments: str, task: str = "gsm8k", methods: str = "cot,led:depth=4", samples: int = 3) -> int:
         fixed = ["--quiet", "--data", str(data), "--base-url", url, "--out", str(data / "run")]
-        asked = ["--task", task, "--methods", methods, "--samples", str(samples)]
-        return main(["run", *asked, *fixed, *arguments])
+        requested = ["--task", task, "--methods", methods, "--samples", str(samples)]
+        return main(["run", *requested, *fixed, *arguments])
 
     return run
 
@@ -93,7 +93,7 @@ def test_a_whole_run(data: Path, start: Start) -> None:
 def test_memory_does_not_grow_with_the_samples(data: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "thinking" * 500 + "</think>It is 0."
 
-    async def ask(self: client.Client, asked: client.Query) -> client.Answer:
+    async def ask(self: client.Client, requested: client.Query) -> client.Answer:
         return client.Answer(text, "", "stop", 7, 5, 0.1, {"method": "none"})
 
     async def find_model(self: client.Client) -> str:

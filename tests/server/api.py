@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 
+from led_sglang.testing import sums
+
 MODEL = "led-embedded"
 QUESTION = "What is 17 + 5 * 3?"
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
@@ -104,41 +106,6 @@ def message_of(answer: httpx.Response) -> str:
     """The words of an error, wherever the endpoint puts them."""
     document = answer.json()
     return str(document.get("message") or document["error"]["message"])
-
-
-def check_trace(meta: dict[str, Any]) -> None:
-    """One entry per generated token, probabilities that are some, and sums that equal `led_stats`."""
-    num_tokens, params = meta["completion_tokens"], meta["led_params"]
-    assert {key: len(meta[key]) for key in TRACE_KEYS} == dict.fromkeys(TRACE_KEYS, num_tokens)
-    for values in zip(*(meta[key] for key in TRACE_KEYS), strict=True):
-        row = dict(zip(TRACE_KEYS, values, strict=True))
-        if row["led_depth"] is None:  # the engine's own token
-            assert not row["led_explored"]
-            assert all(row[key] is None for key in TRACE_KEYS[3:])
-            continue
-        assert 1 <= row["led_depth"] <= params["depth"]
-        assert 0 < row["led_confidence"] <= 1
-        assert row["led_entropy"] >= 0
-        assert row["led_logprob"] <= 0
-        for key in ("led_candidates", "led_exploit", "led_explore"):
-            assert len(row[key]) == params["top_k"]
-        for key in ("led_exploit", "led_explore"):
-            assert abs(sum(row[key]) - 1) < 1e-4
-    assert meta["led_stats"] == sums(meta)
-
-
-def sums(meta: dict[str, Any]) -> dict[str, Any]:
-    """`led_stats` worked out from a trace."""
-    explored = [
-        depth for depth, is_explored in zip(meta["led_depth"], meta["led_explored"], strict=True) if is_explored
-    ]
-    return {
-        "led_tokens": sum(depth is not None for depth in meta["led_depth"]),
-        "thinking_tokens": sum(meta["led_think"]),
-        "explored_tokens": len(explored),
-        "mean_depth": sum(explored) / len(explored) if explored else None,
-        "fallbacks": 0,
-    }
 
 
 def counters(http: httpx.Client) -> dict[str, Any]:

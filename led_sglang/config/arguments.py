@@ -16,7 +16,8 @@ from led_sglang.config.methods import METHODS
 __all__ = ["ARGUMENTS", "BACKENDS", "FORMS", "MODES", "SWITCH", "Argument"]
 
 MODES = ("on", "off", "disabled")
-BACKENDS = ("auto", "reference", "eager", "fused", "compiled", "triton")
+# "fused" and "compiled" are older spellings of "torch" and "numba"; the last two are baselines, to compare with.
+BACKENDS = ("auto", "torch", "numba", "triton", "fused", "compiled", "eager", "reference")
 FORMS = ("auto", "one_pass", "coin_first")
 
 

@@ -63,7 +63,7 @@ class ServerConfig:
                 argument.legal.check(argument.flag, value, self)
         if self.form == "one_pass" and self.backend in ("reference", "eager"):
             raise LedParamError(
-                f"--led-form one_pass needs --led-backend auto, fused, compiled or triton, got {show(self.backend)}"
+                f"--led-form one_pass needs --led-backend auto, torch, numba or triton, got {show(self.backend)}"
             )
 
 

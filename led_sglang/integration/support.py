@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from sglang.srt.environ import envs
 
 from led_sglang.config.checks import LedParamError
@@ -221,20 +222,22 @@ def _refuse_uncapturable(config: ServerConfig, model_config: "ModelConfig") -> N
 
 def _refuse_backend(config: ServerConfig, args: Any) -> None:
     """Every step would fail, and the engine's tokens would be used."""
-    if config.backend == "triton" and args.device == "cpu" and not _is_triton_interpreted():
+    if config.backend == "triton" and args.device == "cpu" and not _can_triton_run_on_cpu():
         raise LedParamError('--led-backend triton needs a GPU, this server runs on cpu: use "auto"')
-    if config.backend == "compiled" and args.device != "cpu":
-        raise LedParamError(f'--led-backend compiled is for the CPU, this server runs on {args.device}: use "auto"')
+    if config.backend in ("numba", "compiled") and args.device != "cpu":
+        raise LedParamError(
+            f'--led-backend {config.backend} is for the CPU, this server runs on {args.device}: use "auto"'
+        )
     if config.backend == "reference" and args.tp_size > 1:
         raise LedParamError(f'--led-backend reference needs --tp-size 1, got {args.tp_size}: use "auto"')
 
 
-def _is_triton_interpreted() -> bool:
+def _can_triton_run_on_cpu() -> bool:
     try:
-        from led_sglang.ops.kernels.lm_head import is_interpreted
+        from led_sglang.ops.backends.triton import TritonBackend
     except ImportError:
         return False
-    return is_interpreted()
+    return TritonBackend.runs_on(torch.device("cpu"))
 
 
 def _refuse_one_pass(config: ServerConfig, args: Any, text_config: Any) -> None:

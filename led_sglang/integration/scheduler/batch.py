@@ -14,8 +14,7 @@ from led_sglang.config.methods import METHOD_TABLE, METHODS
 from led_sglang.config.request import ResolvedRequest
 from led_sglang.integration.scheduler.methods.edits import is_edited
 from led_sglang.integration.scheduler.methods.soft_inputs import keep_out_of_prefix_cache
-from led_sglang.ops.rows.inputs import RowMeta
-from led_sglang.ops.types import LedRows
+from led_sglang.ops.types import LedRows, RowMeta
 from led_sglang.wire import RESOLVED_KEY
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class DeviceRows(RowMeta):
 
     method: Tensor  # (R,) int64, indices of METHODS
     groups: dict[str, MethodGroup]  # the other methods' rows
-    params: LedRows  # `active` is filled in at every step
+    params: LedRows
     seeded: Tensor | None  # (S,) int64 positions among the R rows whose request named a seed; None = no such row
     seeded_masked: Tensor | None = None  # positions among the S rows that return sampling masks
     edited: Tensor | None = None  # (E,) positions among the R rows, of LED's rows with penalties or a logit bias
@@ -208,7 +207,6 @@ def _to_device(batch: LedBatch, info: "SamplingBatchInfo") -> DeviceRows:
     min_p = [p.min_p for p in params]
     any_min_p = any(min_p)
     led_rows = LedRows(
-        active=torch.empty(0, dtype=torch.bool, device=device),
         depth=numbers["depth"],
         top_k=numbers["top_k"],
         temperature=temperature,

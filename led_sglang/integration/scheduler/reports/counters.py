@@ -1,4 +1,4 @@
-"""How many tokens of each kind a scheduler process has handed out: counted on the device, read when somebody asks."""
+"""How many tokens of each kind a scheduler process has handed out: counted on the device, read for a report."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,15 +9,16 @@ import torch
 
 from led_sglang.config.methods import METHODS
 from led_sglang.ops.rows import stats
+from led_sglang.ops.types import Counters
 
 ENGINE = METHODS.index("none")
 
 
 class Counts:
-    """The device's counters, and what only the host knows: steps that failed early, results that nobody was given."""
+    """The device's counters, and what only the host knows: steps that failed early, results that no request was given."""
 
     def __init__(self, max_depth: int, device: torch.device) -> None:
-        self.on_device = stats.Counters.zeros(max_depth, len(METHODS), device)
+        self.on_device = Counters.zeros(max_depth, len(METHODS), device)
         self.pending: WeakSet[Any] = WeakSet()  # StepRecords that are counted and not handed out yet
         self._corrections = np.zeros(len(self.on_device.values), np.int64)
 

@@ -13,6 +13,7 @@ from led_sglang.integration.scheduler.methods.edits import edits_of
 from led_sglang.integration.scheduler.methods.masks import Draw
 from led_sglang.integration.scheduler.methods.registry import Override
 from led_sglang.integration.scheduler.step.inputs import SamplerInputs
+from led_sglang.ops import led_step
 from led_sglang.ops.policy import led_probs
 from led_sglang.ops.rows.filtered_draw import kept_tokens
 from led_sglang.ops.types import Filters, LedStep
@@ -52,7 +53,7 @@ class Decision:
         """
         if self.step is None or not self.inputs.is_led_alone:
             return None
-        is_ok = self.step.arrays("ok")[0]
+        is_ok = self.step.ok.numpy()
         is_decided = is_ok if self.draws_inactive else self.inputs.active_array & is_ok
         return torch.from_numpy(np.flatnonzero(~is_decided))
 
@@ -109,12 +110,13 @@ def _led_step(inputs: SamplerInputs, logits: Tensor, draws_inactive: bool) -> Le
     latents = partial(current.capture.latents, num_layers, num_rows, rows.index)
     one_pass_state.num_steps["one_pass" if inputs.is_one_pass else "coin_first"] += 1
     current.num_engine_head_steps += head.project is not None
-    return current.backend.step(
+    return led_step(
         rows.pick(logits),
         latents if num_layers else logits.new_empty(0, rows.num_rows, 1),
         head,
         rows.params,
         inputs.row_inputs,
+        backend=current.backend,
         known_lse=one_pass_state.known_lse(rows, num_rows) if inputs.is_one_pass else None,
         edits=None if rows.edited is None else edits_of(inputs.info, rows.index, rows.edited),
         draws_inactive=draws_inactive,

@@ -40,7 +40,7 @@ class SamplerInputs:
     @property
     def active_array(self) -> Any:
         """The same as numpy sees it. CPU only."""
-        return self.row_inputs.arrays("active")[0]
+        return self.row_inputs.active.numpy()
 
     @property
     def mask_rows(self) -> Tensor | None:

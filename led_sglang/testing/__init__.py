@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from led_sglang.cli import http_client
+from led_sglang.cli.http_client import ServerError
 from led_sglang.serving.child import Server, StartError
 from led_sglang.testing.oracle import TOLERANCE, Comparison, Layers, Oracle, Query, Step
 
 __all__ = [
-    "TOLERANCE", "Client", "Comparison", "Layers", "Oracle", "Query", "Reply", "Request", "StartError", "Step", "check",
-    "check_trace", "compare", "led_server", "sums",
+    "TOLERANCE", "Client", "Comparison", "Layers", "Oracle", "Query", "Reply", "Request", "ServerError", "StartError",
+    "Step", "check", "check_trace", "compare", "led_server", "sums",
 ]  # fmt: skip
 
 FLAGS = ("led_think", "led_explored", "led_depth")
 NUMBERS = ("led_confidence", "led_entropy", "led_logprob", "led_candidates", "led_exploit", "led_explore")
+NUMBERS += ("led_depth_entropy",)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Client:
-    """Raises `led_sglang.cli.http_client.ServerError` with the server's words where it refuses or does not answer."""
+    """Raises ServerError with the server's words where it refuses or does not answer."""
 
     url: str
     api_key: str | None = None
@@ -139,8 +141,10 @@ def check_trace(meta: Mapping[str, Any]) -> None:
             continue
         assert 1 <= row["led_depth"] <= params["depth"] and 0 < row["led_confidence"] <= 1
         assert row["led_entropy"] >= 0 >= row["led_logprob"]
-        assert all(len(row[key]) == params["top_k"] for key in NUMBERS[3:])
-        assert all(abs(sum(row[key]) - 1) < 1e-4 for key in NUMBERS[4:])
+        assert all(len(row[key]) == params["top_k"] for key in NUMBERS[3:6])
+        assert all(abs(sum(row[key]) - 1) < 1e-4 for key in NUMBERS[4:6])
+        assert len(row["led_depth_entropy"]) == params["depth"]
+        assert row["led_depth_entropy"][row["led_depth"] - 1] == row["led_entropy"]
     assert meta["led_stats"] == sums(meta)
 
 

@@ -127,7 +127,8 @@ class Comparison:
         self.worst = max(self.worst, other.worst)
 
 
-COLUMNS = ("think", "explored", "depth", "confidence", "entropy", "logprob", "candidates", "exploit", "explore")
+COLUMNS = ("think", "explored", "depth", "confidence", "entropy", "depth_entropy", "logprob")
+COLUMNS += ("candidates", "exploit", "explore")
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,9 @@ def compare_step(
     is_largest = entropies[chosen] >= entropies.max() - TIE
     result.holds(f"{where}: depth {reported['depth']}, entropies {entropies}", is_largest)
     result.near(f"{where} entropy", reported["entropy"], float(entropies[chosen]))
+    result.same(f"{where} number of depth_entropy", len(reported["depth_entropy"]), len(entropies))
+    for j, (value, expected) in enumerate(zip(reported["depth_entropy"], entropies, strict=False)):
+        result.near(f"{where} depth_entropy[{j}]", value, float(expected))
     branches = {"exploit": aggregates[0], "explore": aggregates[chosen]}
     for name, probs in branches.items():
         values = dict(zip(reported["candidates"], reported[name], strict=True))

@@ -37,6 +37,7 @@ TRACE_KEYS = (
     "led_candidates",
     "led_exploit",
     "led_explore",
+    "led_depth_entropy",
 )
 
 

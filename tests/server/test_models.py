@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from led_sglang.testing import led_server
 from tests.server import checkpoints
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
-from tests.server.clients import Client, Oracle, Request, check, sharp_server, thinking_prompt, words
+from tests.server.clients import Oracle, Request, check, sharp_server, thinking_prompt, words
 from tests.server.recompute import MUTATIONS, Query
-from tests.server.servers import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 
@@ -39,8 +39,7 @@ def test_architecture(name: str, checkpoint_folder: Path, logs: Path) -> None:
     limits = {"max-total-tokens": 2048, "context-length": 2048, "max-running-requests": 32}
     config = logs / f"{name}.yaml"
     config.write_text(yaml.safe_dump(settings | limits))
-    with Server("--config", str(config), log=logs / f"{name}.log") as server:
-        client = Client(server.url)
+    with led_server("--config", str(config), log=logs / f"{name}.log") as client:
         replies = client.together(requests())
         info = client.get("/led/info")
         assert client.get("/get_model_info")["model_path"] == str(folder)

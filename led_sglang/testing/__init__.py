@@ -20,15 +20,12 @@ from led_sglang.cli import http_client
 from led_sglang.cli.http_client import ServerError
 from led_sglang.serving.child import Server, StartError
 from led_sglang.testing.oracle import TOLERANCE, Comparison, Layers, Oracle, Query, Step
+from led_sglang.wire import TRACE_KEYS, VALUE_COLUMNS
 
 __all__ = [
     "TOLERANCE", "Client", "Comparison", "Layers", "Oracle", "Query", "Reply", "Request", "ServerError", "StartError",
     "Step", "check", "check_trace", "compare", "led_server", "sums",
 ]  # fmt: skip
-
-FLAGS = ("led_think", "led_explored", "led_depth")
-NUMBERS = ("led_confidence", "led_entropy", "led_logprob", "led_candidates", "led_exploit", "led_explore")
-NUMBERS += ("led_depth_entropy",)
 
 
 @dataclass(frozen=True)
@@ -132,17 +129,17 @@ def check_trace(meta: Mapping[str, Any]) -> None:
 
     One entry for each generated token, probabilities that are some, and sums that equal `led_stats`.
     """
-    keys, params = FLAGS + NUMBERS, meta["led_params"]
-    assert {key: len(meta[key]) for key in keys} == dict.fromkeys(keys, meta["completion_tokens"])
-    for values in zip(*(meta[key] for key in keys), strict=True):
-        row = dict(zip(keys, values, strict=True))
+    params = meta["led_params"]
+    assert {key: len(meta[key]) for key in TRACE_KEYS} == dict.fromkeys(TRACE_KEYS, meta["completion_tokens"])
+    for values in zip(*(meta[key] for key in TRACE_KEYS), strict=True):
+        row = dict(zip(TRACE_KEYS, values, strict=True))
         if row["led_depth"] is None:  # the engine's own token
-            assert not row["led_explored"] and all(row[key] is None for key in NUMBERS)
+            assert not row["led_explored"] and all(row[key] is None for key in VALUE_COLUMNS)
             continue
         assert 1 <= row["led_depth"] <= params["depth"] and 0 < row["led_confidence"] <= 1
         assert row["led_entropy"] >= 0 >= row["led_logprob"]
-        assert all(len(row[key]) == params["top_k"] for key in NUMBERS[3:6])
-        assert all(abs(sum(row[key]) - 1) < 1e-4 for key in NUMBERS[4:6])
+        assert len(row["led_candidates"]) == len(row["led_exploit"]) == len(row["led_explore"]) == params["top_k"]
+        assert all(abs(sum(row[key]) - 1) < 1e-4 for key in ("led_exploit", "led_explore"))
         assert len(row["led_depth_entropy"]) == params["depth"]
         assert row["led_depth_entropy"][row["led_depth"] - 1] == row["led_entropy"]
     assert meta["led_stats"] == sums(meta)

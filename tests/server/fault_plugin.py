@@ -98,9 +98,9 @@ def switched(target: str, error: type[Exception], original: Callable[..., Any], 
 def rows_with(led: Any, faults: Any) -> Iterator[tuple[int, str]]:
     """The rows of a batch whose request asked for one of the faults."""
     names = {SEEDS[name]: name for name in faults}
-    for row, seat in enumerate(led.seats if led is not None else ()):
-        if seat.request is not None and seat.request.seed in names:
-            yield row, names[seat.request.seed]
+    for row, request_row in enumerate(led.request_rows if led is not None else ()):
+        if request_row.request is not None and request_row.request.seed in names:
+            yield row, names[request_row.request.seed]
 
 
 def poison_logits(result: Any, self: Any, input_ids: Any, hidden: Any, head: Any, batch: Any, *args: Any) -> None:
@@ -146,8 +146,8 @@ def is_last_rank() -> bool:
 
 def disturb_noise(result: Any, cls: Any, led: Any, *args: Any) -> None:
     if is_last_rank() and any(True for _ in rows_with(led, ["other noise"])):
-        now = result.standing
-        result.standing = replace(now, coin_uniform=(now.coin_uniform + 0.5) % 1.0, token=(now.token + 0.5) % 1.0)
+        now = result.inputs
+        result.inputs = replace(now, coin_uniform=(now.coin_uniform + 0.5) % 1.0, token=(now.token + 0.5) % 1.0)
 
 
 def disturb_tokens(result: Any, self: Any, token_ids: torch.Tensor) -> None:

@@ -98,6 +98,6 @@ def test_outcome(outcomes: dict[str, tuple[int, str]], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.is_refused and not case.plugin])
-def test_a_users_mistake_is_told_without_a_traceback(outcomes: dict[str, tuple[int, str]], name: str) -> None:
+def test_a_users_mistake_is_reported_without_a_traceback(outcomes: dict[str, tuple[int, str]], name: str) -> None:
     assert "led_sglang: " in outcomes[name][1]
     assert "Traceback" not in outcomes[name][1]

@@ -114,7 +114,7 @@ def test_the_old_router_needs_metadata(router: httpx.Client, replicas: tuple[Ser
     assert "depth must be an integer in [1, 12]" in refused.text
 
 
-def test_the_old_router_drops_parameters_of_generate_and_meta_info_tells(router: httpx.Client) -> None:
+def test_the_old_router_drops_parameters_of_generate_and_meta_info_shows_it(router: httpx.Client) -> None:
     meta = router.post(GENERATE, json=body(GENERATE, {"depth": 3})).json()["meta_info"]
     assert meta["led_params"] == DEFAULTS, "the router learnt to pass custom_params: say so in docs/deploy.md"
 

@@ -119,7 +119,7 @@ def test_n_samples_and_batches_of_led_alone(temperature: float, logprob_client: 
     assert sampled[None].status_code == sampled[False].status_code, "n > 1 with masks is SGLang's to mend: 500"
 
 
-def test_a_stream_tells_the_same(logprob_client: LogprobClient) -> None:
+def test_a_stream_reports_the_same(logprob_client: LogprobClient) -> None:
     request = wanting(Request(thinking_prompt(730), num_tokens=24, seed=5), "support")
     whole = logprob_client.generate(request)
     hold(whole)
@@ -136,7 +136,7 @@ def test_a_stream_tells_the_same(logprob_client: LogprobClient) -> None:
     same_masks(reported, whole.meta)
 
 
-def test_the_engines_other_outputs_tell_the_final_layer(client: Client, logprob_client: LogprobClient) -> None:
+def test_the_engines_other_outputs_report_the_final_layer(client: Client, logprob_client: LogprobClient) -> None:
     """With or without masks: the rows of docs/rollouts.md that stay the engine's."""
     request = Request(thinking_prompt(740), num_tokens=12, seed=6, return_logprob=True)
     plain, reported = logprob_client.generate(request), logprob_client.generate(wanting(request))

@@ -181,7 +181,7 @@ def put(file: Path, how: str, is_document: bool) -> None:
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("name", READERS)
-def test_a_wrong_file_is_told(
+def test_a_wrong_file_is_reported(
     name: str, how: str, tmp_path: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reader = READERS[name]
@@ -276,7 +276,7 @@ def place(folder: Path, how: str, is_folder: bool) -> Path:
 
 @pytest.mark.parametrize("how", ["below a file", "wrong kind", "full", "closed"])
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_place_that_cannot_be_written_to_is_told_before_the_work(
+def test_a_place_that_cannot_be_written_to_is_reported_before_the_work(
     name: str, how: str, tmp_path: Path, server: FakeServer, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

@@ -23,9 +23,9 @@ V = 16
 class Engine:
     """Samples the arg-max and remembers what it was shown."""
 
-    def __init__(self, tells_masks: bool = True) -> None:
+    def __init__(self, reports_masks: bool = True) -> None:
         self.output_logprob_processor = None
-        self.has_masks = tells_masks
+        self.has_masks = reports_masks
         self.seen: list[list[int]] = []
         self.num_preprocessed = 0
 
@@ -105,8 +105,8 @@ def sample(context: StepContext | None, num_rows: int, engine: Engine, simple: b
 
 
 @pytest.mark.parametrize("tells_masks", [True, False])
-def test_only_what_led_left_open_is_sampled(tells_masks: bool) -> None:
-    engine = Engine(tells_masks)
+def test_only_what_led_left_open_is_sampled(reports_masks: bool) -> None:
+    engine = Engine(reports_masks)
     context = context_of(["led"] * 4, [True, False, True, True], ok=[True, True, False, True])
     assert sample(context, 4, engine)[0] == [3, 6, 7, 3]  # row 1 is outside its phase, row 2 was not finite
     assert engine.seen == [[1, 2]]
@@ -227,7 +227,7 @@ def test_a_step_that_fails_leaves_all_to_the_engine(monkeypatch: pytest.MonkeyPa
     ("info", "simple"),
     [({"sampling_seed": torch.zeros(3)}, True), ({"sampling_mask_batch_indices": torch.zeros(1)}, True), ({}, False)],
 )
-def test_an_engine_that_tells_more_is_shown_every_row(info: dict[str, Any], simple: bool) -> None:
+def test_an_engine_that_reports_more_is_shown_every_row(info: dict[str, Any], simple: bool) -> None:
     engine = Engine()
     assert sample(context_of(["led"] * 3, [True] * 3, **info), 3, engine, simple)[0] == [3, 3, 3]
     assert engine.seen == [[0, 1, 2]]

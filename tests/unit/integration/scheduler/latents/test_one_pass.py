@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 H, V, J = 16, 40, 3
 
 
-def ride_of(form: str = "one_pass", backend: str = "auto", max_rows: int = 12) -> OnePassState:
+def state_of(form: str = "one_pass", backend: str = "auto", max_rows: int = 12) -> OnePassState:
     return OnePassState(form, chosen_backend(backend, CPU), J, max_rows, CPU)
 
 
@@ -31,7 +31,7 @@ def head_of(**changes: Any) -> Head:
 def test_a_padded_graph_serves_the_real_rows_alone(is_gpu_path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight rows in the graph, five in the batch, four of them ours, one of those left out."""
     monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: not is_gpu_path)
-    one_pass_state, head, buffer = ride_of(), head_of(), torch.randn(J + 1, 12, H)
+    one_pass_state, head, buffer = state_of(), head_of(), torch.randn(J + 1, 12, H)
     buffer[:, 5:] = torch.nan  # padding holds what an earlier batch left
     index = torch.tensor([0, 1, 3, 4])
     rows = SimpleNamespace(index=index, edited=None)
@@ -53,7 +53,7 @@ def test_the_form_is_that_of_the_graph_and_beyond_the_largest_that_of_the_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
-    one_pass_state = ride_of("auto", max_rows=300)
+    one_pass_state = state_of("auto", max_rows=300)
     assert one_pass_state.status()["one_pass_up_to_rows"] == one_pass.MAX_ROWS
     for size in (8, 48, 64):
         one_pass_state.on_graph_warmup(size, is_captured=True)
@@ -64,7 +64,7 @@ def test_the_form_is_that_of_the_graph_and_beyond_the_largest_that_of_the_batch(
 
 
 def test_a_warm_up_that_is_no_capture_makes_no_graph() -> None:
-    one_pass_state = ride_of()
+    one_pass_state = state_of()
     one_pass_state.on_graph_warmup(8, is_captured=False)
     assert one_pass_state.is_one_pass and one_pass_state.graph_sizes == []
     one_pass_state.on_graph_warmup(4096, is_captured=False)  # a warm-up of more rows than any batch
@@ -91,7 +91,7 @@ def test_a_warm_up_has_the_form_of_its_capture(
     In SGLang's order: from the largest size down, two warm-ups, then the capture.
     """
     monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
-    one_pass_state = ride_of(form, max_rows=max_rows + 2)
+    one_pass_state = state_of(form, max_rows=max_rows + 2)
     forms = {}
     for size in reversed(decode_graph_sizes(max_rows, is_padded)):
         decided = []
@@ -106,7 +106,7 @@ def test_a_warm_up_has_the_form_of_its_capture(
 
 def test_a_fault_inside_a_capture_stops_the_start() -> None:
     """The capture is invalid from there on: going on with the engine's product would hide why."""
-    one_pass_state, head = ride_of(), head_of()
+    one_pass_state, head = state_of(), head_of()
     one_pass_state.on_graph_warmup(2, is_captured=True)
     one_pass_state.mask[:2] = True
     with pytest.raises(CaptureError, match=r"graph of 2 rows was captured: RuntimeError.*--led-form coin_first"):
@@ -117,8 +117,8 @@ def test_a_fault_inside_a_capture_stops_the_start() -> None:
     assert one_pass_state.fault is not None, "while serving it is told, and the engine's product is used"
 
 
-def test_a_fault_gives_the_engines_product_and_is_told() -> None:
-    one_pass_state, head = ride_of(), head_of()
+def test_a_fault_gives_the_engines_product_and_is_reported() -> None:
+    one_pass_state, head = state_of(), head_of()
     hidden = torch.randn(2, H)
     one_pass_state.mask[:2] = True
     logits = one_pass_state.through(lambda h: h @ head.weight.T, hidden, head, torch.randn(J, 12, H + 1))

@@ -129,7 +129,7 @@ def test_what_a_processor_forces_is_no_number_to_take_off() -> None:
     assert found.isfinite().all() and edits is not None
 
 
-def test_rows_with_edits_do_not_ride() -> None:
+def test_rows_with_edits_take_no_one_pass() -> None:
     led = batch_of(request_row("none"), request_row("led"), edited("led"), request_row("led"), edited("led"))
     rows = led.device_rows(sampling_info(led))
     one_pass_state = OnePassState("one_pass", "fused", 7, 12, torch.device("cpu"))

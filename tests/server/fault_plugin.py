@@ -21,17 +21,18 @@ from tests.server.servers import install_plugin
 NAN, INF = float("nan"), float("inf")
 LOGITS = {"nan logits": NAN, "inf logits": INF, "-inf logits": -INF, "one nan logit": NAN}
 LATENTS = {"nan latents": NAN, "inf latents": INF}
-RAISING = {
-    "begin": "step.StepContext.begin",
-    "decide": "step.StepContext.decide",
-    "decide_plain": "step.StepContext.decide_plain",
-    "apply": "step.StepContext.apply",
-    "finish": "step.StepContext.finish",
-    "record": "records.StepRecord.of",
-    "entry": "records.StepRecord.entry",
+STEP, REPORTS = "scheduler.step.", "scheduler.reports."
+RAISING = {  # a fault -> what raises, below `LED`
+    "begin": STEP + "inputs.SamplerInputs.begin",
+    "decide": STEP + "decision.decide",
+    "draw_seeded": STEP + "decision.draw_seeded",
+    "write": STEP + "decision.Decision.write",
+    "finish": STEP + "call.SamplerCall._finish",
+    "record": REPORTS + "records.StepRecord.of",
+    "entry": REPORTS + "records.StepRecord.entry",
 }
 RANKS = ("other noise", "other tokens")  # on the last rank alone
-ALONE = {"decide alone": "step.StepContext.decide"}  # so is this
+ALONE = {"decide alone": RAISING["decide"]}  # so is this
 SEEDS = {name: 70_000_000 + i for i, name in enumerate((*LOGITS, *LATENTS, *RAISING, *RANKS, *ALONE))}
 LED = "led_sglang.integration."
 SWITCH = "LED_FAULT_SWITCH"  # the file's place; its JSON: which target, and "first" or "last"
@@ -41,15 +42,15 @@ AT_START = (  # called before anybody is served, and never again
 )
 HOOKS = tuple(target for target in HOOK_TARGETS if target not in AT_START)
 INNER = {  # what the engine reaches by way of the hooks, with what it raises
-    "capture.Capture.store": torch.OutOfMemoryError,
-    "soft.SoftInputs._mix": torch.OutOfMemoryError,
-    "step.StepContext.open_rows": ArithmeticError,
-    "runtime.Runtime.see_head": ArithmeticError,
-    "sampler.before_forward": ArithmeticError,
-    "requests._tell": ArithmeticError,
-    "requests._take_out": ArithmeticError,
-    "batch.LedBatch.filter": ArithmeticError,
-    "records.StepRecord.close": ArithmeticError,
+    "scheduler.latents.capture.Capture.store": torch.OutOfMemoryError,
+    "scheduler.methods.soft_inputs.SoftInputs._mix": torch.OutOfMemoryError,
+    STEP + "decision.Decision.rows_for_engine": ArithmeticError,
+    "scheduler.runtime.Runtime.bind_head": ArithmeticError,
+    STEP + "sampler.before_forward": ArithmeticError,
+    "http.responses._report": ArithmeticError,
+    "http.responses._take_out": ArithmeticError,
+    "scheduler.batch.LedBatch.filter": ArithmeticError,
+    REPORTS + "records.StepRecord.close": ArithmeticError,
 }
 PROCESSOR = "sglang.srt.layers.logits_processor.LogitsProcessor.forward"
 num_calls: dict[str, int] = {}
@@ -64,19 +65,31 @@ def register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     HookRegistry.register(PROCESSOR, poison_logits, HookType.AFTER)
-    HookRegistry.register(LED + "step.StepContext.decide", poison_latents, HookType.BEFORE)
-    HookRegistry.register(LED + "step.StepContext.begin", disturb_noise, HookType.AFTER)
-    HookRegistry.register(LED + "step.StepContext.apply", disturb_tokens, HookType.AFTER)
+    HookRegistry.register(LED + RAISING["decide"], poison_latents, HookType.BEFORE)
+    HookRegistry.register(LED + RAISING["begin"], disturb_noise, HookType.AFTER)
+    HookRegistry.register(LED + RAISING["write"], disturb_tokens, HookType.AFTER)
     for name, target in (*RAISING.items(), *ALONE.items()):
         HookRegistry.register(LED + target, raising(name), HookType.AROUND)
     if SWITCH not in os.environ:
         return
-    from led_sglang.integration.hooks.register import HANDLERS
-
-    for target in HOOKS:
-        HANDLERS[target].handler = partial(switched, target, ArithmeticError, HANDLERS[target].handler)
+    switch_handlers()
     for target, error in INNER.items():
         HookRegistry.register(LED + target, partial(switched, target, error), HookType.AROUND)
+
+
+def switch_handlers() -> None:
+    """Of all hooks; a handler is still imported where it is first called."""
+    from led_sglang.integration.hooks.guard import Guarded, Handler
+
+    find = Guarded.handler.func
+
+    def found(self: Guarded) -> Handler:
+        handler = find(self)
+        if self.target not in HOOKS:
+            return handler
+        return replace(handler, function=partial(switched, self.target, ArithmeticError, handler.function))
+
+    Guarded.handler.func = found
 
 
 def switched(target: str, error: type[Exception], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -109,20 +122,20 @@ def poison_logits(result: Any, self: Any, input_ids: Any, hidden: Any, head: Any
         logits[logits.argmax() if name == "one nan logit" else slice(None)] = LOGITS[name]
 
 
-def poison_latents(self: Any, logits: Any) -> None:
-    for row, name in rows_with(self.runtime.forward_batch.sampling_info.led, LATENTS):
-        self.runtime.capture.states[:, row] = LATENTS[name]
+def poison_latents(inputs: Any, logits: Any, *args: Any) -> None:
+    for row, name in rows_with(led_of(inputs), LATENTS):
+        inputs.runtime.capture.states[:, row] = LATENTS[name]
 
 
 def raising(name: str) -> Callable[..., Any]:
     """Raises at every second of its steps, so that a lost thinking state would show in the steps between."""
 
-    def hook(original: Callable[..., Any], *args: Any) -> Any:
+    def hook(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if is_meant(name, args):
             num_calls[name] = num_calls.get(name, 0) + 1
             if num_calls[name] % 2:
                 raise ArithmeticError(f"forced in {name}")
-        return original(*args)
+        return original(*args, **kwargs)
 
     return hook
 
@@ -133,7 +146,7 @@ def is_meant(name: str, args: tuple[Any, ...]) -> bool:
         return any(found == row for found, _ in rows_with(record._led, [name]))
     if name in ALONE and not is_last_rank():
         return False
-    led = args[1] if name in ("begin", "record") else args[0].runtime.forward_batch.sampling_info.led
+    led = args[1] if name in ("begin", "record") else led_of(args[0])
     return any(True for _ in rows_with(led, [name]))
 
 
@@ -144,13 +157,18 @@ def is_last_rank() -> bool:
     return bool(group.world_size > 1 and group.rank_in_group == group.world_size - 1)
 
 
-def disturb_noise(result: Any, cls: Any, led: Any, *args: Any) -> None:
+def led_of(step: Any) -> Any:
+    """The LedBatch of a step, from its inputs or from what holds them."""
+    return getattr(step, "inputs", step).runtime.forward_batch.sampling_info.led
+
+
+def disturb_noise(result: Any, cls: Any, led: Any, *args: Any, **kwargs: Any) -> None:
     if is_last_rank() and any(True for _ in rows_with(led, ["other noise"])):
-        now = result.inputs
-        result.inputs = replace(now, coin_uniform=(now.coin_uniform + 0.5) % 1.0, token=(now.token + 0.5) % 1.0)
+        for uniform in (result.row_inputs.coin_uniform, result.row_inputs.token_uniform):
+            uniform.add_(0.5).remainder_(1.0)
 
 
-def disturb_tokens(result: Any, self: Any, token_ids: torch.Tensor) -> None:
-    for row, _ in rows_with(self.runtime.forward_batch.sampling_info.led, ["other tokens"]):
+def disturb_tokens(result: Any, decision: Any, token_ids: torch.Tensor) -> None:
+    for row, _ in rows_with(led_of(decision), ["other tokens"]):
         if is_last_rank():
             token_ids[row] = (token_ids[row] + 1) % 700

@@ -88,7 +88,7 @@ def test_our_hooks_are_verified_beside_another_plugins(client: Client, alone: tu
 @pytest.mark.parametrize("fault", RAISING)
 def test_an_exception_in_the_step(fault: str, client: Client, alone: tuple[Reply, Reply]) -> None:
     before = failures(client)
-    query = replace(FLICKERING, phase="all") if fault == "decide_plain" else FLICKERING
+    query = replace(FLICKERING, phase="all") if fault == "draw_seeded" else FLICKERING
     request = Request(thinking_prompt(20), query, num_tokens=48, seed=SEEDS[fault], return_logprob=True)
     reply, off = client.together([request, OFF])
     assert failures(client) - before >= 20, "every second step of it should have failed"

@@ -1,4 +1,4 @@
-"""What tests/server/fault_plugin.py breaks by name is there, so that a renamed function fails here and not on a server."""
+"""What tests/server/fault_plugin.py breaks by name is there: a renamed function fails here, and not on a server."""
 
 import pkgutil
 

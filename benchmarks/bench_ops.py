@@ -19,13 +19,12 @@ from pathlib import Path
 import torch
 from measure import interleaved_median_ms, peak_bandwidth, peak_extra_mib, peak_flops
 from provenance import provenance
-from rows import paper_rows
 
 from led_sglang.cli import files
 from led_sglang.cli.arguments import integer, number
 from led_sglang.cli.endings import guarded
 from led_sglang.config.arguments import FORMS
-from led_sglang.ops import Head, LedRows, LedStep, Noise, arrays, chosen_backend, led_step
+from led_sglang.ops import Head, LedRows, LedStep, StepInputs, backend_for, led_step
 from led_sglang.ops.backends import one_pass
 
 RESULTS = Path(__file__).parent / "results" / "ops_cpu.jsonl"
@@ -38,21 +37,20 @@ class Inputs:
     latents: torch.Tensor
     head: Head
     rows: LedRows
-    noise: Noise
+    inputs: StepInputs
 
     def one_pass(self, backend: str) -> LedStep:
         with torch.inference_mode():
             device = self.final_logits.device
-            chosen = chosen_backend(backend, device)
-            coin_threshold, tau = one_pass.coin_threshold_of(chosen, device), one_pass.row_tau(self.rows)
-            mask = one_pass.one_pass_mask(self.rows, self.noise.coin_uniform, coin_threshold)
+            chosen, tau = backend_for(backend, device), self.rows.tau
+            mask = one_pass.one_pass_mask(self.rows, self.inputs, chosen.coin_threshold)
             lse = torch.zeros(self.latents.shape[:2], device=device)
-            if arrays.allows_dynamic_shapes(device):
+            if chosen.allows_dynamic_shapes:
                 one_pass.separate_pass(self.latents, self.head, tau, mask, lse)
             else:
-                one_pass.head_pass(self.latents[0], self.latents, self.head, tau, mask, lse, chosen)
-            known_lse = one_pass.known_lse_of(self.rows, lse, mask, coin_threshold)
-            arguments = (self.final_logits, self.latents, self.head, self.rows, self.noise)
+                chosen.head_pass(self.latents[0], self.latents, self.head, tau, mask, lse)
+            known_lse = one_pass.known_lse_of(self.rows, lse, mask, chosen.coin_threshold)
+            arguments = (self.final_logits, self.latents, self.head, self.rows, self.inputs)
             return led_step(*arguments, backend=chosen, known_lse=known_lse)
 
     def shipped(self, args: argparse.Namespace) -> LedStep:
@@ -60,7 +58,7 @@ class Inputs:
 
     def run(self, backend: str) -> LedStep:
         with torch.inference_mode():
-            return led_step(self.final_logits, self.latents, self.head, self.rows, self.noise, backend=backend)
+            return led_step(self.final_logits, self.latents, self.head, self.rows, self.inputs, backend=backend)
 
 
 def parse_args() -> argparse.Namespace:
@@ -97,9 +95,10 @@ def make_inputs(args: argparse.Namespace) -> Inputs:
     num_exploring = round(args.explore_rate * args.rows)
     coin_uniform = torch.full((args.rows,), 1 - 2**-20, device=device, dtype=torch.float64)
     coin_uniform[torch.randperm(args.rows, device=device)[:num_exploring]] = 0.0
-    noise = Noise(coin_uniform, torch.rand(args.rows, device=device, dtype=torch.float64))
-    rows = paper_rows(args.rows, args.depth, args.top_k, args.device)
-    return Inputs(final_logits, streams[1:].contiguous(), Head(weight, args.vocab), rows, noise)
+    token_uniform = torch.rand(args.rows, device=device, dtype=torch.float64)
+    inputs = StepInputs(torch.ones_like(coin_uniform, dtype=torch.bool), coin_uniform, token_uniform)
+    rows = LedRows.uniform(args.rows, args.depth, args.top_k, device)
+    return Inputs(final_logits, streams[1:].contiguous(), Head(weight, args.vocab), rows, inputs)
 
 
 def max_abs_error(inputs: Inputs, args: argparse.Namespace) -> float:
@@ -136,7 +135,7 @@ def command() -> None:
         files.check_file(RESULTS)
     device = torch.device(args.device)
     args.dtype = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    args.form = one_pass.form_of(args.rows, args.form, device)
+    args.form = one_pass.form_of(args.rows, args.form, backend_for(args.backend, device).allows_dynamic_shapes)
     inputs = make_inputs(args)
     error = max_abs_error(inputs, args)
     runs = {"naive": lambda: inputs.run("eager"), "led": lambda: inputs.shipped(args)}

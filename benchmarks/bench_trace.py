@@ -25,12 +25,11 @@ import torch
 
 from benchmarks.load import Window, cpu_seconds, run_window
 from benchmarks.provenance import provenance
-from benchmarks.rows import paper_rows
 from led_sglang.cli import files, http_client
 from led_sglang.cli.arguments import integer, number, url
 from led_sglang.cli.endings import guarded
 from led_sglang.embedded.problems import generate
-from led_sglang.ops import Head, Noise, led_step
+from led_sglang.ops import Head, LedRows, StepInputs, led_step
 from led_sglang.serving.child import Server
 
 RESULTS = Path(__file__).parent / "results" / "trace.jsonl"
@@ -61,14 +60,14 @@ def measure_step(num_rows: int, rounds: int = 400) -> dict[str, Any]:
     torch.manual_seed(0)
     logits, latents = 6 * torch.randn(num_rows, 832), torch.randn(7, num_rows, 128)
     head = Head(0.1 * torch.randn(832, 128), 832)
-    coin_uniform, token = torch.rand(2, num_rows, dtype=torch.float64)
+    inputs = StepInputs(torch.ones(num_rows, dtype=torch.bool), *torch.rand(2, num_rows, dtype=torch.float64))
     times: dict[bool, list[float]] = {False: [], True: []}
     first = torch.arange(num_rows) == 0
-    all_rows = {False: paper_rows(num_rows), True: paper_rows(num_rows, trace=first, any_trace=True)}
+    all_rows = {is_traced: LedRows.uniform(num_rows, trace=first & is_traced) for is_traced in (False, True)}
     for i in range(2 * rounds):
         is_traced = i % 2 == 1
         start = time.thread_time()
-        step = led_step(logits, latents, head, all_rows[is_traced], Noise(coin_uniform, token))
+        step = led_step(logits, latents, head, all_rows[is_traced], inputs)
         if is_traced:
             for column in (step.confidence, step.entropy, step.logprob, step.candidate_ids):
                 column.tolist()

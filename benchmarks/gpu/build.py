@@ -27,19 +27,13 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from benchmarks.provenance import provenance
-from benchmarks.rows import paper_rows
-from led_sglang.ops import Head, ThinkingAutomaton, arrays
-from led_sglang.ops.backends import one_pass
-from led_sglang.ops.kernels import filtered_draw, lm_head, row_inputs
-from led_sglang.ops.kernels.candidates import candidate_logits
+from led_sglang.ops import Head, KnownLse, LedRows, RowMeta, ThinkingAutomaton
+from led_sglang.ops.backends.triton import TritonBackend
+from led_sglang.ops.kernels import lm_head
+from led_sglang.ops.kernels.candidates import candidate_logits, projected_sums
 from led_sglang.ops.kernels.final_layer import final_rows
-from led_sglang.ops.kernels.mix_and_sample import end_of_log
-from led_sglang.ops.kernels.projected_head import projected_sums
-from led_sglang.ops.kernels.row_stats import pack_flags
-from led_sglang.ops.rows.filtered_draw import Filters
-from led_sglang.ops.rows.inputs import RowMeta
-from led_sglang.ops.rows.stats import Counters
-from led_sglang.ops.types import ALIGNMENT, KnownLse, Noise
+from led_sglang.ops.kernels.mix_and_sample import mix_and_sample
+from led_sglang.ops.types import ALIGNMENT, Counters, Filters
 
 RESULT = Path(__file__).parents[1] / "results" / "gpu_build.jsonl"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -79,10 +73,7 @@ def compiled_by(action: Callable[[], Any]) -> list[Built]:
         seen.append(Built(self.__name__, binary))
         return binary
 
-    with (
-        patch.object(JITFunction, "run", compile_only),
-        patch.object(arrays, "allows_dynamic_shapes", lambda device: False),
-    ):
+    with patch.object(JITFunction, "run", compile_only):
         action()
     return seen
 
@@ -103,10 +94,7 @@ def launches() -> Iterator[list[Launch]]:
         _, specialization, options = bind(*args, **kwargs, debug=False, instrumentation_mode="")
         seen.append(Launch(self.__name__, str((specialization, options))))
 
-    with (
-        patch.object(JITFunction, "run", note_only),
-        patch.object(arrays, "allows_dynamic_shapes", lambda device: False),
-    ):
+    with patch.object(JITFunction, "run", note_only):
         yield seen
 
 
@@ -114,38 +102,29 @@ def step(num_rows: int, dtype: torch.dtype) -> None:
     """Everything that a step of the "triton" backend launches, in both forms."""
     # Never touched, so never in memory.
     weight, buffer = torch.empty(VOCAB, HIDDEN, dtype=dtype), torch.empty(LAYERS, 300, HIDDEN, dtype=dtype)
-    head, rows, latents = Head(weight, VOCAB), paper_rows(num_rows, LAYERS + 1), buffer[:, :num_rows]
+    head, rows, latents = Head(weight, VOCAB), LedRows.uniform(num_rows, LAYERS + 1), buffer[:, :num_rows]
     number = torch.zeros(ALIGNMENT * (num_rows + 1), dtype=torch.int64)[:num_rows]
     meta = RowMeta(None, number, number, number, number, number.bool(), None, False)
     automaton = ThinkingAutomaton([0], [1], VOCAB).tables("cpu")
-    now = row_inputs.make_row_inputs(meta, number, number, None, number)
-    rows = rows.activated(now)
+    backend = TritonBackend()
+    inputs = backend.row_inputs(meta, number, number, None, number)
     lse, mask, tau = torch.empty(LAYERS, 300), torch.empty(300, dtype=torch.bool), torch.empty(300)
-    one_pass.fill_one_pass_mask(rows, now.coin_uniform, one_pass.COIN_THRESHOLD, None, mask, tau, "triton")
+    backend.one_pass_mask(rows, inputs, None, mask, tau)
     hidden = torch.empty(num_rows, HIDDEN, dtype=dtype)
-    lm_head.head_pass(hidden, latents, head, tau[:num_rows], mask[:num_rows], lse[:, :num_rows])
-    final = final_rows(torch.empty(num_rows, VOCAB), rows.temperature, rows, now.coin_uniform)
+    backend.head_pass(hidden, latents, head, tau[:num_rows], mask[:num_rows], lse[:, :num_rows])
+    final = final_rows(torch.empty(num_rows, VOCAB), rows.temperature, rows, inputs)
     known_lse = KnownLse(lse[:, :num_rows], mask[:num_rows])
     for has_lse in (None, known_lse):
-        lm_head.normalizers_of(latents, head, rows.temperature[:, None], final.explore_mask, has_lse)
+        lm_head.latent_lse(latents, head, rows.temperature[:, None], final.explore_mask, has_lse)
     candidates = candidate_logits(latents, final.candidate_ids, head, rows.temperature[:, None], final.explore_mask)
-    sums = torch.empty(LAYERS, num_rows), candidates
-    made = end_of_log(
-        final.logprobs,
-        final.candidate_ids,
-        *sums,
-        final.explored,
-        final.explore_mask,
-        rows,
-        Noise(now.coin_uniform, now.token_uniform),
-    )
+    made = mix_and_sample(final, torch.empty(LAYERS, num_rows), candidates, rows, inputs)
     projected = replace(head, project=lambda rows: torch.empty(len(rows), VOCAB, dtype=dtype))
     projected_sums(latents, final.candidate_ids, projected, rows.temperature, final.explore_mask)
-    row_inputs.write_tokens(meta, number, now, made)
-    pack_flags(now, made, number, Counters.zeros(LAYERS + 1, 1, number.device))
-    row_inputs.move_states(meta, automaton, number, now, number)
+    backend.write_tokens(meta, number, inputs, made)
+    backend.count(inputs, made, False, number, Counters.zeros(LAYERS + 1, 1, number.device))
+    backend.advance(meta, automaton, number, inputs, number)
     filters = Filters(number.int(), rows.temperature, rows.min_p)
-    filtered_draw.sample_filtered(torch.empty(num_rows, VOCAB), number, now.active, now.token_uniform, filters)
+    backend.sample_filtered(torch.empty(num_rows, VOCAB), number, inputs.active, inputs.token_uniform, filters)
 
 
 def facts(built: Built) -> dict[str, Any]:

@@ -9,18 +9,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import lru_cache, partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.cases import Case, make_case, make_head
+from benchmarks.gpu.cases import Case, gpu_backend, make_case, make_head
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.ops.backends import one_pass
-from led_sglang.ops.types import LedRows
+from led_sglang.ops.types import LedRows, StepInputs
 
 TOLERANCE = 3e-2  # of a log-sum-exp, bfloat16
 Lines = Iterator[dict[str, Any]]
+Columns = TypeVar("Columns", LedRows, StepInputs)
 
 head_of = lru_cache(maxsize=1)(make_head)
 
@@ -69,19 +70,19 @@ def check(sizes: list[int], args: argparse.Namespace) -> Lines:
     case = replace(
         case, uniform=0.5 + 0.4 * fifth.double()
     )  # four of five rows go through the head with the final ones
-    ride = OnePassState("auto", "triton", depth - 1, -(-max(sizes) // 16) * 16, args.device)
+    state = OnePassState("auto", gpu_backend("triton", args.device), depth - 1, -(-max(sizes) // 16) * 16, args.device)
     graphs, decided = {}, {}
     for size in sorted(sizes, reverse=True):
-        forward = partial(forward_of, ride, case, size)
+        forward = partial(forward_of, state, case, size)
         decided[size] = []
         for is_captured in (False, False):
-            ride.on_graph_warmup(size, is_captured)
-            decided[size].append(ride.is_one_pass)
-            forward(ride.is_one_pass)
+            state.on_graph_warmup(size, is_captured)
+            decided[size].append(state.is_one_pass)
+            forward(state.is_one_pass)
         _synchronize(args.device)
-        ride.on_graph_warmup(size, True)
-        decided[size].append(ride.is_one_pass)
-        graphs[size] = Graph(partial(forward, ride.is_one_pass), args.device)
+        state.on_graph_warmup(size, True)
+        decided[size].append(state.is_one_pass)
+        graphs[size] = Graph(partial(forward, state.is_one_pass), args.device)
     changed = {str(size): forms for size, forms in decided.items() if len(set(forms)) > 1}
     one_pass_sizes = [size for size in sizes if decided[size][-1]]
     about = {
@@ -89,45 +90,45 @@ def check(sizes: list[int], args: argparse.Namespace) -> Lines:
         "one_pass_sizes": len(one_pass_sizes),
         "largest_one_pass": max(one_pass_sizes, default=0),
     }
-    is_fine = not changed and ride.fault is None
-    yield {"kind": "check", "what": "captures", "ok": is_fine, **about, "changed": changed, "wrong": ride.fault}
-    errors = {size: replayed(ride, case, size, graphs[size]) for size in one_pass_sizes}
+    is_fine = not changed and state.fault is None
+    yield {"kind": "check", "what": "captures", "ok": is_fine, **about, "changed": changed, "wrong": state.fault}
+    errors = {size: replayed(state, case, size, graphs[size]) for size in one_pass_sizes}
     wrong = {str(size): error for size, error in errors.items() if not error <= TOLERANCE}
     largest = max(errors.values(), default=0.0)
     yield {"kind": "check", "what": "replays", "ok": not wrong, **about, "error": largest, "wrong": wrong or None}
 
 
-def forward_of(ride: OnePassState, case: Case, size: int, is_one_pass: bool) -> Tensor:
+def forward_of(state: OnePassState, case: Case, size: int, is_one_pass: bool) -> Tensor:
     """The head of a decode forward of so many rows."""
 
     def multiply(hidden: Tensor) -> Tensor:
         return hidden @ case.head.weight.T
 
     hidden = case.hidden[:size]
-    return ride.through(multiply, hidden, case.head, case.batch_latents) if is_one_pass else multiply(hidden)
+    return state.through(multiply, hidden, case.head, case.batch_latents) if is_one_pass else multiply(hidden)
 
 
-def replayed(ride: OnePassState, case: Case, size: int, graph: Graph) -> float:
+def replayed(state: OnePassState, case: Case, size: int, graph: Graph) -> float:
     """Of one row fewer than the graph has, the last being padding: the largest error of a log-sum-exp or a logit."""
     num_rows, weight = max(1, size - 1), case.head.weight.T.float()
     rows: Any = SimpleNamespace(index=None, edited=None)
-    ride.clear()
-    ride.fill_one_pass_mask(rows, first_rows(case.rows, num_rows), case.uniform[:num_rows], num_rows)
+    state.clear()
+    state.fill_one_pass_mask(rows, first_rows(case.rows, num_rows), first_rows(case.mask_inputs, num_rows), num_rows)
     logits = graph.replay().float()
-    mask = ride.served[:size]
+    mask = state.lse_ready[:size]
     if bool(mask[num_rows:].any()) or not bool(mask.any()):
         return float("inf")
     latents = case.batch_latents[:, :size][:, mask].float()
     expected = (latents @ weight).div_(case.rows.temperature[0]).logsumexp(-1)
-    error = (ride.lse[:, :size][:, mask] - expected).abs().max()
+    error = (state.lse[:, :size][:, mask] - expected).abs().max()
     truth = case.hidden[:size].float() @ weight
     logit_error = ((logits - truth).abs() / (1 + truth.abs())).max()  # bfloat16 rounds a logit by 2^-9 of it
     largest = torch.maximum(error, logit_error).item()
     return largest if largest == largest else float("inf")
 
 
-def first_rows(rows: LedRows, num_rows: int) -> LedRows:
-    columns = {f.name: getattr(rows, f.name) for f in fields(rows) if f.init}
+def first_rows(rows: Columns, num_rows: int) -> Columns:
+    columns = {field.name: getattr(rows, field.name) for field in fields(rows)}
     return replace(rows, **{k: v[:num_rows] for k, v in columns.items() if isinstance(v, Tensor)})
 
 

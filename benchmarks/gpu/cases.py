@@ -5,18 +5,15 @@ from it, since random weights have no confidence to speak of. Shape letters: `B`
 `J` latent layers.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from benchmarks.rows import paper_rows
-from led_sglang.ops import Head, KnownLse, LedRows, LedStep, Noise, arrays, led_step
+from led_sglang.ops import Backend, Head, KnownLse, LedRows, LedStep, StepInputs, backend_for, led_step
 from led_sglang.ops.backends import one_pass
+from led_sglang.ops.backends.torch import TorchBackend
 
 EXPLORES, EXPLOITS = -1.0, 1.0  # coins that do so whatever the confidence
 
@@ -28,7 +25,7 @@ class Case:
     batch_latents: Tensor  # (J, B, H)
     head: Head
     rows: LedRows  # R
-    noise: Noise  # R
+    inputs: StepInputs  # R
     uniform: Tensor  # (R,) float64, what chooses the one-pass rows
     index: Tensor | None = None  # (R,) int64 rows of the batch; None: R = B
 
@@ -40,9 +37,14 @@ class Case:
     def latents(self) -> Tensor:
         return self.batch_latents if self.index is None else self.batch_latents.index_select(1, self.index)
 
+    @property
+    def mask_inputs(self) -> StepInputs:
+        """What chooses the one-pass rows."""
+        return replace(self.inputs, coin_uniform=self.uniform)
+
     def step(self, backend: str, known_lse: KnownLse | None = None) -> LedStep:
-        given = {} if known_lse is None else {"known_lse": known_lse}
-        return led_step(self.final_logits, self.latents, self.head, self.rows, self.noise, backend=backend, **given)
+        arguments = self.final_logits, self.latents, self.head, self.rows, self.inputs
+        return led_step(*arguments, backend=gpu_backend(backend, self.hidden.device), known_lse=known_lse)
 
     def two_pass(self, backend: str) -> LedStep:
         """The coin first, then the rows that explore."""
@@ -51,14 +53,14 @@ class Case:
     def one_pass(self, backend: str) -> LedStep:
         """The head's own product included, which the other form is given."""
         num_rows, device = len(self.hidden), self.hidden.device
+        chosen = gpu_backend(backend, device)
         mask = torch.zeros(num_rows, dtype=torch.bool, device=device)
         tau, lse = torch.ones(num_rows, device=device), torch.zeros(self.batch_latents.shape[:2], device=device)
-        coin_threshold = one_pass.coin_threshold_of(backend, device)
-        one_pass.fill_one_pass_mask(self.rows, self.uniform, coin_threshold, self.index, mask, tau, backend)
-        one_pass.head_pass(self.hidden, self.batch_latents, self.head, tau, mask, lse, backend)
+        chosen.one_pass_mask(self.rows, self.mask_inputs, self.index, mask, tau)
+        chosen.head_pass(self.hidden, self.batch_latents, self.head, tau, mask, lse)
         if self.index is not None:
             lse, mask = lse.index_select(1, self.index), mask.index_select(0, self.index)
-        return self.step(backend, one_pass.known_lse_of(self.rows, lse, mask, coin_threshold))
+        return self.step(backend, one_pass.known_lse_of(self.rows, lse, mask, chosen.coin_threshold))
 
     def product(self) -> Tensor:
         """The engine's head product alone."""
@@ -66,7 +68,7 @@ class Case:
 
     def one_pass_rows(self) -> int:
         """How many rows go through the head with the final ones."""
-        return int(one_pass.one_pass_mask(self.rows, self.uniform, one_pass.COIN_THRESHOLD).sum())
+        return int(one_pass.one_pass_mask(self.rows, self.mask_inputs, one_pass.COIN_THRESHOLD).sum())
 
     def with_head(self, **changes: Any) -> "Case":
         return replace(self, head=replace(self.head, **changes))
@@ -75,7 +77,8 @@ class Case:
         """So many rows explore; see `spread_coins`."""
         num_rows, device = len(self.uniform), self.uniform.device
         coin_uniform, uniform = spread_coins(num_rows, num_exploring, seed, keeps_mask)
-        return replace(self, noise=Noise(coin_uniform.to(device), self.noise.token_uniform), uniform=uniform.to(device))
+        inputs = replace(self.inputs, coin_uniform=coin_uniform.to(device))
+        return replace(self, inputs=inputs, uniform=uniform.to(device))
 
 
 def spread_coins(num_rows: int, num_exploring: int, seed: int = 0, keeps_mask: bool = True) -> tuple[Tensor, Tensor]:
@@ -108,7 +111,7 @@ def make_head(vocab: int, hidden: int, dtype: torch.dtype, device: torch.device)
 
 
 def make_case(head: Head, num_rows: int, depth: int, num_exploring: int, /, **rows: Any) -> Case:
-    """`rows`: fields of LedRows that are not the paper's; depth: layers, the final one included."""
+    """`rows`: fields of LedRows that are not the paper's, and `active`; depth: layers, the final one included."""
     weight, device = head.weight, head.weight.device
     torch.manual_seed(num_rows)
     favourites = torch.randint(head.num_rows, (num_rows, 6), device=device)
@@ -117,13 +120,12 @@ def make_case(head: Head, num_rows: int, depth: int, num_exploring: int, /, **ro
     # In float32: rounded to bfloat16 many logits would be equal, and which of them are candidates a matter of taste.
     logits = torch.cat([streams[0].float() @ part.float().T for part in weight.split(1 << 14)], 1)
     token = torch.rand(num_rows, generator=torch.Generator().manual_seed(num_rows), dtype=torch.float64).to(device)
-    noise, some = Noise(torch.zeros_like(token), token), replace(paper_rows(num_rows, depth, device=device), **rows)
-    case = Case(streams[0], logits, streams[1:].contiguous(), head, some, noise, torch.zeros_like(token))
+    active = rows.pop("active", torch.ones_like(token, dtype=torch.bool))
+    some, inputs = LedRows.uniform(num_rows, depth, device=device), StepInputs(active, torch.zeros_like(token), token)
+    case = Case(streams[0], logits, streams[1:].contiguous(), head, replace(some, **rows), inputs, inputs.coin_uniform)
     return case.with_coins(num_exploring)
 
 
-@contextmanager
-def gpu_path() -> Iterator[None]:
-    """The step takes the way of a GPU, fixed shapes and kernels, on a CPU too: what a dry run is to prove."""
-    with patch.object(arrays, "allows_dynamic_shapes", lambda device: False):
-        yield
+def gpu_backend(name: str, device: torch.device) -> Backend:
+    """As on a GPU, with fixed shapes, on a CPU too: what a dry run is to prove."""
+    return TorchBackend(allows_dynamic_shapes=False) if name in ("torch", "fused") else backend_for(name, device)

@@ -79,7 +79,7 @@ def compare(found: LedStep, truth: LedStep, case: Case) -> dict[str, Any]:
 
     Inactive rows hold anything, and what is told of the explore branch is meant where it was asked for.
     """
-    active = case.rows.active
+    active = case.inputs.active
     same = (found.depth == truth.depth) | ~active
     same_tokens = (found.token_ids == truth.token_ids) | ~active
     explored = active & found.explored
@@ -125,4 +125,4 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def reference(case: Case) -> LedStep:
-    return led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, backend="reference")
+    return led_step(case.final_logits, case.latents, case.head, case.rows, case.inputs, backend="reference")

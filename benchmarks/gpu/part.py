@@ -17,7 +17,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from fnmatch import fnmatch
 from importlib import import_module
 from multiprocessing import get_context
@@ -116,8 +115,6 @@ def main(argv: list[str] | None = None) -> int:
     fault = require_loops()
     import torch
 
-    from benchmarks.gpu.cases import gpu_path
-
     options = argparse.Namespace(**args.options)
     module = import_module(args.module)
     uses_device = getattr(module, "USES_DEVICE", True) and not options.dry_run
@@ -130,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     def emit(line: dict[str, Any]) -> None:
         append(args.lines, {"part": args.part, "kind": "result", **line, **facts, "dry_run": options.dry_run})
 
-    with torch.inference_mode(), gpu_path() if options.dry_run else nullcontext():
+    with torch.inference_mode():
         found = {name: unit for name, unit in module.units(options).items() if _is_wanted(name, options.units)}
         return run_units(found, emit, args.state, options.device)
 

@@ -1,19 +1,17 @@
-"""The small kernels around a step against plain torch, bit by bit: where rows stand, one-pass rows, tokens, counts."""
+"""The small kernels around a step against plain torch, bit by bit: inputs of rows, one-pass rows, tokens, counts."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.cases import make_case, make_head
+from benchmarks.gpu.cases import gpu_backend, make_case, make_head
 from benchmarks.gpu.scenarios import Size, everything
-from led_sglang.ops import LedStep, ThinkingAutomaton
-from led_sglang.ops.backends import one_pass
-from led_sglang.ops.rows import stats
-from led_sglang.ops.rows.inputs import RowInputs, RowMeta, make_row_inputs, move_states, write_tokens
+from led_sglang.ops import LedStep, RowInputs, RowMeta, ThinkingAutomaton
+from led_sglang.ops.backends.torch import TorchBackend
 from led_sglang.ops.rows.noise import torch_uniforms, uniforms
+from led_sglang.ops.types import Counters
 
 NUM_ROWS, NUM_OTHERS, VOCAB = 17, 4, 11
 Check = Callable[[torch.device], str | None]  # what differs; None: nothing does
@@ -28,7 +26,7 @@ def _numbers(seed: int, device: torch.device) -> Callable[..., Tensor]:
     return numbers
 
 
-def _seats(device: torch.device, is_mixed: bool) -> RowMeta:
+def _meta(device: torch.device, is_mixed: bool) -> RowMeta:
     numbers = _numbers(1, device)
     index = torch.arange(NUM_ROWS, device=device) + 2 if is_mixed else None
     is_led = numbers(2).bool() if is_mixed else None
@@ -42,15 +40,15 @@ def check_inputs(device: torch.device) -> str | None:
     tables, numbers, batch = automaton.tables(device), _numbers(2, device), NUM_ROWS + NUM_OTHERS
     slots, positions = torch.randperm(batch).to(device), numbers(1 << 30, batch)
     for is_mixed in (False, True):
-        meta = _seats(device, is_mixed)
+        meta = _meta(device, is_mixed)
         for lengths in (None, numbers(3, batch)):
             before, tokens = numbers(len(automaton.next_state), batch), numbers(VOCAB, batch)
             found = []
             for backend in ("triton", "fused"):
-                states = before.clone()
-                now = make_row_inputs(meta, slots, positions, lengths, states, backend)
-                move_states(meta, tables, states, now, tokens, backend)
-                found.append({field.name: getattr(now, field.name) for field in fields(now)} | {"after": states})
+                chosen, states = gpu_backend(backend, device), before.clone()
+                inputs = chosen.row_inputs(meta, slots, positions, lengths, states)
+                chosen.advance(meta, tables, states, inputs, tokens)
+                found.append({field.name: getattr(inputs, field.name) for field in fields(inputs)} | {"after": states})
             wrong = [name for name, value in found[0].items() if not torch.equal(value, found[1][name])]
             if wrong:
                 return f"{', '.join(wrong)}; among others {is_mixed}, lengths {lengths is not None}"
@@ -59,7 +57,7 @@ def check_inputs(device: torch.device) -> str | None:
 
 def check_noise(device: torch.device) -> str | None:
     """A seed gives the same uniforms on every device."""
-    meta, cpu = _seats(device, False), torch.device("cpu")
+    meta, cpu = _meta(device, False), torch.device("cpu")
     arguments = meta.seed, meta.sample, _numbers(3, device)(1 << 30)
     expected = torch_uniforms(*(column.to(cpu) for column in arguments), 3)
     return None if torch.equal(uniforms(*arguments, 3).to(cpu), expected) else "uniforms differ from the CPU's"
@@ -77,7 +75,8 @@ def check_one_pass_rows(device: torch.device) -> str | None:
             for backend in ("triton", "fused"):
                 mask = torch.zeros(NUM_ROWS + NUM_OTHERS, dtype=torch.bool, device=device)
                 tau = torch.full((NUM_ROWS + NUM_OTHERS,), 9.0, device=device)
-                one_pass.fill_one_pass_mask(rows, case.uniform, one_pass.COIN_THRESHOLD, index, mask, tau, backend)
+                chosen = gpu_backend("triton", device) if backend == "triton" else TorchBackend(True)  # one threshold
+                chosen.one_pass_mask(rows, case.mask_inputs, index, mask, tau)
                 found.append((mask, tau))
     for (mask, tau), (other_mask, other_tau) in zip(found[::2], found[1::2], strict=True):
         if not torch.equal(mask, other_mask) or not torch.equal(tau, other_tau):
@@ -91,13 +90,13 @@ def _step(device: torch.device) -> tuple[LedStep, Tensor]:
     row = torch.arange(NUM_ROWS, device=device)
     case = make_case(head, NUM_ROWS, 4, NUM_ROWS // 2, active=row % 5 > 0)
     case.batch_logits[3] = torch.nan
-    return case.step("triton"), case.rows.active
+    return case.step("triton"), case.inputs.active
 
 
-def _standing(active: Tensor) -> RowInputs:
+def _inputs(active: Tensor) -> RowInputs:
     numbers, noise = torch.arange(len(active), device=active.device), torch.zeros(len(active), dtype=torch.float64)
     noise = noise.to(active.device)
-    return RowInputs(noise, noise, numbers, numbers, numbers % 2 == 0, active, numbers)
+    return RowInputs(active, noise, noise, numbers, numbers, numbers % 2 == 0, numbers)
 
 
 def check_tokens(device: torch.device) -> str | None:
@@ -108,7 +107,7 @@ def check_tokens(device: torch.device) -> str | None:
             found = []
             for backend in ("triton", "fused"):
                 tokens = torch.arange(NUM_ROWS + (NUM_OTHERS if is_mixed else 0), device=device).to(dtype) + 1000
-                write_tokens(_seats(device, is_mixed), tokens, _standing(active), step, backend)
+                gpu_backend(backend, device).write_tokens(_meta(device, is_mixed), tokens, _inputs(active), step)
                 found.append(tokens)
             if not torch.equal(*found):
                 return f"tokens {found[0].tolist()}, not {found[1].tolist()}; {dtype}, among others {is_mixed}"
@@ -118,10 +117,12 @@ def check_tokens(device: torch.device) -> str | None:
 def check_counts(device: torch.device) -> str | None:
     """Flags and counters of a step."""
     step, active = _step(device)
-    now, method = _standing(active), torch.arange(NUM_ROWS, device=device) % 3
-    one, other = (stats.Counters.zeros(4, 3, device) for _ in range(2))
-    pack_flags = partial(stats.pack_flags, now, step, False, method)
-    flags, expected = pack_flags(one, "triton"), pack_flags(other, "fused")
+    method, counters = torch.arange(NUM_ROWS, device=device) % 3, [Counters.zeros(4, 3, device) for _ in range(2)]
+    flags, expected = (
+        gpu_backend(backend, device).count(_inputs(active), step, False, method, each)
+        for backend, each in zip(("triton", "fused"), counters, strict=True)
+    )
+    one, other = counters
     if torch.equal(flags, expected) and torch.equal(one.values, other.values):
         return None
     return (

@@ -111,7 +111,7 @@ def among_others(case: Case) -> Case:
 def everything(head: Head, size: Size) -> Case:
     """All of it at once, with rows for the second pass."""
     row = row_numbers(size, head)
-    columns = {"min_p": (row % 3) * 0.05, "greedy": row % 6 == 5, "full": row % 4 == 0, "active": row % 7 > 0}
+    columns = {"min_p": (row % 3) * 0.05, "greedy": row % 6 == 5, "trace": row % 4 == 0, "active": row % 7 > 0}
     case = plain(head, size, **mixed_rows(head, size), **columns, any_min_p=True, any_greedy=True, any_trace=True)
     return among_others(case.with_coins((size.num_rows + 1) // 2, keeps_mask=False))
 

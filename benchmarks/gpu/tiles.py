@@ -67,6 +67,6 @@ def one_pass(case: Case, tile: Tile) -> Callable[[], object]:
 
     def run() -> None:
         with patch.object(lm_head, "tile_of", lambda *_, **__: tile):
-            lm_head.head_pass(case.hidden, case.batch_latents, case.head, tau, mask, lse)
+            lm_head.head_sums(case.hidden, lm_head.LatentRows(case.batch_latents, mask, tau), case.head, lse)
 
     return run

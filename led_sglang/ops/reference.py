@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from led_sglang.ops.edits import LogitEdits
-from led_sglang.ops.types import Head, LedRows, LedStep, Noise
+from led_sglang.ops.types import Head, LedRows, LedStep, StepInputs
 
 Candidates = list[float]  # one probability per candidate, same order everywhere
 
@@ -19,13 +19,13 @@ def led_step(
     latents: Tensor,
     head: Head,
     rows: LedRows,
-    noise: Noise,
+    inputs: StepInputs,
     edits: LogitEdits | None = None,
 ) -> LedStep:
     """See `led_sglang.ops.led_step`."""
     if head.all_gather is not None:
         raise ValueError("the reference backend needs the whole head on one rank")
-    steps = [decode_row(r, final_logits, latents, head, rows, noise, edits) for r in range(final_logits.shape[0])]
+    steps = [decode_row(r, final_logits, latents, head, rows, inputs, edits) for r in range(final_logits.shape[0])]
     return collect(steps, rows.max_top_k, final_logits.device)
 
 
@@ -35,7 +35,7 @@ def decode_row(
     latents: Tensor,
     head: Head,
     rows: LedRows,
-    noise: Noise,
+    inputs: StepInputs,
     edits: LogitEdits | None,
 ) -> dict[str, object]:
     tau = 1.0 if rows.greedy[r] else rows.temperature[r].double().item()
@@ -51,16 +51,16 @@ def decode_row(
     exploit = normalise(final)
 
     # The coin: explore with probability 1 - c.
-    explored = bool(rows.active[r]) and (not rows.exploit[r] or noise.coin_uniform[r].item() < 1 - confidence)
+    explored = bool(inputs.active[r]) and (not rows.exploit[r] or inputs.coin_uniform[r].item() < 1 - confidence)
     depth, explore, ok = 1, exploit, True
-    if explored or (rows.active[r] and rows.trace[r]):
+    if explored or (inputs.active[r] and rows.trace[r]):
         layers = [final, *latent_posteriors(r, latents, head, rows, candidate_ids, tau, edits)]  # Eq. 2
         ok = all(math.isfinite(p) for layer in layers for p in layer)
         if ok:
             depth, explore = most_uncertain(layers, bool(rows.normalize_layers[r]))
 
     branch = explore if explored else exploit
-    choice = argmax(branch) if rows.greedy[r] else inverse_cdf(branch, noise.token_uniform[r].item())
+    choice = argmax(branch) if rows.greedy[r] else inverse_cdf(branch, inputs.token_uniform[r].item())
     share = confidence if rows.exploit[r] else 0.0
     led_prob = share * exploit[choice] + (1 - share) * explore[choice]
     return {

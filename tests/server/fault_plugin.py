@@ -162,10 +162,12 @@ def led_of(step: Any) -> Any:
     return getattr(step, "inputs", step).runtime.forward_batch.sampling_info.led
 
 
-def disturb_noise(result: Any, cls: Any, led: Any, *args: Any, **kwargs: Any) -> None:
-    if is_last_rank() and any(True for _ in rows_with(led, ["other noise"])):
-        for uniform in (result.row_inputs.coin_uniform, result.row_inputs.token_uniform):
-            uniform.add_(0.5).remainder_(1.0)
+def disturb_noise(result: Any, cls: Any, led: Any, *args: Any, **kwargs: Any) -> Any:
+    if not is_last_rank() or not any(True for _ in rows_with(led, ["other noise"])):
+        return None
+    before = result.row_inputs
+    other = {name: (getattr(before, name) + 0.5) % 1.0 for name in ("coin_uniform", "token_uniform")}
+    return replace(result, row_inputs=replace(before, **other))
 
 
 def disturb_tokens(result: Any, decision: Any, token_ids: torch.Tensor) -> None:

@@ -36,7 +36,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def braces_close(text: str) -> bool:
-    """Whether every unescaped brace has its other half, so that the text can stand in a box."""
+    """Whether every unescaped brace has its other half, so that the text can be put into a box."""
     depth = 0
     for brace in re.findall(r"(?<!\\)[{}]", text):
         depth += 1 if brace == "{" else -1

@@ -2,9 +2,9 @@
 
     python -I confine.py LIMITS_JSON PROGRAM
 
-Stand-alone on purpose (standard library only): the sandbox starts it by its path. What the kernel can hold is held by
-the kernel (rlimits, seccomp, Landlock); the audit hook on top gives every attempt one recognisable error, and is all
-there is where the kernel offers nothing. Each layer that is in force is named in the report file.
+Self-contained on purpose (standard library only): the sandbox starts it by its path. What the kernel can hold is held
+by the kernel (rlimits, seccomp, Landlock); the audit hook on top gives every attempt one recognisable error, and is
+all there is where the kernel offers nothing. Each layer that is in force is named in the report file.
 """
 
 from __future__ import annotations

@@ -24,9 +24,13 @@ def check_hook(target: str, spec: HookTarget) -> str | None:
         function = pkgutil.resolve_name(target)
     except (ImportError, AttributeError) as error:
         return f"the target is gone ({error})"
-    layers = _layers(function)
-    if not any(_holds(layer, HANDLERS[target]) for layer in layers):
+    hook, layers = HANDLERS[target], _layers(function)
+    if not any(_holds(layer, hook) for layer in layers):
         return "the hook is not in place"
+    try:
+        _ = hook.handler
+    except (ImportError, AttributeError) as error:
+        return f"its handler is gone ({error})"
     found = tuple(inspect.signature(layers[-1]).parameters)
     if found != spec.parameters:
         return f"expected parameters ({', '.join(spec.parameters)}), found ({', '.join(found)})"

@@ -39,13 +39,13 @@ HOOK_TARGETS: dict[str, HookTarget] = {
     S + "model_executor.model_runner.ModelRunner._forward_raw": HookTarget(
         "before",
         ("self", "forward_batch", "pp_proxy_tensors", "reinit_attn_backend", "split_forward_count"),
-        "say which rows' latents ride in the head's weight pass of this forward",
+        "say which rows' latents the head's weight pass of this forward covers",
         "scheduler.handlers.before_forward",
     ),
     S + "model_executor.model_runner.ModelRunner.sample": HookTarget(
         "around",
         ("self", "logits_output", "forward_batch"),
-        "tell the sampler which request sits in which row",
+        "show the sampler the forward's batch",
         "scheduler.handlers.sample",
     ),
     S + "layers.logits_processor.LogitsProcessor.forward": HookTarget(
@@ -141,7 +141,7 @@ RELIED_ON: tuple[tuple[str, str], ...] = (
     ),
     (
         S + "layers.logits_processor.LogitsProcessor._compute_lm_head",
-        "wrapped on the instance while latents ride in its weight pass; called for the latents of a quantised head",
+        "wrapped on the instance while its weight pass covers latents; called for the latents of a quantised head",
     ),
     (S + "layers.logits_processor.should_apply_lm_head_quant_method", "tells a quantised head from a plain one"),
     (S + "layers.sampler.Sampler._preprocess_logits", "replaced: the LED step runs on its result"),

@@ -1,4 +1,4 @@
-"""Where LED's parameters stand in a request, endpoint by endpoint, and a search for them anywhere else in it.
+"""Where a request holds LED's parameters, endpoint by endpoint, and a search for them anywhere else in it.
 
 Parameters are honoured where `ENDPOINTS` says. What looks like LED's in any other place is refused with where it
 belongs, so that nothing a client asks for is dropped in silence. Only the objects in which clients put parameters are

@@ -4,19 +4,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from led_sglang.ops import arrays
 from led_sglang.ops.edits import LogitEdits, edited_logprobs
 from led_sglang.ops.types import Head, KnownLse
 
 TILE_ELEMENTS = 1 << 17  # float32 logits held at once on CPU: 512 KiB stays in the second-level cache
-FIXED_TILE_ELEMENTS = 4 << 20  # elsewhere: 10 bytes each, with the half-precision product and exp's copy; 40 MiB
+DEVICE_TILE_ELEMENTS = 4 << 20  # elsewhere: 10 bytes each, with the half-precision product and exp's copy; 40 MiB
 PROJECT_ROWS = 256  # rows of one product of the engine's: few rows cost it as much, as it reads the whole head
 INVARIANT_WIDTH = 2048  # 14 MiB of float32 logits with 7 layers of 256 rows
 CANDIDATE_ELEMENTS = 1 << 22  # of the candidates' head rows held at once: 16 MiB, and half of it again to widen them
 
 
 def tile_elements(device: torch.device) -> int:
-    return TILE_ELEMENTS if arrays.allows_dynamic_shapes(device) else FIXED_TILE_ELEMENTS
+    return TILE_ELEMENTS if device.type == "cpu" else DEVICE_TILE_ELEMENTS
 
 
 def tile_width(num_latents: int, device: torch.device, is_batch_invariant: bool = False) -> int:
@@ -173,9 +172,9 @@ def across_ranks(lse: Tensor, logits: Tensor, head: Head) -> tuple[Tensor, Tenso
 def complete_lse(
     latents: Tensor, head: Head, tau: Tensor, known_lse: KnownLse | None, edits: LogitEdits | None = None
 ) -> Tensor:
-    """(J, N, H), (N, 1) -> (J, N): those that rode, and the rest by a second pass; NaN where a promise was broken.
+    """(J, N, H), (N, 1) -> (J, N): what is known, and the rest by a second pass; NaN where a promise was broken.
 
-    (2, J, N) with edits, which no row that rode has: see `tile_sums`.
+    (2, J, N) with edits, of which nothing is known: see `tile_sums`.
     """
     num_layers = len(latents)
 
@@ -189,16 +188,14 @@ def complete_lse(
     known = known_lse.lse[:num_layers]
     if known_lse.is_complete:
         return known.where(known_lse.has_lse, torch.nan)
-    if not arrays.allows_dynamic_shapes(latents.device):
+    missing = known_lse.missing
+    if missing is None:
         return known.where(known_lse.has_lse, second_pass(latents, tau))
     if edits is not None:
         known = known.expand(2, *known.shape)
-    lse_missing = known_lse.has_lse.logical_not().nonzero().squeeze(1)
-    if len(lse_missing) == 0:
+    if len(missing) == 0:
         return known
-    return known.index_copy(
-        -1, lse_missing, second_pass(latents.index_select(1, lse_missing), tau[lse_missing], lse_missing)
-    )
+    return known.index_copy(-1, missing, second_pass(latents.index_select(1, missing), tau[missing], missing))
 
 
 def probs_of(lse: Tensor, logits: Tensor) -> Tensor:

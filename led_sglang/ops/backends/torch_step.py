@@ -10,11 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from led_sglang.ops import arrays
 from led_sglang.ops.backends.lm_head import latent_probs
-from led_sglang.ops.backends.one_pass import row_tau
 from led_sglang.ops.edits import LogitEdits
-from led_sglang.ops.types import Head, KnownLse, LedRows, LedStep, Noise
+from led_sglang.ops.types import Head, KnownLse, Latents, LedRows, LedStep, StepInputs
 
 CHUNK_ELEMENTS = 1 << 19  # final logits scaled at once on CPU: 2 MiB
 FIXED_CHUNK_ELEMENTS = 6 << 20  # elsewhere: 24 MiB
@@ -31,7 +29,7 @@ def log_masses(final_logits: Tensor, peak: Tensor, tau: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FinalLayer:
-    """What the final layer tells about each row."""
+    """What the final layer gives of each row."""
 
     tau: Tensor  # (R, 1)
     candidate_ids: Tensor  # (R, K), most probable first
@@ -56,26 +54,39 @@ def led_step(
     latents: Tensor,
     head: Head,
     rows: LedRows,
-    noise: Noise,
+    inputs: StepInputs,
     known_lse: KnownLse | None = None,
     edits: LogitEdits | None = None,
+    allows_dynamic_shapes: bool = False,
 ) -> LedStep:
     """See `led_sglang.ops.led_step`."""
-    final = final_layer(final_logits, rows)
+    final = final_layer(final_logits, rows, allows_dynamic_shapes)
     exploit = final.probs / final.probs.sum(-1, keepdim=True)
     # `a >= b` on booleans is `a or not b`: tails explores, and so does a row without the exploit branch.
-    explored = (noise.coin_uniform + final.confidence < 1.0).ge(rows.exploit).logical_and(rows.active)
-    needs_latents = explored | (rows.trace & rows.active) if rows.any_trace else explored
-    if arrays.allows_dynamic_shapes(final_logits.device) and not needs_latents.any():
-        return exploit_step(final, exploit, explored, rows, noise)
-    explore = explore_rows(final, exploit, needs_latents, latents, head, rows, known_lse, edits)
-    return mixed_step(final, exploit, explored, explore, rows, noise)
+    explored = (inputs.coin_uniform + final.confidence < 1.0).ge(rows.exploit).logical_and(inputs.active)
+    needs_latents = explored | (rows.trace & inputs.active) if rows.any_trace else explored
+    if not allows_dynamic_shapes:
+        explore = explore_branch(final, latents, head, rows, None, known_lse, edits)
+        explore = where_needed(explore, needs_latents, exploit)
+    elif needs_latents.any():
+        explore = explore_rows(final, exploit, needs_latents, latents, head, rows, known_lse, edits)
+    else:
+        return exploit_step(final, exploit, explored, rows, inputs)
+    return mixed_step(final, exploit, explored, explore, rows, inputs)
 
 
-def final_layer(final_logits: Tensor, rows: LedRows) -> FinalLayer:
-    tau = row_tau(rows)[:, None]
+def layers_of(latents: Latents, rows: LedRows) -> Tensor:
+    """(D, R, H). Raises ValueError for fewer layers than the deepest row needs."""
+    layers = latents() if callable(latents) else latents
+    if len(layers) < rows.max_depth - 1:
+        raise ValueError(f"depth {rows.max_depth} needs {rows.max_depth - 1} latent layers, got {len(layers)}")
+    return layers
+
+
+def final_layer(final_logits: Tensor, rows: LedRows, allows_dynamic_shapes: bool) -> FinalLayer:
+    tau = rows.tau[:, None]
     num_columns = min(rows.max_top_k, final_logits.shape[-1])
-    if arrays.allows_dynamic_shapes(final_logits.device):
+    if allows_dynamic_shapes:
         logprobs, ids = top_logprobs(final_logits, tau, num_columns)
     else:
         logprobs, ids = top_logprobs_fixed(final_logits, tau, num_columns)
@@ -120,12 +131,10 @@ def top_logprobs_fixed(final_logits: Tensor, tau: Tensor, num_columns: int) -> t
     return (logits - peak).div_(tau) - log_masses(final_logits, peak, tau), ids
 
 
-def exploit_step(final: FinalLayer, exploit: Tensor, explored: Tensor, rows: LedRows, noise: Noise) -> LedStep:
+def exploit_step(final: FinalLayer, exploit: Tensor, explored: Tensor, rows: LedRows, inputs: StepInputs) -> LedStep:
     """No row needs its latents: the whole batch samples the final layer's candidates."""
-    token = (
-        noise.token_uniform.masked_fill(rows.greedy, -1.0) if rows.any_greedy else noise.token_uniform
-    )  # below all: the arg-max
-    choice = inverse_cdf(exploit, token)
+    uniform = inputs.token_uniform
+    choice = inverse_cdf(exploit, uniform.masked_fill(rows.greedy, -1.0) if rows.any_greedy else uniform)  # -1: arg-max
     return LedStep(
         token_ids=final.candidate_ids.gather(1, choice).squeeze(1),
         ok=final.confidence > 0,
@@ -156,11 +165,12 @@ def explore_rows(
     known_lse: KnownLse | None,
     edits: LogitEdits | None,
 ) -> Explore:
-    """The explore branch where it is needed, the exploit branch elsewhere."""
-    if not arrays.allows_dynamic_shapes(needs_latents.device):
-        return where_needed(explore_branch(final, latents, head, rows, None, known_lse, edits), needs_latents, exploit)
+    """The explore branch where it is needed, the exploit branch elsewhere; shapes depend on how many rows need it."""
     index = needs_latents.nonzero().squeeze(1)
-    if index.shape[0] == needs_latents.shape[0]:
+    some = None if len(index) == len(needs_latents) else index
+    if known_lse is not None:
+        known_lse = known_lse.compacted(some)
+    if some is None:
         return explore_branch(final, latents, head, rows, None, known_lse, edits)
     part = explore_branch(final, latents, head, rows, index, known_lse, edits)
     return Explore(
@@ -170,12 +180,6 @@ def explore_rows(
         None if part.entropy is None else entropy_of(exploit).index_copy_(0, index, part.entropy),
         _spread(part.depth_entropy, index, len(exploit)),
     )
-
-
-def take_known_lse(known_lse: KnownLse | None, index: Tensor | None) -> KnownLse | None:
-    if known_lse is None or index is None:
-        return known_lse
-    return KnownLse(known_lse.lse.index_select(1, index), known_lse.has_lse[index], known_lse.is_complete)
 
 
 def _spread(values: Tensor | None, index: Tensor, num_rows: int) -> Tensor | None:
@@ -203,7 +207,7 @@ def explore_branch(
     known_lse: KnownLse | None,
     edits: LogitEdits | None,
 ) -> Explore:
-    """Eq. 2 and 4 to 6 for the rows of `index` (None = all)."""
+    """Eq. 2 and 4 to 6 for the rows of `index` (None = all), of which known_lse is."""
 
     def take(tensor: Tensor) -> Tensor:
         return tensor if index is None else tensor[index]
@@ -213,8 +217,8 @@ def explore_branch(
     layers = take(final.probs)[None]  # (1, N, K)
     if num_layers:
         hidden = pick_latents(latents, head, rows, index, num_layers)
-        some = take_known_lse(known_lse, index), None if edits is None else edits.take(index)
-        latent = latent_probs(hidden, take(final.candidate_ids), head, take(final.tau), *some)
+        some = None if edits is None else edits.take(index)
+        latent = latent_probs(hidden, take(final.candidate_ids), head, take(final.tau), known_lse, some)
         layers = torch.cat([layers, latent]).masked_fill_(is_dropped, 0.0)  # (J+1, N, K)
     if rows.any_normalize:
         normalized = layers / layers.sum(-1, keepdim=True).clamp_min(TINY)
@@ -233,7 +237,7 @@ def explore_branch(
 
 def pick_latents(latents: Tensor, head: Head, rows: LedRows, index: Tensor | None, num_layers: int) -> Tensor:
     """(D, R, H) -> (J, N, H): the layers h^{L-1}, h^{L-2}, ... of each row, one earlier where `latent_offset` is 1."""
-    if not rows.any_offset:  # D alone does not tell: a row of full depth may sit beside one with an offset
+    if not rows.any_offset:  # D alone does not say: a row of full depth may sit beside one with an offset
         hidden = latents[:num_layers] if index is None else latents[:num_layers].index_select(1, index)
     else:
         row_ids = torch.arange(latents.shape[1], device=latents.device) if index is None else index
@@ -249,10 +253,10 @@ def pick_latents(latents: Tensor, head: Head, rows: LedRows, index: Tensor | Non
 
 
 def mixed_step(
-    final: FinalLayer, exploit: Tensor, explored: Tensor, explore: Explore, rows: LedRows, noise: Noise
+    final: FinalLayer, exploit: Tensor, explored: Tensor, explore: Explore, rows: LedRows, inputs: StepInputs
 ) -> LedStep:
     branch = torch.where(explored[:, None], explore.probs, exploit)
-    choice = inverse_cdf(branch, noise.token_uniform)
+    choice = inverse_cdf(branch, inputs.token_uniform)
     if rows.any_greedy:
         choice = torch.where(rows.greedy[:, None], branch.argmax(-1, keepdim=True), choice)
     logprob = None

@@ -9,13 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from led_sglang.ops.rows import draw_loops
-from led_sglang.ops.rows.filtered_draw import Filters, Support
+from led_sglang.ops import constants
+from led_sglang.ops.types import Filters, Support
 
 PART = 1024  # tokens summed at once
 NUM_PROGRAMS = 1024  # of the first kernel, for all rows: enough to keep a GPU's memory busy, few where all are skipped
 # As the kernels may read globals.
-ONE, NO_LIMIT = tl.constexpr(draw_loops.ONE), tl.constexpr(draw_loops.NO_LIMIT)
+ONE, NO_LIMIT = tl.constexpr(constants.ONE), tl.constexpr(constants.NO_LIMIT)
 PIVOTS = tl.constexpr(8)  # patterns tried at once: a search of 30 bits takes ten rounds
 
 
@@ -135,7 +135,7 @@ def draw_kernel(  # type: ignore[no-untyped-def]
 def sample_filtered(
     probs: Tensor, rows: Tensor, skip: Tensor, uniform: Tensor, filters: Filters
 ) -> tuple[Tensor, Support]:
-    """See `led_sglang.ops.rows.filtered_draw.sample_filtered`."""
+    """See `led_sglang.ops.backend.Backend.sample_filtered`."""
     probs = probs if probs.stride(1) == 1 else probs.contiguous()
     (num_rows,), vocab, device = rows.shape, probs.shape[1], probs.device
     num_parts = triton.cdiv(vocab, PART)

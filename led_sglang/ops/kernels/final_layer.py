@@ -1,4 +1,4 @@
-"""What the final layer tells of each row: its normalizer and candidates from one read of the logits, then the coin."""
+"""What the final layer gives of each row: its normalizer and candidates from one read of the logits, then the coin."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
-from led_sglang.ops.kernels.columns import aligned, width_of
-from led_sglang.ops.types import ALIGNMENT, LedRows
+from led_sglang.ops.kernels.common import aligned, width_of
+from led_sglang.ops.types import ALIGNMENT, LedRows, StepInputs
 
 BLOCK = 2048
 MAX_PICKED = 16  # candidates that the scan finds itself; torch.topk beyond
@@ -123,7 +123,7 @@ def coin_kernel(  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True)
 class FinalRows:
-    """What the final layer tells, and what its coin says."""
+    """What the final layer gives, and what its coin says."""
 
     candidate_ids: Tensor  # (R, K) int64, most probable first, of equals the smaller id
     logprobs: Tensor  # (R, K) float32, -inf where the row may not use it; all NaN in a broken row
@@ -131,8 +131,8 @@ class FinalRows:
     explore_mask: Tensor  # (R,) bool: explored, or in its phase and `trace`
 
 
-def final_rows(final_logits: Tensor, tau: Tensor, rows: LedRows, coin_uniform: Tensor) -> FinalRows:
-    """(R, V), (R,), (R,) float64: Eq. 1 and 3 as in `fused.final_layer`."""
+def final_rows(final_logits: Tensor, tau: Tensor, rows: LedRows, inputs: StepInputs) -> FinalRows:
+    """(R, V), (R,): Eq. 1 and 3 as in `torch_step.final_layer`."""
     (num_rows, num_vocab), num_candidates, device = final_logits.shape, rows.max_top_k, final_logits.device
     num_columns = min(num_candidates, num_vocab)
     width = width_of(num_candidates)
@@ -164,10 +164,10 @@ def final_rows(final_logits: Tensor, tau: Tensor, rows: LedRows, coin_uniform: T
             tau,
             rows.top_k,
             rows.min_p,
-            rows.active,
+            inputs.active.contiguous(),
             rows.exploit,
             rows.trace,
-            coin_uniform.contiguous(),
+            inputs.coin_uniform.contiguous(),
             ids,
             logprobs,
             explored,

@@ -14,12 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from led_sglang.ops.backends import lm_head as torch_head
-from led_sglang.ops.backends.lm_head import across_ranks
-from led_sglang.ops.edits import LogitEdits
-from led_sglang.ops.kernels.candidates import candidate_logits, tanh
-from led_sglang.ops.kernels.columns import BATCH_SIZES, size_up
-from led_sglang.ops.kernels.projected_head import projected_sums
+from led_sglang.ops.kernels.common import BATCH_SIZES, size_up, tanh
 from led_sglang.ops.types import Head, KnownLse
 
 BLOCK_COPY = 1024
@@ -47,18 +42,18 @@ def tile_of(num_rows: int, head: Head) -> Tile:
 
 
 @triton.jit
-def is_missing(explore_mask, has_lse, rows, mask, has_rode):  # type: ignore[no-untyped-def]
+def is_missing(explore_mask, has_lse, rows, mask, has_known):  # type: ignore[no-untyped-def]
     """Whether the sums of a row's latents are to be computed: needed, and not known already."""
     is_needed = tl.load(explore_mask + rows, mask=mask, other=0) != 0
-    return is_needed & (tl.load(has_lse + rows, mask=mask & (has_rode != 0), other=0) == 0)
+    return is_needed & (tl.load(has_lse + rows, mask=mask & (has_known != 0), other=0) == 0)
 
 
-@triton.jit(do_not_specialize=["num_final", "num_layers", "num_batch", "rows_per_layer", "has_rode"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_final", "num_layers", "num_batch", "rows_per_layer", "has_known"])  # type: ignore[untyped-decorator]
 def gather_kernel(  # type: ignore[no-untyped-def]
     final,  # (num_final, H), contiguous
     latents,  # (J, B, H), of a contiguous (J, rows_per_layer, H)
     explore_mask,  # (B,) bool
-    has_lse,  # (B,) bool, where has_rode
+    has_lse,  # (B,) bool, where has_known
     tau,  # (B,) float32
     states,  # (num_final + J B, H), written: the final rows, then layer by layer the latents that are missing
     taus,  # (num_final + J B,) float32, written: theirs
@@ -68,13 +63,13 @@ def gather_kernel(  # type: ignore[no-untyped-def]
     num_batch,
     hidden,
     rows_per_layer,  # of the latents' buffer, which holds more rows than the batch
-    has_rode,
+    has_known,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
     row_idx = tl.program_id(0)
     batch = tl.arange(0, BLOCK_BATCH)
-    lse_missing = is_missing(explore_mask, has_lse, batch, batch < num_batch, has_rode).to(tl.int32)
+    lse_missing = is_missing(explore_mask, has_lse, batch, batch < num_batch, has_known).to(tl.int32)
     num_missing = tl.sum(lse_missing, 0)
     num_gathered = num_final + num_layers * num_missing
     if row_idx == 0:
@@ -156,25 +151,25 @@ def log_sum_exp(values):  # type: ignore[no-untyped-def]
     return peak + tl.log(tl.sum(tl.exp(values - shift[:, None]), 1))
 
 
-@triton.jit(do_not_specialize=["num_final", "num_batch", "num_tiles", "stride_known", "stride_layer", "has_rode"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_final", "num_batch", "num_tiles", "stride_known", "stride_layer", "has_known"])  # type: ignore[untyped-decorator]
 def merge_kernel(  # type: ignore[no-untyped-def]
     sums,  # (num_final + J B, num_tiles) float32
     explore_mask,  # (B,) bool
-    has_lse,  # (B,) bool, where has_rode
-    known,  # (J, B) float32, where has_rode
+    has_lse,  # (B,) bool, where has_known
+    known,  # (J, B) float32, where has_known
     lse,  # (J, B) float32, written
     num_final,
     num_batch,
     num_tiles,
     stride_known,
     stride_layer,
-    has_rode,
+    has_known,
     BLOCK_BATCH: tl.constexpr,
     BLOCK_TILES: tl.constexpr,
 ):
     row, layer = tl.program_id(0), tl.program_id(1)
     batch = tl.arange(0, BLOCK_BATCH)
-    lse_missing = is_missing(explore_mask, has_lse, batch, batch < num_batch, has_rode).to(tl.int32)
+    lse_missing = is_missing(explore_mask, has_lse, batch, batch < num_batch, has_known).to(tl.int32)
     if tl.sum(tl.where(batch == row, lse_missing, 0), 0) != 0:
         rank = tl.sum(tl.where(batch < row, lse_missing, 0), 0)
         row_idx = num_final + layer * tl.sum(lse_missing, 0) + rank
@@ -182,7 +177,7 @@ def merge_kernel(  # type: ignore[no-untyped-def]
         parts = tl.load(sums + row_idx.to(tl.int64) * num_tiles + tiles, mask=tiles < num_tiles, other=float("-inf"))
         result = tl.sum(log_sum_exp(parts[None, :]), 0)
     else:
-        result = tl.load(known + layer * stride_known + row, mask=has_rode != 0, other=0.0)
+        result = tl.load(known + layer * stride_known + row, mask=has_known != 0, other=0.0)
     tl.store(lse + layer * stride_layer + row, result)
 
 
@@ -199,7 +194,7 @@ def is_interpreted() -> bool:
 
 @dataclass(frozen=True)
 class LatentRows:
-    """Latent rows of which some are wanted: their hidden states, temperatures and what is known already."""
+    """Latent rows of which some are needed: their hidden states, temperatures and what is known already."""
 
     hidden: Tensor  # (J, B, H), stride 1 in H
     explore_mask: Tensor  # (B,) bool
@@ -210,7 +205,7 @@ class LatentRows:
 def head_sums(final: Tensor | None, latents: LatentRows, head: Head, lse: Tensor) -> Tensor:
     """Write (J, B) float32 `lse`, and return the final rows' product: (B', H) or None -> (B', V_shard).
 
-    A normalizer is log sum_v exp(logit_v / tau) over this rank's rows where needed, what is known where the row rode,
+    A normalizer is log sum_v exp(logit_v / tau) over this rank's rows where needed, what is known where it is,
     and else any value. The product is in the weight's dtype.
     """
     hidden, known_lse = latents.hidden, latents.known_lse
@@ -229,12 +224,12 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, lse: Tensor
     count = torch.empty(1, dtype=torch.int32, device=device)
     explore_mask, tau = latents.explore_mask.contiguous(), latents.tau.float().contiguous()
     has_lse, known = (explore_mask, lse) if known_lse is None else (known_lse.has_lse.contiguous(), known_lse.lse)
-    has_rode, block_batch = int(known_lse is not None), size_up(num_batch, BATCH_SIZES)
+    has_known, block_batch = int(known_lse is not None), size_up(num_batch, BATCH_SIZES)
     if not num_rows:
         return logits
     gather_kernel[(num_rows,)](
         final, hidden, explore_mask, has_lse, tau, states, taus, count, num_final, num_layers, num_batch, width,
-        hidden.stride(0) // width, has_rode, BLOCK_BATCH=block_batch, BLOCK_H=BLOCK_COPY,
+        hidden.stride(0) // width, has_known, BLOCK_BATCH=block_batch, BLOCK_H=BLOCK_COPY,
     )  # fmt: skip
     head_kernel[(triton.cdiv(num_rows, tile.rows), num_tiles)](
         states,
@@ -264,50 +259,12 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, lse: Tensor
     )
     merge_kernel[(num_batch, num_layers)](
         sums, explore_mask, has_lse, known, lse, num_final, num_batch, num_tiles, known.stride(0),
-        lse.stride(0), has_rode, BLOCK_BATCH=block_batch, BLOCK_TILES=most_tiles(num_columns),
+        lse.stride(0), has_known, BLOCK_BATCH=block_batch, BLOCK_TILES=most_tiles(num_columns),
     )  # fmt: skip
     return logits
 
 
-def head_pass(hidden: Tensor, latents: Tensor, head: Head, tau: Tensor, mask: Tensor, lse: Tensor) -> Tensor:
-    """As `led_sglang.ops.backends.one_pass.head_pass`."""
-    return head_sums(hidden, LatentRows(latents, mask, tau), head, lse)
-
-
-def latent_sums(
-    latents: Tensor,
-    candidate_ids: Tensor,
-    head: Head,
-    tau: Tensor,
-    explore_mask: Tensor,
-    known_lse: KnownLse | None,
-    edits: LogitEdits | None = None,
-) -> tuple[Tensor, Tensor]:
-    """As `led_sglang.ops.backends.lm_head.latent_sums`; rows that are not needed, (N,) bool, hold anything.
-
-    Rows with edits take plain torch's way, needed or not; the kernels know none.
-    """
-    index = None if edits is None else edits.edited
-    if head.project is not None and edits is None:
-        return across_ranks(*projected_sums(latents, candidate_ids, head, tau, explore_mask), head)
-    if head.project is not None or (edits is not None and index is None):
-        return torch_head.latent_sums(latents, candidate_ids, head, tau, known_lse, edits)
-    if index is not None:
-        explore_mask = explore_mask.index_fill(0, index, False)
-    logits = candidate_logits(latents, candidate_ids, head, tau, explore_mask)
-    lse = normalizers_of(latents, head, tau, explore_mask, known_lse)
-    if edits is None or index is None:
-        return across_ranks(lse, logits, head)
-    some = latents.index_select(1, index), candidate_ids[index], head, tau[index], None, edits.take(index)
-    edited_normalizers, edited_logits = torch_head.local_sums(*some)
-    both = lse.repeat(2, 1, 1).index_copy_(2, index, edited_normalizers)
-    both, logits = across_ranks(both, logits.index_copy_(1, index, edited_logits), head)
-    return both.amax(0), logits
-
-
-def normalizers_of(
-    latents: Tensor, head: Head, tau: Tensor, explore_mask: Tensor, known_lse: KnownLse | None
-) -> Tensor:
+def latent_lse(latents: Tensor, head: Head, tau: Tensor, explore_mask: Tensor, known_lse: KnownLse | None) -> Tensor:
     """As `led_sglang.ops.backends.lm_head.complete_lse`, in fixed shapes: (J, N)."""
     if known_lse is not None and known_lse.is_complete:
         return known_lse.lse[: len(latents)].where(known_lse.has_lse, torch.nan)

@@ -9,10 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from led_sglang.ops.kernels.columns import aligned, width_of
-from led_sglang.ops.types import LedRows, LedStep, Noise
+from led_sglang.ops.kernels.common import aligned, width_of
+from led_sglang.ops.kernels.final_layer import FinalRows
+from led_sglang.ops.types import LedRows, LedStep, StepInputs
 
-TINY = torch.finfo(torch.float32).tiny  # as in fused
+TINY = torch.finfo(torch.float32).tiny  # as in torch_step
 
 
 @triton.jit
@@ -21,14 +22,14 @@ def entropy_of(probs):  # type: ignore[no-untyped-def]
     return tl.sum(tl.where(probs == 0.0, 0.0, -probs * tl.log(tl.where(probs == 0.0, 1.0, probs))), 0)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_candidates", "num_layers", "is_full"])  # type: ignore[untyped-decorator]
-def tail_kernel(  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["num_rows", "num_candidates", "num_layers", "is_traced"])  # type: ignore[untyped-decorator]
+def mix_and_sample_kernel(  # type: ignore[no-untyped-def]
     logprobs,  # (R, K) float32, of the final layer; -inf: not a candidate
     ids,  # (R, K) int64
     lse,  # (J, R) float32
     logits,  # (J, R, K) float32
     explored,  # (R,) bool
-    explore_mask,  # (R,) bool: the explore branch is wanted
+    explore_mask,  # (R,) bool: the explore branch is needed
     depths,  # (R,) int64
     normalized,  # (R,) bool
     greedy,  # (R,) bool
@@ -40,7 +41,7 @@ def tail_kernel(  # type: ignore[no-untyped-def]
     out_confidence,  # (R,) float32
     out_exploit,  # (R, K) float32
     out_explore,  # (R, K) float32
-    out_entropy,  # (R,) float32, where is_full, like the next two
+    out_entropy,  # (R,) float32, where is_traced, like the next two
     out_logprob,  # (R,) float32
     out_entropies,  # (R, J + 1) float32
     num_rows,
@@ -111,21 +112,19 @@ def tail_kernel(  # type: ignore[no-untyped-def]
 
 
 def mix_and_sample(
-    logprobs: Tensor,
-    candidate_ids: Tensor,
+    final: FinalRows,
     lse: Tensor,
     logits: Tensor,
-    explored: Tensor,
-    explore_mask: Tensor,
     rows: LedRows,
-    noise: Noise,
+    inputs: StepInputs,
     max_layers: int = 0,
     has_fixed_width: bool = False,
 ) -> LedStep:
-    """(R, K), (R, K), (J, R), (J, R, K), (R,), (R,): what `fused.mixed_step` makes of them, in one launch.
+    """(J, R), (J, R, K) float32: what `torch_step.mixed_step` makes of them, in one launch.
 
     max_layers: of any batch, for which the kernel is compiled; J where it is more. has_fixed_width: see `width_of`.
     """
+    logprobs = final.logprobs
     (num_rows, num_candidates), num_layers = logprobs.shape, len(logits)
     token_ids, depth = torch.empty_like(rows.depth), torch.empty_like(rows.depth)
     ok = torch.empty(num_rows, dtype=torch.uint8, device=logprobs.device)
@@ -133,18 +132,18 @@ def mix_and_sample(
     exploit, explore = torch.empty_like(logprobs), torch.empty_like(logprobs)
     entropies = logprobs.new_empty(num_rows, num_layers + 1) if rows.any_trace else logprobs.new_empty(0)
     if num_rows:
-        tail_kernel[(num_rows,)](
+        mix_and_sample_kernel[(num_rows,)](
             logprobs.contiguous(),
-            candidate_ids.contiguous(),
+            final.candidate_ids.contiguous(),
             lse.contiguous(),
             logits.contiguous(),
-            explored,
-            explore_mask,
+            final.explored,
+            final.explore_mask,
             rows.depth,
             rows.normalize_layers,
             rows.greedy,
             rows.exploit,
-            noise.token_uniform.contiguous(),
+            inputs.token_uniform.contiguous(),
             token_ids,
             ok,
             depth,
@@ -165,11 +164,11 @@ def mix_and_sample(
     return LedStep(
         token_ids=token_ids,
         ok=ok.view(torch.bool),
-        explored=explored,
+        explored=final.explored,
         depth=depth,
         confidence=confidence,
         entropy=entropy if rows.any_trace else None,
-        candidate_ids=candidate_ids,
+        candidate_ids=final.candidate_ids,
         exploit_probs=exploit,
         explore_probs=explore,
         logprob=logprob if rows.any_trace else None,

@@ -1,12 +1,15 @@
-"""`led_sglang.ops.backends.one_pass.board` in one kernel."""
+"""`led_sglang.ops.backends.one_pass.fill_mask` in one kernel.
+
+No GPU has timed it; it saves launches, and nothing depends on it but `backends.triton`.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from led_sglang.ops.kernels.columns import row_idx_of
-from led_sglang.ops.types import LedRows
+from led_sglang.ops.kernels.common import row_idx_of
+from led_sglang.ops.types import LedRows, StepInputs
 
 BLOCK = 64
 
@@ -46,18 +49,18 @@ def one_pass_mask_kernel(  # type: ignore[no-untyped-def]
     tl.store(tau + row_idx, row_tau, mask=is_row)
 
 
-def fill_one_pass_mask(
-    rows: LedRows, coin_uniform: Tensor, coin_threshold: float, index: Tensor | None, mask: Tensor, tau: Tensor
+def fill_mask(
+    rows: LedRows, inputs: StepInputs, coin_threshold: float, index: Tensor | None, mask: Tensor, tau: Tensor
 ) -> None:
-    """As `led_sglang.ops.backends.one_pass.board`."""
-    num_rows = len(coin_uniform)
+    """See `led_sglang.ops.backend.Backend.one_pass_mask`."""
+    num_rows = len(inputs.active)
     if num_rows:
         one_pass_mask_kernel[(triton.cdiv(num_rows, BLOCK),)](
-            rows.active,
+            inputs.active,
             rows.exploit,
             rows.trace,
             rows.depth,
-            coin_uniform,
+            inputs.coin_uniform,
             rows.temperature,
             rows.greedy,
             rows.latent_norm,

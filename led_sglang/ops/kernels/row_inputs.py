@@ -1,22 +1,24 @@
-"""`ops.rows.inputs` in one kernel before a token and two after: torch launches fifty for the same few rows."""
+"""`ops.rows.inputs` in one kernel before a token and two after: torch launches fifty for the same few rows.
+
+No GPU has timed these kernels; they save launches, and nothing depends on them but `backends.triton`.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from led_sglang.ops.kernels.columns import aligned, row_idx_of
-from led_sglang.ops.rows import numba_loops
+from led_sglang.ops import constants
+from led_sglang.ops.kernels.common import aligned, row_idx_of
 from led_sglang.ops.rows.automaton import ThinkingTables
-from led_sglang.ops.rows.inputs import RowInputs, RowMeta
-from led_sglang.ops.types import LedStep
+from led_sglang.ops.types import LedStep, RowInputs, RowMeta, StepInputs
 
 BLOCK = 64
 # As the kernels may read globals.
-SALT, STEP = tl.constexpr(numba_loops.SALT), tl.constexpr(numba_loops.STEP)
-FIRST_FACTOR, SECOND_FACTOR = tl.constexpr(numba_loops.FIRST_FACTOR), tl.constexpr(numba_loops.SECOND_FACTOR)
-SEED_FACTOR, COUNTER_FACTOR = tl.constexpr(numba_loops.SEED_FACTOR), tl.constexpr(numba_loops.COUNTER_FACTOR)
-SAMPLE_SHIFT = tl.constexpr(numba_loops.SAMPLE_SHIFT)
+SALT, STEP = tl.constexpr(constants.SALT), tl.constexpr(constants.STEP)
+FIRST_FACTOR, SECOND_FACTOR = tl.constexpr(constants.FIRST_FACTOR), tl.constexpr(constants.SECOND_FACTOR)
+SEED_FACTOR, COUNTER_FACTOR = tl.constexpr(constants.SEED_FACTOR), tl.constexpr(constants.COUNTER_FACTOR)
+SAMPLE_SHIFT = tl.constexpr(constants.SAMPLE_SHIFT)
 
 
 @triton.jit
@@ -51,7 +53,7 @@ def row_inputs_kernel(  # type: ignore[no-untyped-def]
     thinking,  # (R,) bool, written
     active,  # (R,) bool, written
     coin_uniform,  # (R,) float64, written
-    token,  # (R,) float64, written
+    token_uniform,  # (R,) float64, written
     num_rows,
     has_index,
     has_lengths,
@@ -79,7 +81,7 @@ def row_inputs_kernel(  # type: ignore[no-untyped-def]
     tl.store(thinking + rows, thinks.to(tl.uint8), mask=is_row)
     tl.store(active + rows, acts.to(tl.uint8), mask=is_row)
     tl.store(coin_uniform + rows, uniform(keyed + STEP), mask=is_row)
-    tl.store(token + rows, uniform(keyed + STEP + STEP), mask=is_row)
+    tl.store(token_uniform + rows, uniform(keyed + STEP + STEP), mask=is_row)
 
 
 @triton.jit(do_not_specialize=["num_rows", "has_index"])  # type: ignore[untyped-decorator]
@@ -102,7 +104,7 @@ def write_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_vocab", "num_symbols", "has_index"])  # type: ignore[untyped-decorator]
-def move_kernel(  # type: ignore[no-untyped-def]
+def advance_kernel(  # type: ignore[no-untyped-def]
     states,  # by slot, int64, written
     slots,  # (R,) int64
     before,  # (R,) int64
@@ -130,19 +132,17 @@ def _grid(num_rows: int) -> tuple[int]:
     return (triton.cdiv(num_rows, BLOCK),)
 
 
-def _optional(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
+def _optional(tensor: Tensor | None, other: Tensor) -> Tensor:
     """A kernel's flag says whether it reads the tensor; some pointer of its type it must have."""
-    return stand_in if tensor is None else tensor
+    return other if tensor is None else tensor
 
 
-def make_row_inputs(
-    meta: RowMeta, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor
-) -> RowInputs:
-    """As `led_sglang.ops.rows.inputs.standing`."""
+def row_inputs(meta: RowMeta, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor) -> RowInputs:
+    """See `led_sglang.ops.backend.Backend.row_inputs`."""
     num_rows, device = meta.num_rows, slots.device
     row_slots, row_states, row_positions = aligned(3, num_rows, torch.int64, device)
     thinking, active = aligned(2, num_rows, torch.uint8, device)
-    coin_uniform, token = aligned(2, num_rows, torch.float64, device)
+    coin_uniform, token_uniform = aligned(2, num_rows, torch.float64, device)
     flags = int(meta.index is not None), int(lengths is not None), int(meta.is_led is not None)
     slots, positions = slots.long(), positions.long()  # the engine's are, and one variant is enough
     if num_rows:
@@ -164,30 +164,30 @@ def make_row_inputs(
             thinking,
             active,
             coin_uniform,
-            token,
+            token_uniform,
             num_rows,
             *flags,
             BLOCK=BLOCK,
         )
-    flags_seen = thinking.view(torch.bool), active.view(torch.bool)
-    return RowInputs(coin_uniform, token, row_slots, row_states, *flags_seen, row_positions)
+    thinks, acts = thinking.view(torch.bool), active.view(torch.bool)
+    return RowInputs(acts, coin_uniform, token_uniform, row_slots, row_states, thinks, row_positions)
 
 
-def write_tokens(meta: RowMeta, token_ids: Tensor, now: RowInputs, step: LedStep) -> None:
-    """As `led_sglang.ops.rows.inputs.write_tokens`."""
+def write_tokens(meta: RowMeta, token_ids: Tensor, inputs: StepInputs, step: LedStep) -> None:
+    """See `led_sglang.ops.backend.Backend.write_tokens`."""
     if meta.num_rows:
         index = _optional(meta.index, step.token_ids)
         write_kernel[_grid(meta.num_rows)](
-            token_ids, index, now.active, step.ok, step.token_ids, meta.num_rows, int(meta.index is not None),
+            token_ids, index, inputs.active, step.ok, step.token_ids, meta.num_rows, int(meta.index is not None),
             BLOCK=BLOCK,
         )  # fmt: skip
 
 
-def move_states(meta: RowMeta, tables: ThinkingTables, states: Tensor, before: RowInputs, token_ids: Tensor) -> None:
-    """As `led_sglang.ops.rows.inputs.move_states`; an id outside the vocabulary is an ordinary token here too."""
+def advance(meta: RowMeta, tables: ThinkingTables, states: Tensor, inputs: RowInputs, token_ids: Tensor) -> None:
+    """See `led_sglang.ops.backend.Backend.advance`."""
     if meta.num_rows:
-        move_kernel[_grid(meta.num_rows)](
-            states, before.slots, before.states, token_ids, _optional(meta.index, before.slots), tables.symbol_of,
+        advance_kernel[_grid(meta.num_rows)](
+            states, inputs.slots, inputs.states, token_ids, _optional(meta.index, inputs.slots), tables.symbol_of,
             tables.next_state, meta.num_rows, len(tables.symbol_of), tables.num_symbols,
             int(meta.index is not None), BLOCK=BLOCK,
         )  # fmt: skip

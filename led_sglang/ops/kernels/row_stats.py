@@ -1,4 +1,7 @@
-"""`led_sglang.ops.rows.stats.tell` in one kernel: torch launches twenty for the same few rows."""
+"""`led_sglang.ops.rows.stats.pack_flags` in one kernel: torch launches twenty for the same few rows.
+
+No GPU has timed it; it saves launches, and nothing depends on it but `backends.triton`.
+"""
 
 import torch
 import triton
@@ -6,9 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from led_sglang import wire
-from led_sglang.ops.rows.inputs import RowInputs
-from led_sglang.ops.rows.stats import Counters, bounds
-from led_sglang.ops.types import LedStep
+from led_sglang.ops.types import Counters, LedStep, RowInputs
 
 BLOCK = 64
 # As the kernel may read globals.
@@ -49,10 +50,10 @@ def pack_flags_kernel(  # type: ignore[no-untyped-def]
     for i in range(NUM_BOUNDS):
         bucket += (tl.load(bounds + i) < sure).to(tl.int64)
     deep = tl.where(is_fine, tl.load(depth + rows, mask=is_row, other=0), 0)
-    reported = thinks.to(tl.int64) * THINKING + is_active.to(tl.int64) * ACTIVE + explores.to(tl.int64) * EXPLORED
-    reported += tl.where(is_fine, (bucket << DETAIL_SHIFT) + (deep << DEPTH_SHIFT), 0)
-    reported += is_broken.to(tl.int64) * (FALLBACK + (NOT_FINITE << DETAIL_SHIFT))
-    tl.store(flags + rows, reported, mask=is_row)
+    packed = thinks.to(tl.int64) * THINKING + is_active.to(tl.int64) * ACTIVE + explores.to(tl.int64) * EXPLORED
+    packed += tl.where(is_fine, (bucket << DETAIL_SHIFT) + (deep << DEPTH_SHIFT), 0)
+    packed += is_broken.to(tl.int64) * (FALLBACK + (NOT_FINITE << DETAIL_SHIFT))
+    tl.store(flags + rows, packed, mask=is_row)
 
     one = tl.full((BLOCK,), 1, tl.int64)
     nowhere = tl.zeros((BLOCK,), tl.int64)
@@ -64,13 +65,13 @@ def pack_flags_kernel(  # type: ignore[no-untyped-def]
     tl.atomic_add(counters + method_offset + tl.load(method + rows, mask=is_row, other=0), one, mask=is_row)
 
 
-def pack_flags(now: RowInputs, step: LedStep, method: Tensor, counters: Counters) -> Tensor:
-    """See `led_sglang.ops.rows.stats.tell`."""
+def pack_flags(inputs: RowInputs, step: LedStep, method: Tensor, counters: Counters) -> Tensor:
+    """Of a step that LED decided; see `led_sglang.ops.backend.Backend.count`."""
     num_rows = len(method)
     flags = torch.empty_like(method)
-    limits = bounds(method.device)
+    limits = counters.bounds
     if num_rows:
-        columns = now.thinking, now.active, step.explored, step.ok, step.depth, step.confidence, method
+        columns = inputs.thinking, inputs.active, step.explored, step.ok, step.depth, step.confidence, method
         pack_flags_kernel[(triton.cdiv(num_rows, BLOCK),)](
             *columns, limits, counters.values, flags, num_rows, counters.method_offset,
             NUM_BOUNDS=len(limits), BLOCK=BLOCK,

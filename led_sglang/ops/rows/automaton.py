@@ -26,8 +26,10 @@ class ThinkingTables:
     num_symbols: int
 
     def advance(self, states: Tensor, token_ids: Tensor) -> Tensor:
-        """(R,), (R,) -> (R,): the states after one more token each. Graph-safe; token ids must be below vocab_size."""
-        return self.next_state[states * self.num_symbols + self.symbol_of[token_ids]]
+        """(R,), (R,) -> (R,): the states after a token each; an id outside the vocabulary is ordinary. Graph-safe."""
+        known = token_ids.clamp(0, len(self.symbol_of) - 1)
+        symbols = self.symbol_of[known].masked_fill_(known != token_ids, 0)
+        return self.next_state[states * self.num_symbols + symbols]
 
     @staticmethod
     def thinking(states: Tensor) -> Tensor:
@@ -36,7 +38,7 @@ class ThinkingTables:
 
     @cached_property
     def arrays(self) -> tuple[Any, Any, int]:
-        """For `row_loops.move_states`. CPU only."""
+        """For `numba_loops.move_states`. CPU only."""
         return self.symbol_of.numpy(), self.next_state.numpy(), self.num_symbols
 
 

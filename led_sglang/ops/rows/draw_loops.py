@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 
 from led_sglang.jit import jit
+from led_sglang.ops.constants import NO_LIMIT, ONE
 
-ONE = 1 << 60  # a probability of 1 as an integer; what is below 2^-60 weighs nothing
-NO_LIMIT = 1 << 62  # `top_p` 1
 BINS = 1 << 10  # a float32 in [0, 1] is an ordered integer of 30 bits: three digits
 
 

@@ -1,4 +1,4 @@
-"""Plain sampling with our own noise: for rows outside their phase whose request named a seed.
+"""The engine's own sampling with our noise: for rows outside their phase whose request named a seed.
 
 No sort of the vocabulary. A row's filters leave the first tokens in the order (larger probability, then smaller id): a
 cut of that order is a probability, and how many of the tokens that have exactly this one are kept. It is found by
@@ -9,59 +9,19 @@ same bit for bit beside any other rows, in any chunks, and on every device.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from led_sglang.ops import arrays
-from led_sglang.ops.rows.draw_loops import NO_LIMIT, ONE, draw_rows
+from led_sglang.ops.constants import NO_LIMIT, ONE
+from led_sglang.ops.types import Filters, Support
 
 CHUNK_ELEMENTS = 1 << 21  # probabilities that torch works on at once where the host cannot look: some 24 bytes each
 NUM_HALVINGS = 31  # of the patterns of float32 in [0, 1]
 
 
-@dataclass(frozen=True)
-class Filters:
-    """What the engine's requests ask for, one entry a row of the batch."""
-
-    top_k: Tensor  # (B,) int32 or int64 >= 1; V or more: all
-    top_p: Tensor  # (B,) float32 in (0, 1]
-    min_p: Tensor  # (B,) float32 in [0, 1]
-    is_any: bool = True  # host-known: False promises that no row asks for any
-
-
-@dataclass(frozen=True)
-class Support:
-    """What the filters leave of each row: tokens above `floor`, and the first `num_ties` ids of those that equal it."""
-
-    floor: Tensor  # (S,) int32, the bits of a float32
-    num_ties: Tensor  # (S,) int64
-
-    def take(self, index: Tensor) -> "Support":
-        """Those of some rows, (n,) int64."""
-        return Support(self.floor[index], self.num_ties[index])
-
-
-def sample_filtered(
-    probs: Tensor, rows: Tensor, skip: Tensor, uniform: Tensor, filters: Filters, backend: str
-) -> tuple[Tensor, Support]:
-    """Sample some rows of `probs` after top-k, top-p and min-p, applied jointly as the engine's PyTorch backend does.
-
-    probs: (B, V) of any float type; rows: (S,) int64; skip: (S,) bool, rows that are another's after all, whose tokens
-    are any valid ones; uniform: (S,) float64 in [0, 1). Returns the tokens, (S,) int64, and the cuts.
-
-    A token is kept where fewer than top_k tokens precede it, they sum to no more than top_p, and it has at least min_p
-    of the largest probability; `top_p` 1 keeps all. Of equal probabilities the smaller id precedes. The token is the
-    first kept id at which the cumulated probability exceeds uniform times the sum of the kept. What is not a
-    probability (NaN, infinite, negative) counts as 0. No host sync where the host cannot look.
-    """
-    if arrays.allows_dynamic_shapes(probs.device):
-        return _compiled(probs, rows, skip, uniform, filters)
-    if backend == "triton":
-        from led_sglang.ops.kernels.filtered_draw import sample_filtered as sample_in_two_kernels
-
-        return sample_in_two_kernels(probs, rows, skip, uniform, filters)
+def sample_filtered(probs: Tensor, rows: Tensor, uniform: Tensor, filters: Filters) -> tuple[Tensor, Support]:
+    """In torch, some rows at a time; see `led_sglang.ops.backend.Backend.sample_filtered`. No row is skipped."""
     parts = [_sample(clean, uniform[some], filters, rows[some]) for some, clean in _chunks(probs, rows)]
     tokens, floor, num_ties = (torch.cat(columns) for columns in zip(*parts, strict=True))
     return tokens, Support(floor, num_ties)
@@ -83,14 +43,6 @@ def kept_tokens(probs: Tensor, rows: Tensor, support: Support, width: int) -> tu
         parts.append(clean.mul_(is_kept).topk(width, dim=-1))
     weights, ids = (torch.cat(columns) for columns in zip(*parts, strict=True))
     return ids, weights
-
-
-def _compiled(probs: Tensor, rows: Tensor, skip: Tensor, uniform: Tensor, filters: Filters) -> tuple[Tensor, Support]:
-    tokens, num_ties = torch.empty(2, len(rows), dtype=torch.int64)
-    floor = torch.empty(len(rows), dtype=torch.int32)
-    columns = filters.top_k.long(), filters.top_p.float(), filters.min_p.float(), tokens, floor, num_ties
-    draw_rows(probs.float().numpy(), *(column.numpy() for column in (rows, skip, uniform.double(), *columns)))
-    return tokens, Support(floor, num_ties)
 
 
 def _chunks(probs: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from led_sglang.ops.rows.numba_loops import (
+from led_sglang.ops.constants import (
     COUNTER_FACTOR,
     FIRST_FACTOR,
     SALT,
@@ -16,8 +16,8 @@ from led_sglang.ops.rows.numba_loops import (
     SECOND_FACTOR,
     SEED_FACTOR,
     STEP,
-    fill_uniforms,
 )
+from led_sglang.ops.rows.numba_loops import fill_uniforms
 
 
 def mix(state: Tensor) -> Tensor:

@@ -5,6 +5,15 @@ from typing import Any
 import numpy as np
 
 from led_sglang.jit import jit
+from led_sglang.ops.constants import (
+    COUNTER_FACTOR,
+    FIRST_FACTOR,
+    SALT,
+    SAMPLE_SHIFT,
+    SECOND_FACTOR,
+    SEED_FACTOR,
+    STEP,
+)
 from led_sglang.wire import (
     ACTIVE,
     CONFIDENCE_OFFSET,
@@ -21,15 +30,6 @@ from led_sglang.wire import (
     THINKING,
     THINKING_OFFSET,
 )
-
-# The mixer of `led_sglang.ops.rows.noise`.
-SALT = 0x4C61746E745F4C44
-STEP = -0x61C8864680B583EB  # 2^64 / golden ratio, as int64
-FIRST_FACTOR = -0x40A7B892E31B1A47
-SECOND_FACTOR = -0x6B2FB644ECCEEE15
-SEED_FACTOR = 0x2545F4914F6CDD1D
-COUNTER_FACTOR = -0x2E8A5C19D37B6F4B
-SAMPLE_SHIFT = 40  # positions below 2^40 and samples below 2^24 never meet
 
 _SALT, _STEP, _SEED_FACTOR, _COUNTER_FACTOR, _FIRST_FACTOR, _SECOND_FACTOR = (
     np.uint64(word % 2**64) for word in (SALT, STEP, SEED_FACTOR, COUNTER_FACTOR, FIRST_FACTOR, SECOND_FACTOR)
@@ -58,10 +58,14 @@ def fill_uniforms(seed: Any, sample: Any, position: Any, uniform: Any) -> None:
 @jit
 def fill_row_inputs(
     slots: Any, positions: Any, lengths: Any, index: Any, is_led: Any, phase_all: Any, start_state: Any,
-    start_length: Any, seed: Any, sample: Any, states: Any,
-    row_slots: Any, row_states: Any, thinking: Any, active: Any, row_positions: Any, uniform: Any,
+    start_length: Any, seed: Any, sample: Any, states: Any, numbers: Any, flags: Any, uniform: Any,
 ) -> None:  # fmt: skip
-    """slots, positions and, of an extend step, lengths: (B,); the columns of RowInputs, (R,) each, are written."""
+    """slots, positions and, of an extend step, lengths: (B,); those of RowMeta: (R,).
+
+    Written: numbers (3, R), slots, states and positions; flags (2, R), thinking and active; uniform (2, R).
+    """
+    row_slots, row_states, row_positions = numbers
+    thinking, active = flags
     for r in range(len(index)):
         row = index[r]
         slot = slots[row]

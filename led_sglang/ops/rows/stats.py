@@ -4,18 +4,14 @@ Shape letter: `R` rows of ours.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from led_sglang.ops import arrays as host
 from led_sglang.ops.rows import numba_loops
-from led_sglang.ops.rows.inputs import RowInputs
-from led_sglang.ops.types import LedStep
+from led_sglang.ops.types import Counters, LedStep, RowInputs
 from led_sglang.wire import (
     ACTIVE,
     CONFIDENCE_BOUNDS,
@@ -35,64 +31,25 @@ from led_sglang.wire import (
     THINKING_OFFSET,
 )
 
-_BOUNDS = np.array(CONFIDENCE_BOUNDS)
 
-
-@dataclass(frozen=True)
-class Counters:
-    """Counts of rows by kind on one device."""
-
-    values: Tensor  # (DEPTH_OFFSET + max_depth + 1 + methods,) int64
-    method_offset: int  # of the first decoding method
-
-    @classmethod
-    def zeros(cls, max_depth: int, num_methods: int, device: torch.device) -> "Counters":
-        offset = DEPTH_OFFSET + max_depth + 1
-        return cls(torch.zeros(offset + num_methods, dtype=torch.int64, device=device), offset)
-
-
-@cache
-def bounds(device: torch.device) -> Tensor:
-    """CONFIDENCE_BOUNDS on a device, float64."""
-    return torch.tensor(CONFIDENCE_BOUNDS, dtype=torch.float64, device=device)
-
-
-def pack_flags(
-    now: RowInputs, step: LedStep | None, has_failed: bool, method: Tensor, counters: Counters, backend: str
-) -> Tensor:
-    """Flags of our rows, (R,) int64, counted in place; method: (R,) int64. No host sync, one kernel under "triton".
-
-    step: None where LED decided no row, since none was in its phase or, `has_failed`, our code raised.
-    """
-    if host.allows_dynamic_shapes(method.device):
-        reported = np.empty(len(method), np.int64)
-        columns = () if step is None else step.arrays("explored", "ok", "depth", "confidence")
-        arrays = (*now.arrays("thinking", "active"), *columns, method.numpy(), counters.values.numpy())
-        if step is None:
-            numba_loops.pack_undecided(*arrays, counters.method_offset, has_failed, reported)
-        else:
-            numba_loops.pack_flags(*arrays, counters.method_offset, _BOUNDS, reported)
-        return torch.from_numpy(reported)
-    if backend == "triton" and step is not None:
-        from led_sglang.ops.kernels.row_stats import pack_flags as pack_flags_kernel_call
-
-        return pack_flags_kernel_call(now, step, method, counters)
-    flags = _flags(now, step, has_failed)
+def pack_flags(inputs: RowInputs, step: LedStep | None, has_failed: bool, method: Tensor, counters: Counters) -> Tensor:
+    """In torch; see `led_sglang.ops.backend.Backend.count`."""
+    flags = _flags(inputs, step, has_failed, counters)
     _add(flags, method, counters)
     return flags
 
 
-def _flags(now: RowInputs, step: LedStep | None, has_failed: bool) -> Tensor:
-    flags = now.thinking * THINKING + now.active * ACTIVE
+def _flags(inputs: RowInputs, step: LedStep | None, has_failed: bool, counters: Counters) -> Tensor:
+    flags = inputs.thinking * THINKING + inputs.active * ACTIVE
     if step is None:
-        return flags + now.active * ((FALLBACK | STEP_FAILED << DETAIL_SHIFT) * has_failed)
-    bucket = (step.confidence.double()[:, None] > bounds(flags.device)).sum(1)
+        return flags + inputs.active * ((FALLBACK | STEP_FAILED << DETAIL_SHIFT) * has_failed)
+    bucket = (step.confidence.double()[:, None] > counters.bounds).sum(1)
     fine = step.explored * EXPLORED + (bucket << DETAIL_SHIFT) + (step.depth << DEPTH_SHIFT)
-    return flags + torch.where(step.ok, fine, FALLBACK | NOT_FINITE << DETAIL_SHIFT) * now.active
+    return flags + torch.where(step.ok, fine, FALLBACK | NOT_FINITE << DETAIL_SHIFT) * inputs.active
 
 
 def _add(flags: Tensor, method: Tensor, counters: Counters) -> None:
-    """The torch form of `row_loops.count`."""
+    """The torch form of `numba_loops.count`."""
     detail, is_active = flags >> DETAIL_SHIFT & DETAIL_MASK, flags & ACTIVE != 0
     has_fallen = flags & FALLBACK != 0
     row_idx = [
@@ -112,7 +69,7 @@ def count(flags: Sequence[int], method: Sequence[int], weight: int, counts: Any,
 
 
 def to_dict(counts: Any, method_offset: int, methods: Sequence[str]) -> dict[str, Any]:
-    """What numpy counts, like a Counters' values, say: names and numbers."""
+    """Names and numbers of counts that are numpy's, in the order of a Counters' values."""
     values = [int(value) for value in counts]
     depths = {str(depth): values[DEPTH_OFFSET + depth] for depth in range(1, method_offset - DEPTH_OFFSET)}
     buckets = (*map(str, CONFIDENCE_BOUNDS), "+Inf")

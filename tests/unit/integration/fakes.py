@@ -1,12 +1,16 @@
 """As much of an engine as the rows of a batch need."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from led_sglang.config.fields import LedParams
 from led_sglang.config.request import ResolvedRequest
+from led_sglang.integration.hooks.guard import Guarded
 from led_sglang.integration.scheduler.batch import LedBatch, RequestRow
 
 CLOSE_ID = 7
@@ -51,3 +55,8 @@ def sampling_info(led: LedBatch, temperatures: list[float] | None = None, greedy
 
 def forward_mode(is_decode: bool = True) -> Any:
     return SimpleNamespace(is_decode=lambda: is_decode)
+
+
+def break_handler(patch: pytest.MonkeyPatch, hook: Guarded, function: Callable[..., Any]) -> None:
+    """The hook's handler is `function` from here on, with the recovery that it has."""
+    patch.setattr(hook, "handler", replace(hook.handler, function=function))

@@ -10,7 +10,7 @@ from sglang.srt.server_args import ServerArgs
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
-from led_sglang.integration.scheduler.runtime import _refuse_another_model
+from led_sglang.integration.scheduler.startup import _refuse_another_model
 from led_sglang.integration.support import (
     UNSUPPORTED,
     WRONG_CAPTURE,

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from led_sglang.ops import Head
-from led_sglang.ops.backends import self_test
-from led_sglang.ops.kernels import final_layer, lm_head
+from led_sglang.ops import Head, self_test
+from led_sglang.ops.kernels import candidates, final_layer, lm_head
 
 CPU = torch.device("cpu")
 NUM_LAYERS, VOCAB, HIDDEN = 2, 60, 24
@@ -43,7 +42,7 @@ def content(value: Any) -> Any:
 
 
 head_sums = remembered(lm_head.head_sums, out=3)
-candidate_logits = remembered(lm_head.candidate_logits)
+candidate_logits = remembered(candidates.candidate_logits)
 final_rows = remembered(final_layer.final_rows)
 
 
@@ -53,7 +52,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(self_test, name, value)
     monkeypatch.setattr(final_layer, "final_rows", final_rows)
     monkeypatch.setattr(lm_head, "head_sums", head_sums)
-    monkeypatch.setattr(lm_head, "candidate_logits", candidate_logits)
+    monkeypatch.setattr(candidates, "candidate_logits", candidate_logits)
     monkeypatch.setattr(self_test, "MANY_ROWS", 8)  # of the small tile
     monkeypatch.setattr(lm_head, "SMALL_TILE", lm_head.SMALL_TILE._replace(rows=8, vocab=16))
     monkeypatch.setattr(lm_head, "LARGE_TILE", lm_head.LARGE_TILE._replace(rows=32, vocab=32))
@@ -147,7 +146,7 @@ def is_seen(fault: str | None) -> bool:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CANDIDATES)
 def check_wrong_candidates_are_seen(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_head, "candidate_logits", CANDIDATES[name])
+    monkeypatch.setattr(candidates, "candidate_logits", CANDIDATES[name])
     for fault in faults(dtype):
         assert is_seen(fault), fault
 

@@ -6,8 +6,9 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from led_sglang.ops import arrays
-from led_sglang.ops.rows.filtered_draw import Filters, Support, kept_tokens, sample_filtered
+from led_sglang.ops import backend_for
+from led_sglang.ops.rows.filtered_draw import kept_tokens
+from led_sglang.ops.types import Filters, Support
 
 TOP_K = (1, 2, 5, 40, 1 << 30)
 TOP_P = (0.05, 0.5, 0.9, 1.0)
@@ -23,13 +24,8 @@ class Draw:
     filters: Filters
 
     def run(self, backend: str) -> tuple[Tensor, Support]:
-        """As a CPU does for "numba", and as where the host cannot look for "torch" and "triton"."""
-        allows_dynamic_shapes = arrays.allows_dynamic_shapes
-        arrays.allows_dynamic_shapes = lambda device: backend == "numba"
-        try:
-            return sample_filtered(self.probs, self.rows, self.skip, self.uniform, self.filters, backend)
-        finally:
-            arrays.allows_dynamic_shapes = allows_dynamic_shapes
+        chosen = backend_for(backend, self.probs.device)
+        return chosen.sample_filtered(self.probs, self.rows, self.skip, self.uniform, self.filters)
 
     def take(self, index: list[int]) -> "Draw":
         """Some of its rows, in a batch that holds no others."""

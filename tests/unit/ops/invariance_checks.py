@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import Case, make_case, make_rows
+from op_cases import Case, make_case, make_inputs, make_rows
 
 from led_sglang.ops import led_step
 from led_sglang.ops.backends import lm_head as torch_head
 from led_sglang.ops.kernels import final_layer, lm_head
-from led_sglang.ops.kernels.lm_head import is_interpreted, normalizers_of
+from led_sglang.ops.kernels.lm_head import is_interpreted, latent_lse
 from led_sglang.platform import deterministic
 
 CROWDS = (1, 9, 10, 64)
-BACKENDS = ["triton"] if is_interpreted() else ["fused", "compiled"]
+BACKENDS = ["triton"] if is_interpreted() else ["torch", "numba"]
 NUM_LAYERS = 3
 
 
@@ -42,16 +42,12 @@ def crowd(num_rows: int, is_mixed: bool) -> Case:
         whole.latents[:, :num_rows],
         replace(whole.head, is_batch_invariant=True),
         make_rows(num_rows, depth=depth, top_k=top_k, trace=True),  # type: ignore[arg-type]
-        replace(
-            whole.noise,
-            coin_uniform=whole.noise.coin_uniform[:num_rows],
-            token_uniform=whole.noise.token_uniform[:num_rows],
-        ),
+        make_inputs(whole.inputs.coin_uniform[:num_rows], whole.inputs.token_uniform[:num_rows]),
     )
 
 
 def bits_of_row_0(case: Case, backend: str) -> list[torch.Tensor]:
-    step = led_step(case.final_logits, case.latents, case.head, case.rows, case.noise, backend=backend)
+    step = led_step(case.final_logits, case.latents, case.head, case.rows, case.inputs, backend=backend)
     assert step.logprob is not None and step.depth_entropy is not None
     found = [step.token_ids, step.depth, step.confidence, step.explored, step.logprob]
     probs = step.exploit_probs[:, :5], step.explore_probs[:, :5], step.candidate_ids[:, :5], step.depth_entropy[:, :3]
@@ -76,7 +72,7 @@ def check_normalizers() -> None:
         tau = torch.full((num_rows, 1), 0.7)
         explore_mask = torch.arange(num_rows) % 3 != 1
         if is_interpreted():
-            found.append(normalizers_of(case.latents, case.head, tau, explore_mask, None)[:, 0])
+            found.append(latent_lse(case.latents, case.head, tau, explore_mask, None)[:, 0])
         else:
             found.append(torch_head.complete_lse(case.latents, case.head, tau, None)[:, 0])
     assert all(torch.equal(found[0], other) for other in found[1:]), found

@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from led_sglang.ops import BACKENDS, Head, LedRows, LedStep, LogitEdits, Noise, led_step
+from led_sglang.ops import Backend, Head, LedRows, LedStep, LogitEdits, StepInputs, led_step
+from led_sglang.ops.backends.torch import TorchBackend
 
+CPU = torch.device("cpu")
 # "triton" needs a GPU or the interpreter: test_triton.py
-CPU_BACKENDS = [name for name in BACKENDS if name != "triton"]
+CPU_BACKENDS = ["reference", "eager", "torch", "numba"]
+FIXED_SHAPES = TorchBackend(allows_dynamic_shapes=False)  # the path of a GPU, on a CPU
 others = pytest.mark.parametrize("backend", [name for name in CPU_BACKENDS if name != "reference"])
 
 
@@ -19,45 +22,15 @@ def rms_norm(hidden: Tensor) -> Tensor:
     return (2.0 * scaled).to(hidden.dtype)
 
 
-def make_rows(num_rows: int, depth: int = 4, top_k: int = 8, **changes: Any) -> LedRows:
-    """Every row asks for the same; `changes` replace whole columns (tensors) or set every row (scalars)."""
-    columns: dict[str, Any] = {
-        "active": True,
-        "depth": depth,
-        "top_k": top_k,
-        "temperature": 0.6,
-        "greedy": False,
-        "exploit": True,
-        "latent_norm": False,
-        "normalize_layers": False,
-        "latent_offset": 0,
-        "min_p": 0.0,
-        "full": False,
-    }
-    known = set(columns)
-    columns.update({name: value for name, value in changes.items() if name in known})
-    tensors = {
-        name: value if isinstance(value, Tensor) else torch.full((num_rows,), value) for name, value in columns.items()
-    }
-    hosts = {
-        "max_depth": int(tensors["depth"].max()) if num_rows else depth,
-        "max_top_k": int(tensors["top_k"].max()) if num_rows else top_k,
-        "any_trace": bool(tensors["full"].any()),
-        "any_norm": bool(tensors["latent_norm"].any()),
-        "all_norm": bool(tensors["latent_norm"].all()),
-        "any_min_p": bool(tensors["min_p"].any()),
-    }
-    hosts["mixed_top_k"] = bool((tensors["top_k"] != hosts["max_top_k"]).any())
-    hosts["mixed_depth"] = bool((tensors["depth"] != hosts["max_depth"]).any())
-    hosts["any_greedy"] = bool(tensors["greedy"].any())
-    hosts["any_normalize"] = bool(tensors["normalize_layers"].any())
-    hosts["any_offset"] = bool(tensors["latent_offset"].any())
-    return LedRows(**tensors, **hosts | {k: v for k, v in changes.items() if k not in known})
+def make_rows(num_rows: int, depth: int | Tensor = 4, top_k: int | Tensor = 8, **changes: Any) -> LedRows:
+    return LedRows.uniform(num_rows, depth, top_k, **changes)
 
 
-def to_device(rows: LedRows, device: str) -> LedRows:
-    moved = {name: value.to(device) for name, value in vars(rows).items() if isinstance(value, Tensor)}
-    return replace(rows, **moved)
+def make_inputs(coin_uniform: Tensor, token_uniform: Tensor, active: bool | Tensor = True) -> StepInputs:
+    """active: of every row, or (R,)."""
+    if not isinstance(active, Tensor):
+        active = torch.full(coin_uniform.shape, active, device=coin_uniform.device)
+    return StepInputs(active, coin_uniform, token_uniform)
 
 
 @dataclass(frozen=True)
@@ -66,12 +39,12 @@ class Case:
     latents: Tensor
     head: Head
     rows: LedRows
-    noise: Noise
+    inputs: StepInputs
     edits: LogitEdits | None = None
 
-    def run(self, backend: str = "auto") -> LedStep:
-        arguments = (self.final_logits, self.latents, self.head, self.rows, self.noise)
-        return led_step(*arguments, backend=backend, edits=self.edits)
+    def run(self, backend: str | Backend = "auto", **more: Any) -> LedStep:
+        arguments = (self.final_logits, self.latents, self.head, self.rows, self.inputs)
+        return led_step(*arguments, backend=backend, edits=self.edits, **more)
 
     def with_head(self, **changes: Any) -> "Case":
         return replace(self, head=replace(self.head, **changes))
@@ -91,6 +64,7 @@ def make_case(
     layers: int | None = None,
     explore: bool | None = None,
     device: str = "cpu",
+    active: bool | Tensor = True,
     **changes: Any,
 ) -> Case:
     """Each row has six likely tokens, which every layer ranks differently. `explore` forces every coin.
@@ -112,5 +86,5 @@ def make_case(
     token = torch.rand(num_rows, generator=rng, dtype=torch.float64)
     case_head = Head(weight.to(device, dtype), num_rows=vocab, final_norm=rms_norm)
     final_logits = (streams[0] @ weight.T).to(device)
-    noise = Noise(coin_uniform.to(device), token.to(device))
-    return Case(final_logits, streams[1:].to(device, dtype), case_head, to_device(rows, device), noise)
+    inputs = make_inputs(coin_uniform.to(device), token.to(device), active)
+    return Case(final_logits, streams[1:].to(device, dtype), case_head, rows.to(device), inputs)

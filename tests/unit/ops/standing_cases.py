@@ -4,9 +4,8 @@ from dataclasses import fields
 
 import torch
 
-from led_sglang.ops import ThinkingAutomaton
-from led_sglang.ops.rows.inputs import RowMeta, make_row_inputs, move_states, write_tokens
-from led_sglang.ops.types import LedStep
+from led_sglang.ops import Backend, ThinkingAutomaton, backend_for
+from led_sglang.ops.types import LedStep, RowMeta
 
 VOCAB_SIZE, NUM_SLOTS = 11, 9
 MACHINE = ThinkingAutomaton([1, 2], [3], VOCAB_SIZE)
@@ -47,13 +46,13 @@ def draw(seed: int, num_rows: int, is_part: bool, is_mixed: bool) -> tuple[RowMe
 def run(
     meta: RowMeta, batch: dict[str, torch.Tensor], is_extend: bool, dtype: torch.dtype, backend: str
 ) -> list[torch.Tensor]:
-    """A whole step: everything that it tells or changes."""
+    """A whole step: everything that it returns or changes."""
+    chosen: Backend = backend_for(backend, torch.device("cpu"))
     states, token_ids = batch["states"].clone(), batch["token_ids"].to(dtype)
-    now = make_row_inputs(
-        meta, batch["slots"], batch["positions"], batch["lengths"] if is_extend else None, states, backend
-    )
+    lengths = batch["lengths"] if is_extend else None
+    inputs = chosen.row_inputs(meta, batch["slots"], batch["positions"], lengths, states)
     unused = torch.empty(0)
     step = LedStep(batch["chosen"], batch["is_fine"], unused, unused, unused, None, unused, unused, unused, None)
-    write_tokens(meta, token_ids, now, step, backend)
-    move_states(meta, MACHINE.tables("cpu"), states, now, token_ids, backend)
-    return [*(getattr(now, field.name) for field in fields(now)), token_ids, states]
+    chosen.write_tokens(meta, token_ids, inputs, step)
+    chosen.advance(meta, MACHINE.tables("cpu"), states, inputs, token_ids)
+    return [*(getattr(inputs, field.name) for field in fields(inputs)), token_ids, states]

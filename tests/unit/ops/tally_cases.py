@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 
-from led_sglang.ops.rows import stats
-from led_sglang.ops.rows.inputs import RowInputs
-from led_sglang.ops.types import LedStep
+from led_sglang.ops import backend_for
+from led_sglang.ops.types import Counters, LedStep, RowInputs
 from led_sglang.wire import CONFIDENCE_BOUNDS
 
 MAX_DEPTH, NUM_METHODS = 5, 3
@@ -35,12 +34,11 @@ def draw(seed: int, num_rows: int, is_decided: bool, has_failed: bool) -> dict[s
     }
 
 
-def pack_flags(
-    case: dict[str, Any], backend: str, counters: stats.Counters | None = None
-) -> tuple[torch.Tensor, stats.Counters]:
-    counters = counters or stats.Counters.zeros(MAX_DEPTH, NUM_METHODS, torch.device("cpu"))
+def count(case: dict[str, Any], backend: str, counters: Counters | None = None) -> tuple[torch.Tensor, Counters]:
+    counters = counters or Counters.zeros(MAX_DEPTH, NUM_METHODS, torch.device("cpu"))
     row, none = torch.empty(0), torch.empty(0)
-    now = RowInputs(row, row, row, row, case["thinking"], case["active"], row)
+    inputs = RowInputs(case["active"], row, row, row, row, case["thinking"], row)
     step = LedStep(none, case["ok"], case["explored"], case["depth"], case["confidence"], None, none, none, none, None)
     decided = step if case["is_decided"] else None
-    return stats.pack_flags(now, decided, case["has_failed"], case["method"], counters, backend), counters
+    chosen = backend_for(backend, torch.device("cpu"))
+    return chosen.count(inputs, decided, case["has_failed"], case["method"], counters), counters

@@ -7,8 +7,8 @@ import torch
 from op_cases import CPU_BACKENDS, Case, make_case, others
 from torch import Tensor
 
-from led_sglang.ops import BACKENDS, LedStep, arrays, chosen_backend, led_step
-from led_sglang.ops.backends import numba_step
+from led_sglang.ops import BACKENDS, LedStep, backend_for, led_step
+from led_sglang.ops.backends.numba import NumbaBackend
 
 TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
@@ -30,7 +30,7 @@ def check_untold(case: Case, backend: str, told_step: LedStep) -> None:
     step = case.run(backend)
     for name in ("token_ids", "ok", "explored", "depth", "candidate_ids"):
         assert torch.equal(getattr(step, name), getattr(told_step, name)), name
-    if backend in ("fused", "compiled", "triton"):
+    if backend in ("torch", "numba", "triton"):
         assert (step.entropy is None) == (step.logprob is None) == (not case.rows.any_trace)
 
 
@@ -39,10 +39,10 @@ def check(case: Case, backend: str) -> None:
     check_untold(case, backend, step)
     tolerance = TOLERANCE[case.head.weight.dtype]
     is_clear = (
-        case.noise.coin_uniform - (1 - truth.confidence.double())
+        case.inputs.coin_uniform - (1 - truth.confidence.double())
     ).abs() > 1e-6  # the coin is not on its very edge
     assert step.ok[is_clear].tolist() == truth.ok[is_clear].tolist()
-    rows = truth.ok & case.rows.active & (is_clear | ~case.rows.exploit)
+    rows = truth.ok & case.inputs.active & (is_clear | ~case.rows.exploit)
     assert step.explored[rows].tolist() == truth.explored[rows].tolist()
     assert step.candidate_ids[truth.exploit_probs > 0].tolist() == truth.candidate_ids[truth.exploit_probs > 0].tolist()
     same_depth = rows & (step.depth == truth.depth) & (eager.depth == truth.depth)
@@ -96,7 +96,7 @@ ABLATIONS = {
     "offset": {"latent_offset": 1},
     "min_p": {"min_p": 0.2},
     "greedy": {"greedy": True},
-    "trace": {"full": True},
+    "trace": {"trace": True},
     "spare layers": {"layers": 9},
     "cold": {"temperature": 0.01},
     "hot": {"temperature": 5.0},
@@ -118,7 +118,7 @@ def test_every_row_its_own_parameters(backend, seed):
     def pick(*values):
         return torch.tensor(values)[torch.randint(len(values), (40,), generator=rng)]
 
-    rows = {name: pick(True, False) for name in ("greedy", "exploit", "latent_norm", "normalize_layers", "full")}
+    rows = {name: pick(True, False) for name in ("greedy", "exploit", "latent_norm", "normalize_layers", "trace")}
     rows |= {"active": pick(True, True, False), "depth": pick(1, 2, 5, 8), "top_k": pick(1, 3, 8)}
     rows |= {"latent_offset": pick(0, 1), "min_p": pick(0.0, 0.05, 1.0), "temperature": pick(0.1, 0.6, 1.3)}
     case = make_case(40, seed=seed, **rows, layers=8)
@@ -192,7 +192,7 @@ def test_depth_one_is_plain_top_k_sampling_bit_for_bit(backend, explore):
     case = make_case(128, 512, depth=1, explore=explore)
     top = (case.final_logits / case.rows.temperature[:, None]).softmax(-1).topk(8)
     cumulated = top.values.div(top.values.sum(-1, keepdim=True)).cumsum(-1, dtype=torch.float64)
-    choice = torch.searchsorted(cumulated, case.noise.token_uniform[:, None] * cumulated[:, -1:], right=True)
+    choice = torch.searchsorted(cumulated, case.inputs.token_uniform[:, None] * cumulated[:, -1:], right=True)
     step = case.run(backend)
     assert step.token_ids.tolist() == top.indices.gather(1, choice)[:, 0].tolist()
     assert torch.equal(step.explore_probs, step.exploit_probs)
@@ -236,7 +236,7 @@ def test_broken_latents_break_only_rows_that_need_them(backend, value, vocab):
     latents = case.latents.clone()
     latents[1, 0, 3] = value
     latents[0, 2] = value  # this row exploits
-    broken = replace(case, latents=latents, noise=replace(case.noise, coin_uniform=coins))
+    broken = replace(case, latents=latents, inputs=replace(case.inputs, coin_uniform=coins))
     assert broken.run(backend).ok.tolist() == [False, True, True, True]
     check(broken, backend)
 
@@ -247,8 +247,8 @@ def test_edge_uniforms_never_pick_a_candidate_of_probability_zero(backend):
     logits = case.final_logits.clone()
     logits[:, 2:] = -torch.inf
     for uniform in (0.0, 1 - 2**-53, 1 - 2**-24):
-        noise = replace(case.noise, token_uniform=torch.full((128,), uniform, dtype=torch.float64))
-        assert (replace(case, final_logits=logits, noise=noise).run(backend).token_ids < 2).all()
+        inputs = replace(case.inputs, token_uniform=torch.full((128,), uniform, dtype=torch.float64))
+        assert (replace(case, final_logits=logits, inputs=inputs).run(backend).token_ids < 2).all()
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -256,10 +256,16 @@ def test_nothing_is_modified(backend):
     case = make_case(explore=True, trace=True, latent_norm=True)
     before = [
         t.clone()
-        for t in (case.final_logits, case.latents, case.head.weight, case.noise.coin_uniform, case.noise.token_uniform)
+        for t in (
+            case.final_logits,
+            case.latents,
+            case.head.weight,
+            case.inputs.coin_uniform,
+            case.inputs.token_uniform,
+        )
     ]
     case.run(backend)
-    after = (case.final_logits, case.latents, case.head.weight, case.noise.coin_uniform, case.noise.token_uniform)
+    after = (case.final_logits, case.latents, case.head.weight, case.inputs.coin_uniform, case.inputs.token_uniform)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
@@ -275,16 +281,27 @@ def test_unknown_backend_and_missing_layers_are_refused():
 
 
 def test_what_auto_means(monkeypatch):
-    assert chosen_backend("auto", torch.device("cpu")) == "compiled"
-    assert chosen_backend("auto", torch.device("cuda")) == "triton"
-    assert chosen_backend("auto", torch.device("xpu")) == "fused"
-    assert chosen_backend("triton", torch.device("cpu")) == "triton"
-    monkeypatch.setitem(BACKENDS, "compiled", None)
+    for name, device, chosen in (
+        ("auto", "cpu", ("numba", "compiled", True)),
+        ("auto", "cuda", ("triton", "triton", False)),
+        ("auto", "xpu", ("torch", "fused", False)),
+        ("fused", "cuda", ("torch", "fused", False)),
+        ("torch", "cpu", ("torch", "fused", True)),
+        ("compiled", "cpu", ("numba", "compiled", True)),
+        ("eager", "cpu", ("torch", "eager", True)),
+        ("reference", "cpu", ("torch", "reference", True)),
+    ):
+        backend = backend_for(name, torch.device(device))
+        assert (backend.name, backend.public_name, backend.allows_dynamic_shapes) == chosen, name
+    monkeypatch.setattr(NumbaBackend, "step", None)
     with pytest.raises(TypeError, match="not callable"):
         make_case(1).run("auto")
-    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
-    with pytest.raises(ValueError, match='"compiled" is for the CPU'):
-        numba_step.led_step(*list(vars(make_case(1)).values())[:5])
+
+
+@pytest.mark.parametrize("name", ["numba", "compiled"])
+def test_compiled_loops_are_for_the_cpu(name):
+    with pytest.raises(ValueError, match=f'"{name}" is for the CPU; this step is on cuda'):
+        backend_for(name, torch.device("cuda"))
 
 
 @others
@@ -302,4 +319,4 @@ def test_compiled_ties_go_to_the_smaller_id():
     logits = torch.zeros(1, 5000)
     logits[0, 4321] = 1.0
     case = replace(make_case(1, 5000, top_k=4), final_logits=logits)
-    assert case.run("compiled").candidate_ids.tolist() == [[4321, 0, 1, 2]]
+    assert case.run("numba").candidate_ids.tolist() == [[4321, 0, 1, 2]]

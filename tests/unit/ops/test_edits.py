@@ -7,16 +7,17 @@ from itertools import pairwise
 import pytest
 import torch
 from edit_cases import KINDS, by_hand, edited_case, with_edits
-from op_cases import CPU_BACKENDS, Case, make_case, others
+from op_cases import CPU, CPU_BACKENDS, FIXED_SHAPES, Case, make_case, others
 from test_backends import check
 from test_one_pass import MIXED
 from test_sharded import Ranks, run_ranks, shard
 from torch import Tensor
 
-from led_sglang.ops import Head, LedStep, LogitEdits, Noise, arrays, led_step
+from led_sglang.ops import Head, LedStep, LogitEdits, StepInputs, backend_for, led_step
 from led_sglang.ops.backends import one_pass
+from led_sglang.ops.backends.torch import TorchBackend
 
-SERVED = pytest.mark.parametrize("backend", ["fused", "compiled"])
+SERVED = pytest.mark.parametrize("backend", ["torch", "numba"])
 
 
 def test_by_hand():
@@ -98,10 +99,9 @@ def test_some_rows_at_a_time(backend, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fixed_shapes(kind, monkeypatch):
+def test_fixed_shapes(kind):
     """The path of a GPU."""
-    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
-    check(edited_case(kind, 17, trace=True), "fused")
+    check(edited_case(kind, 17, trace=True), FIXED_SHAPES)
 
 
 @others
@@ -141,7 +141,7 @@ def biased(case: Case, token_ids: Tensor, bias: float, **tables: Tensor) -> Case
 @pytest.mark.parametrize("changes", [{}, {"exploit": False}, {"greedy": True}, {"latent_offset": 1}, {"vocab": 4}])
 def test_a_banned_candidate_has_no_probability(backend, changes):
     """Also in layers that are certain of it: their logits are of any size."""
-    case = make_case(**{"full": True, "temperature": 1.0} | changes)
+    case = make_case(**{"trace": True, "temperature": 1.0} | changes)
     favourite = case.final_logits.argmax(-1)
     latents = case.latents + 40 * case.head.weight[favourite]
     assert (latents @ case.head.weight.T).amax(-1).min() > 25
@@ -231,33 +231,33 @@ def test_tables_are_not_modified(backend):
 
 @pytest.mark.parametrize("allows_dynamic_shapes", [True, False])
 @pytest.mark.parametrize("all_edited", [True, False])
-def test_what_rode_is_not_used_by_rows_with_edits(allows_dynamic_shapes, all_edited, monkeypatch):
-    """The one-pass form: riders know nothing of penalties; other rows go on riding."""
-    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: allows_dynamic_shapes)
+def test_what_is_known_is_not_used_by_rows_with_edits(allows_dynamic_shapes, all_edited):
+    """The one-pass form knows nothing of penalties; it goes on serving the other rows."""
+    backend = TorchBackend(allows_dynamic_shapes)
     case = make_case(20, layers=4, **MIXED)
     case = with_edits(case, "all", None if all_edited else torch.arange(20) % 2 == 0)
-    mask, tau = one_pass.one_pass_mask(case.rows, case.noise.coin_uniform, 1.0), one_pass.row_tau(case.rows)
+    mask, tau = one_pass.one_pass_mask(case.rows, case.inputs, 1.0), case.rows.tau
     lse = torch.full((3, 20), torch.nan)
-    one_pass.head_pass(case.latents[0], case.latents[:3], case.head, tau, mask, lse, "fused")
+    backend.head_pass(case.latents[0], case.latents[:3], case.head, tau, mask, lse)
     known_lse = one_pass.known_lse_of(case.rows, lse, mask, 1.0)
-    arguments = (case.final_logits, case.latents, case.head, case.rows, case.noise)
-    step = led_step(*arguments, backend="fused", known_lse=known_lse, edits=case.edits)
-    expected = case.run("fused")
+    arguments = (case.final_logits, case.latents, case.head, case.rows, case.inputs)
+    step = led_step(*arguments, backend=backend, known_lse=known_lse, edits=case.edits)
+    expected = case.run(backend)
     for field in fields(LedStep):
         a, b = getattr(step, field.name), getattr(expected, field.name)
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def test_riders_beside_edits_meet_in_the_one_collective():
+def test_what_is_known_beside_edits_meets_in_the_one_collective():
     case = with_edits(make_case(6, explore=True), "all", torch.arange(6) % 2 == 0)
-    ranks, mask, tau = Ranks(2), torch.arange(6) != 3, one_pass.row_tau(case.rows)
+    ranks, mask, tau = Ranks(2), torch.arange(6) != 3, case.rows.tau
 
     def run(rank: int) -> LedStep:
         part = shard(case, *([0, 50], [50, 97])[rank], 5, ranks, rank)
         lse = torch.empty(3, 6)
-        one_pass.head_pass(part.latents[0], part.latents, part.head, tau, mask, lse, "fused")
+        backend_for("torch", CPU).head_pass(part.latents[0], part.latents, part.head, tau, mask, lse)
         known_lse = one_pass.known_lse_of(part.rows, lse, mask, one_pass.COIN_THRESHOLD)
-        arguments = (part.final_logits, part.latents, part.head, part.rows, part.noise)
+        arguments = (part.final_logits, part.latents, part.head, part.rows, part.inputs)
         return led_step(*arguments, known_lse=known_lse, edits=part.edits)
 
     with ThreadPoolExecutor(2) as pool:
@@ -279,7 +279,7 @@ def test_edits_that_break_a_row_give_it_to_the_engine():
         assert step.ok.tolist() == [True, False, False, True]
 
 
-def test_noise_is_not_touched():
+def test_inputs_are_not_touched():
     case = edited_case("all", explore=True)
-    assert isinstance(case.noise, Noise)
-    assert torch.equal(case.run("fused").explored, replace(case, edits=None).run("fused").explored)
+    assert isinstance(case.inputs, StepInputs)
+    assert torch.equal(case.run("torch").explored, replace(case, edits=None).run("torch").explored)

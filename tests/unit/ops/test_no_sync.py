@@ -10,13 +10,14 @@ from weakref import WeakSet
 
 import pytest
 import torch
-from op_cases import make_rows
+from op_cases import FIXED_SHAPES, make_inputs, make_rows
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from led_sglang.ops import Head, LedRows, LedStep, LogitEdits, Noise, arrays, led_step, uniforms
+from led_sglang.ops import Backend, Head, LedRows, LedStep, LogitEdits, backend_for, led_step, uniforms
 from led_sglang.ops.backends import one_pass, torch_step
+from led_sglang.ops.backends.torch import TorchBackend
 
 V, H, DEPTH, TOP_K = 151936, 2560, 8, 8
 MIB = 1 << 20
@@ -27,7 +28,7 @@ EVERY_SWITCH = {
     "latent_offset": torch.tensor([0, 1] * 4),
     "normalize_layers": torch.tensor([True, False] * 4),
     "min_p": torch.tensor([0.1, 0.0] * 4),
-    "full": torch.tensor([True, False] * 4),
+    "trace": torch.tensor([True, False] * 4),
     "depth": torch.tensor([8, 3] * 4),
     "top_k": torch.tensor([8, 2] * 4),
 }
@@ -66,10 +67,10 @@ def on_gpu(rows: LedRows) -> LedRows:
     )
 
 
-def step_of(form: str, rows: LedRows, num_edited: int = 0) -> tuple[LedStep, Watch]:
+def step_of(form: str, rows: LedRows, num_edited: int = 0, backend: Backend = FIXED_SHAPES) -> tuple[LedStep, Watch]:
     """What the server runs for one step after the model's last layer; some rows have penalties and bias."""
     with FakeTensorMode():
-        num_rows, rows = len(rows.active), on_gpu(rows)
+        num_rows, rows = len(rows.depth), on_gpu(rows)
         final_logits = torch.empty(num_rows, V, device="cuda")
         latents = torch.empty(DEPTH, num_rows, H, device="cuda", dtype=torch.bfloat16)
         weight = torch.empty(V, H, device="cuda", dtype=torch.bfloat16)
@@ -81,15 +82,16 @@ def step_of(form: str, rows: LedRows, num_edited: int = 0) -> tuple[LedStep, Wat
             penalties, scaling, bias = (torch.empty(2 * num_rows, V, device="cuda") for _ in range(3))
             edits = LogitEdits(penalties, scaling, bias, column, column[:num_edited])
         with Watch() as watch:
-            noise = Noise(*uniforms(column, column, column))
+            inputs = make_inputs(*uniforms(column, column, column))
             known_lse = None
             if form == "one_pass":
-                coin_threshold = one_pass.coin_threshold_of("fused", final_logits.device)
-                mask = one_pass.one_pass_mask(rows, noise.coin_uniform, coin_threshold)
-                tau = one_pass.row_tau(rows)
-                one_pass.head_pass(hidden, latents[: DEPTH - 1], head, tau, mask, lse, "fused")
-                known_lse = one_pass.known_lse_of(rows, lse, mask, coin_threshold)
-            step = led_step(final_logits, latents, head, rows, noise, backend="fused", known_lse=known_lse, edits=edits)
+                mask, tau = torch.empty_like(column, dtype=torch.bool), torch.empty(num_rows, device="cuda")
+                backend.one_pass_mask(rows, inputs, None, mask, tau)
+                backend.head_pass(hidden, latents[: DEPTH - 1], head, tau, mask, lse)
+                known_lse = one_pass.known_lse_of(rows, lse, mask, backend.coin_threshold)
+            step = led_step(
+                final_logits, latents, head, rows, inputs, backend=backend, known_lse=known_lse, edits=edits
+            )
         assert step.token_ids.device.type == "cuda"
         return step, watch
 
@@ -114,13 +116,18 @@ def test_no_host_sync_with_penalties_and_bias(form):
     assert watch.peak_bytes - logits_bytes <= 128 * MIB, watch.peak_bytes / MIB
 
 
-def test_a_sync_would_be_seen(monkeypatch):
+def test_a_sync_would_be_seen():
     """The CPU's path on a fake GPU reads values and makes shapes from them."""
-    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: True)
+    dynamic = TorchBackend(allows_dynamic_shapes=True)
     with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
-        step_of("coin_first", make_rows(8, DEPTH, TOP_K))
+        step_of("coin_first", make_rows(8, DEPTH, TOP_K), backend=dynamic)
     with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
-        step_of("one_pass", make_rows(8, DEPTH, TOP_K))
+        step_of("one_pass", make_rows(8, DEPTH, TOP_K), backend=dynamic)
+
+
+def test_a_server_on_a_gpu_takes_that_path():
+    backend = backend_for("torch", torch.device("cuda"))
+    assert not backend.allows_dynamic_shapes and backend.coin_threshold == FIXED_SHAPES.coin_threshold
 
 
 def test_a_copy_to_the_host_would_be_seen(monkeypatch):
@@ -144,12 +151,11 @@ def test_a_copy_of_the_logits_would_be_seen(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("backend", ["fused", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("name", CASES)
 def test_no_host_sync_on_a_gpu(backend, name):
     num_rows, changes = CASES[name]
     rows = make_rows(num_rows, **{"depth": DEPTH, "top_k": TOP_K} | changes)
-    columns = {name: value.cuda() for name, value in vars(rows).items() if isinstance(value, Tensor)}
     weight = torch.randn(32001, 512, device="cuda", dtype=torch.bfloat16)
     latents = torch.randn(DEPTH, num_rows, 512, device="cuda", dtype=torch.bfloat16)
     logits = torch.randn(num_rows, 32001, device="cuda")
@@ -158,8 +164,8 @@ def test_no_host_sync_on_a_gpu(backend, name):
         logits,
         latents,
         Head(weight, 32001),
-        replace(rows, **columns),
-        Noise(*uniforms(column, column, column)),
+        rows.to("cuda"),
+        make_inputs(*uniforms(column, column, column)),
     )
     led_step(*arguments, backend=backend)  # compiles
     torch.cuda.synchronize()

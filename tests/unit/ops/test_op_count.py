@@ -51,7 +51,7 @@ def record(run: Any) -> Recorder:
 
 @pytest.mark.parametrize(
     ("backend", "explore", "limit"),
-    [("fused", False, 19), ("fused", True, 40), ("compiled", False, 2), ("compiled", True, 6)],
+    [("torch", False, 19), ("torch", True, 40), ("numba", False, 2), ("numba", True, 6)],
 )
 def test_number_of_calls(backend, explore, limit):
     case = make_case(1, 512, hidden=128, depth=8, explore=explore)
@@ -64,14 +64,14 @@ def test_noise_is_cheap():
     assert len(record(lambda: uniforms(column, column, column)).calls) <= 35
 
 
-@pytest.mark.parametrize("backend", ["fused", "compiled"])
+@pytest.mark.parametrize("backend", ["torch", "numba"])
 def test_latent_logits_are_never_whole(backend):
     case = make_case(24, 32001, depth=8, explore=True, hidden=16)
     assert record(lambda: case.run(backend)).largest < 2 * 24 * 32001
     assert record(lambda: case.run("eager")).largest >= 7 * 24 * 32001
 
 
-@pytest.mark.parametrize("backend", ["fused", "compiled"])
+@pytest.mark.parametrize("backend", ["torch", "numba"])
 def test_rows_that_exploit_cost_no_latent_work(backend):
     case = make_case(8, 97, explore=False)
     assert not {"mm", "addmm", "bmm", "linear"} & set(record(lambda: case.run(backend)).calls)

@@ -10,11 +10,12 @@ from test_no_sync import MIB, V, Watch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from led_sglang.ops import Head, arrays
+from led_sglang.ops import Head
 from led_sglang.ops.backends import lm_head as torch_head
 from led_sglang.ops.backends.lm_head import PROJECT_ROWS, latent_sums
+from led_sglang.ops.backends.torch import TorchBackend
 
-CPU_BACKENDS = pytest.mark.parametrize("backend", ["fused", "compiled"])
+CPU_BACKENDS = pytest.mark.parametrize("backend", ["torch", "numba"])
 
 
 class Product:
@@ -36,7 +37,7 @@ def projected(case: Case) -> tuple[Case, Product]:
 
 def with_explorers(num_rows: int, num_explorers: int, **changes: Any) -> Case:
     case = make_case(num_rows, explore=False, **changes)
-    case.noise.coin_uniform[torch.randperm(num_rows, generator=torch.Generator().manual_seed(1))[:num_explorers]] = 0.0
+    case.inputs.coin_uniform[torch.randperm(num_rows, generator=torch.Generator().manual_seed(1))[:num_explorers]] = 0.0
     return case
 
 
@@ -61,16 +62,15 @@ def test_traced_rows_are_multiplied_too(backend):
 @pytest.mark.parametrize("changes", [{}, {"softcap": 6.0, "scale": 1.5}, {"num_rows": 1290}])
 def test_many_at_once_and_the_numbers_of_a_plain_head(fixed, changes, monkeypatch):
     """Of a product a few rows at a time are widened; nothing depends on how many."""
-    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: not fixed)
-    monkeypatch.setattr(torch_head, "TILE_ELEMENTS", 5 * 1300)
-    monkeypatch.setattr(torch_head, "FIXED_TILE_ELEMENTS", 7 * 1300)
+    backend = TorchBackend(allows_dynamic_shapes=not fixed)
+    monkeypatch.setattr(torch_head, "TILE_ELEMENTS", (7 if fixed else 5) * 1300)
     plain = with_explorers(130, 130 if not fixed else 9, vocab=1300, hidden=96).with_head(**changes)
     case, product = projected(plain)
-    step, truth = case.run("fused"), plain.run("fused")
+    step, truth = case.run(backend), plain.run(backend)
     assert product.num_rows == [PROJECT_ROWS, 3 * 130 - PROJECT_ROWS]
     torch.testing.assert_close(step.explore_probs, truth.explore_probs, rtol=1e-5, atol=1e-6)
     assert torch.equal(step.token_ids, truth.token_ids)
-    check(case.with_head(weight=plain.head.weight), "fused")
+    check(case.with_head(weight=plain.head.weight), backend)
 
 
 def test_no_more_than_a_product_is_held():

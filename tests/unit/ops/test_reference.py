@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import CPU_BACKENDS, Case, make_rows
+from op_cases import CPU_BACKENDS, Case, make_inputs, make_rows
 
-from led_sglang.ops import Head, Noise
+from led_sglang.ops import Head
 
 FINAL = [0.5, 0.3, 0.15, 0.05]
 LATENTS = [[0.1, 0.6, 0.2, 0.1], [0.25, 0.05, 0.6, 0.1]]
@@ -19,12 +19,12 @@ every_backend = pytest.mark.parametrize("backend", CPU_BACKENDS)
 
 
 def four_tokens(
-    depth=3, top_k=3, coin_uniform=0.0, token=0.0, tau=1.0, final=FINAL, latents=LATENTS, **changes
+    depth=3, top_k=3, coin_uniform=0.0, token=0.0, tau=1.0, final=FINAL, latents=LATENTS, active=True, **changes
 ) -> Case:
     head = Head(torch.eye(4), num_rows=4, final_norm=lambda hidden: hidden / 2)
-    noise = Noise(torch.tensor([coin_uniform], dtype=torch.float64), torch.tensor([token], dtype=torch.float64))
+    inputs = make_inputs(*torch.tensor([[coin_uniform], [token]], dtype=torch.float64), active)
     rows = make_rows(1, depth, top_k, temperature=tau, **{"any_trace": True, **changes})
-    return Case(torch.tensor([final]).log(), torch.tensor(latents)[:, None].log(), head, rows, noise)
+    return Case(torch.tensor([final]).log(), torch.tensor(latents)[:, None].log(), head, rows, inputs)
 
 
 def close(actual, expected):

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import make_case, others
+from op_cases import make_case, make_inputs, others
 
-from led_sglang.ops import LedStep, Noise, led_step, uniforms
+from led_sglang.ops import LedStep, led_step, uniforms
 
 N = 20_000
 CHI2 = {1: 15.1, 2: 18.4, 3: 21.1, 4: 23.5, 5: 25.7, 6: 27.9, 7: 29.9}  # 1 - 1e-4 quantiles by degrees of freedom
@@ -18,15 +18,13 @@ CHI2 = {1: 15.1, 2: 18.4, 3: 21.1, 4: 23.5, 5: 25.7, 6: 27.9, 7: 29.9}  # 1 - 1e
 def many_draws(backend: str, **changes: object) -> tuple[LedStep, LedStep]:
     """One row repeated N times under the server's noise, and the float64 truth about that row."""
     one = make_case(1, hidden=32, seed=3, trace=True, **changes)
-    row = {name: value.expand(N) for name, value in vars(one.rows).items() if isinstance(value, torch.Tensor)}
     zeros = torch.zeros(N, dtype=torch.int64)
-    noise = Noise(*uniforms(zeros + 11, zeros, torch.arange(N)))
     many = replace(
         one,
         final_logits=one.final_logits.expand(N, -1),
         latents=one.latents.expand(-1, N, -1),
-        rows=replace(one.rows, **row),
-        noise=noise,
+        rows=one.rows.take(zeros),
+        inputs=make_inputs(*uniforms(zeros + 11, zeros, torch.arange(N))),
     )
     return many.run(backend), one.run("reference")
 
@@ -71,10 +69,9 @@ def test_rows_outside_their_phase_are_sampled_plainly():
     one = make_case(1, 12, hidden=32, seed=3, top_k=2, temperature=8.0, active=False)
     one.final_logits[0, 4] = one.final_logits[0, 11] = -torch.inf
     zeros = torch.zeros(N, dtype=torch.int64)
-    row = {name: value.expand(N) for name, value in vars(one.rows).items() if isinstance(value, torch.Tensor)}
-    noise = Noise(*uniforms(zeros + 11, zeros, torch.arange(N)))
-    rows = replace(one.rows, **row, draws_inactive=True)
-    step = led_step(one.final_logits.expand(N, -1), one.latents.expand(-1, N, -1), one.head, rows, noise)
+    inputs = make_inputs(*uniforms(zeros + 11, zeros, torch.arange(N)), active=False)
+    many = one.final_logits.expand(N, -1), one.latents.expand(-1, N, -1), one.head, one.rows.take(zeros), inputs
+    step = led_step(*many, draws_inactive=True)
     assert step.ok.all() and not step.explored.any()
     probs = (one.final_logits[0].double() / 8).softmax(-1)
     counts = torch.bincount(step.token_ids, minlength=12).double()
@@ -88,28 +85,28 @@ def test_rows_outside_their_phase_are_sampled_plainly():
 def test_a_plain_draw_inverts_the_cumulated_probability(uniform, token):
     logits = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).log()
     case = make_case(1, 5, hidden=8, active=False, temperature=1.0)
-    noise = Noise(torch.zeros(1).double(), torch.tensor([uniform], dtype=torch.float64))
-    step = led_step(logits, case.latents, case.head, replace(case.rows, draws_inactive=True), noise)
+    inputs = make_inputs(torch.zeros(1).double(), torch.tensor([uniform], dtype=torch.float64), active=False)
+    step = led_step(logits, case.latents, case.head, case.rows, inputs, draws_inactive=True)
     assert step.ok.all() and step.token_ids.tolist() == [token]
 
 
 def test_plain_draws_leave_the_rows_in_their_phase_alone():
     case = make_case(9, active=torch.arange(9) % 2 == 0, explore=True)
-    step, plain = case.run("compiled"), replace(case, rows=replace(case.rows, draws_inactive=True)).run("compiled")
+    step, plain = case.run("numba"), case.run("numba", draws_inactive=True)
     for name in ("token_ids", "explored", "depth", "explore_probs"):
         assert torch.equal(getattr(step, name)[::2], getattr(plain, name)[::2])
 
 
 def test_other_backends_refuse_plain_draws():
     case = make_case(2)
-    with pytest.raises(ValueError, match="draws no token for rows that are not active"):
-        replace(case, rows=replace(case.rows, draws_inactive=True)).run("fused")
+    with pytest.raises(ValueError, match="decodes active rows only"):
+        case.run("torch", draws_inactive=True)
 
 
 def test_a_plain_draw_of_a_broken_row_is_not_ok():
     case = make_case(3, active=False)
     case.final_logits[0, 2], case.final_logits[1] = torch.nan, -torch.inf
-    assert replace(case, rows=replace(case.rows, draws_inactive=True)).run("compiled").ok.tolist() == [
+    assert case.run("numba", draws_inactive=True).ok.tolist() == [
         False,
         False,
         True,

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from led_sglang.integration.scheduler.methods import masks
-from led_sglang.integration.scheduler.step import StepContext
+from led_sglang.integration.scheduler.step.decision import Decision, draw_seeded
+from led_sglang.integration.scheduler.step.inputs import SamplerInputs
+from led_sglang.ops import backend_for
 from led_sglang.ops.rows import filtered_draw
-from led_sglang.ops.rows.inputs import RowInputs
-from tests.unit.integration.fakes import batch_of, sampling_info, seat
+from led_sglang.ops.types import RowInputs
+from tests.unit.integration.fakes import batch_of, request_row, sampling_info
 
 NUM_ROWS = 256
 MAX_TOP_K = 4096  # of a request that returns sampling masks: SGLang's --sampling-mask-max-tokens
@@ -33,9 +35,9 @@ class SeededWatch(Watch):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-def step_of(needs: tuple[bool, ...], num_masks: int, others: int = 0, backend: str = "fused") -> SeededWatch:
+def step_of(needs: tuple[bool, ...], num_masks: int, others: int = 0, backend: str = "torch") -> SeededWatch:
     """What the step adds to the engine's sampler for so many rows, all seeded, of which some return masks."""
-    meta = [seat("led", i) for i in range(NUM_ROWS)] + [seat(None)] * others
+    meta = [request_row("led", i) for i in range(NUM_ROWS)] + [request_row(None)] * others
     for i in range(num_masks):
         meta[i].__dict__["returns_mask"] = True
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -63,9 +65,10 @@ def step_of(needs: tuple[bool, ...], num_masks: int, others: int = 0, backend: s
             num_rows=NUM_ROWS,
         )
         noise, flag = column(NUM_ROWS, dtype=torch.float64), column(NUM_ROWS, dtype=torch.bool)
-        now = RowInputs(noise, noise, positions, positions, flag, flag, positions)
-        context = StepContext(SimpleNamespace(backend=backend), rows, info, now)
         probs, token_ids = column(total, V), column(total, dtype=torch.int32)
+        now = RowInputs(flag, noise, noise, positions, positions, flag, positions)
+        runtime: Any = SimpleNamespace(backend=backend_for(backend, probs.device), allows_dynamic_shapes=False)
+        inputs = SamplerInputs(runtime, rows, info, now)  # type: ignore[arg-type]
         reported = SimpleNamespace(
             token_ids=column(num_masks, MAX_TOP_K, dtype=torch.int32),
             lengths=column(num_masks, dtype=torch.int32),
@@ -74,10 +77,10 @@ def step_of(needs: tuple[bool, ...], num_masks: int, others: int = 0, backend: s
             support_logprobs=column(num_masks, MAX_TOP_K),
         )
         with SeededWatch() as watch:
-            context.draw_seeded(probs)
-            context.apply(token_ids)
+            decision = Decision(inputs, seeded=draw_seeded(inputs, probs))
+            decision.write(token_ids)
             if num_masks:
-                masks.write(reported, context.draws(), token_ids, info)
+                masks.write(reported, decision.draws(), token_ids, info)
     return watch
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tally_cases import MAX_DEPTH, NUM_METHODS, draw, pack_flags
+from tally_cases import MAX_DEPTH, NUM_METHODS, count, draw
 
-from led_sglang.ops import arrays
 from led_sglang.ops.rows import stats
+from led_sglang.ops.types import Counters
 from led_sglang.wire import CONFIDENCE_BOUNDS, NUM_BUCKETS, NUM_REASONS
 
 METHODS = [f"method {i}" for i in range(NUM_METHODS)]
@@ -47,14 +47,12 @@ def without_zeros(counts: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kept.items() if value}
 
 
-@pytest.mark.parametrize("allows_dynamic_shapes", [True, False])
+@pytest.mark.parametrize("backend", ["numba", "torch"])
 @given(st.integers(0, 1 << 30), st.integers(0, 9), st.booleans(), st.booleans())
-def test_counts_are_those_of_the_rows(allows_dynamic_shapes, seed, num_rows, is_decided, has_failed):
+def test_counts_are_those_of_the_rows(backend, seed, num_rows, is_decided, has_failed):
     case = draw(seed, num_rows, is_decided, has_failed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arrays, "allows_dynamic_shapes", lambda device: allows_dynamic_shapes)
-        flags, counters = pack_flags(case, "fused")
-        again, _ = pack_flags(case, "fused", counters)
+    flags, counters = count(case, backend)
+    again, _ = count(case, backend, counters)
     counts = counters.values.numpy()
     named = stats.to_dict(counts, counters.method_offset, METHODS)
     twice = {key: Counter(v) + Counter(v) if isinstance(v, dict) else 2 * v for key, v in expected(case).items()}
@@ -69,16 +67,13 @@ def test_counts_are_those_of_the_rows(allows_dynamic_shapes, seed, num_rows, is_
 @given(st.integers(0, 1 << 30), st.integers(0, 9), st.booleans(), st.booleans())
 def test_compiled_and_torch_agree(seed, num_rows, is_decided, has_failed):
     case = draw(seed, num_rows, is_decided, has_failed)
-    compiled, counted = pack_flags(case, "fused")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
-        plain, added = pack_flags(case, "fused")
+    (compiled, counted), (plain, added) = count(case, "numba"), count(case, "torch")
     assert compiled.dtype == plain.dtype and torch.equal(compiled, plain)
     assert torch.equal(counted.values, added.values)
 
 
 def test_every_name_has_its_place():
-    counters = stats.Counters.zeros(MAX_DEPTH, NUM_METHODS, torch.device("cpu"))
+    counters = Counters.zeros(MAX_DEPTH, NUM_METHODS, torch.device("cpu"))
     named = stats.to_dict(np.arange(len(counters.values)), counters.method_offset, METHODS)
     assert len(named["fallback_reasons"]) == NUM_REASONS
     assert len(named["confidence_histogram"]) == NUM_BUCKETS == len(CONFIDENCE_BOUNDS) + 1

@@ -8,15 +8,14 @@ import torch
 from op_cases import Case, make_case
 from test_projected import projected, with_explorers
 
-from led_sglang.ops import arrays
 from led_sglang.ops.backends.lm_head import local_sums
-from led_sglang.ops.kernels import projected_head
+from led_sglang.ops.kernels import candidates
 
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projected_head, "BLOCK_VOCAB", 64)
-    monkeypatch.setattr(projected_head, "PROJECT_ROWS", 16)
+    monkeypatch.setattr(candidates, "BLOCK_VOCAB", 64)
+    monkeypatch.setattr(candidates, "PROJECT_ROWS", 16)
 
 
 def compare(case: Case, dtype: torch.dtype = torch.float32, **changes: object) -> None:
@@ -29,7 +28,7 @@ def compare(case: Case, dtype: torch.dtype = torch.float32, **changes: object) -
     head = replace(case.head, project=lambda hidden: (hidden @ weight.T).to(dtype))
     truth = local_sums(case.latents, ids, head, tau, None, None)
     poisoned = case.latents.masked_fill(~explore_mask[:, None], torch.nan)
-    found = projected_head.projected_sums(poisoned, ids, head, tau, explore_mask)
+    found = candidates.projected_sums(poisoned, ids, head, tau, explore_mask)
     for ours, theirs in zip(found, truth, strict=True):
         mask = explore_mask.view(-1, *[1] * (theirs.dim() - 2))
         torch.testing.assert_close(ours, theirs.where(mask, 0.0), rtol=1e-5, atol=1e-5)
@@ -39,13 +38,8 @@ def check_step(small_blocks: None) -> None:
     """The step itself on the path of a GPU: all rows, in few products."""
     plain = with_explorers(19, 6, trace=False)
     case, product = projected(plain)
-    allows_dynamic_shapes = arrays.allows_dynamic_shapes
-    arrays.allows_dynamic_shapes = lambda device: False
-    try:
-        step = case.run("triton")
-    finally:
-        arrays.allows_dynamic_shapes = allows_dynamic_shapes
-    truth = plain.run("fused")
+    step = case.run("triton")
+    truth = plain.run("torch")
     assert product.num_rows == [16, 16, 16, 9] and truth.explored.sum() == 6
     assert torch.equal(step.token_ids, truth.token_ids) and torch.equal(step.depth, truth.depth)
     torch.testing.assert_close(step.explore_probs, truth.explore_probs, rtol=1e-4, atol=1e-5)
@@ -71,4 +65,4 @@ def check_broken_latents(small_blocks: None) -> None:
         project=lambda hidden: hidden @ weight.T
     )
     broken.latents[0, 1], broken.latents[1, 3] = torch.inf, torch.nan
-    assert broken.run("triton").ok.tolist() == broken.run("fused").ok.tolist() == [i not in (1, 3) for i in range(7)]
+    assert broken.run("triton").ok.tolist() == broken.run("torch").ok.tolist() == [i not in (1, 3) for i in range(7)]

@@ -21,13 +21,11 @@ from led_sglang.config.request import ResolvedRequest
 from led_sglang.integration.scheduler.batch import LedBatch, RequestRow, _to_device
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.ops import Head, LogitEdits, ThinkingAutomaton, led_step
-from led_sglang.ops.backends.warm_up import warm_up
-from led_sglang.ops.rows.filtered_draw import Filters, sample_filtered
-from led_sglang.ops.rows.inputs import make_row_inputs, move_states, write_tokens
-from led_sglang.ops.rows.stats import Counters, pack_flags
+from led_sglang.ops.backends.triton import TritonBackend
+from led_sglang.ops.types import Counters, Filters
 
 triton.runtime.driver.set_active(Hopper())
-CPU = torch.device("cpu")
+CPU, BACKEND = torch.device("cpu"), TritonBackend()
 VOCAB, HIDDEN, MAX_ROWS, MAX_TOP_K = 151936, 64, 258, 256
 DEPTHS, TOP_KS = range(1, 9), (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 33, 64)
 BATCHES = (1, 2, 3, 9, 10, 16, 48, 51, 52, 64, 65, 250, 258)
@@ -64,7 +62,7 @@ class Batch:
     is_edited: bool = False
 
 
-def seat(row: dict[str, Any] | None) -> RequestRow:
+def request_row(row: dict[str, Any] | None) -> RequestRow:
     if row is None:
         return RequestRow(None)
     return RequestRow(ResolvedRequest(params=LedParams(**row), seed=1, sample=0, is_seeded=True), start_length=4)
@@ -74,7 +72,7 @@ def serve(batch: Batch, head: Head) -> None:
     """One step as `integration.step` and `integration.sampler` make it, of a fresh batch."""
     num_rows, one_pass_state = (
         len(batch.rows),
-        OnePassState("auto", "triton", NUM_LATENTS - 1, MAX_ROWS, CPU, head.is_batch_invariant),
+        OnePassState("auto", BACKEND, NUM_LATENTS - 1, MAX_ROWS, CPU, head.is_batch_invariant),
     )
     buffer = torch.empty(NUM_LATENTS, MAX_ROWS, HIDDEN, dtype=head.weight.dtype)
     info = SimpleNamespace(
@@ -82,15 +80,15 @@ def serve(batch: Batch, head: Head) -> None:
         top_ks=torch.full((num_rows,), 1 if batch.is_greedy else 1 << 30, dtype=torch.int32),
         is_any_greedy=batch.is_greedy,
     )
-    led = LedBatch.of(tuple(seat(row) for row in batch.rows))
+    led = LedBatch.of(tuple(request_row(row) for row in batch.rows))
     assert led is not None
     rows = _to_device(led, info)
     numbers, states = torch.zeros(num_rows, dtype=torch.int64), torch.zeros(MAX_ROWS + 1, dtype=torch.int64)
-    now = make_row_inputs(rows, numbers, numbers, numbers + 4 if batch.is_extend else None, states, "triton")
-    params = rows.params.activated(now)
+    inputs = BACKEND.row_inputs(rows, numbers, numbers, numbers + 4 if batch.is_extend else None, states)
+    params = rows.params
     known_lse, one_pass_state.fault = None, None if head.project is None else "its product is the engine's own"
     if not batch.is_extend and one_pass_state.form(num_rows) == "one_pass":
-        one_pass_state.fill_one_pass_mask(rows, params, now.coin_uniform, num_rows)
+        one_pass_state.fill_one_pass_mask(rows, params, inputs, num_rows)
         hidden = torch.empty(num_rows, HIDDEN, dtype=buffer.dtype)
         logits = one_pass_state.through(lambda h: h.new_empty(len(h), len(head.weight)), hidden, head, buffer)
         assert one_pass_state.fault is None, one_pass_state.fault
@@ -100,15 +98,17 @@ def serve(batch: Batch, head: Head) -> None:
     if batch.is_edited:
         edited = LogitEdits(torch.zeros(num_rows, VOCAB), None, None, rows.index, torch.tensor([0]))
     latents = buffer[:, :num_rows] if rows.index is None else buffer.index_select(1, rows.index)
-    step = led_step(rows.pick(logits), latents, head, params, now, backend="triton", known_lse=known_lse, edits=edited)  # type: ignore[call-overload]
+    step = led_step(
+        rows.pick(logits), latents, head, params, inputs, backend=BACKEND, known_lse=known_lse, edits=edited
+    )
     token_ids = torch.zeros(num_rows, dtype=torch.int64 if batch.is_greedy else torch.int32)
-    write_tokens(rows, token_ids, now, step, "triton")
-    move_states(rows, MACHINE, states, now, token_ids, "triton")
+    BACKEND.write_tokens(rows, token_ids, inputs, step)
+    BACKEND.advance(rows, MACHINE, states, inputs, token_ids)
     assert rows.seeded is not None
     batch_rows = rows.seeded if rows.index is None else rows.index[rows.seeded]
     filters = Filters(info.top_ks, torch.ones(num_rows), torch.zeros(num_rows))
-    sample_filtered(logits, batch_rows, now.active[rows.seeded], now.token_uniform[rows.seeded], filters, "triton")
-    pack_flags(now, step, False, rows.method, Counters.zeros(NUM_LATENTS, len(METHODS), CPU), "triton")
+    BACKEND.sample_filtered(logits, batch_rows, inputs.active[rows.seeded], inputs.token_uniform[rows.seeded], filters)
+    BACKEND.count(inputs, step, False, rows.method, Counters.zeros(NUM_LATENTS, len(METHODS), CPU))
 
 
 def batches() -> Iterator[Batch]:
@@ -144,7 +144,7 @@ def batches() -> Iterator[Batch]:
 def warm(head: Head) -> set[Launch]:
     latents = torch.empty(NUM_LATENTS, 1, HIDDEN, dtype=head.weight.dtype)
     with launches() as seen:
-        warm_up(head, latents, VOCAB, MAX_ROWS, MAX_TOP_K, MACHINE)
+        BACKEND.warm_up(head, latents, VOCAB, MAX_ROWS, MAX_TOP_K, MACHINE)
     return set(seen)
 
 
@@ -176,10 +176,10 @@ def check_how_many_there_are() -> None:
         "scan_kernel": 3,  # up to 8 candidates, up to 16, more
         "coin_kernel": 4,  # up to 8 candidates, 16, 64, 256
         "candidates_kernel": 4,
-        "tail_kernel": 4,
+        "mix_and_sample_kernel": 4,
         "write_kernel": 2,  # tokens of 32 and 64 bits
-        "move_kernel": 2,
-        "tell_kernel": 1,
+        "advance_kernel": 2,
+        "pack_flags_kernel": 1,
         "parts_kernel": 1,
         "draw_kernel": 1,
     }
@@ -189,7 +189,7 @@ def check_how_many_there_are() -> None:
 @pytest.mark.parametrize("max_rows", [1, 256, 257, 1024, 1025, 9000])
 @pytest.mark.parametrize("max_top_k", [1, 8, 64, 65, 1024, 5000])
 def check_every_size_of_batch_and_width_is_run(max_rows: int, max_top_k: int) -> None:
-    from led_sglang.ops.kernels.columns import BATCH_SIZES, WIDTHS, size_up, sizes_up_to
+    from led_sglang.ops.kernels.common import BATCH_SIZES, WIDTHS, size_up, sizes_up_to
 
     for count, sizes in ((max_rows, BATCH_SIZES), (max_top_k, WIDTHS)):
         found = {size_up(n, sizes) for n in range(1, count + 1)}

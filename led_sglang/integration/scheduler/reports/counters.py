@@ -15,7 +15,7 @@ ENGINE = METHODS.index("none")
 
 
 class Counts:
-    """The device's counters, and what only the host knows: steps that failed early, results that no request was given."""
+    """The device's counters, and what only the host knows: steps that failed early, unclaimed results."""
 
     def __init__(self, max_depth: int, device: torch.device) -> None:
         self.on_device = Counters.zeros(max_depth, len(METHODS), device)

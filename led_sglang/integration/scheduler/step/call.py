@@ -46,12 +46,14 @@ class SamplerCall:
     def decide(self, logits: Tensor, draws_inactive: bool) -> None:
         """Of the engine's final logits (B, V)."""
         if self.decision is None:
-            self.decision = self._or_fail(decide, self.inputs, logits, draws_inactive) or self.known
+            decision = self._or_fail(decide, self.inputs, logits, draws_inactive)
+            self.decision = decision or self.known
 
     def draw_seeded(self, probs: Tensor) -> None:
         """Of the engine's probabilities (B, V), where LED left rows to them."""
         if self.inputs.rows.seeded is not None:
-            self.decision = self.known.with_seeded(self._or_fail(draw_seeded, self.inputs, probs))
+            seeded = self._or_fail(draw_seeded, self.inputs, probs)
+            self.decision = self.known.with_seeded(seeded)
 
     def rows_for_engine(self) -> Tensor | None:
         """See Decision."""

@@ -16,12 +16,12 @@ from led_sglang.config.request import ResolvedRequest
 from led_sglang.config.server import ServerConfig, export_config
 from led_sglang.integration.faults import CaptureError, RankDivergence
 from led_sglang.integration.hooks import guard
-from led_sglang.integration.hooks.guard import Guarded
-from led_sglang.integration.hooks.register import BATCH_INFO, HANDLERS, PROCESSOR, TOKENIZER
-from led_sglang.integration.hooks.table import HOOK_TARGETS
-from led_sglang.integration.http import info, requests
+from led_sglang.integration.hooks.guard import Guarded, Handler
+from led_sglang.integration.hooks.register import HANDLERS
+from led_sglang.integration.hooks.table import BATCH_INFO, HOOK_TARGETS, TOKENIZER
+from led_sglang.integration.http import info, responses
 from led_sglang.integration.http.request_view import RequestView
-from led_sglang.integration.scheduler import runtime
+from led_sglang.integration.scheduler import runtime, startup
 from led_sglang.integration.scheduler.batch import LedBatch, RequestRow
 from led_sglang.integration.scheduler.reports import records
 from led_sglang.integration.scheduler.reports.counters import Counts
@@ -29,8 +29,9 @@ from led_sglang.integration.scheduler.reports.records import StepRecord
 from led_sglang.integration.scheduler.step import sampler
 from led_sglang.wire import FALLBACK, RECORD_KEY, RESOLVED_KEY, THINKING, WIRE_KEY
 from tests.server import fault_plugin
-from tests.unit.integration.fakes import batch_of, request_row
+from tests.unit.integration.fakes import batch_of, break_handler, request_row
 
+PROCESSOR = "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor."
 FILTER = BATCH_INFO + "adjusted_filter_batch"
 
 
@@ -41,18 +42,18 @@ def _configured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_malformed_answer_does_not_stop_the_tokenizer_manager(caplog: pytest.LogCaptureFixture) -> None:
-    before = requests.ANSWERS.num_report_failures
+    before = responses.ANSWERS.num_report_failures
     custom = {WIRE_KEY: [[1]], "another": [[2], [3]]}  # one entry for two requests
     answer = SimpleNamespace(rids=["a", "b"], completion_tokens=[1, 1], customized_info=wrap_as_pickle(custom))
     HANDLERS[TOKENIZER + "_handle_batch_output"](SimpleNamespace(rid_to_state={}), answer)
-    assert requests.ANSWERS.num_report_failures == before + 1
+    assert responses.ANSWERS.num_report_failures == before + 1
     assert "could not report" in caplog.text
     assert unwrap_from_pickle(answer.customized_info) == {"another": [[2], [3]]}, "ours reaches nobody"
 
 
 def test_entries_that_nobody_took_reach_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
     hook = HANDLERS[TOKENIZER + "_handle_batch_output"]
-    monkeypatch.setattr(hook, "handler", Raising(ArithmeticError))
+    break_handler(monkeypatch, hook, Raising(ArithmeticError))
     for custom, left in (({WIRE_KEY: [[1]], "another": [[2]]}, {"another": [[2]]}), ({WIRE_KEY: [[1]]}, None)):
         answer = SimpleNamespace(rids=["a"], completion_tokens=[1], customized_info=wrap_as_pickle(custom))
         hook(SimpleNamespace(rid_to_state={}), answer)
@@ -66,15 +67,15 @@ def test_every_hook_of_the_table_is_broken_by_the_test_of_faults() -> None:
     assert set(fault_plugin.HOOKS) == set(HOOK_TARGETS) - at_start
     for target, guarded in HANDLERS.items():
         assert isinstance(guarded, Guarded) and guarded.target == target
-        assert guarded.is_around == (HOOK_TARGETS[target].kind == "around")
+        assert guarded.spec is HOOK_TARGETS[target] and isinstance(guarded.handler, Handler)
 
 
 @pytest.mark.parametrize("target", fault_plugin.AT_START)
 def test_a_fault_at_the_start_ends_it(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    guarded = HANDLERS[target]
-    monkeypatch.setattr(guarded, "handler", lambda *_: 1 / 0)
+    guarded, spec = HANDLERS[target], HOOK_TARGETS[target]
+    break_handler(monkeypatch, guarded, lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        guarded(*([None] * (len(HOOK_TARGETS[target].parameters) + guarded.is_around)))
+        guarded(*([None] * (len(spec.parameters) + (spec.kind == "around"))))
 
 
 class Serving:
@@ -113,7 +114,7 @@ def test_a_fault_in_a_forward_ends_a_start_and_fails_a_served_step(
     def fail(*args: Any) -> None:
         raise error("the sizes 1 and 2")
 
-    monkeypatch.setattr(HANDLERS[target], "handler", fail)
+    break_handler(monkeypatch, HANDLERS[target], fail)
     warm_up, served = SimpleNamespace(sampling_info=None), SimpleNamespace(sampling_info=SimpleNamespace())
     with pytest.raises(error, match="the sizes 1 and 2"):
         HANDLERS[target](*FORWARDS[target](warm_up))
@@ -135,7 +136,7 @@ def test_what_the_engine_raises_is_the_engines(monkeypatch: pytest.MonkeyPatch) 
     serving = Serving()
     monkeypatch.setattr(runtime, "_runtime", serving)
     target = "sglang.srt.model_executor.model_runner.ModelRunner.sample"
-    monkeypatch.setattr(HANDLERS[target], "handler", lambda original, *args: original(*args))
+    break_handler(monkeypatch, HANDLERS[target], lambda original, *args: original(*args))
 
     def fail(*args: Any) -> None:
         raise KeyError("the engine's")
@@ -148,7 +149,7 @@ def test_what_the_engine_raises_is_the_engines(monkeypatch: pytest.MonkeyPatch) 
 def test_a_divergence_of_ranks_and_a_refusal_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     for target, error in ((TOKENIZER + "_send_one_request", LedParamError), (FILTER, RankDivergence)):
         with monkeypatch.context() as patch:
-            patch.setattr(HANDLERS[target], "handler", Raising(error))
+            break_handler(patch, HANDLERS[target], Raising(error))
             with pytest.raises(error):
                 HANDLERS[target](None, None, None)
 
@@ -194,14 +195,14 @@ def test_a_request_misses_no_entry_wherever_its_collection_failed(
     serving = Serving()
     monkeypatch.setattr(runtime, "_runtime", serving)
     collect = HANDLERS[PROCESSOR + "_maybe_collect_customized_info"]
-    ours, others = collect.handler, []
+    ours, others = collect.handler.function, []
 
     def fail(*args: Any) -> None:
         if has_entry:
             ours(*args)
         raise ArithmeticError
 
-    monkeypatch.setattr(collect, "handler", fail)
+    break_handler(monkeypatch, collect, fail)
     record = StepRecord(batch_of(request_row("led")), Counts(8, torch.device("cpu")))
     output = SimpleNamespace(customized_info={RECORD_KEY: record, "another": [5]})
     req = request_of("led", num_tokens=2, entries=[7])
@@ -236,7 +237,7 @@ def test_entries_that_were_lost_leave_the_later_ones_to_their_own_tokens() -> No
     reported = view.report(6)  # nor those of the last
     assert reported["led_think"] == [True, False, False, True, False, False]
     assert reported["led_stats"]["unreported"] == 3
-    assert "unreported" not in RequestView(LedParams()).tell(0)["led_stats"]
+    assert "unreported" not in RequestView(LedParams()).report(0)["led_stats"]
 
 
 def test_a_scheduler_that_cannot_report_its_status_is_no_server_without_faults(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +258,7 @@ def test_a_failed_record_leaves_every_row_with_the_engines_token() -> None:
     request_row = RequestRow(ResolvedRequest(LedParams(), seed=1, is_seeded=True, sample=0))
     current = SimpleNamespace(num_step_failures=0, counts=Counts(8, torch.device("cpu")))
     broken = SimpleNamespace()  # has none of a context's tensors
-    record = sampler._guarded_record(LedBatch((request_row, RequestRow(None))), broken, current)  # type: ignore[arg-type]
+    record = sampler._record(LedBatch((request_row, RequestRow(None))), broken, current)  # type: ignore[arg-type]
     assert current.num_step_failures == 1
     assert isinstance(record, StepRecord)
     first = record.entry(0)
@@ -274,9 +275,9 @@ def test_a_lora_wrapped_head_is_refused_before_anything_is_served() -> None:
         runner = SimpleNamespace(model=model, spec_algorithm=no_speculation, server_args=args)
         if is_refused:
             with pytest.raises(CaptureError, match="--lora-target-modules"):
-                runtime._refuse_unsupported(runner)
+                startup._refuse_unsupported(runner)
         else:
-            runtime._refuse_unsupported(runner)
+            startup._refuse_unsupported(runner)
 
 
 def test_each_fault_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -289,7 +290,7 @@ def test_each_fault_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
         raise ValueError("the second")
 
     serving = Serving()
-    for count in (partial(runtime.count_failure, serving), requests.count_failure):
+    for count in (partial(runtime.count_failure, serving), responses.count_failure):
         caplog.clear()
         for fail in (first, second, first, second):
             try:

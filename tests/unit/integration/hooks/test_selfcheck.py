@@ -10,13 +10,14 @@ import pytest
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from led_sglang.integration.hooks import register, selfcheck
+from led_sglang.integration.hooks.guard import Guarded, Handler, call_original
 from led_sglang.integration.hooks.table import HOOK_TARGETS, HookTarget
 
 MODULE = "led_selfcheck_stand_in"
 PLAIN, METHOD = f"{MODULE}.plain", f"{MODULE}.Engine.method"
 TABLE = {
-    PLAIN: HookTarget("around", ("a", "b"), "a function"),
-    METHOD: HookTarget("after", ("self", "x"), "a method", "http"),
+    PLAIN: HookTarget("around", ("a", "b"), "a function", "scheduler.none"),
+    METHOD: HookTarget("after", ("self", "x"), "a method", "http.none"),
 }
 
 
@@ -26,6 +27,12 @@ def around_plain(original: Callable[..., Any], a: int, b: int) -> int:
 
 def after_method(result: int, self: Any, x: int) -> int:
     return result + 1
+
+
+def guarded(target: str, function: Callable[..., Any]) -> Guarded:
+    made = Guarded(target, TABLE[target])
+    made.handler = Handler(function, lambda target: None, call_original)
+    return made
 
 
 @pytest.fixture
@@ -38,7 +45,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
     )
     monkeypatch.setitem(sys.modules, MODULE, module)
     monkeypatch.setattr(selfcheck, "HOOK_TARGETS", TABLE)
-    monkeypatch.setattr(register, "HANDLERS", {PLAIN: around_plain, METHOD: after_method})
+    monkeypatch.setattr(
+        register, "HANDLERS", {PLAIN: guarded(PLAIN, around_plain), METHOD: guarded(METHOD, after_method)}
+    )
     kept = dict(HookRegistry._hooks), set(HookRegistry._patched)
     yield module
     HookRegistry.reset()
@@ -81,7 +90,7 @@ def test_a_renamed_target_is_gone(engine: types.ModuleType) -> None:
 
 
 def test_a_missing_module_is_gone() -> None:
-    fault = selfcheck.check_hook("led_no_such_module.f", HookTarget("before", (), ""))
+    fault = selfcheck.check_hook("led_no_such_module.f", HookTarget("before", (), "", ""))
     assert fault is not None
     assert "gone" in fault
 
@@ -134,7 +143,7 @@ def test_every_target_has_a_handler_with_the_parameters_its_kind_needs() -> None
     assert set(register.HANDLERS) == set(HOOK_TARGETS)
     extra = {"before": 0, "after": 1, "around": 1}  # the result, or the original function
     for target, spec in HOOK_TARGETS.items():
-        parameters = inspect.signature(register.HANDLERS[target]).parameters
+        parameters = inspect.signature(register.HANDLERS[target].handler.function).parameters
         assert len(parameters) == len(spec.parameters) + extra[spec.kind], target
         assert tuple(parameters)[extra[spec.kind] :][1:] == spec.parameters[1:], target
 

@@ -25,7 +25,7 @@ ANSWERED += [{"method": method} for method in METHODS if not method.startswith("
 
 
 @pytest.fixture(autouse=True)
-def lse_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+def _configured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENV_CONFIG, "")
     export_config(ServerConfig(methods=METHODS, num_layers=12, max_depth=12, open_ids=(5,), close_ids=(6,)))
     features = SimpleNamespace(sampling_mask_max_tokens=LIMIT)
@@ -38,11 +38,12 @@ def body(path: str, led: Any, mask: Any) -> bytes:
     return json.dumps({"return_sampling_mask": mask, "stream": True, **sampling}).encode()
 
 
-def stamp(led: Any, mask: bool) -> Any:
+def send(led: Any, mask: bool) -> Any:
     """On the way to the scheduler: where requests of the offline Engine are seen too."""
-    sampling = SimpleNamespace(custom_params={"led": led}, sampling_seed=None, top_k=-1)
+    sampling: Any = SimpleNamespace(custom_params={"led": led}, sampling_seed=None, top_k=-1, logit_bias=None)
+    requests.verify(lambda *_: None, sampling, 100)
     request = SimpleNamespace(sampling_params=sampling, input_ids=[1], rid="r", return_sampling_mask=mask)
-    manager: Any = SimpleNamespace(server_args=SimpleNamespace())
+    manager: Any = SimpleNamespace(server_args=SimpleNamespace(), rid_to_state={})
     requests.resolve_one(manager, request)
     return request
 
@@ -52,7 +53,7 @@ def test_refused(name: str) -> None:
     led, words = REFUSED[name]
     for ask in (
         *(lambda path=path: rewrite_body(body(path, led, True), path) for path in PATHS),
-        lambda: stamp(led, True),
+        lambda: send(led, True),
     ):
         with pytest.raises(LedParamError) as error:
             ask()
@@ -74,20 +75,20 @@ def test_without_a_mask_nothing_is(led: Any) -> None:
     for path in PATHS:
         for mask in (False, None):
             rewrite_body(body(path, led, mask), path)
-    stamp(led, False)
+    send(led, False)
 
 
 @pytest.mark.parametrize("led", ANSWERED, ids=str)
 def test_answered(led: Any) -> None:
     for path in PATHS:
         rewrite_body(body(path, led, True), path)
-    stamp(led, True)
+    send(led, True)
 
 
 def test_the_servers_default_is_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
     export_config(ServerConfig(top_k=LIMIT + 1, num_layers=12, open_ids=(5,), close_ids=(6,)))
     with pytest.raises(LedParamError, match=r"led\.top_k"):
-        stamp(None, True)
+        send(None, True)
 
 
 def test_an_older_sglang_has_nothing_to_write_to(monkeypatch: pytest.MonkeyPatch) -> None:

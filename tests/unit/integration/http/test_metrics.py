@@ -13,16 +13,18 @@ from sglang.srt.entrypoints import http_server
 
 from led_sglang.config.methods import METHODS
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
-from led_sglang.integration.http import info, metrics, requests
+from led_sglang.integration.http import info, metrics, responses
 from led_sglang.integration.scheduler.reports.counters import Counts
 
 
 @pytest.fixture(autouse=True)
-def lse_ready(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(ENV_CONFIG, "")
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     monkeypatch.setattr(http_server, "get_global_state", lambda: SimpleNamespace(tokenizer_manager=None))
-    monkeypatch.setattr(requests, "ANSWERS", requests.Answers())
+    answers = responses.Answers()
+    for module in (responses, info, metrics):
+        monkeypatch.setattr(module, "ANSWERS", answers)
     export_config(ServerConfig(methods=("led", "dola")))
     return
 

@@ -22,7 +22,7 @@ GREEDY: list[dict[str, Any]] = [
 
 
 @pytest.fixture(autouse=True)
-def lse_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+def _configured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENV_CONFIG, "")
     export_config(ServerConfig(num_layers=12, open_ids=(5,), close_ids=(6,)))
 
@@ -39,14 +39,19 @@ def test_a_bias_that_would_take_the_scheduler_down_is_refused(value: float) -> N
 
 
 def manager(is_deterministic: bool = False) -> Any:
-    return SimpleNamespace(server_args=SimpleNamespace(enable_deterministic_inference=is_deterministic))
+    return SimpleNamespace(
+        server_args=SimpleNamespace(enable_deterministic_inference=is_deterministic), rid_to_state={}
+    )
 
 
 def tokenized(ids: Any, embeds: Any = None, **sampling: Any) -> Any:
-    return SimpleNamespace(rid="a", input_ids=ids, input_embeds=embeds, sampling_params=SamplingParams(**sampling))
+    """As the tokenizer makes one: its parameters are verified."""
+    params = SamplingParams(**sampling)
+    verify(lambda *_: None, params, 1 << 20)
+    return SimpleNamespace(rid="a", input_ids=ids, input_embeds=embeds, sampling_params=params)
 
 
-def stamp(request: Any, is_deterministic: bool = False) -> dict[str, Any]:
+def resolve(request: Any, is_deterministic: bool = False) -> dict[str, Any]:
     resolve_one(manager(is_deterministic), request)
     return dict(request.sampling_params.custom_params[RESOLVED_KEY])
 
@@ -54,34 +59,34 @@ def stamp(request: Any, is_deterministic: bool = False) -> dict[str, Any]:
 @pytest.mark.parametrize("sampling", GREEDY, ids=str)
 def test_a_greedy_prompt_has_a_seed_of_its_own(sampling: dict[str, Any]) -> None:
     ids = [7, 8, 9, 150_000]
-    seeds = {stamp(tokenized(kind(ids), **sampling))["seed"] for kind in (list, lambda i: array("q", i), np.array)}
+    seeds = {resolve(tokenized(kind(ids), **sampling))["seed"] for kind in (list, lambda i: array("q", i), np.array)}
     assert len(seeds) == 1
     assert 0 <= min(seeds) < 1 << 63
-    assert not stamp(tokenized(ids, **sampling))["is_seeded"]
+    assert not resolve(tokenized(ids, **sampling))["is_seeded"]
     others = [[7, 8, 9], [7, 8, 9, 150_001], [8, 7, 9, 150_000], [0, 7, 8, 9, 150_000], [7 + (8 << 32), 9, 150_000]]
-    seeds |= {stamp(tokenized(other, **sampling))["seed"] for other in others}
+    seeds |= {resolve(tokenized(other, **sampling))["seed"] for other in others}
     assert len(seeds) == 1 + len(others)
 
 
 def test_the_parameters_do_not_move_the_coin() -> None:
     """Depths can be compared on one prompt: exploit where the other exploits, until the texts part."""
     leds: list[Any] = [{"led": {"depth": 1}}, {"led": {"depth": 8}}, None]
-    assert len({stamp(tokenized([1, 2], temperature=0, custom_params=led))["seed"] for led in leds}) == 1
+    assert len({resolve(tokenized([1, 2], temperature=0, custom_params=led))["seed"] for led in leds}) == 1
 
 
 def test_embeddings_are_a_prompt_too() -> None:
     def seed(embeds: list[list[float]]) -> int:
-        return int(stamp(tokenized(array("q", [1, 1]), embeds, temperature=0))["seed"])
+        return int(resolve(tokenized(array("q", [1, 1]), embeds, temperature=0))["seed"])
 
     assert seed([[0.5, 1.0], [2.0, 3.0]]) == seed([[0.5, 1.0], [2.0, 3.0]]) != seed([[0.5, 1.0], [2.0, 3.5]])
-    assert stamp(tokenized(None, [[0.5]], temperature=0))["seed"] != seed([[0.5]])
+    assert resolve(tokenized(None, [[0.5]], temperature=0))["seed"] != seed([[0.5]])
 
 
 def test_samples_of_one_greedy_request_keep_their_index() -> None:
     request = tokenized([1, 2], temperature=0, n=3)
-    stamps = [stamp(request) for _ in range(3)]
-    assert [reported["sample"] for reported in stamps] == [0, 1, 2]
-    assert len({reported["seed"] for reported in stamps}) == 1
+    resolved = [resolve(request) for _ in range(3)]
+    assert [reported["sample"] for reported in resolved] == [0, 1, 2]
+    assert len({reported["seed"] for reported in resolved}) == 1
 
 
 def test_a_batch_has_a_seed_for_each_prompt() -> None:
@@ -92,14 +97,14 @@ def test_a_batch_has_a_seed_for_each_prompt() -> None:
 
 def test_a_seed_that_was_named_is_the_seed() -> None:
     for sampling in (*GREEDY, {"temperature": 0.6}):
-        reported = stamp(tokenized([1, 2], sampling_seed=5, **sampling))
+        reported = resolve(tokenized([1, 2], sampling_seed=5, **sampling))
         assert (reported["seed"], reported["is_seeded"]) == (5, True)
 
 
 def test_deterministic_inference_keeps_sglangs_seed() -> None:
     for sampling in (*GREEDY, {"temperature": 0.6}):
-        assert stamp(tokenized([1, 2], **sampling), is_deterministic=True)["seed"] == DETERMINISTIC_SEED
+        assert resolve(tokenized([1, 2], **sampling), is_deterministic=True)["seed"] == DETERMINISTIC_SEED
 
 
 def test_other_requests_are_drawn_one_by_one() -> None:
-    assert len({stamp(tokenized([1, 2], temperature=0.6))["seed"] for _ in range(8)}) == 8
+    assert len({resolve(tokenized([1, 2], temperature=0.6))["seed"] for _ in range(8)}) == 8

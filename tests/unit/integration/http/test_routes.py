@@ -45,16 +45,14 @@ def routes(of: list[BaseRoute]) -> list[BaseRoute]:
 
 
 @pytest.fixture(scope="module")
-def lse_ready() -> list[BaseRoute]:
+def served() -> list[BaseRoute]:
     from sglang.srt.entrypoints.http_server import app
 
     return routes(app.routes)
 
 
-def test_every_route_with_a_body_is_known(lse_ready: list[BaseRoute]) -> None:
-    with_body = {
-        route.path for route in lse_ready if getattr(route, "methods", None) and route.methods - {"GET", "HEAD"}
-    }
+def test_every_route_with_a_body_is_known(served: list[BaseRoute]) -> None:
+    with_body = {route.path for route in served if getattr(route, "methods", None) and route.methods - {"GET", "HEAD"}}
     quiet = {path for paths in MAKE_NO_TEXT.values() for path in paths.split()}
     assert set(ENDPOINTS) <= with_body
     assert with_body - quiet - set(ENDPOINTS) == set(), (
@@ -63,11 +61,11 @@ def test_every_route_with_a_body_is_known(lse_ready: list[BaseRoute]) -> None:
     assert not quiet & set(ENDPOINTS)
 
 
-def test_every_websocket_is_known(lse_ready: list[BaseRoute]) -> None:
+def test_every_websocket_is_known(served: list[BaseRoute]) -> None:
     """Realtime transcription: its events are checked against a schema that has no sampling parameters."""
-    assert {route.path for route in lse_ready if "WebSocket" in type(route).__name__} <= {"/v1/realtime"}
+    assert {route.path for route in served if "WebSocket" in type(route).__name__} <= {"/v1/realtime"}
 
 
-def test_paths_that_sglang_takes_from_variables_are_found_by_their_functions(lse_ready: list[BaseRoute]) -> None:
-    functions = {getattr(getattr(route, "endpoint", None), "__name__", ""): route.path for route in lse_ready}
+def test_paths_that_sglang_takes_from_variables_are_found_by_their_functions(served: list[BaseRoute]) -> None:
+    functions = {getattr(getattr(route, "endpoint", None), "__name__", ""): route.path for route in served}
     assert {name: functions.get(name) for name in ROUTES_OF_VARIABLES} == ROUTES_OF_VARIABLES

@@ -16,19 +16,22 @@ from sglang.srt.managers.io_struct import AbortReq, BatchStrOutput, GenerateReqI
 from sglang.srt.managers.tokenizer_manager import ReqState, TokenizerManager
 from sglang.srt.observability.req_time_stats import APIServerReqTimeStats
 
+from led_sglang.config.request import parse_request
 from led_sglang.config.server import ServerConfig, export_config
-from led_sglang.integration.http import requests
+from led_sglang.integration.http import responses
+from led_sglang.integration.http.request_view import RequestView
 from led_sglang.wire import ACTIVE, DEPTH_SHIFT, EXPLORED, THINKING, TRACE_KEYS, VALUE_COLUMNS, WIRE_KEY
 
 STOP = {"type": "stop", "matched": 0}
 FLAGS = THINKING | ACTIVE | EXPLORED | 3 << DEPTH_SHIFT
+CONFIG = ServerConfig()
 NOT_LISTS = ("led_params", "led_stats")
 
 
 @pytest.fixture(autouse=True)
 def _configured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LED_SGLANG_CONFIG", "")
-    export_config(ServerConfig())
+    export_config(CONFIG)
     serving = SimpleNamespace(batch_notify_size=16, skip_tokenizer_init=False)
     monkeypatch.setattr(tokenizer_manager, "get_serving", lambda: serving)
     monkeypatch.setattr(tokenizer_manager, "get_spec", lambda: SimpleNamespace(speculative_algorithm=None))
@@ -55,9 +58,13 @@ class Engine:
     def ask(self, rid: str = "a", stream: bool = True, led: Any = None) -> AsyncIterator[Any]:
         sampling = {"custom_params": {"led": {"trace": True} if led is None else led}}
         request = GenerateReqInput(rid=rid, input_ids=[5], sampling_params=sampling, stream=stream)
-        self.manager.rid_to_state[rid] = ReqState([], False, asyncio.Event(), request, APIServerReqTimeStats())
+        state = ReqState([], False, asyncio.Event(), request, APIServerReqTimeStats())
+        params = parse_request(sampling["custom_params"]["led"], CONFIG)
+        assert params is not None
+        state.led_view = RequestView(params)  # as `requests.resolve_one` makes it
+        self.manager.rid_to_state[rid] = state
         self.num_tokens[rid] = 0
-        return requests.respond(TokenizerManager._wait_one_response, self.manager, request)
+        return responses.respond(TokenizerManager._wait_one_response, self.manager, request)
 
     def message(self, new: dict[str, int], finish: Any = None, is_reported: bool = True) -> BatchStrOutput:
         """So many new tokens of each request."""
@@ -88,7 +95,7 @@ class Engine:
 
     def begin(self, message: BatchStrOutput) -> Awaitable[None]:
         """Our hook has run when this returns, SGLang's function when it has been awaited."""
-        requests.take_entries(self.manager, message)
+        responses.take_entries(self.manager, message)
         return TokenizerManager._handle_batch_output(self.manager, message)
 
 
@@ -285,8 +292,8 @@ async def test_a_fault_in_an_answer_is_counted_and_the_answer_goes_out(caplog: p
     stream = engine.ask()
     await engine.send({"a": 1})
     engine.manager.rid_to_state["a"].led_view.waiting = [(FLAGS, 1)]  # too few values
-    before = requests.ANSWERS.num_report_failures
+    before = responses.ANSWERS.num_report_failures
     chunk = await anext(stream)
     assert chunk["output_ids"] == [0]
-    assert requests.ANSWERS.num_report_failures == before + 1
+    assert responses.ANSWERS.num_report_failures == before + 1
     assert "could not report" in caplog.text

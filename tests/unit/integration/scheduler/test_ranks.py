@@ -11,7 +11,7 @@ from torch.distributed import HashStore
 
 from led_sglang.integration.faults import RankDivergence
 from led_sglang.integration.scheduler.ranks import FailureCheck, RankCheck
-from led_sglang.integration.scheduler.step.sampler import _guard
+from led_sglang.integration.scheduler.step.call import SamplerCall, attempt
 
 CPU = torch.device("cpu")
 steps = st.lists(st.lists(st.integers(0, 200_000), min_size=1, max_size=4), min_size=1, max_size=5)
@@ -66,7 +66,10 @@ def test_a_divergence_is_not_taken_for_a_fault_of_one_step() -> None:
         raise RankDivergence("differ")
 
     with pytest.raises(RankDivergence):
-        _guard(SimpleNamespace(runtime=SimpleNamespace(num_step_failures=0)), diverge)  # type: ignore[arg-type]
+        attempt(SimpleNamespace(num_step_failures=0), diverge)  # type: ignore[arg-type]
+    call = SamplerCall(SimpleNamespace(runtime=SimpleNamespace(num_step_failures=0)))  # type: ignore[arg-type]
+    with pytest.raises(RankDivergence):
+        call._or_fail(diverge)
 
 
 def test_a_step_that_failed_on_every_rank_is_a_fault_of_one_step() -> None:
@@ -90,5 +93,7 @@ def test_the_guard_lets_a_lone_failure_through() -> None:
     alone = FailureCheck(HashStore(), 2, "tp")
     runtime = SimpleNamespace(num_step_failures=0, failed_ranks=SimpleNamespace(meet=lambda: alone.meet(limit_s=0.01)))
     with pytest.raises(RankDivergence, match="failed on 1 of 2"):
-        _guard(SimpleNamespace(runtime=runtime), lambda: 1 / 0)  # type: ignore[arg-type]
-    assert runtime.num_step_failures == 1
+        attempt(runtime, lambda: 1 / 0)  # type: ignore[arg-type]
+    with pytest.raises(RankDivergence, match="failed on 1 of 2"):
+        SamplerCall(SimpleNamespace(runtime=runtime))._or_fail(lambda: 1 / 0)  # type: ignore[arg-type]
+    assert runtime.num_step_failures == 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from led_sglang.config.methods import METHODS
-from led_sglang.integration.hooks.register import HANDLERS, PROCESSOR
+from led_sglang.integration.hooks.register import HANDLERS
 from led_sglang.integration.scheduler import runtime
 from led_sglang.integration.scheduler.reports import records
 from led_sglang.integration.scheduler.reports.counters import Counts
@@ -16,6 +16,7 @@ from led_sglang.ops.rows import stats
 from led_sglang.wire import ACTIVE, EXPLORED, FALLBACK, RECORD_KEY, THINKING, WIRE_KEY
 from tests.unit.integration.fakes import batch_of, request_row
 
+PROCESSOR = "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor."
 ROWS = ["led", "none", None, "led", "dola"]
 REPORTED = 99  # of the token before
 OURS = ["led", "led", "dola"]

@@ -13,13 +13,15 @@ import torch
 import triton
 
 from benchmarks.gpu.build import Hopper, launches
-from led_sglang.integration.hooks import guard, register
-from led_sglang.integration.scheduler import runtime
+from led_sglang.integration.hooks import guard
+from led_sglang.integration.scheduler import handlers, runtime
 from led_sglang.integration.scheduler.latents import lm_head as head_module
 from led_sglang.integration.scheduler.latents.capture import Capture
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.runtime import Runtime
+from led_sglang.integration.scheduler.served_backend import ServedBackend
 from led_sglang.ops.backends import one_pass
+from led_sglang.ops.backends.triton import TritonBackend
 from tests.unit.integration.scheduler.latents.test_one_pass import decode_graph_sizes
 
 triton.runtime.driver.set_active(Hopper())
@@ -53,18 +55,22 @@ class Server:
     def __init__(self, num_ranks: int, max_rows: int, is_warmed_up: bool, form: str) -> None:
         config = SimpleNamespace(backend="triton", form=form, max_top_k=64, max_depth=len(LAYERS), methods=("led",))
         made = object.__new__(Runtime)
+        served = object.__new__(ServedBackend)
+        served.__dict__.update(requested="triton", device=CPU, backend=TritonBackend(), fault=None)
         made.__dict__.update(
             config=config,
-            backend="triton",
-            backend_fault=None,
-            runner=SimpleNamespace(model=Model(), model_config=SimpleNamespace(vocab_size=VOCAB)),
+            served_backend=served,
+            vocab_size=VOCAB,
+            hidden_size=HIDDEN,
+            tables=None,
+            runner=SimpleNamespace(model=Model()),
             num_led_layers=len(LAYERS),
             head=None,
             automaton=None,
             is_deterministic=False,
             is_warm=not is_warmed_up,
-            capture=Capture(Model(), LAYERS),
-            one_pass_state=OnePassState(form, "triton", len(LAYERS) - 1, max_rows + 2, CPU),
+            capture=Capture(Model(), LAYERS, served.backend.allows_dynamic_shapes),
+            one_pass_state=OnePassState(form, served.backend, len(LAYERS) - 1, max_rows + 2, CPU),
         )
         made.capture.allocate(max_rows + 2, HIDDEN, torch.bfloat16, CPU)
         rows = VOCAB // num_ranks
@@ -78,7 +84,7 @@ class Server:
         hidden = torch.empty(num_rows, HIDDEN, dtype=torch.bfloat16)
         aux = [torch.empty(num_rows, HIDDEN, dtype=torch.bfloat16) for _ in LAYERS]
         batch = SimpleNamespace(forward_mode=mode)
-        register._logits(Processor.forward, self.processor, None, hidden, self.lm_head, batch, aux)
+        handlers.logits(Processor.forward, self.processor, None, hidden, self.lm_head, batch, aux)
 
 
 @pytest.fixture
@@ -89,7 +95,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setattr(runtime, "get_parallel", lambda: SimpleNamespace(tp_group=group))
         monkeypatch.setattr(runtime, "_runtime", server.runtime)
         monkeypatch.setattr(head_module, "has_dense_weight", lambda lm_head: True)
-        for module, name in ((runtime, "is_capturing"), (register, "is_capturing"), (guard, "is_capturing")):
+        for module, name in ((runtime, "is_capturing"), (handlers, "is_capturing"), (guard, "is_capturing")):
             monkeypatch.setattr(module, name, lambda: server.is_capturing)
         return server
 

@@ -13,10 +13,12 @@ from led_sglang.config.request import ResolvedRequest
 from led_sglang.integration.scheduler.batch import LedBatch, RequestRow, request_row_of
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.methods.edits import edits_of, is_edited, unedited, unedited_logits
-from led_sglang.integration.scheduler.methods.registry import confident, dola
+from led_sglang.integration.scheduler.methods.registry import HANDLERS
+from led_sglang.ops.backends.torch import TorchBackend
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.methods.confident import confident_logits
 from led_sglang.ops.methods.dola import dola_logits
+from led_sglang.ops.types import StepInputs
 from led_sglang.wire import RESOLVED_KEY
 from tests.unit.integration.fakes import batch_of, request_row, sampling_info, sampling_params
 from tests.unit.integration.scheduler.methods.test_registry import LAYERS, V, context_of, group_of, head, logits_for
@@ -54,7 +56,7 @@ def test_rows_with_edits_are_known_through_filter_and_merge() -> None:
     assert both is not None
     merged = both.device_rows(sampling_info(both))
     assert merged.edited is not None and merged.edited.tolist() == [3, 6]
-    assert [b.compares_edited for b in (led, plain, both)] == [True, False, True]
+    assert [b.rewrites_edited for b in (led, plain, both)] == [True, False, True]
 
 
 def tables(num_rows: int) -> dict[str, Any]:
@@ -102,8 +104,7 @@ def test_layers_are_compared_without_edits(method: str, has_processor: bool) -> 
         final[1] += change
     before = final.clone()
     context.runtime.unedited_logits = {method: plain[[1]]}
-    handler = {"dola": dola, "confident": confident}[method]
-    handler(context, group_of(context, method), final)
+    HANDLERS[method](context, group_of(context, method), final)
     assert torch.equal(final[0], before[0])
 
     own = plain[[1]] + change, LogitEdits(*(table[[1]] for table in tables(2).values()))
@@ -129,11 +130,10 @@ def test_what_a_processor_forces_is_no_number_to_take_off() -> None:
     assert found.isfinite().all() and edits is not None
 
 
-def test_rows_with_edits_take_no_one_pass() -> None:
+def test_rows_with_edits_are_not_in_the_one_pass() -> None:
     led = batch_of(request_row("none"), request_row("led"), edited("led"), request_row("led"), edited("led"))
     rows = led.device_rows(sampling_info(led))
-    one_pass_state = OnePassState("one_pass", "fused", 7, 12, torch.device("cpu"))
-    active: Tensor = torch.ones(4, dtype=torch.bool)
-    coin_uniform = torch.zeros(4, dtype=torch.float64)
-    one_pass_state.fill_one_pass_mask(rows, replace(rows.params, active=active), coin_uniform, 5)
+    one_pass_state = OnePassState("one_pass", TorchBackend(allows_dynamic_shapes=True), 7, 12, torch.device("cpu"))
+    zeros: Tensor = torch.zeros(4, dtype=torch.float64)
+    one_pass_state.fill_mask(rows, StepInputs(torch.ones(4, dtype=torch.bool), zeros, zeros), 5)
     assert one_pass_state.mask[:5].tolist() == [False, True, False, True, False]

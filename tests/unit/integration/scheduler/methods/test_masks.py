@@ -18,11 +18,12 @@ from led_sglang.integration.scheduler.methods import masks
 from led_sglang.integration.scheduler.methods.masks import Draw
 from led_sglang.integration.scheduler.methods.registry import Override
 from led_sglang.integration.scheduler.reports.counters import Counts
-from led_sglang.integration.scheduler.step import StepContext, sampler
+from led_sglang.integration.scheduler.step import call, sampler
+from led_sglang.integration.scheduler.step.decision import Decision
+from led_sglang.integration.scheduler.step.inputs import SamplerInputs
 from led_sglang.integration.scheduler.step.sampler import wrap_sampler
-from led_sglang.ops import Head, led_step
+from led_sglang.ops import Head, RowInputs, backend_for, led_step
 from led_sglang.ops.policy import led_probs
-from led_sglang.ops.rows.inputs import RowInputs
 from tests.unit.integration.fakes import batch_of, request_row, sampling_info
 
 V, H, K, CAP, LAYERS = 24, 8, 4, 12, 3
@@ -89,8 +90,8 @@ def run(
     active: list[bool],
     ok: list[bool] | None = None,
     forced: Sequence[Override] = (),
-) -> tuple[Tensor, SamplingMaskOutput, StepContext]:
-    """One call of the dressed sampler. Of the rows that are ours, `active` ones are inside their phase."""
+) -> tuple[Tensor, SamplingMaskOutput, Decision]:
+    """One call of the wrapped sampler. Of the rows that are ours, `active` ones are inside their phase."""
     rows, num_ours = led.device_rows(info), len(led.our_rows)
     generator = torch.Generator().manual_seed(5)
     coin_uniform, token = torch.rand(2, num_ours, generator=generator, dtype=torch.float64)
@@ -99,38 +100,35 @@ def run(
         num_step_failures=0,
         has_forward_failed=False,
         failed_ranks=None,
-        backend="compiled",
+        backend=backend_for("numba", torch.device("cpu")),
+        allows_dynamic_shapes=True,
+        advance=lambda *_: None,
         config=ServerConfig(),
         automaton=None,
         ranks=None,
     )
     runtime.counts, runtime.forget_mixtures = Counts(8, torch.device("cpu")), lambda slots: None
-    context = StepContext(
-        runtime, rows, info, RowInputs(coin_uniform, token, numbers, numbers, is_active, is_active, numbers)
-    )
+    row_inputs = RowInputs(is_active, coin_uniform, token, numbers, numbers, is_active, numbers)
+    inputs = SamplerInputs(runtime, rows, info, row_inputs)  # type: ignore[arg-type]
     weight = torch.randn(V, H, generator=generator)
     latents = torch.randn(LAYERS, num_ours, H, generator=generator)
+    made: list[Decision] = []
 
-    def decide(self: StepContext, logits: Tensor) -> None:
-        self.is_decided = True
-        self.overrides += forced
-        params = self.rows.params.activated(self.inputs)
-        step = led_step(self.rows.pick(logits), latents, Head(weight, V), params, self.inputs)
-        self.step = step if ok is None else replace_ok(step, ok)
+    def decide(inputs: SamplerInputs, logits: Tensor, draws_inactive: bool) -> Decision:
+        step = led_step(rows.pick(logits), latents, Head(weight, V), rows.params, row_inputs)
+        made.append(
+            Decision(inputs, step if ok is None else replace(step, ok=torch.tensor(ok)), overrides=tuple(forced))
+        )
+        return made[-1]
 
-    monkeypatch.setattr(StepContext, "decide", decide)
-    runtime.forward_batch = SimpleNamespace(led_context=context)
+    monkeypatch.setattr(call, "decide", decide)
+    runtime.forward_batch = SimpleNamespace(led_inputs=inputs)
     monkeypatch.setattr(sampler, "runtime", lambda: runtime)
     output = LogitsProcessorOutput(logits_of(len(led.request_rows)))
     torch.manual_seed(11)
     ids = wrap_sampler(make_sampler())(output, info, False, None, None, torch.arange(len(led.request_rows)))
     assert output.sampling_mask_output is not None
-    return ids, output.sampling_mask_output, context
-
-
-def replace_ok(step: Any, ok: list[bool]) -> Any:
-    step.__dict__["_arrays"] = {**step.__dict__["_arrays"], "ok": torch.tensor(ok).numpy()}
-    return step
+    return ids, output.sampling_mask_output, made[0]
 
 
 def stock(info: Any, num_rows: int) -> tuple[Tensor, SamplingMaskOutput]:
@@ -172,7 +170,7 @@ def test_status_values() -> None:
 def test_rows_of_a_mixed_batch(monkeypatch: pytest.MonkeyPatch, is_active: bool) -> None:
     """Plain rows and those outside their phase are the stock sampler's, bit for bit; the others are LED's."""
     batch, info = info_of(REQUEST_ROWS, TEMPERATURES, TOP_KS, support=[True, True, False, True, False, True])
-    ids, output, context = run(monkeypatch, batch, info, [is_active, True, True, True])
+    ids, output, decision = run(monkeypatch, batch, info, [is_active, True, True, True])
     stock_ids, stock_output = stock(info, len(REQUEST_ROWS))
     assert stock_output.support_logprobs is not None and output.support_logprobs is not None
     of_mask, of_support = {0: 0, 1: 1, 2: 2, 3: 3, 5: 4}, {0: 0, 1: 1, 3: 2, 5: 3}
@@ -181,19 +179,19 @@ def test_rows_of_a_mixed_batch(monkeypatch: pytest.MonkeyPatch, is_active: bool)
         assert ids[row] == stock_ids[row]
         assert all(torch.equal(getattr(output, name)[m], getattr(stock_output, name)[m]) for name in FIELDS)
         assert torch.equal(output.support_logprobs[of_support[row]], stock_output.support_logprobs[of_support[row]])
-    assert context.step is not None
-    probs = led_probs(context.step, context.rows.params)
+    assert decision.step is not None
+    probs = led_probs(decision.step, decision.inputs.rows.params)
     for ours, row in enumerate(batch.our_rows):
         if row not in of_mask or (row == 0 and not is_active):
             continue
-        m, policy = of_mask[row], dict(zip(context.step.candidate_ids[ours].tolist(), probs[ours], strict=True))
+        m, policy = of_mask[row], dict(zip(decision.step.candidate_ids[ours].tolist(), probs[ours], strict=True))
         support = reported(output, m)
         assert set(support) == {token for token, p in policy.items() if p > 0}
         assert [policy[t] for t in support] == sorted((policy[t] for t in support), reverse=True)
-        assert ids[row].item() in support and ids[row] == context.step.token_ids[ours]
+        assert ids[row].item() in support and ids[row] == decision.step.token_ids[ours]
         torch.testing.assert_close(output.selected_logprobs[m], policy[ids[row].item()].log())
         if TOP_KS[row] > 1:
-            torch.testing.assert_close(output.selected_logprobs[m], context.step.logprob[ours])
+            torch.testing.assert_close(output.selected_logprobs[m], decision.step.logprob[ours])
         if row in of_support:
             logprobs = output.support_logprobs[of_support[row], : len(support)]
             torch.testing.assert_close(logprobs, torch.stack([policy[t] for t in support]).log())
@@ -212,15 +210,15 @@ def test_a_row_that_is_not_finite_is_reported_as_the_engine_drew_it(monkeypatch:
 def test_a_batch_that_is_all_greedy_has_room_for_both_branches(monkeypatch: pytest.MonkeyPatch) -> None:
     request_rows = [led(seed) for seed in range(32)]
     batch, info = info_of(request_rows, [1.0] * 32, [1] * 32, support=[True] * 32)
-    ids, output, context = run(monkeypatch, batch, info, [True] * 32)
+    ids, output, decision = run(monkeypatch, batch, info, [True] * 32)
     assert output.lengths.max() == 2, "the branches never differed"
-    assert output.support_logprobs is not None and context.step is not None
+    assert output.support_logprobs is not None and decision.step is not None
     for row in range(32):
         support = reported(output, row)
         assert ids[row].item() in support
         logprobs = output.support_logprobs[row, : len(support)]
         torch.testing.assert_close(logprobs.exp().sum(), torch.tensor(1.0))
-        c = context.step.confidence[row].item()
+        c = decision.step.confidence[row].item()
         assert sorted(logprobs.exp().tolist()) == pytest.approx(sorted([c, 1 - c] if len(support) == 2 else [1.0]))
 
 
@@ -256,9 +254,9 @@ def test_a_forced_token_leaves_no_choice(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_cannot_be_reported_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of ours only: SGLang then aborts those requests rather than tell what is not so."""
     batch, info = info_of(REQUEST_ROWS, TEMPERATURES, TOP_KS)
-    monkeypatch.setattr(StepContext, "draws", lambda self: 1 / 0)
-    _, output, context = run(monkeypatch, batch, info, [True] * 4)
-    assert context.runtime.num_step_failures == 1
+    monkeypatch.setattr(Decision, "draws", lambda self: 1 / 0)
+    _, output, decision = run(monkeypatch, batch, info, [True] * 4)
+    assert decision.inputs.runtime.num_step_failures == 1
     assert output.statuses.tolist() == [masks.INVALID, masks.OK, masks.INVALID, masks.OK, masks.INVALID]
 
 

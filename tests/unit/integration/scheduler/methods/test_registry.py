@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from led_sglang.config.methods import METHODS, captured_layers
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.scheduler.batch import DeviceRows, LedBatch, MethodGroup
-from led_sglang.integration.scheduler.methods.registry import HANDLERS, confident, dola, soft
+from led_sglang.integration.scheduler.methods.registry import HANDLERS, soft
 from led_sglang.ops.methods.confident import confident_logits
 from led_sglang.ops.methods.dola import dola_logits
 from led_sglang.ops.rows.noise import uniforms
@@ -57,7 +57,7 @@ def context_of(led: LedBatch, is_decode: bool = True, thinking: list[bool] | Non
     return SimpleNamespace(
         runtime=runtime,
         rows=rows,
-        inputs=SimpleNamespace(
+        row_inputs=SimpleNamespace(
             slots=torch.arange(num_ours) + 2,
             thinking=torch.tensor(thinking or [True] * num_ours),
             positions=torch.arange(num_ours) + 30,
@@ -87,7 +87,7 @@ def test_dola_rewrites_its_rows_with_their_own_half() -> None:
     )
     context, logits = context_of(led), logits_for(4)
     before = logits.clone()
-    dola(context, group_of(context, "dola"), logits)
+    HANDLERS["dola"](context, group_of(context, "dola"), logits)
     assert torch.equal(logits[[0, 2]], before[[0, 2]])
     for row, layers, relative_top in ((1, (7, 9, 11), 0.1), (3, (2, 4, 6), 0.5)):
         early = torch.stack([context.runtime.capture.states[LAYERS.index(layer), row] for layer in layers])[:, None]
@@ -100,7 +100,7 @@ def test_confident_rewrites_its_rows_with_their_own_window() -> None:
     led = batch_of(request_row("confident", num_scanned_layers=3), request_row("led"), request_row("confident"))
     context, logits = context_of(led), logits_for(3)
     before = logits.clone()
-    confident(context, group_of(context, "confident"), logits)
+    HANDLERS["confident"](context, group_of(context, "confident"), logits)
     assert torch.equal(logits[1], before[1])
     for row, num_layers in ((0, 3), (2, 10)):
         picked = [LAYERS.index(layer) for layer in range(11, 2, -1)]  # h^{L-1} downwards

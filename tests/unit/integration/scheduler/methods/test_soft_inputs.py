@@ -179,6 +179,6 @@ def test_a_fault_while_mixing_feeds_tokens_and_is_reported(monkeypatch: pytest.M
     table = model.model.embed_tokens.weight.detach().clone()
     inputs = SoftInputs(runner(model), CONFIG, reported.append)
     monkeypatch.setattr(inputs, "_mix", lambda *_: 1 / 0)
-    lse_ready = batch([3])
-    assert torch.equal(model(torch.tensor([4]), None, lse_ready), table[[4]])
-    assert reported == [lse_ready]
+    served = batch([3])
+    assert torch.equal(model(torch.tensor([4]), None, served), table[[4]])
+    assert reported == [served]

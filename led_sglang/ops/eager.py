@@ -5,7 +5,7 @@ from torch import Tensor
 
 from led_sglang.ops.backends.lm_head import across_ranks, candidate_logits, layer_logits, tile_sums
 from led_sglang.ops.edits import LogitEdits, edited_logprobs
-from led_sglang.ops.types import Head, LedRows, LedStep, Noise
+from led_sglang.ops.types import Head, LedRows, LedStep, StepInputs
 
 TINY = torch.finfo(torch.float32).tiny  # a layer that gives the candidates nothing adds nothing
 
@@ -15,7 +15,7 @@ def led_step(
     latents: Tensor,
     head: Head,
     rows: LedRows,
-    noise: Noise,
+    inputs: StepInputs,
     edits: LogitEdits | None = None,
 ) -> LedStep:
     """See `led_sglang.ops.led_step`."""
@@ -26,8 +26,8 @@ def led_step(
     final = posterior.gather(1, candidate_ids).where(keep, 0.0)  # (R, K)
     exploit = final / final.sum(-1, keepdim=True)
 
-    explored = rows.active & (~rows.exploit | (noise.coin_uniform < 1 - confidence.double()))
-    needs_latents = rows.active & (explored | rows.trace)
+    explored = inputs.active & (~rows.exploit | (inputs.coin_uniform < 1 - confidence.double()))
+    needs_latents = inputs.active & (explored | rows.trace)
     layers = torch.cat([final[None], latent_layers(latents, candidate_ids, head, rows, tau, edits)])  # (J+1, R, K)
     layers = layers.where(keep, 0.0)
     layers = torch.where(rows.normalize_layers[:, None], layers / layers.sum(-1, keepdim=True).clamp_min(TINY), layers)
@@ -41,7 +41,7 @@ def led_step(
     explore = torch.where((depth > 1)[:, None], aggregates.gather(0, picked)[0], exploit)
 
     branch = torch.where(explored[:, None], explore, exploit)
-    choice = torch.where(rows.greedy, branch.argmax(-1), inverse_cdf(branch, noise.token_uniform))[:, None]
+    choice = torch.where(rows.greedy, branch.argmax(-1), inverse_cdf(branch, inputs.token_uniform))[:, None]
     share = torch.where(rows.exploit, confidence, 0.0)[:, None]
     led_probs = share * exploit + (1 - share) * explore
     is_finite = layers.isfinite().all(-1) | (depths > rows.depth) | ~needs_latents  # (J+1, R)

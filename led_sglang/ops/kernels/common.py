@@ -1,4 +1,4 @@
-"""The columns of a step, one entry a row, as Triton kernels want them; and the sizes that kernels are compiled for.
+"""What kernels share: columns of a step, one entry a row, as Triton wants them; sizes they are compiled for; tanh.
 
 A kernel is compiled for each value of its constexpr arguments and for the alignment of its pointers, which stops every
 request of a server for a second. So what requests choose is never a constexpr by itself: a flag (an index, a trace, a
@@ -37,7 +37,7 @@ def width_of(num_candidates: int, is_fixed: bool = False) -> int:
     """Columns that a kernel holds for so many candidates.
 
     is_fixed: the same for any number up to the largest of WIDTHS. Sums over more columns are summed in another order,
-    and under deterministic inference a row must not notice that another one has more candidates.
+    and under deterministic inference a row must not depend on how many candidates another one has.
     """
     return size_up(max(num_candidates, WIDTHS[-1]) if is_fixed else num_candidates, WIDTHS)
 
@@ -47,6 +47,11 @@ def row_idx_of(index, rows, is_row, has_index):  # type: ignore[no-untyped-def]
     """Our rows' places in the batch: int64."""
     found = tl.load(index + rows, mask=is_row & (has_index != 0), other=0)
     return tl.where(has_index != 0, found, rows.to(tl.int64))
+
+
+@triton.jit
+def tanh(x):  # type: ignore[no-untyped-def]
+    return 1 - 2 / (tl.exp(2 * x) + 1)
 
 
 def aligned(count: int, num_rows: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:

@@ -12,9 +12,11 @@ from math import log
 import torch
 from torch import Tensor
 
-from led_sglang.ops import Head, LedRows, LedStep, Noise, led_step
+from led_sglang.ops import backend_for, led_step
+from led_sglang.ops.backend import Backend
 from led_sglang.ops.backends import one_pass
 from led_sglang.ops.backends.lm_head import scale_and_cap
+from led_sglang.ops.types import Head, KnownLse, LedRows, LedStep, StepInputs
 
 NUM_ROWS, NUM_LAYERS, TOP_K, VOCAB, HIDDEN = 37, 7, 8, 5003, 192
 # What probabilities, and entropies in nats, may differ by. The kernels' float32 sums differ by 4e-7 in every dtype;
@@ -27,7 +29,7 @@ MANY_CANDIDATES = 40  # more than the kernels select themselves
 MANY_ROWS = 64  # more latent rows than this take the kernels' larger tile
 
 
-def fault_of(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def fault_of(backend: str | Backend, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why `backend` is not to be used on the device for a head of the dtype; None: nothing was found.
 
     A small step with a random head, in both forms, against plain torch. Raises nothing.
@@ -42,7 +44,7 @@ def fault_of(backend: str, device: torch.device, dtype: torch.dtype) -> str | No
     return _fault(backend, case)
 
 
-def fault_with(backend: str, head: Head, latents: Tensor, max_top_k: int) -> str | None:
+def fault_with(backend: str | Backend, head: Head, latents: Tensor, max_top_k: int) -> str | None:
     """The same for the head that is served, or this rank's rows of it, with a few rows.
 
     latents: (D, any, H), of which shape and dtype are taken and nothing else. Many candidates in a small batch, few in
@@ -63,9 +65,10 @@ def fault_with(backend: str, head: Head, latents: Tensor, max_top_k: int) -> str
     return None
 
 
-def _fault(backend: str, make: Callable[[], "Case"]) -> str | None:
+def _fault(named: str | Backend, make: Callable[[], "Case"]) -> str | None:
     try:
         case = make()
+        backend = backend_for(named, case.logits.device) if isinstance(named, str) else named
         truth, allowed = case.truth(), TOLERANCE.get(case.dtype, TOLERANCE[torch.bfloat16])
         for form in ("coin_first", "one_pass"):
             if form == "one_pass" and not case.can_one_pass:
@@ -94,7 +97,7 @@ class Case:
     states: Tensor  # (D + 1, R, H), the last layer first, in the model's dtype
     logits: Tensor  # (R, V) float32
     rows: LedRows
-    noise: Noise
+    inputs: StepInputs
 
     @classmethod
     def of(
@@ -104,30 +107,22 @@ class Case:
         num_layers, num_rows, device = shape[0] - 1, shape[1], head.weight.device
         states = likely_states(head, shape, generator).to(dtype)
         row = torch.arange(num_rows, device=device)
-        is_row = row >= 0
-        rows = LedRows(
-            active=row % 5 < 4,
+        rows = LedRows.uniform(
+            num_rows,
             depth=num_layers + 1 - row % max(num_layers, 1),
             top_k=top_k - row % top_k,
+            device=device,
             temperature=0.6 + row / num_rows,
             greedy=row % 11 == 10,
             exploit=row % 7 > 0,
-            latent_norm=~is_row,
             normalize_layers=row % 2 == 1,
-            latent_offset=0 * row,
             min_p=(row % 3 == 2) * 0.02,
-            trace=is_row,
-            any_trace=True,
-            max_depth=num_layers + 1,
-            max_top_k=top_k,
-            any_norm=False,
-            all_norm=False,
-            any_offset=False,
+            trace=True,
         )
-        coin_uniform, token = torch.rand(2, num_rows, generator=generator, dtype=torch.float64).to(device)
+        uniforms = torch.rand(2, num_rows, generator=generator, dtype=torch.float64).to(device)
         product = head.project or partial(unrounded_product, head)
         logits = scale_and_cap(product(states[0])[:, : head.num_rows].float(), head)
-        return cls(head, states, logits, rows, Noise(coin_uniform, token))
+        return cls(head, states, logits, rows, StepInputs(row % 5 < 4, *uniforms))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -141,27 +136,25 @@ class Case:
         project = self.head.project or partial(unrounded_product, self.head)
         return replace(self, head=replace(self.head, project=project)).step("eager")
 
-    def step(self, backend: str, **more: object) -> LedStep:
+    def step(self, backend: str | Backend, known_lse: KnownLse | None = None) -> LedStep:
         latents = self.states[1:]
-        return led_step(self.logits, latents, self.head, self.rows, self.noise, backend=backend, **more)  # type: ignore[arg-type]
+        return led_step(self.logits, latents, self.head, self.rows, self.inputs, backend=backend, known_lse=known_lse)
 
-    def step_of_one_pass(self, backend: str) -> LedStep:
-        rows = self.rows
-        mask = one_pass.one_pass_mask(rows, self.noise.coin_uniform, one_pass.COIN_THRESHOLD)
+    def step_of_one_pass(self, backend: Backend) -> LedStep:
+        mask = one_pass.one_pass_mask(self.rows, self.inputs, one_pass.COIN_THRESHOLD)
         lse = torch.zeros(self.states[1:].shape[:2], device=self.logits.device)
-        self._ride(backend, mask, lse)
-        return self.step(backend, known_lse=one_pass.known_lse_of(rows, lse, mask, one_pass.COIN_THRESHOLD))
+        self._head_pass(backend, mask, lse)
+        return self.step(backend, one_pass.known_lse_of(self.rows, lse, mask, one_pass.COIN_THRESHOLD))
 
-    def product_error(self, backend: str) -> float:
+    def product_error(self, backend: Backend) -> float:
         """Of the final rows' product, relative to its largest entry."""
         truth = unrounded_product(replace(self.head, bias=None), self.states[0])
-        is_picked = torch.ones_like(self.rows.active)
-        product = self._ride(backend, is_picked, torch.zeros(self.states[1:].shape[:2], device=self.logits.device))
+        lse = torch.zeros(self.states[1:].shape[:2], device=self.logits.device)
+        product = self._head_pass(backend, torch.ones_like(self.inputs.active), lse)
         return float((product - truth).abs().max() / truth.abs().max())
 
-    def _ride(self, backend: str, mask: Tensor, lse: Tensor) -> Tensor:
-        tau = one_pass.row_tau(self.rows)
-        return one_pass.head_pass(self.states[0], self.states[1:], self.head, tau, mask, lse, backend)
+    def _head_pass(self, backend: Backend, mask: Tensor, lse: Tensor) -> Tensor:
+        return backend.head_pass(self.states[0], self.states[1:], self.head, self.rows.tau, mask, lse)
 
 
 def likely_states(head: Head, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
@@ -190,7 +183,7 @@ def unrounded_product(head: Head, rows: Tensor) -> Tensor:
 
 def difference_of(found: LedStep, truth: LedStep) -> float:
     """Largest difference of a probability; infinite where rows that must agree do not."""
-    same = found.depth == truth.depth  # two depths of all but equal entropy may be told apart either way
+    same = found.depth == truth.depth  # two depths of all but equal entropy may be picked either way
     if not torch.equal(found.explored, truth.explored) or not torch.equal(found.ok, truth.ok):
         return float("inf")
     if not same.float().mean() >= 0.8:

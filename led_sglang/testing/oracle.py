@@ -15,6 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "TIE", "TOLERANCE", "Comparison", "Layers", "Oracle", "Query", "Step", "entropy", "forward", "is_thinking", "softmax",
+]  # fmt: skip
+
 Array = NDArray[np.float64]
 Edit = Callable[[Array, list[int]], Array]
 

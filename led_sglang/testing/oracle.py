@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "TIE", "TOLERANCE", "Comparison", "Layers", "Oracle", "Query", "Step", "entropy", "forward", "is_thinking", "softmax",
+    "TIE", "TOLERANCE", "Comparison", "Layers", "Oracle", "Query", "Step", "entropy", "forward",
+    "is_thinking", "softmax",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]

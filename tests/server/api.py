@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import httpx
+from tokenizers import Tokenizer
 
+from led_sglang.embedded import MODEL_DIR
 from led_sglang.testing import sums
 
 MODEL = "led-embedded"
@@ -131,3 +133,12 @@ def wait_idle(http: httpx.Client, limit_s: float = 60.0) -> None:
     while (answer := http.post("/flush_cache")).status_code != 200:
         assert time.monotonic() < deadline, f"still busy after {limit_s} s: {answer.text}"
         time.sleep(0.1)
+
+
+TOKENIZER = Tokenizer.from_file(str(MODEL_DIR / "tokenizer.json"))
+TEXTS = {token: TOKENIZER.decode([token], skip_special_tokens=False) for token in range(TOKENIZER.get_vocab_size())}
+
+
+def without_spaces() -> dict[str, int]:
+    """A grammar of JSON lets a small model put out newlines for ever; this does not."""
+    return {str(token): -100 for token, text in TEXTS.items() if text != text.strip()}

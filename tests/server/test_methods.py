@@ -12,23 +12,28 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
 
-from led_sglang.ops.rows import noise
 from led_sglang.testing import Reply
 from led_sglang.testing.oracle import TOLERANCE, Array, forward
 from tests.server import masks_recompute
-from tests.server.checkpoints import CLOSE_ID, END_ID, MARKERS, OPEN_ID, VOCAB_SIZE
-from tests.server.clients import SAMPLING_KEYS, Client, Oracle, Request, check, sharp_server, thinking_prompt, words
+from tests.server.checkpoints import CLOSE_ID, END_ID, OPEN_ID, VOCAB_SIZE
+from tests.server.clients import Oracle, Request, check, sharp_server, thinking_prompt, words
+from tests.server.methods import (
+    FREE_TEMPERATURE,
+    NO_FAULT,
+    NUM_TOKENS,
+    LogprobClient,
+    agreed,
+    case_of,
+    distributions,
+    request_for,
+)
 from tests.server.methods_recompute import (
     DOLA_LAYERS,
     LOWEST,
     Fault,
     Outcome,
-    Soft,
-    SoftCase,
     SoftRun,
-    Uniforms,
     compare_logits,
     compare_soft,
     confident_choices,
@@ -45,10 +50,7 @@ pytestmark = pytest.mark.server
 
 
 METHODS = ("led", "dola", "confident", "soft_thinking", "soft_thinking_gumbel")
-NUM_TOKENS = 24
 NUM_SLOTS = 16
-FREE_TEMPERATURE = 4.0  # where float32's error does not grow from one mixture to the next
-NO_FAULT = Fault()
 
 
 # A matrix product's last bits depend on how many rows it has (MKL picks another kernel), in the stock engine too, and a
@@ -71,41 +73,9 @@ def methods_server(qwen3_folder: Path, logs: Path, tmp_path_factory: pytest.Temp
         yield server
 
 
-class LogprobClient(Client):
-    """A client that gets the log-probability of every token at every step."""
-
-    def generate(self, request: Request) -> Reply:
-        body = request.body()
-        if not request.return_logprob:
-            return Reply(request, self.post("/generate", body))
-        body |= {"token_ids_logprob": list(range(VOCAB_SIZE)), "logprob_start_len": -1}
-        return Reply(request, self.post("/generate", body))
-
-
 @pytest.fixture(scope="module")
 def logprob_client(methods_server: Server) -> LogprobClient:
     return LogprobClient(methods_server.url)
-
-
-def request_for(
-    led: Any, prompt_ids: list[int], temperature: float = 0.0, seed: int | None = 1, **more: Any
-) -> Request:
-    query = Query(temperature, **{key: more.pop(key) for key in SAMPLING_KEYS if key in more})
-    return Request(prompt_ids, query, more.pop("num_tokens", NUM_TOKENS), seed, return_logprob=True, led=led, **more)
-
-
-def distributions(reply: Reply) -> list[Array]:
-    """Log-probabilities (V,) of every step; forbidden tokens come as the lowest float32."""
-    steps = reply.meta["output_token_ids_logprobs"]
-    values = [np.array([logprob for logprob, _, _ in step]) for step in steps]
-    assert all(len(step) == VOCAB_SIZE for step in values)
-    return [np.where(step < -1e30, -np.inf, step) for step in values]
-
-
-def agreed(outcome: Outcome, num_steps: int = NUM_TOKENS) -> Outcome:
-    assert not outcome.faults, f"{len(outcome.faults)} faults: " + "\n".join(outcome.faults[:8])
-    assert outcome.num_steps == num_steps
-    return outcome
 
 
 def held(outcome: Outcome, least: int) -> None:
@@ -260,29 +230,6 @@ def test_sampled_tokens_come_from_the_seed(method: str, logprob_client: LogprobC
 
 
 # -- methods that mix embeddings ------------------------------------------------------------------------------------
-
-
-def uniforms_of(seed: int, num_candidates: int) -> Uniforms:
-    """The noise is the one thing taken from led_sglang: without it there would be nothing to recompute."""
-
-    def at(position: int) -> Array:
-        row = torch.tensor([[seed], [0], [position]])
-        return np.asarray(noise.uniforms(row[0], row[1], row[2], 2 + num_candidates)[2:, 0].numpy())
-
-    return at
-
-
-def soft_query(request: Request) -> Soft:
-    led = {key: value for key, value in request.led.items() if key != "method"}
-    if request.led["method"] == "soft_thinking_gumbel":
-        led.setdefault("gumbel_temperature", 0.5)
-    return Soft(request.query.temperature, edits=request.query, **led)
-
-
-def case_of(request: Request, fault: Fault = NO_FAULT) -> SoftCase:
-    query = soft_query(request)
-    uniforms = uniforms_of(request.seed or 0, query.max_topk) if query.gumbel_temperature else None
-    return SoftCase(request.prompt_ids, query, MARKERS, uniforms, fault)
 
 
 def against_mixtures(oracle: Oracle, reply: Reply, fault: Fault = NO_FAULT) -> tuple[Outcome, SoftRun]:

@@ -15,12 +15,12 @@ from tests.server import masks_recompute
 from tests.server.api import streamed
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
 from tests.server.clients import Client, Oracle, Request, check, thinking_prompt, words
-from tests.server.exact.test_exact import PARAMETERS, PROMPTS, mixed_batch
+from tests.server.exact.cases import PARAMETERS, PROMPTS, mixed_batch
 from tests.server.masks_recompute import policies
+from tests.server.methods import LogprobClient, distributions
 from tests.server.methods_recompute import distance
 from tests.server.recompute import Query
 from tests.server.servers import Server
-from tests.server.test_methods import LogprobClient, distributions
 
 pytestmark = pytest.mark.server
 FILTERS: dict[str, float] = {"top_k": 6}  # the engine's; SGLang wants a finite top_k with a mask

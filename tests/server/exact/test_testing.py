@@ -71,13 +71,19 @@ def other(value: Any) -> Any:
             return value + 0.01
 
 
+@pytest.fixture(scope="module")
+def exploring(client: Client) -> Reply:
+    """Every token explores: with an exploit branch a coin's side cannot be recomputed."""
+    return client.generate(Request(thinking_prompt(903), testing.Query(exploit=False), num_tokens=8, seed=2))
+
+
 @pytest.mark.parametrize("column", COLUMNS)
-def test_a_fault_in_any_column_is_noticed(column: str, reply: Reply, steps: testing.Oracle) -> None:
-    at = next(i for i, depth in enumerate(reply.meta["led_depth"]) if depth)
-    document = copy.deepcopy(dict(reply.document))
+def test_a_fault_in_any_column_is_noticed(column: str, exploring: Reply, steps: testing.Oracle) -> None:
+    at = next(i for i, depth in enumerate(exploring.meta["led_depth"]) if depth)
+    document = copy.deepcopy(dict(exploring.document))
     values = document["meta_info"][f"led_{column}"]
     values[at] = other(values[at])
-    faulty = Reply(reply.request, document)
+    faulty = Reply(exploring.request, document)
     assert compare(steps, faulty).faults
     with pytest.raises(AssertionError, match="faults: token"):
         testing.check(steps, faulty)

@@ -9,7 +9,6 @@ tests/unit/test_house.py runs each rule as a case, and plants a breach of each.
 from __future__ import annotations
 
 import ast
-import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -17,33 +16,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from house_words import identifiers, instead_of
+
 PACKAGE = "led_sglang"
 MAX_FILES, MAX_LINES, MAX_ANY = 9, 300, 0.10
 CPU = (".platform", ".cpu_platform")  # the CPU platform, under either name
 HEAVY = ("torch", "numba", "triton", "transformers", "sglang")
-
-WORDS = {  # of the private vocabulary, as part of a name (`row_seat`, `RowSeat`) -> what the field says
-    "seat": "RequestRow", "seats": "RequestRow", "standing": "RowInputs", "boarded": "latent_rows",
-    "ride": "one_pass", "rode": "one_pass", "rides": "one_pass", "rider": "one_pass", "riders": "one_pass",
-    "riding": "one_pass", "ridden": "one_pass", "board": "latent_rows", "boarding": "latent_rows",
-    "normalizer": "lse", "normalizers": "lse", "tally": "row_stats", "tell": "report", "tells": "report",
-    "telling": "report", "told": "reported", "untold": "unreported", "dress": "wrap_sampler",
-    "stamped": "ResolvedRequest", "lift": "rewrite_body", "lifted": "rewrite_body", "sink": "move_to_metadata",
-    "deaf": "UNSUPPORTED_PATHS",
-}  # fmt: skip
-NAMES = {  # whole identifiers, but for leading underscores: their words are general English too
-    "wanted": "one_pass_mask", "needed": "explore_mask", "served": "lse_ready", "missing": "lse_missing",
-    "coin": "coin_uniform", "tail": "mix_and_sample", "can_look": "allows_dynamic_shapes", "fused": "torch",
-    "compiled": "numba", "eager": "torch", "coin_first": "two_pass", "asked": "requested", "Ask": "StreamRequest",
-    "plain": "engine_*, torch_*", "full": "trace", "machine": "automaton", "cut": "coin_threshold",
-    "facts": "status", "public": "to_dict", "see_head": "bind_head", "see_dummy": "on_graph_warmup",
-    "open_rows": "rows_for_engine", "places": "row_idx",
-}  # fmt: skip
-SHAPES = {r"own_\w+": "row_*", r"\w+_place": "*_OFFSET, row_idx"}
-FOREIGN = {  # other libraries' names
-    "torch.full": "a tensor of one value", "np.full": "an array of one value", "tl.full": "a block of one value",
-    "platform.machine": "the processor's architecture",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,6 +97,13 @@ def is_below(module: str, parents: tuple[str, ...]) -> bool:
     return any(module == parent or module.startswith(parent + ".") for parent in parents)
 
 
+def imports(house: House, rooms: tuple[str, ...], is_broken: Callable[[str, Import], bool]) -> Iterator[str]:
+    for module in house.below(*rooms):
+        for found in module.imports:
+            if is_broken(module.name, found):
+                yield f"{module.shown}:{found.line}: imports {found.name}"
+
+
 @dataclass(frozen=True)
 class Never:
     """Nothing in `rooms`, but for `but`, imports anything of `forbidden`; in `lazily_in` not outside a function."""
@@ -129,13 +114,11 @@ class Never:
     lazily_in: tuple[str, ...] = ()
 
     def __call__(self, house: House) -> Iterator[str]:
-        for module in house.below(*self.rooms):
-            if is_below(module.name, dotted(self.but)):
-                continue
-            for found in module.imports:
-                is_allowed = found.is_lazy and is_below(module.name, dotted(self.lazily_in))
-                if is_below(found.name, dotted(self.forbidden)) and not is_allowed:
-                    yield f"{module.shown}:{found.line}: imports {found.name}"
+        yield from imports(house, self.rooms, self.is_broken)
+
+    def is_broken(self, module: str, found: Import) -> bool:
+        is_allowed = is_below(module, dotted(self.but)) or (found.is_lazy and is_below(module, dotted(self.lazily_in)))
+        return is_below(found.name, dotted(self.forbidden)) and not is_allowed
 
 
 @dataclass(frozen=True)
@@ -146,10 +129,10 @@ class Only:
     allowed: tuple[str, ...] = ()
 
     def __call__(self, house: House) -> Iterator[str]:
-        for module in house.below(*self.rooms):
-            for found in module.imports:
-                if is_below(found.name, (PACKAGE,)) and not is_below(found.name, dotted(self.rooms + self.allowed)):
-                    yield f"{module.shown}:{found.line}: imports {found.name}"
+        allowed = dotted(self.rooms + self.allowed)
+        yield from imports(
+            house, self.rooms, lambda _, found: is_below(found.name, (PACKAGE,)) and not is_below(found.name, allowed)
+        )
 
 
 @dataclass(frozen=True)
@@ -160,11 +143,10 @@ class OnlyBy:
     rooms: tuple[str, ...] = ()
 
     def __call__(self, house: House) -> Iterator[str]:
-        for module in house.below("."):
-            for found in module.imports:
-                is_allowed = is_below(module.name, dotted((self.target, *self.rooms)))
-                if is_below(found.name, dotted((self.target,))) and not is_allowed:
-                    yield f"{module.shown}:{found.line}: imports {found.name}"
+        [target], importers = dotted((self.target,)), dotted((self.target, *self.rooms))
+        yield from imports(
+            house, (".",), lambda module, found: is_below(found.name, (target,)) and not is_below(module, importers)
+        )
 
 
 def cycles(house: House) -> Iterator[str]:
@@ -238,29 +220,6 @@ def private_words(house: House) -> Iterator[str]:
         for line, name in sorted(set(identifiers(module.tree))):
             if say := instead_of(name):
                 yield f"{module.shown}:{line}: {name}: say {say}"
-
-
-def instead_of(identifier: str) -> str | None:
-    """The field's word for an identifier out of the private vocabulary; None for any other identifier."""
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", identifier).lower().strip("_")
-    parts = (WORDS[part] for part in snake.split("_") if part in WORDS)
-    shapes = (say for shape, say in SHAPES.items() if re.fullmatch(shape, snake))
-    return NAMES.get(identifier.strip("_")) or next(parts, None) or next(shapes, None)
-
-
-def identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Line and name of everything that is named, read or passed by name, but for what is another library's."""
-    for node in ast.walk(tree):
-        match node:
-            case ast.Name(id=name) | ast.arg(arg=name) | ast.keyword(arg=str(name)):
-                yield node.lineno, name
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                yield node.lineno, name
-            case ast.Attribute(attr=name) if ast.unparse(node) not in FOREIGN:
-                yield node.lineno, name
-            case ast.Import(names=names) | ast.ImportFrom(names=names):
-                for alias in names:
-                    yield from ((node.lineno, part) for part in (alias.asname or alias.name).split("."))
 
 
 HTTP, SCHEDULER = ".integration.http", ".integration.scheduler"

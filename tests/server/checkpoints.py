@@ -31,6 +31,7 @@ VOCAB_SIZE = 1003  # more than the tokenizer knows; SGLang pads it to 1024, so t
 MARKS = {mark["content"]: mark["id"] for mark in json.loads((MODEL_DIR / "tokenizer.json").read_text())["added_tokens"]}
 MARK_ROWS = range(797, 802)  # padding, start, end, <think> and </think>
 OPEN_ID, CLOSE_ID, END_ID = MARKS["<think>"], MARKS["</think>"], MARKS["<|im_end|>"]
+MARKERS = (OPEN_ID, CLOSE_ID)
 HEAD_SCALE = 4.0
 EMBEDDING_SCALE = 6.0
 
@@ -54,7 +55,7 @@ EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_inte
 
 @dataclass(frozen=True)
 class Architecture:
-    """What SGLang is told to serve, and the transformers configuration that computes the same."""
+    """What SGLang serves, and the transformers configuration that computes the same."""
 
     served_as: str  # in `architectures` of config.json
     config: Callable[[], PretrainedConfig]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.server import checkpoints
-from tests.server.asking import Oracle
+from tests.server.clients import Oracle
 
 
 @pytest.fixture(scope="session")

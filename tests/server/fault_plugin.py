@@ -16,22 +16,23 @@ from typing import Any
 import torch
 
 from led_sglang.integration.hooks.table import HOOK_TARGETS
+from tests.server.servers import install_plugin
 
 NAN, INF = float("nan"), float("inf")
 LOGITS = {"nan logits": NAN, "inf logits": INF, "-inf logits": -INF, "one nan logit": NAN}
 LATENTS = {"nan latents": NAN, "inf latents": INF}
-STEP = "scheduler.step."
-RAISING = {
+STEP, REPORTS = "scheduler.step.", "scheduler.reports."
+RAISING = {  # a fault -> what raises, below `LED`
     "begin": STEP + "inputs.SamplerInputs.begin",
     "decide": STEP + "decision.decide",
     "draw_seeded": STEP + "decision.draw_seeded",
     "write": STEP + "decision.Decision.write",
     "finish": STEP + "call.SamplerCall._finish",
-    "record": "scheduler.reports.records.StepRecord.of",
-    "entry": "scheduler.reports.records.StepRecord.entry",
+    "record": REPORTS + "records.StepRecord.of",
+    "entry": REPORTS + "records.StepRecord.entry",
 }
 RANKS = ("other noise", "other tokens")  # on the last rank alone
-ALONE = {"decide alone": STEP + "decision.decide"}  # so is this
+ALONE = {"decide alone": RAISING["decide"]}  # so is this
 SEEDS = {name: 70_000_000 + i for i, name in enumerate((*LOGITS, *LATENTS, *RAISING, *RANKS, *ALONE))}
 LED = "led_sglang.integration."
 SWITCH = "LED_FAULT_SWITCH"  # the file's place; its JSON: which target, and "first" or "last"
@@ -43,57 +44,63 @@ HOOKS = tuple(target for target in HOOK_TARGETS if target not in AT_START)
 INNER = {  # what the engine reaches by way of the hooks, with what it raises
     "scheduler.latents.capture.Capture.store": torch.OutOfMemoryError,
     "scheduler.methods.soft_inputs.SoftInputs._mix": torch.OutOfMemoryError,
-    "scheduler.step.decision.Decision.rows_for_engine": ArithmeticError,
+    STEP + "decision.Decision.rows_for_engine": ArithmeticError,
     "scheduler.runtime.Runtime.bind_head": ArithmeticError,
-    "scheduler.step.sampler.before_forward": ArithmeticError,
+    STEP + "sampler.before_forward": ArithmeticError,
     "http.responses._report": ArithmeticError,
     "http.responses._take_out": ArithmeticError,
     "scheduler.batch.LedBatch.filter": ArithmeticError,
-    "scheduler.reports.records.StepRecord.close": ArithmeticError,
+    REPORTS + "records.StepRecord.close": ArithmeticError,
 }
 PROCESSOR = "sglang.srt.layers.logits_processor.LogitsProcessor.forward"
 num_calls: dict[str, int] = {}
 
 
-def install(folder: Path, plugin: str = "tests.server.fault_plugin:register") -> dict[str, str]:
-    """The environment of a server that loads `plugin`: a distribution with the entry point, found on PYTHONPATH."""
-    info = folder / "other_plugin-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-plugin\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[sglang.srt.plugins]\nother = {plugin}\n")
-    return {"PYTHONPATH": f"{folder}:{Path(__file__).parents[2]}"}
+def install(folder: Path) -> dict[str, str]:
+    """The environment of a server that loads this plugin."""
+    return install_plugin(folder, target="tests.server.fault_plugin:register")
 
 
 def register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     HookRegistry.register(PROCESSOR, poison_logits, HookType.AFTER)
-    HookRegistry.register(LED + STEP + "decision.decide", poison_latents, HookType.BEFORE)
-    HookRegistry.register(LED + STEP + "inputs.SamplerInputs.begin", disturb_noise, HookType.AFTER)
-    HookRegistry.register(LED + STEP + "decision.Decision.write", disturb_tokens, HookType.AFTER)
+    HookRegistry.register(LED + RAISING["decide"], poison_latents, HookType.BEFORE)
+    HookRegistry.register(LED + RAISING["begin"], disturb_noise, HookType.AFTER)
+    HookRegistry.register(LED + RAISING["write"], disturb_tokens, HookType.AFTER)
     for name, target in (*RAISING.items(), *ALONE.items()):
         HookRegistry.register(LED + target, raising(name), HookType.AROUND)
     if SWITCH not in os.environ:
         return
-    from led_sglang.integration.hooks.register import HANDLERS
-
-    for target in HOOKS:
-        handler = HANDLERS[target].handler
-        broken = partial(switched, target, ArithmeticError, handler.function)
-        HANDLERS[target].handler = replace(handler, function=broken)
+    switch_handlers()
     for target, error in INNER.items():
         HookRegistry.register(LED + target, partial(switched, target, error), HookType.AROUND)
 
 
+def switch_handlers() -> None:
+    """Of all hooks; a handler is still imported where it is first called."""
+    from led_sglang.integration.hooks.guard import Guarded, Handler
+
+    find = Guarded.handler.func
+
+    def found(self: Guarded) -> Handler:
+        handler = find(self)
+        if self.target not in HOOKS:
+            return handler
+        return replace(handler, function=partial(switched, self.target, ArithmeticError, handler.function))
+
+    Guarded.handler.func = found
+
+
 def switched(target: str, error: type[Exception], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """`original`, which fails while the switch says so."""
-    asked = json.loads(Path(os.environ[SWITCH]).read_text())
-    is_meant = asked.get("target") == target
+    requested = json.loads(Path(os.environ[SWITCH]).read_text())
+    is_meant = requested.get("target") == target
     if is_meant:
-        key = f"{target} {asked['when']}"
+        key = f"{target} {requested['when']}"
         num_calls[key] = num_calls.get(key, 0) + 1
         is_meant = num_calls[key] % 2 == 1
-    if is_meant and asked["when"] == "first":
+    if is_meant and requested["when"] == "first":
         raise error(f"forced in {target}")
     result = original(*args, **kwargs)
     if is_meant:
@@ -115,20 +122,20 @@ def poison_logits(result: Any, self: Any, input_ids: Any, hidden: Any, head: Any
         logits[logits.argmax() if name == "one nan logit" else slice(None)] = LOGITS[name]
 
 
-def poison_latents(inputs: Any, logits: Any, draws_inactive: bool = False) -> None:
-    for row, name in rows_with(inputs.runtime.forward_batch.sampling_info.led, LATENTS):
+def poison_latents(inputs: Any, logits: Any, *args: Any) -> None:
+    for row, name in rows_with(led_of(inputs), LATENTS):
         inputs.runtime.capture.states[:, row] = LATENTS[name]
 
 
 def raising(name: str) -> Callable[..., Any]:
     """Raises at every second of its steps, so that a lost thinking state would show in the steps between."""
 
-    def hook(original: Callable[..., Any], *args: Any) -> Any:
+    def hook(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if is_meant(name, args):
             num_calls[name] = num_calls.get(name, 0) + 1
             if num_calls[name] % 2:
                 raise ArithmeticError(f"forced in {name}")
-        return original(*args)
+        return original(*args, **kwargs)
 
     return hook
 
@@ -139,13 +146,8 @@ def is_meant(name: str, args: tuple[Any, ...]) -> bool:
         return any(found == row for found, _ in rows_with(record._led, [name]))
     if name in ALONE and not is_last_rank():
         return False
-    led = args[1] if name in ("begin", "record") else runtime_of(args[0]).forward_batch.sampling_info.led
+    led = args[1] if name in ("begin", "record") else led_of(args[0])
     return any(True for _ in rows_with(led, [name]))
-
-
-def runtime_of(holder: Any) -> Any:
-    """Of SamplerInputs, or of what holds them."""
-    return getattr(holder, "inputs", holder).runtime
 
 
 def is_last_rank() -> bool:
@@ -155,7 +157,12 @@ def is_last_rank() -> bool:
     return bool(group.world_size > 1 and group.rank_in_group == group.world_size - 1)
 
 
-def disturb_noise(result: Any, cls: Any, led: Any, *args: Any) -> Any:
+def led_of(step: Any) -> Any:
+    """The LedBatch of a step, from its inputs or from what holds them."""
+    return getattr(step, "inputs", step).runtime.forward_batch.sampling_info.led
+
+
+def disturb_noise(result: Any, cls: Any, led: Any, *args: Any, **kwargs: Any) -> Any:
     if not is_last_rank() or not any(True for _ in rows_with(led, ["other noise"])):
         return None
     before = result.row_inputs
@@ -163,7 +170,7 @@ def disturb_noise(result: Any, cls: Any, led: Any, *args: Any) -> Any:
     return replace(result, row_inputs=replace(before, **other))
 
 
-def disturb_tokens(result: Any, self: Any, token_ids: torch.Tensor) -> None:
-    for row, _ in rows_with(runtime_of(self).forward_batch.sampling_info.led, ["other tokens"]):
+def disturb_tokens(result: Any, decision: Any, token_ids: torch.Tensor) -> None:
+    for row, _ in rows_with(led_of(decision), ["other tokens"]):
         if is_last_rank():
             token_ids[row] = (token_ids[row] + 1) % 700

@@ -1,4 +1,4 @@
-"""What SGLang's sampling masks have to say, worked out from what a request was told of the distributions."""
+"""What SGLang's sampling masks have to say, worked out from what an answer reports of the distributions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tests.server.asking import MARKERS, Reply
-from tests.server.recompute import Array, is_thinking
+from led_sglang.testing import Reply
+from led_sglang.testing.oracle import Array, is_thinking
+from tests.server.checkpoints import MARKERS
 
 LEAST = 1e-6
 TOLERANCE = 1e-5  # of a logprob, in nats: the same float32 numbers, in another order
@@ -43,10 +44,10 @@ def led(meta: Mapping[str, Any], i: int, is_greedy: bool) -> Policy:
 def policies(reply: Reply, reported: Sequence[Array]) -> list[Policy]:
     """What each token of a traced request, or of another method's, was drawn from.
 
-    told: log-probabilities (V,) of every token, as the engine would sample it.
+    reported: log-probabilities (V,) of every token, as the engine would sample it.
     """
     request, meta = reply.request, reply.meta
-    is_greedy, is_soft = request.asked.temperature == 0, meta["led_params"]["method"] == "soft_thinking"
+    is_greedy, is_soft = request.query.temperature == 0, meta["led_params"]["method"] == "soft_thinking"
     filters: Any = {**request.filters, "top_k": 1} if is_greedy else request.filters
     expected = []
     for i, step in enumerate(reported):

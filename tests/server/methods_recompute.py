@@ -12,18 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.server.recompute import (
-    TIE,
-    TOLERANCE,
-    Array,
-    Layers,
-    Query,
-    adjusted,
-    entropy,
-    is_thinking,
-    lagging,
-    softmax,
-)
+from led_sglang.testing.oracle import TIE, TOLERANCE, Array, Layers, entropy, is_thinking, softmax
+from tests.server.recompute import Query, adjusted, lagging
 
 DOLA_LAYERS = {"low": (2, 4, 6), "high": (7, 9, 11)}  # of 12 layers, 1-based
 LOWEST = -30.0  # log-probabilities below this are float32's noise
@@ -90,7 +80,8 @@ def confident_choices(layers: Layers, row: int, num_layers: int, fault: Fault, e
     """
     is_forbidden = edit(layers.final_logits[row]) == -np.inf
     stream = layers.hidden if fault.swap_norm else layers.normed
-    ids = [layers.num_layers - j - fault.layer_shift for j in range(1, min(num_layers, layers.num_layers))]
+    last = len(layers.hidden) - 1
+    ids = [last - j - fault.layer_shift for j in range(1, min(num_layers, last))]
     logits = [layers.final_logits[row], *(layers.head @ stream[i, row] for i in ids)]
     logits = [np.where(is_forbidden, -np.inf, values) for values in logits]
     entropies = [entropy(softmax(values)) for values in logits]
@@ -199,7 +190,7 @@ class SoftCase:
     """A soft request and what decides its tokens."""
 
     prompt_ids: list[int]
-    asked: Soft
+    query: Soft
     markers: tuple[int, int]
     uniforms: Uniforms | None = None
     fault: Fault = Fault()
@@ -214,23 +205,23 @@ class SoftCase:
         """What follows a thinking step is the mixture, unless the step closed the phase."""
         if not thinking or token == self.markers[1] or self.fault.plain_inputs:
             return model.embeddings[token]
-        ids, weights, _ = mixture(logprobs, self.asked, self.noise(i))
+        ids, weights, _ = mixture(logprobs, self.query, self.noise(i))
         weights = weights**self.fault.weight_power
         return model.blend(ids, weights / weights.sum())
 
     def add_step(self, run: SoftRun, logits: Array, served: int | None) -> int:
         """The token that should be reported. served: taken where the engine samples, and to settle near-ties."""
-        logits = adjusted(logits, lagging(self.prompt_ids, run.output_ids), self.asked.edits)
-        logprobs = log_softmax(logits / self.asked.tau)
+        logits = adjusted(logits, lagging(self.prompt_ids, run.output_ids), self.query.edits)
+        logprobs = log_softmax(logits / self.query.tau)
         thinking = self.thinks(run.output_ids)
-        ids, weights, posterior_entropy = mixture(logprobs, self.asked, self.noise(len(run.output_ids)))
-        run.num_low = run.num_low + 1 if posterior_entropy < self.asked.early_stop_entropy else 0
+        ids, weights, posterior_entropy = mixture(logprobs, self.query, self.noise(len(run.output_ids)))
+        run.num_low = run.num_low + 1 if posterior_entropy < self.query.early_stop_entropy else 0
         token = int(ids[0]) if thinking else int(logits.argmax())
-        if thinking and run.num_low >= self.asked.early_stop_length:
+        if thinking and run.num_low >= self.query.early_stop_length:
             token = self.markers[1]
         elif served is not None:
             is_tie = thinking and served in ids[weights >= weights[0] - TOLERANCE]
-            is_sampled = not thinking and self.asked.temperature > 0
+            is_sampled = not thinking and self.query.temperature > 0
             token = served if is_tie or is_sampled else token
         run.output_ids.append(token)
         run.logprobs.append(logprobs)
@@ -267,12 +258,12 @@ def free_run(model: Any, case: SoftCase, num_tokens: int) -> SoftRun:
     return run
 
 
-def mixture(logprobs: Array, asked: Soft, noise: Array | None) -> tuple[Any, Array, float]:
+def mixture(logprobs: Array, query: Soft, noise: Array | None) -> tuple[Any, Array, float]:
     """Ids and weights, heaviest first, and the entropy of the whole posterior, temperature included."""
-    ids = np.argsort(-logprobs, kind="stable")[: asked.max_topk]
+    ids = np.argsort(-logprobs, kind="stable")[: query.max_topk]
     scores = logprobs[ids]
     if noise is not None:
-        scores = (scores - np.log(-np.log(noise[: len(ids)]))) / asked.gumbel_temperature
+        scores = (scores - np.log(-np.log(noise[: len(ids)]))) / query.gumbel_temperature
         order = np.argsort(-scores, kind="stable")
         ids, scores = ids[order], scores[order]
     return ids, softmax(scores), entropy(np.exp(logprobs))

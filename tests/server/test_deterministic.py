@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.server.asking import Client, Oracle, Reply, Request, check, sharp_server, thinking_prompt, words
+from led_sglang.testing import Reply
+from tests.server.clients import Client, Oracle, Request, check, sharp_server, thinking_prompt, words
 from tests.server.recompute import Query
 
 pytestmark = pytest.mark.server
@@ -23,7 +24,7 @@ SETTINGS: tuple[Any, ...] = (
 
 
 @pytest.fixture(scope="module")
-def asker(qwen3_folder: Path, logs: Path) -> Iterator[Client]:
+def client(qwen3_folder: Path, logs: Path) -> Iterator[Client]:
     arguments = ("--enable-deterministic-inference", "--max-total-tokens", "8192", "--led-methods", ",".join(METHODS))
     with sharp_server(qwen3_folder, logs / "deterministic.log", *arguments) as server:
         client = Client(server.url)
@@ -52,24 +53,24 @@ def reported(reply: Reply) -> Any:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_a_seed_gives_the_same_bits_alone_and_in_a_crowd(temperature: float, asker: Client) -> None:
-    asked = requests(11, temperature)
+def test_a_seed_gives_the_same_bits_alone_and_in_a_crowd(temperature: float, client: Client) -> None:
+    queries = requests(11, temperature)
     crowd: Any = [Request(thinking_prompt(300 + i), Query(1.0), 20, seed=i, led={}) for i in range(12)]
-    alone = [reported(asker.generate(request)) for request in asked]
-    together = [reported(reply) for reply in asker.together([*asked, *crowd])[: len(asked)]]
+    alone = [reported(client.generate(request)) for request in queries]
+    together = [reported(reply) for reply in client.together([*queries, *crowd])[: len(queries)]]
     assert together == alone
     if temperature:
-        others = [reported(asker.generate(request)) for request in requests(12, temperature)]
-        assert sum(one != other for one, other in zip(alone, others, strict=True)) >= len(asked) - 2
+        others = [reported(client.generate(request)) for request in requests(12, temperature)]
+        assert sum(one != other for one, other in zip(alone, others, strict=True)) >= len(queries) - 2
 
 
-def test_no_seed_is_sglangs_default_seed_for_everyone(asker: Client) -> None:
-    unseeded, default = ([reported(asker.generate(request)) for request in requests(seed, 0.7)] for seed in (None, 42))
+def test_no_seed_is_sglangs_default_seed_for_everyone(client: Client) -> None:
+    unseeded, default = ([reported(client.generate(request)) for request in requests(seed, 0.7)] for seed in (None, 42))
     assert unseeded == default
 
 
-def test_led_is_led_there_too(asker: Client, oracle: Oracle) -> None:
-    replies = asker.together(
+def test_led_is_led_there_too(client: Client, oracle: Oracle) -> None:
+    replies = client.together(
         [Request(thinking_prompt(400 + i), Query(0.7), 24, seed=i, led={"trace": True}) for i in range(6)]
     )
     check(oracle, *replies)

@@ -18,12 +18,13 @@ import psutil
 import pytest
 
 from benchmarks.soak.oracle import thinking_flags
+from led_sglang.testing import Reply
 from tests.server import fault_plugin
-from tests.server.asking import Client, Reply, Request, thinking_prompt
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
+from tests.server.clients import Client, Request, thinking_prompt
 from tests.server.fault_plugin import LATENTS, LOGITS, RAISING, SEEDS
-from tests.server.launching import Server, kill_scheduler
 from tests.server.recompute import Query
+from tests.server.servers import Server, kill_scheduler
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 METHODS = ("dola", "soft_thinking", "soft_thinking_gumbel", "confident")
@@ -87,8 +88,8 @@ def test_our_hooks_are_verified_beside_another_plugins(client: Client, alone: tu
 @pytest.mark.parametrize("fault", RAISING)
 def test_an_exception_in_the_step(fault: str, client: Client, alone: tuple[Reply, Reply]) -> None:
     before = failures(client)
-    asked = replace(FLICKERING, phase="all") if fault == "draw_seeded" else FLICKERING
-    request = Request(thinking_prompt(20), asked, num_tokens=48, seed=SEEDS[fault], return_logprob=True)
+    query = replace(FLICKERING, phase="all") if fault == "draw_seeded" else FLICKERING
+    request = Request(thinking_prompt(20), query, num_tokens=48, seed=SEEDS[fault], return_logprob=True)
     reply, off = client.together([request, OFF])
     assert failures(client) - before >= 20, "every second step of it should have failed"
     stats = reply.meta["led_stats"]
@@ -105,8 +106,8 @@ def test_an_exception_in_the_step(fault: str, client: Client, alone: tuple[Reply
 def test_numbers_that_are_none(fault: str, client: Client, alone: tuple[Reply, Reply]) -> None:
     """The row falls back to the engine's token and is counted; its neighbours are not touched."""
     before = client.get("/led/info")["counters"]
-    asked = Query(temperature=1.0, exploit=fault not in LATENTS)  # without exploiting, every step needs its latents
-    request = Request(thinking_prompt(21), asked, num_tokens=16, seed=SEEDS[fault])
+    query = Query(temperature=1.0, exploit=fault not in LATENTS)  # without exploiting, every step needs its latents
+    request = Request(thinking_prompt(21), query, num_tokens=16, seed=SEEDS[fault])
     reply, reference, off = client.together([request, REFERENCE, OFF])
     stats = reply.meta["led_stats"]
     if fault == "one nan logit":  # a token like one that a grammar forbids
@@ -168,11 +169,11 @@ def check_answers(url: str, engine_tokens: list[int]) -> None:
             assert reply.output_ids == engine_tokens
         elif request.led is None:
             stats = reply.meta["led_stats"]
-            num_untold = stats.get("unreported", 0)
+            num_unreported = stats.get("unreported", 0)
             if "led_think" in reply.meta:
-                assert check_states(reply) <= stats["fallbacks"] + num_untold
+                assert check_states(reply) <= stats["fallbacks"] + num_unreported
             else:
-                assert num_untold == request.num_tokens, "nothing is told, and so it says"
+                assert num_unreported == request.num_tokens, "nothing is reported, and the answer says so"
 
 
 def other_requests(url: str) -> list[httpx.Response]:
@@ -194,7 +195,7 @@ def other_requests(url: str) -> list[httpx.Response]:
 def test_a_fault_in_a_hook(
     target: str, when: str, faulty: Server, switch: Path, client: Client, alone: tuple[Reply, Reply]
 ) -> None:
-    """The engine's requests do not notice, LED's are told, and when it is over LED is as before."""
+    """The engine's requests do not notice, LED's answers say so, and when it is over LED is as before."""
     before = num_faults(client)
     try:
         switch.write_text(json.dumps({"target": target, "when": when}))

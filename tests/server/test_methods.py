@@ -3,7 +3,6 @@
 The engine's log-probabilities of the whole vocabulary show the distribution that each token was drawn from.
 """
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise, product
@@ -13,33 +12,28 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
 
-from led_sglang.ops.rows import noise
+from led_sglang.testing import Reply
+from led_sglang.testing.oracle import TOLERANCE, Array, forward
 from tests.server import masks_recompute
-from tests.server.asking import (
-    MARKERS,
-    SAMPLING_KEYS,
-    Client,
-    Oracle,
-    Reply,
-    Request,
-    check,
-    sharp_server,
-    thinking_prompt,
-    words,
-)
 from tests.server.checkpoints import CLOSE_ID, END_ID, OPEN_ID, VOCAB_SIZE
-from tests.server.launching import Server
+from tests.server.clients import Oracle, Request, check, sharp_server, thinking_prompt, words
+from tests.server.methods import (
+    FREE_TEMPERATURE,
+    NO_FAULT,
+    NUM_TOKENS,
+    LogprobClient,
+    agreed,
+    case_of,
+    distributions,
+    request_for,
+)
 from tests.server.methods_recompute import (
     DOLA_LAYERS,
     LOWEST,
     Fault,
     Outcome,
-    Soft,
-    SoftCase,
     SoftRun,
-    Uniforms,
     compare_logits,
     compare_soft,
     confident_choices,
@@ -49,37 +43,24 @@ from tests.server.methods_recompute import (
     log_softmax,
     soft_run,
 )
-from tests.server.recompute import TOLERANCE, Array, Query, adjusted, forward, lagging
+from tests.server.recompute import Query, adjusted, lagging
+from tests.server.servers import Server, install_plugin
 
 pytestmark = pytest.mark.server
 
 
 METHODS = ("led", "dola", "confident", "soft_thinking", "soft_thinking_gumbel")
-NUM_TOKENS = 24
 NUM_SLOTS = 16
-FREE_TEMPERATURE = 4.0  # where float32's error does not grow from one mixture to the next
-NO_FAULT = Fault()
 
 
 # A matrix product's last bits depend on how many rows it has (MKL picks another kernel), in the stock engine too, and a
 # soft request feeds them back into itself. In blocks of 32 rows they do not, so that what is left to make a row depend
 # on its neighbours is us. (Not by --enable-deterministic-inference, which switches the prefix cache off.)
-SAME_BITS_FOR_ANY_BATCH = """
-def register():
-    from led_sglang.platform.deterministic import enable_batch_invariant_mode
+SAME_BITS_FOR_ANY_BATCH = """\
+from led_sglang.platform.deterministic import enable_batch_invariant_mode
 
-    enable_batch_invariant_mode()
+enable_batch_invariant_mode()
 """
-
-
-def install_plugin(folder: Path) -> Path:
-    """A second SGLang plugin, found because its folder is on PYTHONPATH."""
-    info = folder / "same_bits-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: same-bits\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[sglang.srt.plugins]\nsame_bits = same_bits:register\n")
-    (folder / "same_bits.py").write_text(SAME_BITS_FOR_ANY_BATCH)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -87,48 +68,14 @@ def methods_server(qwen3_folder: Path, logs: Path, tmp_path_factory: pytest.Temp
     """Prefix cache on, prompts cut into chunks of 32 tokens, every method enabled, few slots for many requests."""
     arguments = ("--chunked-prefill-size", "32", "--max-total-tokens", "8192", "--led-methods", ",".join(METHODS))
     arguments += ("--max-running-requests", str(NUM_SLOTS))
-    plugins = install_plugin(tmp_path_factory.mktemp("plugins"))
-    path = os.pathsep.join(filter(None, (str(plugins), os.environ.get("PYTHONPATH"))))
-    environment = {"PYTHONPATH": path}
+    environment = install_plugin(tmp_path_factory.mktemp("plugin"), SAME_BITS_FOR_ANY_BATCH)
     with sharp_server(qwen3_folder, logs / "methods.log", *arguments, environment=environment) as server:
         yield server
 
 
-class Asker(Client):
-    """A client that is told the log-probability of every token at every step."""
-
-    def generate(self, request: Request) -> Reply:
-        body = request.body()
-        if not request.return_logprob:
-            return Reply(request, self.post("/generate", body))
-        body |= {"token_ids_logprob": list(range(VOCAB_SIZE)), "logprob_start_len": -1}
-        return Reply(request, self.post("/generate", body))
-
-
 @pytest.fixture(scope="module")
-def asker(methods_server: Server) -> Asker:
-    return Asker(methods_server.url)
-
-
-def request_for(
-    led: Any, prompt_ids: list[int], temperature: float = 0.0, seed: int | None = 1, **more: Any
-) -> Request:
-    asked = Query(temperature, **{key: more.pop(key) for key in SAMPLING_KEYS if key in more})
-    return Request(prompt_ids, asked, more.pop("num_tokens", NUM_TOKENS), seed, True, led=led, **more)
-
-
-def distributions(reply: Reply) -> list[Array]:
-    """Log-probabilities (V,) of every step; forbidden tokens come as the lowest float32."""
-    steps = reply.meta["output_token_ids_logprobs"]
-    values = [np.array([logprob for logprob, _, _ in step]) for step in steps]
-    assert all(len(step) == VOCAB_SIZE for step in values)
-    return [np.where(step < -1e30, -np.inf, step) for step in values]
-
-
-def agreed(outcome: Outcome, num_steps: int = NUM_TOKENS) -> Outcome:
-    assert not outcome.faults, f"{len(outcome.faults)} faults: " + "\n".join(outcome.faults[:8])
-    assert outcome.num_steps == num_steps
-    return outcome
+def logprob_client(methods_server: Server) -> LogprobClient:
+    return LogprobClient(methods_server.url)
 
 
 def held(outcome: Outcome, least: int) -> None:
@@ -145,20 +92,22 @@ def against_layers(oracle: Oracle, reply: Reply, fault: Fault = NO_FAULT) -> Out
 
     def choices(row: int) -> dict[int, list[Array]]:
         before = reply.output_ids[: row + 1 - len(request.prompt_ids)]
-        edit = partial(adjusted, counted=lagging(request.prompt_ids, before), asked=request.asked)
+        edit = partial(adjusted, counted=lagging(request.prompt_ids, before), query=request.query)
         if led["method"] == "dola":
             return dola_choices(layers, row, led.get("layers", "low"), led.get("relative_top", 0.1), fault, edit)
         return confident_choices(layers, row, led.get("num_layers", 10), fault, edit)
 
     reported = distributions(reply)
-    return compare_logits(choices, reported, request.prompt_ids, reply.output_ids, request.asked.temperature)
+    return compare_logits(choices, reported, request.prompt_ids, reply.output_ids, request.query.temperature)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 @pytest.mark.parametrize(("half", "relative_top"), [("low", 0.1), ("high", 0.1), ("low", 0.001), ("high", 0.0)])
-def test_dola(half: str, relative_top: float, temperature: float, asker: Asker, oracle: Oracle) -> None:
+def test_dola(
+    half: str, relative_top: float, temperature: float, logprob_client: LogprobClient, oracle: Oracle
+) -> None:
     led = {"method": "dola", "layers": half, "relative_top": relative_top}
-    reply = asker.generate(request_for(led, thinking_prompt(1), temperature))
+    reply = logprob_client.generate(request_for(led, thinking_prompt(1), temperature))
     outcome = agreed(against_layers(oracle, reply))
     assert set(outcome.chosen) <= set(DOLA_LAYERS[half])
     if relative_top >= 0.1:
@@ -167,9 +116,9 @@ def test_dola(half: str, relative_top: float, temperature: float, asker: Asker, 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 @pytest.mark.parametrize("num_layers", [2, 5, 10])
-def test_confident(num_layers: int, temperature: float, asker: Asker, oracle: Oracle) -> None:
+def test_confident(num_layers: int, temperature: float, logprob_client: LogprobClient, oracle: Oracle) -> None:
     led = {"method": "confident", "num_layers": num_layers}
-    reply = asker.generate(request_for(led, thinking_prompt(2), temperature))
+    reply = logprob_client.generate(request_for(led, thinking_prompt(2), temperature))
     outcome = agreed(against_layers(oracle, reply))
     if num_layers > 2:
         assert any(outcome.chosen), "the valley was never behind the final layer"
@@ -177,11 +126,11 @@ def test_confident(num_layers: int, temperature: float, asker: Asker, oracle: Or
         assert set(outcome.chosen) == {0}
 
 
-def test_dola_layers_are_chosen_row_by_row(asker: Asker, oracle: Oracle) -> None:
+def test_dola_layers_are_chosen_row_by_row(logprob_client: LogprobClient, oracle: Oracle) -> None:
     """Eight requests at once: in one and the same step they contrast with different layers."""
     settings = [{"method": "dola", "layers": half} for half in ("low", "high")] * 4
     requests = [request_for(led, thinking_prompt(50 + i, 12)) for i, led in enumerate(settings)]
-    outcomes = [agreed(against_layers(oracle, reply)) for reply in asker.together(requests)]
+    outcomes = [agreed(against_layers(oracle, reply)) for reply in logprob_client.together(requests)]
     high = zip(*[outcome.chosen for outcome in outcomes[1::2]], strict=True)
     assert any(len(set(step)) > 1 for step in high), "all rows chose the same layer"
 
@@ -191,18 +140,18 @@ LAYER_FAULTS = {"one layer too early": Fault(layer_shift=1), "the other norm": F
 
 @pytest.mark.parametrize("method", ["dola", "confident"])
 @pytest.mark.parametrize("name", LAYER_FAULTS)
-def test_a_wrong_layer_is_noticed(name: str, method: str, asker: Asker, oracle: Oracle) -> None:
-    reply = asker.generate(request_for({"method": method}, thinking_prompt(3)))
+def test_a_wrong_layer_is_noticed(name: str, method: str, logprob_client: LogprobClient, oracle: Oracle) -> None:
+    reply = logprob_client.generate(request_for({"method": method}, thinking_prompt(3)))
     agreed(against_layers(oracle, reply))
     held(against_layers(oracle, reply, LAYER_FAULTS[name]), NUM_TOKENS // 4)
     if method == "dola":
         held(against_layers(oracle, reply, Fault(pick_other=True)), NUM_TOKENS // 4)
 
 
-def test_rewritten_logits_act_outside_the_thinking_phase_too(asker: Asker, oracle: Oracle) -> None:
+def test_rewritten_logits_act_outside_the_thinking_phase_too(logprob_client: LogprobClient, oracle: Oracle) -> None:
     prompt_ids = [OPEN_ID, *words(4, 12), CLOSE_ID, *words(5, 4)]
     for method in ("dola", "confident"):
-        agreed(against_layers(oracle, asker.generate(request_for({"method": method}, prompt_ids))))
+        agreed(against_layers(oracle, logprob_client.generate(request_for({"method": method}, prompt_ids))))
 
 
 EDITS: dict[str, dict[str, Any]] = {
@@ -225,11 +174,11 @@ EDITS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", EDITS)
 @pytest.mark.parametrize("led", [{"method": "dola"}, {"method": "dola", "relative_top": 0.0}, {"method": "confident"}])
 def test_penalties_and_bias_act_on_what_is_decoded(
-    led: dict[str, Any], name: str, asker: Asker, oracle: Oracle
+    led: dict[str, Any], name: str, logprob_client: LogprobClient, oracle: Oracle
 ) -> None:
     """On the contrast, and on the chosen layer; neither decides which layer that is."""
     replies = [
-        asker.generate(request_for(led, thinking_prompt(70), temperature, seed=4, **EDITS[name]))
+        logprob_client.generate(request_for(led, thinking_prompt(70), temperature, seed=4, **EDITS[name]))
         for temperature in (0.0, 0.8)
     ]
     outcomes = [agreed(against_layers(oracle, reply)) for reply in replies]
@@ -239,13 +188,13 @@ def test_penalties_and_bias_act_on_what_is_decoded(
         assert any(faults) or name == "at least so many tokens", "no chosen layer was edited"
 
 
-def test_edits_of_all_methods_in_one_batch(asker: Asker, oracle: Oracle) -> None:
+def test_edits_of_all_methods_in_one_batch(logprob_client: LogprobClient, oracle: Oracle) -> None:
     """Beside requests without any. (What penalties count in a batch, the engine's schedule decides: test_exact.py.)"""
     requests = []
     for i, (method, edits) in enumerate(product(METHODS, [EDITS["bias"], EDITS["at least so many tokens"], {}])):
         led = {"trace": True} if method == "led" else {"method": method}
         requests.append(request_for(led, thinking_prompt(700 + i, 8 + i), 0.8, seed=i, num_tokens=14, **edits))
-    for reply in asker.together(requests):
+    for reply in logprob_client.together(requests):
         method = reply.meta["led_params"]["method"]
         if method == "led":
             check(oracle, reply)
@@ -260,20 +209,20 @@ BANNED = {"logit_bias": {**{i: -1e4 for i in range(VOCAB_SIZE) if i not in (8, 1
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_banned_token_is_never_drawn(method: str, temperature: float, asker: Asker) -> None:
+def test_a_banned_token_is_never_drawn(method: str, temperature: float, logprob_client: LogprobClient) -> None:
     """Of three tokens that are left, and with every other one weighed down a hundred times as much."""
     led: dict[str, Any] = {"method": method}
     if method == "led":
         led |= {"exploit": False, "phase": "all"}
     request = request_for(led, thinking_prompt(71), temperature, num_tokens=60, **BANNED)
-    drawn = asker.generate(request).output_ids
+    drawn = logprob_client.generate(request).output_ids
     assert set(drawn) <= {8, 222}
 
 
 @pytest.mark.parametrize("method", ["dola", "confident"])
-def test_sampled_tokens_come_from_the_seed(method: str, asker: Asker) -> None:
+def test_sampled_tokens_come_from_the_seed(method: str, logprob_client: LogprobClient) -> None:
     def draw(seed: int) -> list[int]:
-        return asker.generate(request_for({"method": method}, thinking_prompt(6), 1.5, seed)).output_ids
+        return logprob_client.generate(request_for({"method": method}, thinking_prompt(6), 1.5, seed)).output_ids
 
     first = draw(5)
     assert draw(5) == first
@@ -281,29 +230,6 @@ def test_sampled_tokens_come_from_the_seed(method: str, asker: Asker) -> None:
 
 
 # -- methods that mix embeddings ------------------------------------------------------------------------------------
-
-
-def uniforms_of(seed: int, num_candidates: int) -> Uniforms:
-    """The noise is the one thing taken from led_sglang: without it there would be nothing to recompute."""
-
-    def at(position: int) -> Array:
-        row = torch.tensor([[seed], [0], [position]])
-        return np.asarray(noise.uniforms(row[0], row[1], row[2], 2 + num_candidates)[2:, 0].numpy())
-
-    return at
-
-
-def soft_asked(request: Request) -> Soft:
-    led = {key: value for key, value in request.led.items() if key != "method"}
-    if request.led["method"] == "soft_thinking_gumbel":
-        led.setdefault("gumbel_temperature", 0.5)
-    return Soft(request.asked.temperature, edits=request.asked, **led)
-
-
-def case_of(request: Request, fault: Fault = NO_FAULT) -> SoftCase:
-    asked = soft_asked(request)
-    uniforms = uniforms_of(request.seed or 0, asked.max_topk) if asked.gumbel_temperature else None
-    return SoftCase(request.prompt_ids, asked, MARKERS, uniforms, fault)
 
 
 def against_mixtures(oracle: Oracle, reply: Reply, fault: Fault = NO_FAULT) -> tuple[Outcome, SoftRun]:
@@ -314,19 +240,19 @@ def against_mixtures(oracle: Oracle, reply: Reply, fault: Fault = NO_FAULT) -> t
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 @pytest.mark.parametrize("max_topk", [1, 3, 10, 32])
-def test_soft_thinking(max_topk: int, temperature: float, asker: Asker, oracle: Oracle) -> None:
+def test_soft_thinking(max_topk: int, temperature: float, logprob_client: LogprobClient, oracle: Oracle) -> None:
     led = {"method": "soft_thinking", "max_topk": max_topk}
-    reply = asker.generate(request_for(led, thinking_prompt(10, 45), temperature, num_tokens=32))
+    reply = logprob_client.generate(request_for(led, thinking_prompt(10, 45), temperature, num_tokens=32))
     outcome, run = against_mixtures(oracle, reply)
     agreed(outcome, 32)
     assert all(run.is_thinking)
     assert max_topk == 1 or sum(n > 1 for n in run.num_mixed) > 16, "hardly anything was mixed"
 
 
-def test_soft_thinking_from_the_prompt_alone(asker: Asker, oracle: Oracle) -> None:
+def test_soft_thinking_from_the_prompt_alone(logprob_client: LogprobClient, oracle: Oracle) -> None:
     """Nothing is taken from the server's answer: every mixture follows from the recomputed ones before it."""
     request = request_for({"method": "soft_thinking"}, thinking_prompt(11), FREE_TEMPERATURE)
-    reply = asker.generate(request)
+    reply = logprob_client.generate(request)
     run = free_run(oracle.model, case_of(request), NUM_TOKENS)
     agreed(compare_soft(run, distributions(reply), reply.output_ids))
     assert min(run.num_mixed) > 1
@@ -336,40 +262,42 @@ def test_soft_thinking_from_the_prompt_alone(asker: Asker, oracle: Oracle) -> No
     ("method", "close_bias", "num_changes"), [("soft_thinking", 30.0, 1), ("soft_thinking_gumbel", 18.0, 4)]
 )
 def test_soft_thinking_phase_by_phase(
-    method: str, close_bias: float, num_changes: int, asker: Asker, oracle: Oracle
+    method: str, close_bias: float, num_changes: int, logprob_client: LogprobClient, oracle: Oracle
 ) -> None:
     """The markers win now and then: mixtures in the thinking phase, the engine's tokens and plain inputs outside."""
     bias = {OPEN_ID: 17.0, CLOSE_ID: close_bias}
     request = request_for({"method": method}, thinking_prompt(12), num_tokens=40, seed=3, logit_bias=bias)
-    outcome, run = against_mixtures(oracle, asker.generate(request))
+    outcome, run = against_mixtures(oracle, logprob_client.generate(request))
     agreed(outcome, 40)
     assert sum(a != b for a, b in pairwise(run.is_thinking)) >= num_changes, "the phase hardly changed"
 
 
-def test_soft_thinking_leaves_a_closed_prompt_alone(asker: Asker) -> None:
+def test_soft_thinking_leaves_a_closed_prompt_alone(logprob_client: LogprobClient) -> None:
     prompt_ids = [OPEN_ID, *words(13, 12), CLOSE_ID, *words(14, 4)]
-    plain = asker.generate(request_for(False, prompt_ids))
+    plain = logprob_client.generate(request_for(False, prompt_ids))
     for method in ("soft_thinking", "soft_thinking_gumbel"):
-        asker.flush_cache()
-        soft = asker.generate(request_for({"method": method}, prompt_ids))
+        logprob_client.flush_cache()
+        soft = logprob_client.generate(request_for({"method": method}, prompt_ids))
         assert soft.output_ids == plain.output_ids
         assert max(map(distance, distributions(soft), distributions(plain))) < 1e-4
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 @pytest.mark.parametrize("led", [{}, {"gumbel_temperature": 2.0, "max_topk": 4}, {"gumbel_temperature": 0.1}])
-def test_gumbel(led: dict[str, Any], temperature: float, asker: Asker, oracle: Oracle) -> None:
+def test_gumbel(led: dict[str, Any], temperature: float, logprob_client: LogprobClient, oracle: Oracle) -> None:
     request = request_for({"method": "soft_thinking_gumbel", **led}, thinking_prompt(15), temperature, seed=77)
-    outcome, run = against_mixtures(oracle, asker.generate(request))
+    outcome, run = against_mixtures(oracle, logprob_client.generate(request))
     agreed(outcome)
     assert all(run.is_thinking)
-    held(against_mixtures(oracle, Reply(request, asker.generate(request).document), Fault(noise_shift=1))[0], 8)
+    held(
+        against_mixtures(oracle, Reply(request, logprob_client.generate(request).document), Fault(noise_shift=1))[0], 8
+    )
 
 
-def test_gumbel_noise_comes_from_the_seed(asker: Asker) -> None:
+def test_gumbel_noise_comes_from_the_seed(logprob_client: LogprobClient) -> None:
     def draw(seed: int | None) -> list[int]:
         led = {"method": "soft_thinking_gumbel"}
-        return asker.generate(request_for(led, thinking_prompt(16), 0.6, seed)).output_ids
+        return logprob_client.generate(request_for(led, thinking_prompt(16), 0.6, seed)).output_ids
 
     drawn = {seed: draw(seed) for seed in (1, 2, 3)}
     assert {seed: draw(seed) for seed in drawn} == drawn
@@ -381,28 +309,28 @@ SOFT_FAULTS = {"plain inputs": Fault(plain_inputs=True), "wrong weights": Fault(
 
 
 @pytest.mark.parametrize("name", SOFT_FAULTS)
-def test_a_wrong_mixture_is_noticed(name: str, asker: Asker, oracle: Oracle) -> None:
-    reply = asker.generate(request_for({"method": "soft_thinking"}, thinking_prompt(17)))
+def test_a_wrong_mixture_is_noticed(name: str, logprob_client: LogprobClient, oracle: Oracle) -> None:
+    reply = logprob_client.generate(request_for({"method": "soft_thinking"}, thinking_prompt(17)))
     agreed(against_mixtures(oracle, reply)[0])
     held(against_mixtures(oracle, reply, SOFT_FAULTS[name])[0], NUM_TOKENS // 2)
 
 
 @pytest.mark.parametrize("method", ["soft_thinking", "soft_thinking_gumbel"])
 @pytest.mark.parametrize("length", [1, 4])
-def test_cold_stop(length: int, method: str, asker: Asker, oracle: Oracle) -> None:
+def test_cold_stop(length: int, method: str, logprob_client: LogprobClient, oracle: Oracle) -> None:
     """Every entropy counts as low: the phase is closed after `length` steps, and plain decoding follows."""
     led = {"method": method, "early_stop_length": length, "early_stop_entropy": 100.0}
-    reply = asker.generate(request_for(led, thinking_prompt(18, 50)))  # two chunks: the first must not count
+    reply = logprob_client.generate(request_for(led, thinking_prompt(18, 50)))  # two chunks: the first must not count
     assert reply.output_ids.index(CLOSE_ID) == length - 1
     outcome, run = against_mixtures(oracle, reply)
     agreed(outcome)
     assert run.is_thinking[: length + 1] == [True] * length + [False]
 
 
-def test_cold_stop_counts_steps_in_a_row(asker: Asker, oracle: Oracle) -> None:
+def test_cold_stop_counts_steps_in_a_row(logprob_client: LogprobClient, oracle: Oracle) -> None:
     """A threshold among the entropies that occur: high ones start the count again."""
     prompt_ids = thinking_prompt(19)
-    free = asker.generate(request_for({"method": "soft_thinking"}, prompt_ids, num_tokens=32))
+    free = logprob_client.generate(request_for({"method": "soft_thinking"}, prompt_ids, num_tokens=32))
     entropies = [float(-(np.exp(step) * np.maximum(step, -700)).sum()) for step in distributions(free)]
     threshold = float(np.median(entropies))
     lengths = range(1, 6)
@@ -411,7 +339,7 @@ def test_cold_stop_counts_steps_in_a_row(asker: Asker, oracle: Oracle) -> None:
     }
     length, stop = next((n, i) for n, i in first.items() if i is not None and n > 1 and i >= n)
     led = {"method": "soft_thinking", "early_stop_length": length, "early_stop_entropy": threshold + 1e-4}
-    reply = asker.generate(request_for(led, prompt_ids, num_tokens=32))
+    reply = logprob_client.generate(request_for(led, prompt_ids, num_tokens=32))
     assert reply.output_ids[: stop + 1] == [*free.output_ids[:stop], CLOSE_ID]
     agreed(against_mixtures(oracle, reply)[0], 32)
 
@@ -449,32 +377,32 @@ def one_of_each(temperature: float) -> list[Request]:
     ]
 
 
-def warm(asker: Asker, requests: list[Request]) -> None:
+def warm(logprob_client: LogprobClient, requests: list[Request]) -> None:
     """Keys and values of prompts are taken from the cache in both runs: only decoding is compared."""
-    asker.flush_cache()
+    logprob_client.flush_cache()
     for request in requests:
-        asker.generate(Request(request.prompt_ids, Query(0.0), 1, led=False))
+        logprob_client.generate(Request(request.prompt_ids, Query(0.0), 1, led=False))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
-def test_all_methods_at_once_equal_each_alone(temperature: float, asker: Asker) -> None:
+def test_all_methods_at_once_equal_each_alone(temperature: float, logprob_client: LogprobClient) -> None:
     """Bit for bit: tokens, and every log-probability of the vocabulary at every step."""
     requests = one_of_each(temperature)
-    warm(asker, requests)
-    alone = [asker.generate(request) for request in requests]
-    together = asker.together(requests)
+    warm(logprob_client, requests)
+    alone = [logprob_client.generate(request) for request in requests]
+    together = logprob_client.together(requests)
     assert [reply.output_ids for reply in together] == [reply.output_ids for reply in alone]
     for reply, other in zip(alone, together, strict=True):
-        if reply.request.asked.temperature == temperature:
+        if reply.request.query.temperature == temperature:
             assert reply.meta["output_token_ids_logprobs"] == other.meta["output_token_ids_logprobs"], reply.request.led
         else:  # greedy rows beside sampled ones: the engine takes log(softmax) instead of log_softmax
             assert max(map(distance, distributions(reply), distributions(other))) < 1e-4
-    assert asker.get("/led/info")["step_failures"] == 0
+    assert logprob_client.get("/led/info")["step_failures"] == 0
 
 
-def test_a_crowd_of_methods_against_the_recomputations(asker: Asker, oracle: Oracle) -> None:
-    asker.flush_cache()
-    for reply in asker.together(one_of_each(0.6)):
+def test_a_crowd_of_methods_against_the_recomputations(logprob_client: LogprobClient, oracle: Oracle) -> None:
+    logprob_client.flush_cache()
+    for reply in logprob_client.together(one_of_each(0.6)):
         num_tokens, method = reply.request.num_tokens, reply.meta["led_params"]["method"]
         if method in ("dola", "confident"):
             agreed(against_layers(oracle, reply), num_tokens)
@@ -490,7 +418,7 @@ MASKED: list[Any] = [{"method": "dola"}, {"method": "confident"}, {"method": "so
 
 @pytest.mark.parametrize("seed", [3, None])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_sampling_masks_of_every_method(temperature: float, seed: int | None, asker: Asker) -> None:
+def test_sampling_masks_of_every_method(temperature: float, seed: int | None, logprob_client: LogprobClient) -> None:
     """In one batch, with phases that end: of the engine's draw from what a method rewrote, or of none at all."""
     bias = {OPEN_ID: 9.0, CLOSE_ID: 9.0}
     requests = [
@@ -498,7 +426,7 @@ def test_sampling_masks_of_every_method(temperature: float, seed: int | None, as
         for i, led in enumerate(MASKED)
         for mode in ("selected", "support")
     ]
-    for reply in asker.together(requests):
+    for reply in logprob_client.together(requests):
         expected = masks_recompute.policies(reply, distributions(reply))
         faults = masks_recompute.faults(reply.meta, reply.output_ids, expected, reply.request.mask or "")
         assert not faults, f"{reply.request.led}: " + "\n".join(faults[:5])
@@ -518,17 +446,19 @@ def test_a_mask_of_gumbel_noise_is_refused(stream: bool, methods_server: Server)
 
 @pytest.mark.parametrize("method", ["soft_thinking", "soft_thinking_gumbel"])
 @pytest.mark.parametrize("led", [False, {"trace": True}])
-def test_nobody_reuses_soft_keys_and_values(led: Any, method: str, asker: Asker, oracle: Oracle) -> None:
-    asker.flush_cache()
+def test_no_request_reuses_soft_keys_and_values(
+    led: Any, method: str, logprob_client: LogprobClient, oracle: Oracle
+) -> None:
+    logprob_client.flush_cache()
     prompt_ids = thinking_prompt(30, 40)
-    soft = asker.generate(request_for({"method": method}, prompt_ids))
+    soft = logprob_client.generate(request_for({"method": method}, prompt_ids))
     follow_up = request_for(led, [*prompt_ids, *soft.output_ids, *words(31, 3)])
-    after_soft = asker.generate(follow_up)
+    after_soft = logprob_client.generate(follow_up)
     assert after_soft.meta["cached_tokens"] <= len(prompt_ids)
-    again = asker.generate(follow_up)
+    again = logprob_client.generate(follow_up)
     assert again.meta["cached_tokens"] >= len(follow_up.prompt_ids) - 1, "a plain request's own keys are reused"
-    asker.flush_cache()
-    cold = asker.generate(follow_up)
+    logprob_client.flush_cache()
+    cold = logprob_client.generate(follow_up)
     assert cold.meta["cached_tokens"] == 0
     assert after_soft.output_ids == again.output_ids == cold.output_ids
     assert max(map(distance, distributions(after_soft), distributions(cold))) < 1e-4
@@ -543,35 +473,35 @@ def test_nobody_reuses_soft_keys_and_values(led: Any, method: str, asker: Asker,
     assert max(errors) < TOLERANCE
 
 
-def test_a_soft_request_reads_the_cache_and_adds_nothing(asker: Asker, oracle: Oracle) -> None:
-    asker.flush_cache()
+def test_a_soft_request_reads_the_cache_and_adds_nothing(logprob_client: LogprobClient, oracle: Oracle) -> None:
+    logprob_client.flush_cache()
     prompt_ids = thinking_prompt(32, 70)  # three chunks
     soft = request_for({"method": "soft_thinking"}, prompt_ids)
-    first, second = asker.generate(soft), asker.generate(soft)
+    first, second = logprob_client.generate(soft), logprob_client.generate(soft)
     assert first.meta["cached_tokens"] == second.meta["cached_tokens"] == 0
-    asker.generate(request_for(False, prompt_ids))
-    third = asker.generate(soft)
+    logprob_client.generate(request_for(False, prompt_ids))
+    third = logprob_client.generate(soft)
     assert third.meta["cached_tokens"] >= len(prompt_ids) - 1
     for reply in (first, second, third):
         agreed(against_mixtures(oracle, reply)[0])
     assert first.output_ids == second.output_ids == third.output_ids
 
 
-def test_a_slot_is_handed_on_without_its_mixture(asker: Asker) -> None:
+def test_a_slot_is_handed_on_without_its_mixture(logprob_client: LogprobClient) -> None:
     """Soft requests that end inside their thought leave every slot with a mixture, which no next owner may see."""
     plain: Any = [request_for(False, words(60 + i, 20)) for i in range(NUM_SLOTS)]
-    before = asker.together(plain)
-    asker.together(
+    before = logprob_client.together(plain)
+    logprob_client.together(
         [request_for({"method": "soft_thinking"}, thinking_prompt(80 + i), num_tokens=4) for i in range(2 * NUM_SLOTS)]
     )
-    asker.flush_cache()
-    after = asker.together(plain)
+    logprob_client.flush_cache()
+    after = logprob_client.together(plain)
     for one, other in zip(before, after, strict=True):
         assert one.output_ids == other.output_ids
         assert max(map(distance, distributions(one), distributions(other))) < 1e-4
 
 
-# -- what is told and refused ---------------------------------------------------------------------------------------
+# -- what is reported and refused -----------------------------------------------------------------------------------
 
 
 ECHOES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -587,29 +517,29 @@ ECHOES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("method", ECHOES)
-def test_applied_parameters_are_echoed(method: str, asker: Asker) -> None:
-    asked, applied = ECHOES[method]
-    before = asker.get("/led/info")["counters"]
-    meta = asker.generate(request_for({"method": method, **asked}, thinking_prompt(40), num_tokens=4)).meta
+def test_applied_parameters_are_echoed(method: str, logprob_client: LogprobClient) -> None:
+    query, applied = ECHOES[method]
+    before = logprob_client.get("/led/info")["counters"]
+    meta = logprob_client.generate(request_for({"method": method, **query}, thinking_prompt(40), num_tokens=4)).meta
     assert meta["led_params"] == {"method": method, **applied}
     assert not any(key.startswith("led_") for key in meta if key not in ("led_params", "led_stats"))
-    after = asker.get("/led/info")["counters"]
+    after = logprob_client.get("/led/info")["counters"]
     assert after["requests"].get(method, 0) == before["requests"].get(method, 0) + 1
     assert after["led_tokens"] == before["led_tokens"], "another method's tokens are no LED tokens"
     assert after["fallbacks"] == before["fallbacks"]
 
 
-def test_led_stays_the_default(asker: Asker, oracle: Oracle) -> None:
+def test_led_stays_the_default(logprob_client: LogprobClient, oracle: Oracle) -> None:
     body = request_for(None, thinking_prompt(41), 0.6).body()
     del body["sampling_params"]["custom_params"]
-    meta = asker.post("/generate", body)["meta_info"]
+    meta = logprob_client.post("/generate", body)["meta_info"]
     assert meta["led_params"]["method"] == "led"
     assert meta["led_stats"]["led_tokens"] == NUM_TOKENS
-    check(oracle, asker.generate(Request(thinking_prompt(41))))  # with other layers captured beside its own
+    check(oracle, logprob_client.generate(Request(thinking_prompt(41))))  # with other layers captured beside its own
 
 
-def test_the_log_and_info_name_methods_layers_and_memory(asker: Asker, methods_server: Server) -> None:
-    info = asker.get("/led/info")
+def test_the_log_and_info_name_methods_layers_and_memory(logprob_client: LogprobClient, methods_server: Server) -> None:
+    info = logprob_client.get("/led/info")
     assert info["methods"] == ["none", *METHODS]
     assert info["captured_layers"] == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
     rows = -(-(NUM_SLOTS + 2) // 16) * 16

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from led_sglang.testing import led_server
 from tests.server import checkpoints
-from tests.server.asking import Client, Oracle, Request, check, sharp_server, thinking_prompt, words
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
-from tests.server.launching import Server
+from tests.server.clients import Oracle, Request, check, sharp_server, thinking_prompt, words
 from tests.server.recompute import MUTATIONS, Query
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
@@ -21,8 +21,14 @@ MODEL_KEYS = {"qwen3_moe": "model-path", "qwen2": "model_path", "llama": "model"
 
 
 def requests() -> list[Request]:
-    asked = [Query(), Query(depth=12, top_k=4), Query(latent_norm=True), Query(latent_offset=1), Query(temperature=0.0)]
-    traced = [Request(thinking_prompt(700 + i), a, num_tokens=8, seed=i) for i, a in enumerate(asked)]
+    queries = [
+        Query(),
+        Query(depth=12, top_k=4),
+        Query(latent_norm=True),
+        Query(latent_offset=1),
+        Query(temperature=0.0),
+    ]
+    traced = [Request(thinking_prompt(700 + i), a, num_tokens=8, seed=i) for i, a in enumerate(queries)]
     return [*traced, Request([OPEN_ID, *words(710, 5), CLOSE_ID], num_tokens=4, seed=8)]
 
 
@@ -33,8 +39,7 @@ def test_architecture(name: str, checkpoint_folder: Path, logs: Path) -> None:
     limits = {"max-total-tokens": 2048, "context-length": 2048, "max-running-requests": 32}
     config = logs / f"{name}.yaml"
     config.write_text(yaml.safe_dump(settings | limits))
-    with Server("--config", str(config), log=logs / f"{name}.log") as server:
-        client = Client(server.url)
+    with led_server("--config", str(config), log=logs / f"{name}.log") as client:
         replies = client.together(requests())
         info = client.get("/led/info")
         assert client.get("/get_model_info")["model_path"] == str(folder)

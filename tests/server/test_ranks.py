@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.server import fault_plugin
-from tests.server.asking import Client, Request, sharp_server, thinking_prompt
+from tests.server.clients import Client, Request, sharp_server, thinking_prompt
 from tests.server.fault_plugin import SEEDS
 
 pytestmark = pytest.mark.server

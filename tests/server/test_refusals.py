@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from led_sglang.embedded import MODEL_DIR
-from tests.server.launching import Server, install_plugin
+from tests.server.servers import Server, install_plugin
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 LIMIT_S = 240.0
@@ -76,12 +76,9 @@ def outcomes(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
     def run(name: str) -> tuple[int, str]:
         case = CASES[name]
-        environment = {}
-        if case.plugin:
-            install_plugin(plugins / name, case.plugin)
+        environment = install_plugin(plugins / name, case.plugin) if case.plugin else {}
         if case.release:
             say_release(plugins / name, case.release)
-        if case.plugin or case.release:
             environment = {"PYTHONPATH": f"{plugins / name}:{os.environ.get('PYTHONPATH', '')}"}
         arguments = [no_markers if argument == "NO_MARKERS" else argument for argument in case.arguments]
         server = Server(*arguments, log=logs / f"refused {name}.log", environment=environment)
@@ -101,6 +98,6 @@ def test_outcome(outcomes: dict[str, tuple[int, str]], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.is_refused and not case.plugin])
-def test_a_users_mistake_is_told_without_a_traceback(outcomes: dict[str, tuple[int, str]], name: str) -> None:
+def test_a_users_mistake_is_reported_without_a_traceback(outcomes: dict[str, tuple[int, str]], name: str) -> None:
     assert "led_sglang: " in outcomes[name][1]
     assert "Traceback" not in outcomes[name][1]

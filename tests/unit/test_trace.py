@@ -32,7 +32,7 @@ def test_figures() -> None:
     assert trace.figures([])["explored"] == "-"
 
 
-def test_style_tells_confidence_and_exploration_apart() -> None:
+def test_style_shows_confidence_and_exploration_apart() -> None:
     assert "cyan" in trace.style(TOKEN)
     assert trace.style({**TOKEN, "id": 5}).startswith("underline")
     assert trace.style({**TOKEN, "explored": False, "confidence": 1.0}) == ""

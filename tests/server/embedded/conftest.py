@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.launching import Server
+from tests.server.servers import Server
 
 
 @pytest.fixture(scope="package")

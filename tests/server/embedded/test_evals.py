@@ -7,7 +7,7 @@ import pytest
 
 from led_sglang.evals.__main__ import main
 from led_sglang.evals.records.store import read_lines
-from tests.server.launching import Server
+from tests.server.servers import Server
 
 pytestmark = pytest.mark.server
 METHODS = "cot,led,led:depth=4,led:latent_norm=true"
@@ -15,8 +15,8 @@ METHODS = "cot,led,led:depth=4,led:latent_norm=true"
 
 def test_run_and_report(embedded_server: Server, tmp_path: Path) -> None:
     out, docs = tmp_path / "run", tmp_path / "docs"
-    asked = ["--task", "embedded", "--methods", METHODS, "--samples", "2", "--limit", "4"]
-    assert main(["run", *asked, "--base-url", f"{embedded_server.url}/v1", "--out", str(out), "--quiet"]) == 0
+    requested = ["--task", "embedded", "--methods", METHODS, "--samples", "2", "--limit", "4"]
+    assert main(["run", *requested, "--base-url", f"{embedded_server.url}/v1", "--out", str(out), "--quiet"]) == 0
     samples = list(read_lines(out / "samples.jsonl"))
     assert len(samples) == 4 * 4 * 2
     applied = {sample.method: sample.led for sample in samples}
@@ -32,6 +32,6 @@ def test_run_and_report(embedded_server: Server, tmp_path: Path) -> None:
 def test_a_depth_the_server_does_not_offer(
     embedded_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["--task", "embedded", "--methods", "led:depth=4000", "--samples", "1", "--limit", "1"]
-    assert main(["run", *asked, "--base-url", f"{embedded_server.url}/v1", "--out", str(tmp_path / "run")]) == 1
+    requested = ["--task", "embedded", "--methods", "led:depth=4000", "--samples", "1", "--limit", "1"]
+    assert main(["run", *requested, "--base-url", f"{embedded_server.url}/v1", "--out", str(tmp_path / "run")]) == 1
     assert "custom_params.led.depth" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.server.launching import Server
+from tests.server.servers import Server
 
 pytestmark = pytest.mark.server
 

@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from led_sglang import inspector, trace
 from led_sglang.inspector.page import Page
 from led_sglang.serving.ports import HeldPort
-from tests.server.launching import Server
+from tests.server.servers import Server
 
 playwright = pytest.importorskip("playwright.sync_api")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -7,8 +7,9 @@ import httpx
 import pytest
 
 from led_sglang.serving.ports import HeldPort
-from tests.server.launching import Server
-from tests.server.talking import check_trace, generate
+from led_sglang.testing import check_trace
+from tests.server.api import generate
+from tests.server.servers import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 SEEDED = {"sampling_seed": 5, "temperature": 1.0}

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from led_sglang.embedded.problems import generate
-from tests.server.launching import Server
+from tests.server.servers import Server
 
 DASHBOARD = Path(__file__).parents[3] / "grafana" / "led.json"
 Samples = dict[tuple[str, str], float]
@@ -117,5 +117,5 @@ def test_led_info_counts_the_same(embedded_server: Server) -> None:
 
 def test_the_dashboard_asks_for_metrics_that_exist(embedded_server: Server) -> None:
     names = {f"led_sglang_{name}" for name, _ in scrape(embedded_server)}
-    asked = set(re.findall(r"led_sglang_\w+", DASHBOARD.read_text()))
-    assert len(asked) > 6 and asked <= names
+    requested = set(re.findall(r"led_sglang_\w+", DASHBOARD.read_text()))
+    assert len(requested) > 6 and requested <= names

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.server.launching import Server
+from tests.server.servers import Server
 
 README = Path(__file__).parents[3] / "README.md"
 

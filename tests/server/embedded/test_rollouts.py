@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from led_sglang.embedded import MODEL_DIR
-from tests.server.asking import Client, Oracle, Request, check, thinking_prompt
-from tests.server.launching import Server
+from tests.server.clients import Client, Oracle, Request, check, thinking_prompt
+from tests.server.servers import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[3]
@@ -37,12 +37,12 @@ def load(client: Client, folder: Path) -> None:
 
 
 def test_every_part_of_led_sees_new_weights(spare_server: Server, other_weights: Path) -> None:
-    """The head that LED reads and the states it captures: told numbers are the new checkpoint's, then the old's."""
+    """The head that LED reads and the states it captures: reported numbers are the new checkpoint's, then the old's."""
     client, old, new = Client(spare_server.url), Oracle(MODEL_DIR), Oracle(other_weights)
-    asked: Any = [Request(thinking_prompt(seed), num_tokens=16, seed=seed) for seed in range(4)]
+    requested: Any = [Request(thinking_prompt(seed), num_tokens=16, seed=seed) for seed in range(4)]
     for folder, right, wrong in ((other_weights, new, old), (MODEL_DIR, old, new)):
         load(client, folder)
-        replies = client.together(asked)
+        replies = client.together(requested)
         check(right, *replies)
         assert wrong.compare_all(replies).faults
         assert any(any(reply.meta["led_explored"]) for reply in replies)

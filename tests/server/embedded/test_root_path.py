@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from led_sglang.integration.http.endpoints import CHAT, COMPLETIONS, ENDPOINTS, INVOCATIONS, RESPONSES, TRANSCRIPTIONS
+from tests.server.api import MODEL, body, counters, growth, message_of
 from tests.server.embedded.conftest import ROOT_PATH
-from tests.server.launching import Server
-from tests.server.talking import MODEL, body, counters, growth, message_of
+from tests.server.servers import Server
 
 pytestmark = pytest.mark.server
 
@@ -33,9 +33,9 @@ def test_the_server_has_a_prefix(http: httpx.Client) -> None:
 @pytest.mark.parametrize("path", [path for path in ENDPOINTS if path != TRANSCRIPTIONS])
 def test_bad_parameters_are_refused(http: httpx.Client, path: str, stream: bool) -> None:
     before = counters(http)
-    for asked in ({"custom_params": {"led": {"depth": 99}}}, {"led": True}, {"metadata": {"led": '{"depth": 99}'}}):
-        answer = http.post(path, json={"model": MODEL, "messages": [], "stream": stream, **asked})
-        assert answer.status_code == 400, (asked, answer.text)
+    for requested in ({"custom_params": {"led": {"depth": 99}}}, {"led": True}, {"metadata": {"led": '{"depth": 99}'}}):
+        answer = http.post(path, json={"model": MODEL, "messages": [], "stream": stream, **requested})
+        assert answer.status_code == 400, (requested, answer.text)
         assert "led" in message_of(answer)
     assert growth(before, counters(http))["requests"] == {}
 

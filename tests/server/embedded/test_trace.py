@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from led_sglang import trace
-from tests.server.launching import Server
-from tests.server.talking import joined
+from tests.server.api import joined
+from tests.server.servers import Server
 
 QUESTION = "What is 17 + 5 * 3?"
 PROMPT = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n<think>\n"

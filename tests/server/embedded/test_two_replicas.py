@@ -15,9 +15,10 @@ import httpx
 import pytest
 
 from led_sglang.serving.ports import HeldPort
+from led_sglang.testing import check_trace
+from tests.server.api import CHAT, DEFAULTS, GENERATE, body, message_of
 from tests.server.embedded.conftest import Spare
-from tests.server.launching import Server
-from tests.server.talking import CHAT, DEFAULTS, GENERATE, body, check_trace, message_of
+from tests.server.servers import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 SHARED = ("--policy", "round_robin", "--health-check-interval-secs", "1", "--health-failure-threshold", "1")
@@ -113,7 +114,7 @@ def test_the_old_router_needs_metadata(router: httpx.Client, replicas: tuple[Ser
     assert "depth must be an integer in [1, 12]" in refused.text
 
 
-def test_the_old_router_drops_parameters_of_generate_and_meta_info_tells(router: httpx.Client) -> None:
+def test_the_old_router_drops_parameters_of_generate_and_meta_info_shows_it(router: httpx.Client) -> None:
     meta = router.post(GENERATE, json=body(GENERATE, {"depth": 3})).json()["meta_info"]
     assert meta["led_params"] == DEFAULTS, "the router learnt to pass custom_params: say so in docs/deploy.md"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.asking import Client, sharp_server
-from tests.server.launching import Server
+from tests.server.clients import Client, sharp_server
+from tests.server.servers import Server
 
 
 @pytest.fixture(scope="package")

@@ -12,50 +12,26 @@ from pathlib import Path
 import pytest
 
 from led_sglang import trace
-from tests.server.asking import MARKERS, Client, Oracle, Reply, Request, check, sharp_server, thinking_prompt, words
-from tests.server.checkpoints import CLOSE_ID, END_ID, OPEN_ID
-from tests.server.launching import Server, kill_scheduler
+from led_sglang.testing import Reply, compare
+from led_sglang.testing.oracle import TOLERANCE, forward
+from tests.server.checkpoints import CLOSE_ID, END_ID, MARKERS, OPEN_ID
+from tests.server.clients import Client, Oracle, Request, check, sharp_server, thinking_prompt, words
+from tests.server.exact.cases import PARAMETERS, PROMPTS, mixed_batch
+from tests.server.methods import (
+    FREE_TEMPERATURE,
+    NUM_TOKENS,
+    LogprobClient,
+    agreed,
+    case_of,
+    distributions,
+    request_for,
+)
 from tests.server.methods_recompute import compare_soft, free_run
-from tests.server.recompute import MUTATIONS, TOLERANCE, Mutation, Query, compare, engine_logprobs, forward
-from tests.server.test_methods import FREE_TEMPERATURE, NUM_TOKENS, Asker, agreed, case_of, distributions, request_for
+from tests.server.recompute import MUTATIONS, Mutation, Query, engine_logprobs, oracle_of
+from tests.server.servers import Server, kill_scheduler
 
 pytestmark = pytest.mark.server
 
-
-PARAMETERS: dict[str, Query] = {
-    "the paper's defaults": Query(),
-    "depth 1": Query(depth=1),
-    "depth 2": Query(depth=2),
-    "depth 12, the whole model": Query(depth=12),
-    "one candidate": Query(top_k=1),
-    "three candidates": Query(top_k=3),
-    "sixteen candidates": Query(top_k=16),
-    "final norm on the latents": Query(latent_norm=True),
-    "layers normalised one by one": Query(normalize_layers=True),
-    "no exploit branch": Query(exploit=False),
-    "the released code's layers": Query(latent_offset=1),
-    "depth 1 of the released code": Query(latent_offset=1, depth=1),
-    "min_p": Query(min_p=0.2),
-    "min_p with many candidates": Query(min_p=0.02, top_k=16, normalize_layers=True),
-    "temperature 0.3": Query(temperature=0.3),
-    "temperature 1": Query(temperature=1.0),
-    "greedy": Query(temperature=0.0),
-    "greedy without exploit branch": Query(temperature=0.0, exploit=False, depth=5),
-    "all ablations": Query(latent_norm=True, normalize_layers=True, exploit=False, latent_offset=1, top_k=5, depth=11),
-}
-
-PROMPTS: dict[str, tuple[list[int], Query]] = {
-    "no marker at all": (words(50, 20), Query()),
-    "no marker, exploring in all phases": (words(50, 20), Query(phase="all")),
-    "thinking closed": ([*words(51, 8), OPEN_ID, *words(52, 8), CLOSE_ID, *words(53, 3)], Query()),
-    "thinking closed, exploring in all phases": ([OPEN_ID, *words(52, 8), CLOSE_ID], Query(phase="all")),
-    "closed and opened again": ([OPEN_ID, *words(54, 9), CLOSE_ID, *words(55, 9), OPEN_ID, *words(56, 4)], Query()),
-    "only a marker": ([OPEN_ID], Query()),
-    "opened twice": ([OPEN_ID, OPEN_ID, *words(57, 5)], Query()),
-    # A bias that the markers often win: the phase opens and closes in the output, several times.
-    "phase changes in the output": ([*words(58, 6), OPEN_ID], Query(logit_bias={OPEN_ID: 9.0, CLOSE_ID: 14.0})),
-    "opened by the model": (words(59, 6), Query(logit_bias={OPEN_ID: 16.0, CLOSE_ID: 15.0})),
-}
 
 ENGINE: dict[str, Query] = {
     "bias": Query(logit_bias={5: 20.0, 6: 19.0, 7: -100.0, 300: 18.5}),
@@ -91,22 +67,22 @@ ENGINE: dict[str, Query] = {
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters(name: str, client: Client, oracle: Oracle) -> None:
-    asked = PARAMETERS[name]
-    requests = [Request(thinking_prompt(i, 16 + i), asked, num_tokens=16, seed=100 + i) for i in range(2)]
+    query = PARAMETERS[name]
+    requests = [Request(thinking_prompt(i, 16 + i), query, num_tokens=16, seed=100 + i) for i in range(2)]
     comparison = check(oracle, *client.together(requests))
     assert comparison.num_active >= 10  # a drawn </think> ends the phase
-    if asked.top_k > 1 and asked.temperature:
+    if query.top_k > 1 and query.temperature:
         assert comparison.num_explored > 0
-    if asked.depth > 1 and asked.top_k > 1:
+    if query.depth > 1 and query.top_k > 1:
         assert max(comparison.depths) > 1, "no step in which a latent layer mattered"
 
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_thinking_state(name: str, client: Client, oracle: Oracle) -> None:
-    prompt_ids, asked = PROMPTS[name]
-    reply = client.generate(Request(prompt_ids, asked, num_tokens=32, seed=4))
+    prompt_ids, query = PROMPTS[name]
+    reply = client.generate(Request(prompt_ids, query, num_tokens=32, seed=4))
     check(oracle, reply)
-    if asked.logit_bias:
+    if query.logit_bias:
         flags = reply.meta["led_think"]
         num_changes = sum(a != b for a, b in pairwise(flags))
         assert num_changes >= 2, f"the phase hardly changed: {flags}"
@@ -130,7 +106,7 @@ def test_penalties_and_bias_in_a_mixed_batch(client: Client, oracle: Oracle) -> 
     """
     edits = [ENGINE[name] for name in ("bias", "forbidden but for three", "half of the vocabulary discouraged")]
     kinds = [*edits, ENGINE["at least so many tokens"], *edits, *[Query()] * 4, Query(temperature=0.0, depth=4)]
-    requests = [Request(thinking_prompt(420 + i, 12 + 9 * i), asked, 16 + i, seed=i) for i, asked in enumerate(kinds)]
+    requests = [Request(thinking_prompt(420 + i, 12 + 9 * i), query, 16 + i, seed=i) for i, query in enumerate(kinds)]
     replies = client.together(requests)
     check(oracle, *replies)
     plain = client.generate(requests[-2])  # the tables of its neighbours are gone
@@ -146,8 +122,8 @@ EDIT_MUTATIONS = {
 
 @pytest.mark.parametrize("name", EDIT_MUTATIONS)
 def test_other_meanings_of_a_penalty_are_noticed(name: str, client: Client, oracle: Oracle) -> None:
-    mutation, asked = EDIT_MUTATIONS[name]
-    reply = client.generate(Request(thinking_prompt(421), ENGINE[asked], num_tokens=24, seed=9))
+    mutation, edits = EDIT_MUTATIONS[name]
+    reply = client.generate(Request(thinking_prompt(421), ENGINE[edits], num_tokens=24, seed=9))
     check(oracle, reply)
     numbers = [fault for fault in oracle.compare(reply, mutation).faults if "explore[" in fault]
     assert len(numbers) > 12, f"hardly noticed: {numbers}"
@@ -172,13 +148,13 @@ def test_the_inspectors_events_of_an_incremental_stream(client: Client) -> None:
 
 
 def test_the_engines_logprobs_are_those_of_the_led_tokens(client: Client, oracle: Oracle) -> None:
-    for asked in (Query(), Query(temperature=0.0), Query(temperature=1.0, logit_bias={5: 15.0})):
-        reply = client.generate(Request(thinking_prompt(61), asked, num_tokens=16, seed=7, return_logprob=True))
+    for query in (Query(), Query(temperature=0.0), Query(temperature=1.0, logit_bias={5: 15.0})):
+        reply = client.generate(Request(thinking_prompt(61), query, num_tokens=16, seed=7, return_logprob=True))
         check(oracle, reply)
         reported = reply.meta["output_token_logprobs"]
         assert [token for _, token, _ in reported] == reply.output_ids
         layers = forward(oracle.model, reply.request.prompt_ids + reply.output_ids)
-        expected = engine_logprobs(layers, reply.request.prompt_ids, reply.output_ids, asked)
+        expected = engine_logprobs(layers, reply.request.prompt_ids, reply.output_ids, query)
         assert [logprob for logprob, _, _ in reported] == pytest.approx(expected, abs=TOLERANCE)
 
 
@@ -201,15 +177,6 @@ def test_long_prompts_arriving_together(client: Client, oracle: Oracle) -> None:
     """Chunks of one prompt run between other requests' steps."""
     requests = [Request([*words(80 + i, 20 + 37 * i), OPEN_ID, *words(90 + i, i)], seed=i) for i in range(5)]
     assert check(oracle, *client.together(requests)).num_active == 60
-
-
-def mixed_batch() -> list[Request]:
-    asked = [*PARAMETERS.values()][:12]
-    traced = [Request(thinking_prompt(200 + i, 10 + 3 * i), a, 10 + i, seed=i) for i, a in enumerate(asked)]
-    closed = [Request([OPEN_ID, *words(300, 9), CLOSE_ID], Query(), 14, seed=3)]
-    greedy = [Request(thinking_prompt(301), Query(temperature=0.0), 18, seed=None)]
-    off = [Request(thinking_prompt(302 + i), Query(temperature=0.0), 15, seed=None, led=False) for i in range(2)]
-    return traced + closed + greedy + off
 
 
 def test_mixed_batch(client: Client, oracle: Oracle) -> None:
@@ -241,10 +208,9 @@ def test_wrong_markers_and_lost_state_are_caught(client: Client, oracle: Oracle)
     """The flags are compared, not only the numbers: a recomputation that forgets the prompt disagrees."""
     prompt_ids = thinking_prompt(401)
     reply = client.generate(Request(prompt_ids, num_tokens=4))
-    layers = forward(oracle.model, prompt_ids + reply.output_ids)
-    arguments = (layers, prompt_ids, reply.output_ids, reply.meta, Query())
-    assert not compare(*arguments, MARKERS).faults
-    assert len(compare(*arguments, (CLOSE_ID, OPEN_ID)).faults) >= 4
+    right, swapped = (oracle_of(oracle.model, prompt_ids, Query(), markers=ids) for ids in (MARKERS, MARKERS[::-1]))
+    assert not compare(right, reply).faults
+    assert len(compare(swapped, reply).faults) >= 4
 
 
 @pytest.fixture
@@ -264,14 +230,14 @@ def test_retracted_requests_without_prefix_cache(crowded_client: Client, oracle:
     # The engine reserves all tokens of a request that ignores its end token and never retracts it: forbid the token.
     never_ends = {END_ID: -1e4}
     changing = {**never_ends, OPEN_ID: 9.0, CLOSE_ID: 9.0}  # the phase may change before the request is retracted
-    asked = [
+    queries = [
         Query(logit_bias=never_ends),
         Query(logit_bias=changing, temperature=1.0),
         Query(depth=3, top_k=5, logit_bias=never_ends),
         Query(temperature=0.0),  # the only ones that ride: a bias keeps a row out. None of them draws the end token
     ]
     prompts = [thinking_prompt(500 + i, 12) for i in range(12)]
-    requests = [Request(p, asked[i % 4], num_tokens=64, seed=i, ignore_eos=False) for i, p in enumerate(prompts)]
+    requests = [Request(p, queries[i % 4], num_tokens=64, seed=i, ignore_eos=False) for i, p in enumerate(prompts)]
     extends = 0
     for _ in range(4):  # on a busy machine they may arrive too far apart to crowd each other out
         replies = crowded_client.together(requests)
@@ -297,10 +263,10 @@ def two_rank_server(qwen3_folder: Path, logs: Path) -> Iterator[Server]:
         yield server
 
 
-def soft_thinking_follows(asker: Asker, oracle: Oracle) -> None:
+def soft_thinking_follows(logprob_client: LogprobClient, oracle: Oracle) -> None:
     """Every mixture's embedding is a sum over both ranks' halves of the table: recomputed from the prompt alone."""
     request = request_for({"method": "soft_thinking"}, thinking_prompt(610), FREE_TEMPERATURE)
-    reply = asker.generate(request)
+    reply = logprob_client.generate(request)
     agreed(compare_soft(free_run(oracle.model, case_of(request), NUM_TOKENS), distributions(reply), reply.output_ids))
 
 
@@ -311,8 +277,8 @@ def test_two_tensor_parallel_ranks(two_rank_server: Server, client: Client, orac
     Then a rank dies, and the whole server with it.
     """
     two_rank_client = Client(two_rank_server.url)
-    asked = [Query(), Query(latent_norm=True, top_k=16), Query(temperature=0.0, depth=12), Query(exploit=False)]
-    requests = [Request(thinking_prompt(600 + i, 12), a, num_tokens=10, seed=i) for i, a in enumerate(asked)]
+    queries = [Query(), Query(latent_norm=True, top_k=16), Query(temperature=0.0, depth=12), Query(exploit=False)]
+    requests = [Request(thinking_prompt(600 + i, 12), a, num_tokens=10, seed=i) for i, a in enumerate(queries)]
     requests.append(Request([OPEN_ID, *words(604, 6), CLOSE_ID], num_tokens=10, seed=11))
     requests = [replace(request, mask="selected", filters={"top_k": 5}) for request in requests]
     replies = two_rank_client.together(requests)
@@ -322,7 +288,7 @@ def test_two_tensor_parallel_ranks(two_rank_server: Server, client: Client, orac
         assert reply.output_ids == other.output_ids
         reported, expected = (one.meta["output_token_sampling_logprobs"] for one in (reply, other))
         assert reported == pytest.approx(expected, abs=TOLERANCE)
-    soft_thinking_follows(Asker(two_rank_server.url), oracle)
+    soft_thinking_follows(LogprobClient(two_rank_server.url), oracle)
     kill_scheduler(two_rank_server, "TP1")
     assert two_rank_server.process.wait(60) != 0
     # Whoever notices first: SGLang's watchdog, or the other rank.

@@ -10,24 +10,25 @@ from typing import Any
 import httpx
 import pytest
 
+from led_sglang.testing import Reply
 from tests.server import masks_recompute
-from tests.server.asking import Client, Oracle, Reply, Request, check, thinking_prompt, words
+from tests.server.api import streamed
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
-from tests.server.exact.test_exact import PARAMETERS, PROMPTS, mixed_batch
-from tests.server.launching import Server
+from tests.server.clients import Client, Oracle, Request, check, thinking_prompt, words
+from tests.server.exact.cases import PARAMETERS, PROMPTS, mixed_batch
 from tests.server.masks_recompute import policies
+from tests.server.methods import LogprobClient, distributions
 from tests.server.methods_recompute import distance
 from tests.server.recompute import Query
-from tests.server.talking import streamed
-from tests.server.test_methods import Asker, distributions
+from tests.server.servers import Server
 
 pytestmark = pytest.mark.server
 FILTERS: dict[str, float] = {"top_k": 6}  # the engine's; SGLang wants a finite top_k with a mask
 
 
 @pytest.fixture(scope="module")
-def asker(exact_server: Server) -> Asker:
-    return Asker(exact_server.url)
+def logprob_client(exact_server: Server) -> LogprobClient:
+    return LogprobClient(exact_server.url)
 
 
 def hold(*replies: Reply) -> None:
@@ -55,72 +56,74 @@ def wanting(request: Request, mode: str = "selected", **filters: float) -> Reque
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_of_every_parameter(name: str, asker: Asker, oracle: Oracle) -> None:
+def test_of_every_parameter(name: str, logprob_client: LogprobClient, oracle: Oracle) -> None:
     """Of the token, of all its mask, and for a request that asks for no trace: the same."""
-    asked = PARAMETERS[name]
-    selected = asker.generate(wanting(Request(thinking_prompt(700, 16), asked, num_tokens=24, seed=21)))
+    query = PARAMETERS[name]
+    selected = logprob_client.generate(wanting(Request(thinking_prompt(700, 16), query, num_tokens=24, seed=21)))
     check(oracle, selected)
     hold(selected)
-    if asked.temperature:  # greedily the policy is the coin's, and `led_logprob` that of the distributions
+    if query.temperature:  # greedily the policy is the coin's, and `led_logprob` that of the distributions
         pairs = zip(selected.meta["led_logprob"], selected.meta["output_token_sampling_logprobs"], strict=True)
         both = [(ours, reported) for ours, reported in pairs if ours is not None]
         assert both
         assert [ours for ours, _ in both] == pytest.approx([reported for _, reported in both], abs=1e-5)
-    support = asker.generate(replace(selected.request, mask="support"))
+    support = logprob_client.generate(replace(selected.request, mask="support"))
     hold(support)
     untraced = {**selected.meta["led_params"], "trace": False}
     for traced in (selected, support):
-        reported = asker.generate(replace(traced.request, led=untraced))
+        reported = logprob_client.generate(replace(traced.request, led=untraced))
         assert reported.output_ids == traced.output_ids and "led_candidates" not in reported.meta
         same_masks(reported.meta, traced.meta)
 
 
 @pytest.mark.parametrize("seed", [4, None])
 @pytest.mark.parametrize("name", PROMPTS)
-def test_inside_and_outside_the_phase(name: str, seed: int | None, asker: Asker, oracle: Oracle) -> None:
+def test_inside_and_outside_the_phase(
+    name: str, seed: int | None, logprob_client: LogprobClient, oracle: Oracle
+) -> None:
     """Outside, the engine's filters: with a seed LED draws from what they leave, without one the engine does."""
-    prompt_ids, asked = PROMPTS[name]
+    prompt_ids, query = PROMPTS[name]
     for filters in ({}, {"top_p": 0.5, "top_k": 20}, {"min_p": 0.1, "top_p": 0.9, "top_k": 20}):
-        reply = asker.generate(wanting(Request(prompt_ids, asked, 32, seed), "support", **filters))
+        reply = logprob_client.generate(wanting(Request(prompt_ids, query, 32, seed), "support", **filters))
         check(oracle, reply)
         hold(reply)
 
 
 @pytest.mark.parametrize("mode", ["selected", "support"])
-def test_of_a_mixed_batch(mode: str, asker: Asker, oracle: Oracle) -> None:
+def test_of_a_mixed_batch(mode: str, logprob_client: LogprobClient, oracle: Oracle) -> None:
     """Sixteen requests at once, some without LED, every third without masks, in either mode."""
     off = [Request(thinking_prompt(710 + i), Query(0.6), 15, seed=None, led=False) for i in range(2)]
     requests = [
         wanting(request, mode if i % 2 else "support", top_p=0.8) if i % 3 else replace(request, return_logprob=True)
         for i, request in enumerate([*mixed_batch(), *off])
     ]
-    replies = asker.together(requests)
+    replies = logprob_client.together(requests)
     hold(*(reply for reply in replies if reply.request.mask))
     check(oracle, *(reply for reply in replies if "led_candidates" in reply.meta))
     assert all("output_token_sampling_mask" not in reply.meta for reply in replies if not reply.request.mask)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
-def test_n_samples_and_batches_of_led_alone(temperature: float, asker: Asker) -> None:
+def test_n_samples_and_batches_of_led_alone(temperature: float, logprob_client: LogprobClient) -> None:
     """A batch that LED decides by itself, where the engine's draw would be left out."""
-    asked = Query(temperature, phase="all")
-    requests = [wanting(Request(thinking_prompt(720 + i), asked, 12, seed=None)) for i in range(6)]
-    hold(*asker.together(requests))
+    query = Query(temperature, phase="all")
+    requests = [wanting(Request(thinking_prompt(720 + i), query, 12, seed=None)) for i in range(6)]
+    hold(*logprob_client.together(requests))
 
     def samples(request: Request, led: Any) -> httpx.Response:
         body = replace(request, led=led).body()
         body["sampling_params"]["n"] = 3
-        return httpx.post(f"{asker.url}/generate", json=body, timeout=60)
+        return httpx.post(f"{logprob_client.url}/generate", json=body, timeout=60)
 
     sampled = {led: samples(requests[0], led) for led in (None, False)}
     assert sampled[None].status_code == sampled[False].status_code, "n > 1 with masks is SGLang's to mend: 500"
 
 
-def test_a_stream_tells_the_same(asker: Asker) -> None:
+def test_a_stream_reports_the_same(logprob_client: LogprobClient) -> None:
     request = wanting(Request(thinking_prompt(730), num_tokens=24, seed=5), "support")
-    whole = asker.generate(request)
+    whole = logprob_client.generate(request)
     hold(whole)
-    with httpx.Client(base_url=asker.url, timeout=60) as http:
+    with httpx.Client(base_url=logprob_client.url, timeout=60) as http:
         chunks = list(streamed(http, request.body()))
     assert len(chunks) > 5
     reported: dict[str, list[Any]] = {
@@ -133,19 +136,19 @@ def test_a_stream_tells_the_same(asker: Asker) -> None:
     same_masks(reported, whole.meta)
 
 
-def test_the_engines_other_outputs_tell_the_final_layer(client: Client, asker: Asker) -> None:
+def test_the_engines_other_outputs_report_the_final_layer(client: Client, logprob_client: LogprobClient) -> None:
     """With or without masks: the rows of docs/rollouts.md that stay the engine's."""
     request = Request(thinking_prompt(740), num_tokens=12, seed=6, return_logprob=True)
-    plain, reported = asker.generate(request), asker.generate(wanting(request))
+    plain, reported = logprob_client.generate(request), logprob_client.generate(wanting(request))
     for own, other in zip(distributions(plain), distributions(reported), strict=True):
         assert distance(own, other) < 1e-4
     assert plain.output_ids == reported.output_ids
     assert [token for _, token, _ in reported.meta["output_token_logprobs"]] == reported.output_ids
 
 
-def test_behind_the_thought_with_a_seed_the_mask_holds_the_token(asker: Asker) -> None:
+def test_behind_the_thought_with_a_seed_the_mask_holds_the_token(logprob_client: LogprobClient) -> None:
     """The draw that a named seed repeats is LED's own: from what the engine's filters leave."""
     prompt_ids = [OPEN_ID, *words(750, 8), CLOSE_ID]
-    replies = asker.together([wanting(Request(prompt_ids, Query(1.5), 32, seed=i), top_k=3) for i in range(4)])
+    replies = logprob_client.together([wanting(Request(prompt_ids, Query(1.5), 32, seed=i), top_k=3) for i in range(4)])
     hold(*replies)
     assert len({tuple(reply.output_ids) for reply in replies}) > 1

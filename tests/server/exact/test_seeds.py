@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.server.asking import Client, Oracle, Request, check, thinking_prompt, words
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
+from tests.server.clients import Client, Oracle, Request, check, thinking_prompt, words
 from tests.server.recompute import Query
 
 pytestmark = pytest.mark.server
@@ -78,8 +78,8 @@ def test_samples_of_one_request_differ_and_repeat(name: str, client: Client, ora
 
 def test_rows_without_led_are_untouched_in_a_mixed_batch(client: Client) -> None:
     """Greedy rows that switched LED off give the same tokens beside LED rows as alone."""
-    asked = Query(temperature=0.0)
-    rows = [Request(thinking_prompt(950 + i), asked, num_tokens=32, seed=None, led=False) for i in range(3)]
+    query = Query(temperature=0.0)
+    rows = [Request(thinking_prompt(950 + i), query, num_tokens=32, seed=None, led=False) for i in range(3)]
     alone = [client.generate(row).output_ids for row in rows]
     mixed = client.together([*crowd(), *rows])[-3:]
     assert [reply.output_ids for reply in mixed] == alone

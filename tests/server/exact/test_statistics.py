@@ -1,21 +1,23 @@
-"""Coins and tokens of a running server follow the probabilities that it told.
+"""Coins and tokens of a running server follow the probabilities that it reports.
 
-`test_exact.py` shows that the told probabilities are the paper's; here the draws are held against them. All p-values of
-this file together are too small by chance with probability FALSE_ALARM (Bonferroni over NUM_TESTS). Seeds are fixed, so
-a red test stays red; the mutants show that wrong draws would be red.
+`test_exact.py` shows that the reported probabilities are the paper's; here the draws are held against them. All
+p-values of this file together are too small by chance with probability FALSE_ALARM (Bonferroni over NUM_TESTS). Seeds
+are fixed, so a red test stays red; the mutants show that wrong draws would be red.
 """
 
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from tests.server.asking import Client, Oracle, Reply, Request, check, thinking_prompt
+from led_sglang.testing import Reply
+from led_sglang.testing.oracle import forward
 from tests.server.checkpoints import CLOSE_ID
-from tests.server.recompute import Mutation, Query, adjusted, forward, lagging, led_distribution, step_at
+from tests.server.clients import Client, Oracle, Request, check, thinking_prompt
+from tests.server.recompute import Mutation, Query, led_distribution, oracle_of
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 
@@ -70,9 +72,9 @@ class Draws:
 
 @pytest.fixture(scope="module", params=ASKED)
 def draws(request: pytest.FixtureRequest, client: Client) -> Draws:
-    asked, first = ASKED[request.param], 1000 * list(ASKED).index(request.param)
+    query, first = ASKED[request.param], 1000 * list(ASKED).index(request.param)
     seeds = range(first, first + NUM_REQUESTS)
-    requests = [Request(thinking_prompt(seed, 12), asked, num_tokens=NUM_TOKENS, seed=seed) for seed in seeds]
+    requests = [Request(thinking_prompt(seed, 12), query, num_tokens=NUM_TOKENS, seed=seed) for seed in seeds]
     replies = client.together(requests)
     metas = [reply.meta for reply in replies]
     candidates = np.array([meta["led_candidates"] for meta in metas])
@@ -168,7 +170,7 @@ def test_wrong_draws_would_be_noticed(draws: Draws) -> None:
     assert pair_p_value(uniforms, uniforms) < LEVEL  # the token drawn with the coin's noise
     assert min(uniform_p_values(draws.token_uniforms(draws.exploit))) < LEVEL  # the explore branch never sampled
     assert min(uniform_p_values(draws.token_uniforms(draws.exploit)[draws.explored])) < LEVEL  # branches swapped
-    reported = np.log(draws.chosen(draws.exploit))  # the exploit branch's probability told as p_LED
+    reported = np.log(draws.chosen(draws.exploit))  # the exploit branch's probability reported as p_LED
     assert abs(importance_z(draws, reported, bounded(draws, draws.explore))) > stats.norm.isf(LEVEL / 2)
 
 
@@ -202,18 +204,20 @@ class Recomputed:
 
 
 def recomputed(oracle: Oracle, replies: list[Reply], mutation: Mutation) -> Recomputed:
-    """Nothing told by the server goes in."""
+    """Nothing that the server reports goes in."""
     blur, rows = np.random.default_rng(3), []
     for reply in replies:
-        prompt_ids, output_ids, asked = reply.request.prompt_ids, reply.output_ids, reply.request.asked
-        layers = forward(oracle.model, prompt_ids + output_ids)
+        prompt_ids, output_ids, query = reply.request.prompt_ids, reply.output_ids, reply.request.query
+        steps, layers = (
+            oracle_of(oracle.model, prompt_ids, query, mutation),
+            forward(oracle.model, prompt_ids + output_ids),
+        )
         for i, token in enumerate(output_ids):
-            edit = partial(adjusted, counted=lagging(prompt_ids, output_ids[:i]), asked=asked)
-            step = step_at(layers, len(prompt_ids) + i - 1, edit, asked, mutation)
-            candidates, _, led = led_distribution(step, asked)
+            step = steps.step(layers, len(prompt_ids) + i - 1, output_ids[:i], query)
+            candidates, _, led = led_distribution(step, query)
             place = int(np.flatnonzero(candidates == token)[0])
             uniform = led.cumsum()[place] - blur.random() * led[place]
-            is_lowered = np.array([asked.logit_bias.get(int(c), 0.0) < 0 for c in candidates])
+            is_lowered = np.array([query.logit_bias.get(int(c), 0.0) < 0 for c in candidates])
             rows.append((uniform, led[is_lowered].sum(), is_lowered[place]))
     uniforms, lowered, drawn = zip(*rows, strict=True)
     return Recomputed(np.clip(uniforms, 0, 1 - 1e-12), np.clip(lowered, 0, 1), np.array(drawn))
@@ -222,9 +226,9 @@ def recomputed(oracle: Oracle, replies: list[Reply], mutation: Mutation) -> Reco
 @pytest.mark.parametrize("name", EDITED)
 def test_tokens_follow_the_recomputed_probabilities(name: str, client: Client, oracle: Oracle) -> None:
     """Penalties and bias in every layer."""
-    asked, first = EDITED[name], 5000 + 1000 * list(EDITED).index(name)
+    query, first = EDITED[name], 5000 + 1000 * list(EDITED).index(name)
     seeds = range(first, first + (24 if name == "bias" else 8))
-    requests = [Request(thinking_prompt(s, 12), asked, num_tokens=64, seed=s) for s in seeds]
+    requests = [Request(thinking_prompt(s, 12), query, num_tokens=64, seed=s) for s in seeds]
     # What penalties count in a crowd, the engine's schedule decides.
     replies = client.together(requests) if name == "bias" else [client.generate(request) for request in requests]
     check(oracle, *replies)

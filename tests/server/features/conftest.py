@@ -7,9 +7,9 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from tests.server.asking import Oracle
+from tests.server.clients import Oracle
 from tests.server.features import adapters
-from tests.server.launching import Server, install_plugin
+from tests.server.servers import Server, install_plugin
 
 API_KEY = "a secret of the tests"
 LIMIT_S = 120.0
@@ -42,8 +42,7 @@ def adapted(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
 
 @pytest.fixture(scope="package")
 def features_server(logs: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    plugins = tmp_path_factory.mktemp("cpu_plugin")
-    install_plugin(plugins, ON_A_CPU.strip())
+    plugin = install_plugin(tmp_path_factory.mktemp("cpu_plugin"), ON_A_CPU.strip())
     arguments = (
         *("--api-key", API_KEY),
         *("--reasoning-parser", "qwen3", "--enable-strict-thinking"),
@@ -53,7 +52,7 @@ def features_server(logs: Path, adapter: Path, tmp_path_factory: pytest.TempPath
         *("--enable-return-hidden-states", "--enable-streaming-session"),
         *("--enable-lora", "--lora-paths", f"tiny={adapter}", "--lora-backend", "torch_native"),
     )
-    environment = {"PYTHONPATH": str(plugins), "SGLANG_MAX_THINK_TOKENS": "100000"}  # a budget, so that it is looked at
+    environment = {**plugin, "SGLANG_MAX_THINK_TOKENS": "100000"}  # a budget, so that it is looked at
     with Server(*arguments, log=logs / "features.log", environment=environment) as server:
         yield server
 

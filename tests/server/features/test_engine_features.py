@@ -9,10 +9,10 @@ import torch
 from openai import OpenAI
 
 from led_sglang.embedded import MODEL_DIR
-from tests.server.asking import Oracle, Reply, Request, check, thinking_prompt, words
+from led_sglang.testing import Reply, check_trace
+from tests.server.api import CHAT, DEFAULTS, MODEL, counters, events, growth, messages, without_spaces
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
-from tests.server.embedded.api.test_openai_client import without_spaces
-from tests.server.talking import CHAT, DEFAULTS, MODEL, check_trace, counters, events, growth, messages
+from tests.server.clients import Oracle, Request, check, thinking_prompt, words
 
 pytestmark = pytest.mark.server
 

@@ -3,8 +3,8 @@
 import httpx
 import pytest
 
-from tests.server.launching import Server
-from tests.server.talking import CHAT, body
+from tests.server.api import CHAT, body
+from tests.server.servers import Server
 
 pytestmark = pytest.mark.server
 ORIGIN = {"origin": "https://somewhere.example"}
@@ -31,8 +31,8 @@ def test_probes_and_the_inspectors_page_need_no_key(features_server: Server, pat
 
 def test_a_browser_may_read_answers_and_refusals(http: httpx.Client) -> None:
     """SGLang allows every origin; LED's routes and refusals are no exception."""
-    asked = {**ORIGIN, "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
-    assert http.options(CHAT, headers=asked).status_code == 200
+    requested = {**ORIGIN, "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+    assert http.options(CHAT, headers=requested).status_code == 200
     refused = http.post(CHAT, json=body(CHAT, {"depth": 99}), headers=ORIGIN)
     assert refused.status_code == 400
     for answer in (refused, http.get("/led/info", headers=ORIGIN)):

@@ -8,7 +8,8 @@ import jsonschema
 import pytest
 from openai import OpenAI
 
-from tests.server.talking import MODEL, check_trace, messages
+from led_sglang.testing import check_trace
+from tests.server.api import MODEL, messages
 
 pytestmark = pytest.mark.server
 

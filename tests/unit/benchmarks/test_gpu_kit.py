@@ -151,7 +151,7 @@ def test_a_unit_that_dies_loses_nothing_else(kind: str, tmp_path: Path, monkeypa
             assert not state.exists() or state.read_text().split()[2] == "Z", "a child of a hung part outlives it"
 
 
-def test_a_part_that_cannot_be_imported_is_told(tmp_path: Path) -> None:
+def test_a_part_that_cannot_be_imported_is_reported(tmp_path: Path) -> None:
     args = kit.parse_args(["--out", str(tmp_path), "--dry-run"])
     assert kit.run([kit.Part("gone", "no_such_module", 60.0), kit.Part("late", "no_such_module", 0.0)], args) == 1
     faults = [line for line in summary.read(tmp_path / "lines.jsonl") if line["kind"] == "fault"]
@@ -168,7 +168,7 @@ def test_a_line_that_was_cut_off_does_not_hide_the_next(tmp_path: Path) -> None:
     assert [line["kind"] for line in found] == ["time", "fault", "time"] and found[-1]["part"] == "b"
 
 
-def test_bad_arguments_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         ([], "--out"),
         (["--out", "x", "--minutes", "0"], "at least 0.2"),
@@ -315,7 +315,7 @@ def test_an_error_of_a_factor_of_two_is_outside_the_budget() -> None:
 
 
 @pytest.mark.parametrize("is_padded", [True, False])
-def test_a_form_that_changes_between_warm_up_and_capture_is_told(
+def test_a_form_that_changes_between_warm_up_and_capture_is_reported(
     is_padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capture_order, "forward_of", lambda *_: torch.zeros(1))

@@ -42,7 +42,7 @@ def test_a_good_request_has_no_fault() -> None:
         {"metas": [{"led_think": [True, True], "led_stats": STATS}]},  # an entry was lost
     ],
 )
-def test_a_faulty_request_is_told(change: dict[str, Any]) -> None:
+def test_a_faulty_request_is_reported(change: dict[str, Any]) -> None:
     assert len(audit.audit_endings([replace(traced(), **change)])) == 1
 
 
@@ -81,11 +81,11 @@ async def test_a_stream_is_judged_by_the_traces_of_all_its_chunks(is_incremental
         ({}, 3, 0),
     ],
 )
-def test_a_counter_that_is_off_by_one_is_told(grown: dict[str, Any], rows: float, requests: float) -> None:
+def test_a_counter_that_is_off_by_one_is_reported(grown: dict[str, Any], rows: float, requests: float) -> None:
     assert audit.audit_counters([traced()], {**GROWN, **grown}, {"led": rows}, {"led": requests})
 
 
-def test_a_request_that_should_have_been_refused_is_told() -> None:
+def test_a_request_that_should_have_been_refused_is_reported() -> None:
     outcome = Outcome(Plan(0, CHAT, {}, "none", 0, 0, False, "refused", None), 200)
     assert audit.audit_endings([outcome])
     assert not audit.audit_endings([replace(outcome, status=400)])

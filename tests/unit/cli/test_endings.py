@@ -30,8 +30,8 @@ def server() -> Iterator[FakeServer]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, server: FakeServer) -> Path:
     folder = tmp_path_factory.mktemp("endings")
-    asked = ["--task", "embedded", "--limit", "2", "--samples", "1", "--methods", "cot", "--quiet"]
-    assert evals.main(["run", *asked, "--base-url", server.url, "--out", str(folder / "run")]) == 0
+    requested = ["--task", "embedded", "--limit", "2", "--samples", "1", "--methods", "cot", "--quiet"]
+    assert evals.main(["run", *requested, "--base-url", server.url, "--out", str(folder / "run")]) == 0
     about = {"part": "ops", "kind": "time", "run": "naive", "explored_rows": 1, "explore_rate": 0.1}
     lines = [{**about, "rows": n, "ms": 2.0 * n} for n in (1, 8)]
     (folder / "gpu.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -78,9 +78,9 @@ def test_a_full_disk(name: str, server: FakeServer, folder: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437", "utf-8"])
 def test_a_terminal_of_another_encoding(encoding: str, server: FakeServer) -> None:
-    asked = ["Why?", "--url", server.url.removesuffix("/v1"), "--candidates"]
+    requested = ["Why?", "--url", server.url.removesuffix("/v1"), "--candidates"]
     environment = {**PLAIN, "PYTHONIOENCODING": encoding}
-    run = [sys.executable, "-m", "led_sglang.trace", *asked]
+    run = [sys.executable, "-m", "led_sglang.trace", *requested]
     ended = subprocess.run(run, capture_output=True, env=environment, cwd=ROOT, check=False)
     assert ended.returncode == 0, ended.stderr
     assert str(TOKEN["text"]).encode(encoding, "backslashreplace") in ended.stdout
@@ -95,28 +95,28 @@ LOCALES = {
 
 @pytest.mark.parametrize("locale", LOCALES)
 def test_a_question_is_utf_8_whatever_the_terminal(locale: str, server: FakeServer) -> None:
-    asked = ["What is ½ of é?".encode(), b"--url", server.url.removesuffix("/v1").encode()]
-    server.asked.clear()
-    run = [sys.executable.encode(), b"-m", b"led_sglang.trace", *asked]
+    requested = ["What is ½ of é?".encode(), b"--url", server.url.removesuffix("/v1").encode()]
+    server.requested.clear()
+    run = [sys.executable.encode(), b"-m", b"led_sglang.trace", *requested]
     ended = subprocess.run(run, capture_output=True, env={**PLAIN, **LOCALES[locale]}, cwd=ROOT, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert server.asked[0]["messages"][0]["content"] == "What is ½ of é?"
+    assert server.requested[0]["messages"][0]["content"] == "What is ½ of é?"
 
 
 @pytest.mark.parametrize("locale", LOCALES)
 def test_a_question_that_is_not_utf_8(locale: str, server: FakeServer) -> None:
-    server.asked.clear()
+    server.requested.clear()
     run = [sys.executable.encode(), b"-m", b"led_sglang.trace", b"caf\xe9", b"--url", server.url.encode()]
     ended = subprocess.run(run, capture_output=True, env={**PLAIN, **LOCALES[locale]}, cwd=ROOT, check=False)
-    assert ended.returncode == 2 and not server.asked
+    assert ended.returncode == 2 and not server.requested
     assert b"argument question: byte 4, 0xe9, of b'caf\\xe9' is not UTF-8" in ended.stderr
 
 
 def test_a_folder_whose_name_is_not_utf_8(server: FakeServer, folder: Path) -> None:
     (renamed := Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9"))).mkdir()
     (renamed / "run").symlink_to(folder / "run")
-    asked = ["report", str(renamed / "run"), "--out", str(renamed / "docs"), "--resamples", "10"]
-    run = [sys.executable, "-m", "led_sglang.evals", *asked]
+    requested = ["report", str(renamed / "run"), "--out", str(renamed / "docs"), "--resamples", "10"]
+    run = [sys.executable, "-m", "led_sglang.evals", *requested]
     ended = subprocess.run(run, capture_output=True, env=PLAIN, cwd=ROOT, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "caf\\udce9" in (renamed / "docs" / "report.md").read_text()
@@ -127,7 +127,7 @@ def test_an_interrupt(tmp_path: Path) -> None:
         listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a background job ignores
         run = [sys.executable, "-m", "led_sglang.trace", "Why?", "--url", slow.url.removesuffix("/v1")]
         with subprocess.Popen(run, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=PLAIN, preexec_fn=listens) as it:
-            while not slow.asked:
+            while not slow.requested:
                 assert it.poll() is None
                 time.sleep(0.02)
             it.send_signal(signal.SIGINT)

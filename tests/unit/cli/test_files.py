@@ -57,8 +57,8 @@ def document(value: dict[str, Any]) -> str:
 
 
 def ask(folder: Path, url: str, *more: str) -> list[str]:
-    asked = ["run", "--task", "gsm8k", "--methods", "cot", "--samples", "1", "--quiet", "--data", str(folder)]
-    return [*asked, "--base-url", url, "--out", str(folder / "run"), *more]
+    requested = ["run", "--task", "gsm8k", "--methods", "cot", "--samples", "1", "--quiet", "--data", str(folder)]
+    return [*requested, "--base-url", url, "--out", str(folder / "run"), *more]
 
 
 def finished_run(folder: Path, url: str) -> Path:
@@ -77,9 +77,9 @@ def questions(folder: Path, url: str) -> tuple[Path, Callable[[], int]]:
 
 def reproduced(folder: Path, url: str) -> tuple[Path, Callable[[], int]]:
     (folder / "gsm8k.jsonl").write_text(QUESTIONS)
-    asked = ["reproduce", "--task", "gsm8k", "--stages", "temperatures", "--few", "1", "--data", str(folder)]
+    requested = ["reproduce", "--task", "gsm8k", "--stages", "temperatures", "--few", "1", "--data", str(folder)]
     where = ["--base-url", url, "--runs", str(folder / "runs"), "--out", str(folder / "docs")]
-    return folder / "gsm8k.jsonl", partial(evals.main, [*asked, *where])
+    return folder / "gsm8k.jsonl", partial(evals.main, [*requested, *where])
 
 
 def of_run(name: str, *command: str) -> Callable[[Path, str], tuple[Path, Callable[[], int]]]:
@@ -92,8 +92,8 @@ def of_run(name: str, *command: str) -> Callable[[Path, str], tuple[Path, Callab
             lines = map(json.loads, (run / name).read_text().splitlines())
             (run / name).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         more = {"report": [str(run), "--out", str(folder / "docs")], "compact": [str(run)]}
-        asked = ask(folder, url, "--resume") if command == ("run",) else [*command, *more[command[0]]]
-        return run / name, partial(evals.main, asked)
+        requested = ask(folder, url, "--resume") if command == ("run",) else [*command, *more[command[0]]]
+        return run / name, partial(evals.main, requested)
 
     return made
 
@@ -181,7 +181,7 @@ def put(file: Path, how: str, is_document: bool) -> None:
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("name", READERS)
-def test_a_wrong_file_is_told(
+def test_a_wrong_file_is_reported(
     name: str, how: str, tmp_path: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reader = READERS[name]
@@ -276,7 +276,7 @@ def place(folder: Path, how: str, is_folder: bool) -> Path:
 
 @pytest.mark.parametrize("how", ["below a file", "wrong kind", "full", "closed"])
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_place_that_cannot_be_written_to_is_told_before_the_work(
+def test_a_place_that_cannot_be_written_to_is_reported_before_the_work(
     name: str, how: str, tmp_path: Path, server: FakeServer, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

@@ -18,13 +18,13 @@ Command = Callable[..., int]
 
 
 def run(url: str, folder: Path, *more: str) -> int:
-    asked = ["--task", "embedded", "--limit", "2", "--samples", "1", "--out", str(folder / "run"), "--quiet"]
-    return evals.main(["run", *asked, "--base-url", url, *more])
+    requested = ["--task", "embedded", "--limit", "2", "--samples", "1", "--out", str(folder / "run"), "--quiet"]
+    return evals.main(["run", *requested, "--base-url", url, *more])
 
 
 def reproduce(url: str, folder: Path, *more: str) -> int:
-    asked = ["--stages", "temperatures", "--limit", "2", "--few", "1", "--runs", str(folder / "runs")]
-    return evals.main(["reproduce", *asked, "--out", str(folder / "report"), "--base-url", url, *more])
+    requested = ["--stages", "temperatures", "--limit", "2", "--few", "1", "--runs", str(folder / "runs")]
+    return evals.main(["reproduce", *requested, "--out", str(folder / "report"), "--base-url", url, *more])
 
 
 def ask_trace(url: str, folder: Path, *more: str) -> int:
@@ -65,7 +65,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_a_refusal_is_told_in_the_servers_words(
+def test_a_refusal_is_reported_in_the_servers_words(
     command: str, refusal: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     response, said = REFUSALS[refusal]
@@ -123,7 +123,7 @@ def test_a_server_that_takes_too_long(command: str, tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize("command", ["run", "evaluate"])
-def test_an_unknown_model_is_told_with_those_there_are(
+def test_an_unknown_model_is_reported_with_those_there_are(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with FakeServer() as server:

@@ -70,7 +70,7 @@ def test_a_missing_module_is_fatal(installed: Release) -> None:
     assert ("gone", TARGET) in changes(without)
 
 
-def test_a_changed_body_is_told_but_not_fatal(installed: Release) -> None:
+def test_a_changed_body_is_reported_but_not_fatal(installed: Release) -> None:
     source = installed.read(FILE) or ""
     start = source.index("def create_sampler(")
     line = next(text for text in source[start:].splitlines() if text.strip().startswith("return"))

@@ -32,7 +32,7 @@ def test_a_reasoning_parser_comes_before_the_tokenizers() -> None:
     assert found == Markers("[THINK]", "[/THINK]", (1002,), (1003,))
 
 
-def test_explicit_markers_come_first_and_a_contradiction_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_explicit_markers_come_first_and_a_contradiction_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     config = ServerConfig(think_open="[THINK]", think_close="[/THINK]")
     found = find_markers(QWEN, config, ("<think>", "</think>"))
     assert found == Markers("[THINK]", "[/THINK]", (1002,), (1003,))

@@ -70,8 +70,8 @@ def test_any_value_is_parsed_or_refused_with_words(value: object) -> None:
         return
     assert is_legal(params) or params == LedParams(method="none")
     if isinstance(value, dict):
-        for key, asked in value.items():
-            assert getattr(params, key) == asked, key
+        for key, requested in value.items():
+            assert getattr(params, key) == requested, key
 
 
 @given(NEARLY_LEGAL)
@@ -85,12 +85,12 @@ def test_what_is_legal_is_accepted(value: dict[str, object]) -> None:
 
 
 @given(NEARLY_LEGAL, st.integers(0, 2**63 - 1), st.booleans(), st.integers(0, 1000))
-def test_stamped_params_survive_the_way_to_the_scheduler(
+def test_resolved_params_survive_the_way_to_the_scheduler(
     value: dict[str, object], seed: int, is_seeded: bool, sample: int
 ) -> None:
-    stamped = ResolvedRequest(LedParams(**value), seed, is_seeded, sample)  # type: ignore[arg-type]
-    wire = json.loads(json.dumps(stamped.to_wire()))
-    assert ResolvedRequest.from_wire(wire) == stamped
+    resolved = ResolvedRequest(LedParams(**value), seed, is_seeded, sample)  # type: ignore[arg-type]
+    wire = json.loads(json.dumps(resolved.to_wire()))
+    assert ResolvedRequest.from_wire(wire) == resolved
     assert all(not isinstance(item, dict | list) for item in wire.values()), "SGLang wants scalars one level deep"
 
 

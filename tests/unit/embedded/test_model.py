@@ -65,6 +65,6 @@ def test_missing_weights_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @both
 @pytest.mark.parametrize(("task", "least"), [("arithmetic", 0.5), ("countdown", 0.2)])
 def test_solves_held_out_problems(folder: Path, task: str, least: float) -> None:
-    asked = ["--offline", "--task", task, "--model", str(folder), "--problems", "32", "--seed", "1"]
-    is_right = evaluate.evaluate(evaluate.make_parser().parse_args(asked))
+    requested = ["--offline", "--task", task, "--model", str(folder), "--problems", "32", "--seed", "1"]
+    is_right = evaluate.evaluate(evaluate.make_parser().parse_args(requested))
     assert sum(row[0] for row in is_right) / len(is_right) >= least

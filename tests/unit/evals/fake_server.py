@@ -70,7 +70,7 @@ class FakeServer:
         self.delay_s, self.api_key, self.refusal, self.events = delay_s, api_key, refusal, events
         self.says, self.reply = says, reply  # words of a status that is not 200; a document instead of a completion
         self.seen: list[tuple[str, str | None]] = []  # path and authorization of every request
-        self.asked: list[dict[str, Any]] = []  # bodies of /led/stream
+        self.requested: list[dict[str, Any]] = []  # bodies of /led/stream
         self.bodies: list[dict[str, Any]] = []
         self.port = HeldPort()
         self.url = f"http://127.0.0.1:{self.port.number}/v1"
@@ -96,7 +96,7 @@ class FakeServer:
         return JSONResponse({"model": "fake"})
 
     async def stream(self, request: Request) -> StreamingResponse:
-        self.asked.append(await request.json())
+        self.requested.append(await request.json())
         lines = [f"data: {json.dumps(event)}\n\n" for event in self.events]
 
         async def sent() -> Any:

@@ -49,13 +49,13 @@ def test_some_stages(tmp_path: Path) -> None:
 
 def test_its_own_server_can_do_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the model: a method refused in the last stage would come after hours."""
-    asked: list[str] = []
+    requested: list[str] = []
 
     class Started:
         url = "http://127.0.0.1:1"
 
         def __init__(self, *arguments: str, log: Path) -> None:
-            asked.extend(arguments)
+            requested.extend(arguments)
 
         def wait_ready(self) -> None: ...
 
@@ -64,9 +64,9 @@ def test_its_own_server_can_do_every_stage(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(reproduce_module, "Server", Started)
     with evaluated_server("--model-path x --led-max-depth 4", tmp_path, "") as url:
         assert url == "http://127.0.0.1:1/v1"
-    last = {asked[i]: asked[i + 1] for i in range(0, len(asked), 2)}
+    last = {requested[i]: requested[i + 1] for i in range(0, len(requested), 2)}
     assert last == {"--led-methods": ALL_METHODS, "--led-max-depth": "4", "--model-path": "x"}
-    assert asked[:4] == ["--led-methods", ALL_METHODS, "--led-max-depth", "12"]
+    assert requested[:4] == ["--led-methods", ALL_METHODS, "--led-max-depth", "12"]
 
 
 def test_a_server_that_does_not_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -197,7 +197,7 @@ def test_a_check_compares_with_what_the_fraction_leaves(monkeypatch: pytest.Monk
     assert memory_of_check(CONFIGS["led"], args)[0].max_rows == 4112
 
 
-def test_the_step_of_a_large_batch_is_told() -> None:
+def test_the_step_of_a_large_batch_is_reported() -> None:
     """Latent rows and their partial sums are allocated for all rows, needed or not."""
     sizes = Sizes(4112, 2560, 151_936, 2, GraphSizes())
     step = memory_plan(ServerConfig(num_layers=36), sizes).parts["step"]

@@ -77,7 +77,7 @@ def test_the_rest_starts() -> None:
     refuse_features(SimpleNamespace(disaggregation_mode="null", attn_dp_size=1, speculative_algorithm=None))
 
 
-def test_an_engine_of_another_model_than_was_told_is_refused() -> None:
+def test_an_engine_of_another_model_than_was_configured_is_refused() -> None:
     """`launch.enable` resolves layers and markers; the Engine is given its model a second time."""
     reported = ServerConfig(num_layers=12, vocab_size=1000)
     _refuse_another_model(reported, SimpleNamespace(num_hidden_layers=12, vocab_size=1000))

@@ -37,7 +37,7 @@ def test_nobody_answers_before_a_server_listens(held: HeldPort) -> None:
         socket.create_connection(("127.0.0.1", held.number), timeout=5)
 
 
-def test_a_server_that_is_told_the_number_can_listen(held: HeldPort) -> None:
+def test_a_server_that_is_given_the_number_can_listen(held: HeldPort) -> None:
     for _ in range(2):  # and again after it went away
         with socket.create_server(("127.0.0.1", held.number)):
             socket.create_connection(("127.0.0.1", held.number), timeout=5).close()

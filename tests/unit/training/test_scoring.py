@@ -63,7 +63,7 @@ def test_method_none_says_so() -> None:
 )
 def test_nothing_to_sample_from(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with HeldPort() as port:
-        asked = [word.format(port=port.number) for word in arguments]
-        assert evaluate.main([*asked, "--problems", "2"]) == 1
+        requested = [word.format(port=port.number) for word in arguments]
+        assert evaluate.main([*requested, "--problems", "2"]) == 1
     shown = capsys.readouterr()
-    assert shown.err.startswith("evaluate: ") and asked[-1] in shown.err and not shown.out
+    assert shown.err.startswith("evaluate: ") and requested[-1] in shown.err and not shown.out

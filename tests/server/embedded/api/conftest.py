@@ -6,7 +6,7 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from tests.server.launching import Server
+from tests.server.servers import Server
 
 LIMIT_S = 120.0
 

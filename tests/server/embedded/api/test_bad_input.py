@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.server.talking import CHAT, COMPLETIONS, ENDPOINTS, GENERATE, MODEL, body, generate, message_of, messages
+from tests.server.api import CHAT, COMPLETIONS, ENDPOINTS, GENERATE, MODEL, body, generate, message_of, messages
 
 pytestmark = pytest.mark.server
 LONE = "\ud800"  # half a surrogate pair: JSON can say it, UTF-8 cannot
@@ -142,8 +142,8 @@ def test_a_beam_search_runs_with_led_off_beside_requests_that_explore(http: http
 @pytest.mark.parametrize("value", [LONE, {LONE: LONE}, [LONE], {"led": {LONE: {"depth": [LONE]}}}])
 @pytest.mark.parametrize("key", ["prompt", "messages", "sampling", "led", "seed", "side", "n", LONE])
 def test_the_inspector_refuses_what_no_encoding_can_hold(http: httpx.Client, key: str, value: object) -> None:
-    asked: dict[str, Any] = {"prompt": "1 +", "sampling": {"max_new_tokens": 1}, key: value}
-    answer = http.post("/led/stream", content=json.dumps(asked))
+    requested: dict[str, Any] = {"prompt": "1 +", "sampling": {"max_new_tokens": 1}, key: value}
+    answer = http.post("/led/stream", content=json.dumps(requested))
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["message"]
 

@@ -7,13 +7,13 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
-from tests.server.talking import (
+from led_sglang.testing import check_trace
+from tests.server.api import (
     DEFAULTS,
     GENERATE,
     MODEL,
     TRACE_KEYS,
     body,
-    check_trace,
     counters,
     events,
     growth,

@@ -7,14 +7,14 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from tests.server.talking import (
+from led_sglang.testing import check_trace
+from tests.server.api import (
     CHAT,
     COMPLETIONS,
     ENDPOINTS,
     GENERATE,
     MODEL,
     body,
-    check_trace,
     events,
     generate,
     joined,

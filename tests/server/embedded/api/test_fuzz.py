@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from benchmarks.fuzz import fuzz
-from tests.server.launching import Server
+from tests.server.servers import Server
 
 pytestmark = pytest.mark.server
 

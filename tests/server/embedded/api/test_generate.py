@@ -6,17 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.talking import (
-    DEFAULTS,
-    GENERATE,
-    TRACE_KEYS,
-    body,
-    check_trace,
-    generate,
-    joined,
-    streamed,
-    thinking_prompt,
-)
+from led_sglang.testing import check_trace
+from tests.server.api import DEFAULTS, GENERATE, TRACE_KEYS, body, generate, joined, streamed, thinking_prompt
 
 pytestmark = pytest.mark.server
 TRACE = {"trace": True}
@@ -125,7 +116,7 @@ def test_ids_in_and_n_samples(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["What is 7 + 5 * 2?", "Hello"])
-def test_chat_tells_masks_that_hold_the_token(http: httpx.Client, prompt: str) -> None:
+def test_chat_reports_masks_that_hold_the_token(http: httpx.Client, prompt: str) -> None:
     request = {
         "model": "m", "messages": [{"role": "user", "content": prompt}],
         "temperature": 0.9, "top_k": 8, "max_tokens": 200,

@@ -6,17 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.talking import (
-    CHAT,
-    COMPLETIONS,
-    ENDPOINTS,
-    GENERATE,
-    MODEL,
-    body,
-    generate,
-    messages,
-    thinking_prompt,
-)
+from tests.server.api import CHAT, COMPLETIONS, ENDPOINTS, GENERATE, MODEL, body, generate, messages, thinking_prompt
 
 pytestmark = pytest.mark.server
 RESPONSES = "/v1/responses"
@@ -46,8 +36,8 @@ def text_of(path: str, document: dict[str, Any]) -> str:
 @pytest.mark.parametrize("path", [*ENDPOINTS, RESPONSES])
 async def test_one_prompt_one_answer_whatever_else_is_served(async_http: httpx.AsyncClient, path: str) -> None:
     others = [body(GENERATE, {"phase": "all"} if i % 2 else False, 8 + 5 * i) for i in range(TIMES)]
-    asked = [(path, greedy(path)) for _ in range(TIMES)]
-    mixed = [pair for other, ask in zip(others, asked, strict=True) for pair in ((GENERATE, other), ask)]
+    requested = [(path, greedy(path)) for _ in range(TIMES)]
+    mixed = [pair for other, ask in zip(others, requested, strict=True) for pair in ((GENERATE, other), ask)]
     answers = await asyncio.gather(*(async_http.post(to, json=request) for to, request in mixed))
     assert {answer.status_code for answer in answers} == {200}
     assert len({text_of(path, answer.json()) for answer in answers[1::2]}) == 1

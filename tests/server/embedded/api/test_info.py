@@ -1,4 +1,4 @@
-"""GET /led/info says what runs; its counters grow by exactly what the requests were told."""
+"""GET /led/info says what runs; its counters grow by exactly what the answers report."""
 
 from collections import Counter
 from importlib.metadata import version
@@ -8,7 +8,7 @@ import pytest
 
 import led_sglang
 from led_sglang.integration.hooks.table import HOOK_TARGETS
-from tests.server.talking import counters, generate, growth, wait_idle
+from tests.server.api import counters, generate, growth, wait_idle
 
 pytestmark = pytest.mark.server
 

@@ -18,7 +18,7 @@ from led_sglang.integration.http.endpoints import (
     TRANSCRIPTIONS,
     VERTEX,
 )
-from tests.server.talking import CHAT, COMPLETIONS, MODEL, body, counters, growth, message_of, messages, thinking_prompt
+from tests.server.api import CHAT, COMPLETIONS, MODEL, body, counters, growth, message_of, messages, thinking_prompt
 
 pytestmark = pytest.mark.server
 LED = {"depth": 3}
@@ -58,14 +58,15 @@ def places(path: str) -> list[tuple[dict[str, Any], str]]:
 @pytest.mark.parametrize("path", [path for path in ENDPOINTS if path != TRANSCRIPTIONS])
 def test_what_is_misplaced_is_refused_by_name(http: httpx.Client, path: str, stream: bool) -> None:
     before = counters(http)
-    asked = {**request_of(path), **({} if path == VERTEX else {"stream": stream})}
+    requested = {**request_of(path), **({} if path == VERTEX else {"stream": stream})}
     for extra, name in places(path):
-        answer = http.post(path, json={**asked, **extra})
+        answer = http.post(path, json={**requested, **extra})
         assert answer.status_code == 400, (extra, answer.text)
         assert message_of(answer).startswith(f"{name}: "), answer.text
     assert growth(before, counters(http))["requests"] == {}
     assert (
-        http.post(path, json={**asked, "custom_params": {"other": 1}, "metadata": {"user": "led"}}).status_code == 200
+        http.post(path, json={**requested, "custom_params": {"other": 1}, "metadata": {"user": "led"}}).status_code
+        == 200
     )
     assert growth(before, counters(http))["requests"] == {"led": 1}
 

@@ -8,10 +8,9 @@ import httpx
 import jsonschema
 import pytest
 from openai import AsyncOpenAI, BadRequestError, OpenAI
-from tokenizers import Tokenizer
 
-from led_sglang.embedded import MODEL_DIR
-from tests.server.talking import DEFAULTS, MODEL, QUESTION, check_trace, messages, thinking_prompt
+from led_sglang.testing import check_trace
+from tests.server.api import DEFAULTS, MODEL, QUESTION, TEXTS, messages, thinking_prompt, without_spaces
 
 pytestmark = pytest.mark.server
 
@@ -148,15 +147,6 @@ def test_completions_logprobs(openai: OpenAI) -> None:
     assert "".join(logprobs.tokens) == answer.choices[0].text
     assert logprobs.token_logprobs is not None
     assert all(value is not None and value <= 0 for value in logprobs.token_logprobs)
-
-
-TOKENIZER = Tokenizer.from_file(str(MODEL_DIR / "tokenizer.json"))
-TEXTS = {token: TOKENIZER.decode([token], skip_special_tokens=False) for token in range(TOKENIZER.get_vocab_size())}
-
-
-def without_spaces() -> dict[str, int]:
-    """A grammar of JSON lets a small model put out newlines for ever; this does not."""
-    return {str(token): -100 for token, text in TEXTS.items() if text != text.strip()}
 
 
 def single_letters(letters: str) -> dict[str, int]:

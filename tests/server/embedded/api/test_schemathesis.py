@@ -56,30 +56,30 @@ def as_we_write_it(led: Any) -> Any:
 
 
 def test_every_legal_value_is_served(http: httpx.Client, document: dict[str, Any]) -> None:
-    asked = []
+    requested = []
 
     @settings(max_examples=80)
     @given(led_values(document, GenerationMode.POSITIVE).map(as_we_write_it))
     def check(led: Any) -> None:
         answer = ask(http, led)
-        asked.append(led)
+        requested.append(led)
         assert answer.status_code == 200, answer.text
 
     check()
-    assert any(isinstance(led, dict) and len(led) > 3 for led in asked)
+    assert any(isinstance(led, dict) and len(led) > 3 for led in requested)
 
 
 def test_every_illegal_value_is_refused(http: httpx.Client, document: dict[str, Any]) -> None:
     validator = jsonschema.Draft202012Validator(document["components"]["schemas"]["LedParams"])
-    asked = []
+    requested = []
 
     @settings(max_examples=200)
     @given(led_values(document, GenerationMode.NEGATIVE).filter(lambda led: not validator.is_valid(led)))
     def check(led: Any) -> None:
         answer = ask(http, led)
-        asked.append(led)
+        requested.append(led)
         assert answer.status_code == 400 and "led" in answer.text, answer.text
 
     check()
-    assert len(asked) >= 200
+    assert len(requested) >= 200
     assert http.get("/led/info").json()["counters"]["step_failures"] == 0

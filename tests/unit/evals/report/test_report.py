@@ -97,7 +97,7 @@ ANALYSIS = {
 }
 
 
-def test_settings_are_told_once_and_then_by_their_differences() -> None:
+def test_settings_are_reported_once_and_then_by_their_differences() -> None:
     base = {"method": "led", "depth": 8, "min_p": 0.0}
     runs: list[dict[str, object]] = [
         {"applied": {"cot": {"method": "none"}, "led": base, "led:depth=3": {**base, "depth": 3}}},
@@ -111,7 +111,7 @@ def test_settings_are_told_once_and_then_by_their_differences() -> None:
     ]
 
 
-def test_what_runs_share_is_told_once() -> None:
+def test_what_runs_share_is_reported_once() -> None:
     other = {**SETTINGS, "temperatures": [1.0], "sessions": [{"wall_s": 1000.2}, {"wall_s": 500.4}]}
     assert provenance.overview([SETTINGS, other]) == provenance.overview([SETTINGS])
     assert len(provenance.overview([SETTINGS, {**other, "samples": 4}])) == 4
@@ -252,7 +252,7 @@ def test_nothing_to_report(
 
 @pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize("option", ["--baseline", "--reference"])
-def test_an_unknown_method_is_told_with_those_there_are(
+def test_an_unknown_method_is_reported_with_those_there_are(
     option: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", "run", "--out", "docs", option, "nope"]) == 1

@@ -56,8 +56,8 @@ BLANK = Sample("gsm8k", "cot", 0.6, "q0", 0, 1, "right", "1", "", 10, 5, "stop",
 def start(data: Path) -> Start:
     def run(url: str, *arguments: str, task: str = "gsm8k", methods: str = "cot,led:depth=4", samples: int = 3) -> int:
         fixed = ["--quiet", "--data", str(data), "--base-url", url, "--out", str(data / "run")]
-        asked = ["--task", task, "--methods", methods, "--samples", str(samples)]
-        return main(["run", *asked, *fixed, *arguments])
+        requested = ["--task", task, "--methods", methods, "--samples", str(samples)]
+        return main(["run", *requested, *fixed, *arguments])
 
     return run
 
@@ -93,7 +93,7 @@ def test_a_whole_run(data: Path, start: Start) -> None:
 def test_memory_does_not_grow_with_the_samples(data: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "thinking" * 500 + "</think>It is 0."
 
-    async def ask(self: client.Client, asked: client.Query) -> client.Answer:
+    async def ask(self: client.Client, requested: client.Query) -> client.Answer:
         return client.Answer(text, "", "stop", 7, 5, 0.1, {"method": "none"})
 
     async def find_model(self: client.Client) -> str:
@@ -118,7 +118,7 @@ def test_memory_does_not_grow_with_the_samples(data: Path, start: Start, monkeyp
     assert growth < 1 << 20, f"{growth} bytes more for 8,000 samples more, which would be 4 MB without their texts"
 
 
-def test_bars_tell_the_accuracy_while_it_runs(data: Path) -> None:
+def test_bars_show_the_accuracy_while_it_runs(data: Path) -> None:
     with FakeServer(echo, delay_s=0.05) as server:
         command = [sys.executable, "-m", "led_sglang.evals", "run", "--task", "gsm8k", "--methods", "cot,led:depth=4"]
         command += ["--samples", "20", "--concurrency", "2", "--data", str(data), "--base-url", server.url]
@@ -161,7 +161,7 @@ def test_a_judge_that_hangs_is_counted(data: Path, start: Start, capsys: pytest.
     assert "2 of 2 answers got no verdict" in message and "  2 x judge_timeout: no verdict in 0.05 s" in message
 
 
-def test_one_answer_that_no_judge_understands_is_told_and_counted(
+def test_one_answer_that_no_judge_understands_is_reported_and_counted(
     start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def grade(self: Judges, grader: str, text: str, gold: str) -> Verdict:
@@ -174,7 +174,7 @@ def test_one_answer_that_no_judge_understands_is_told_and_counted(
     assert message in capsys.readouterr().err
 
 
-def test_a_missing_judge_is_told_before_the_first_request(
+def test_a_missing_judge_is_reported_before_the_first_request(
     start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "math_verify", None)
@@ -424,7 +424,7 @@ def test_an_answer_that_is_no_completion(reply: Any, start: Start, capsys: pytes
     assert "answered with" in capsys.readouterr().err
 
 
-def test_a_server_without_versions_is_told(
+def test_a_server_without_versions_is_reported(
     data: Path, start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def info(self: FakeServer, request: Any) -> Any:

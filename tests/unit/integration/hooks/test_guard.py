@@ -162,7 +162,7 @@ class Raising:
         raise self.error
 
 
-def test_rows_whose_seats_were_lost_stay_the_engines_and_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_whose_request_rows_were_lost_stay_the_engines_and_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a batch that was filtered wrongly nobody knows whose row is whose: what was asked is told of the request."""
     monkeypatch.setattr(runtime, "_runtime", Serving())
     info = SamplingInfo(3)
@@ -240,7 +240,7 @@ def test_entries_that_were_lost_leave_the_later_ones_to_their_own_tokens() -> No
     assert "unreported" not in RequestView(LedParams()).report(0)["led_stats"]
 
 
-def test_a_scheduler_that_cannot_tell_its_facts_is_no_server_without_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_that_cannot_report_its_status_is_no_server_without_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     serving = Serving()
     monkeypatch.setattr(runtime, "_runtime", serving)
     result = SimpleNamespace(internal_state={})

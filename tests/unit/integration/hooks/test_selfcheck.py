@@ -96,7 +96,7 @@ def test_a_missing_module_is_gone() -> None:
 
 
 @pytest.mark.parametrize("source", ["def plain(a, c): pass", "def plain(b, a): pass", "def plain(a, b, *, c=1): pass"])
-def test_a_changed_signature_is_told(engine: types.ModuleType, source: str) -> None:
+def test_a_changed_signature_is_reported(engine: types.ModuleType, source: str) -> None:
     exec(source, engine.__dict__)
     register_ours()
     HookRegistry.apply_hooks()

@@ -82,7 +82,7 @@ async def test_what_needs_no_lifting_passes_byte_for_byte(
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, INVOCATIONS])
 @pytest.mark.parametrize("led", [True, False, None, {}, {"depth": 3, "trace": True}])
-async def test_metadata_is_lifted(client: httpx.AsyncClient, echo: Echo, path: str, led: object) -> None:
+async def test_metadata_is_moved(client: httpx.AsyncClient, echo: Echo, path: str, led: object) -> None:
     sent = {"model": "m", "metadata": {"led": json.dumps(led), "user": "u"}, "custom_params": {"other": 1}}
     answer = await client.post(path, json=sent)
     assert answer.json() == {**sent, "custom_params": {"other": 1, "led": led}}
@@ -120,7 +120,7 @@ async def test_responses_carry_it_in_metadata(client: httpx.AsyncClient, custom:
         assert "led" not in (after["custom_params"] or {})
 
 
-async def test_metadata_may_be_lifted_into_nothing(client: httpx.AsyncClient) -> None:
+async def test_metadata_may_be_moved_into_nothing(client: httpx.AsyncClient) -> None:
     answer = await client.post(CHAT, json={"metadata": {"led": '{"depth": 2}'}, "custom_params": None})
     assert answer.json()["custom_params"] == {"led": {"depth": 2}}
 
@@ -257,7 +257,7 @@ JSON = st.recursive(
 
 
 @given(JSON, st.sampled_from(list(ENDPOINTS)))
-def test_any_json_is_lifted_left_or_refused(value: object, path: str) -> None:
+def test_any_json_is_moved_left_or_refused(value: object, path: str) -> None:
     try:
         changed = rewrite_body(json.dumps(value).encode(), path)
     except LedParamError:

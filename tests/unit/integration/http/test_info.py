@@ -20,11 +20,11 @@ def test_no_engine_answers() -> None:
     assert combine([]) == {}
 
 
-def test_one_engine_is_told_as_it_is() -> None:
+def test_one_engine_is_reported_as_it_is() -> None:
     assert combine([engine(3, 1, "broken")]) == engine(3, 1, "broken")
 
 
-def test_counts_are_summed_and_any_fault_is_told() -> None:
+def test_counts_are_summed_and_any_fault_is_reported() -> None:
     reported = combine([engine(3, 1, None), engine(4, 2, "broken"), engine(0, 0, "later")])
     assert reported == {
         "num_layers": 12,

@@ -58,7 +58,7 @@ async def scrape(app: metrics.Metrics) -> str:
     return answer.text
 
 
-async def test_the_schedulers_counters_are_told(scheduler: Scheduler) -> None:
+async def test_the_schedulers_counters_are_reported(scheduler: Scheduler) -> None:
     scheduler.ready.set()
     text = await scrape(metrics.Metrics())
     assert "led_sglang_tokens_total 2.0" in text and "led_sglang_explored_tokens_total 1.0" in text

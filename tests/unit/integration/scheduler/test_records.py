@@ -18,7 +18,7 @@ from tests.unit.integration.fakes import batch_of, request_row
 
 PROCESSOR = "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor."
 ROWS = ["led", "none", None, "led", "dola"]
-TOLD = 99  # of the token before
+REPORTED = 99  # of the token before
 OURS = ["led", "led", "dola"]
 FLAGS = [THINKING | ACTIVE, THINKING | ACTIVE | EXPLORED | 2 << 8, THINKING]
 
@@ -33,11 +33,11 @@ def counted(counts: Counts, flags: list[int] = FLAGS) -> StepRecord:
 
 def collect(record: StepRecord, row: int, finished_len: int | None = None) -> list[Any]:
     """What SGLang's processor does with a row that it hands out: the second token of its request."""
-    request = SimpleNamespace(customized_info={WIRE_KEY: [TOLD]}, output_ids=[5, 6], finished_len=finished_len)
+    request = SimpleNamespace(customized_info={WIRE_KEY: [REPORTED]}, output_ids=[5, 6], finished_len=finished_len)
     output = SimpleNamespace(customized_info={RECORD_KEY: record})
     HANDLERS[PROCESSOR + "_maybe_collect_customized_info"](lambda *_: None, None, row, request, output)
     before, *reported = request.customized_info[WIRE_KEY]
-    assert before == TOLD
+    assert before == REPORTED
     return reported
 
 
@@ -95,7 +95,7 @@ def test_a_step_that_failed_before_it_was_counted(counts: Counts) -> None:
     assert status["tokens"]["led"] == 2 and status["led_tokens"] == status["tokens"]["dola"] == 0
 
 
-def test_a_row_that_could_not_be_told_counts_as_what_it_was_told(
+def test_a_row_that_could_not_be_reported_counts_as_what_was_reported(
     counts: Counts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record, current = counted(counts), SimpleNamespace(num_step_failures=0)

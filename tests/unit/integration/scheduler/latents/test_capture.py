@@ -151,7 +151,7 @@ def test_a_prefill_graph_that_keeps_a_list_of_layers_gives_each_replay_its_own(
         assert capture.latents(2, len(last), None)[:, :, 0].tolist() == expected
 
 
-def test_missing_layers_are_told_when_they_come() -> None:
+def test_missing_layers_are_reported_when_they_come() -> None:
     capture = capture_of()
     with pytest.raises(CaptureError, match="returned no layer outputs"):
         capture.store(None, None)
@@ -164,7 +164,7 @@ def test_missing_layers_are_told_when_they_come() -> None:
 
 
 @pytest.mark.parametrize("is_packed", [False, True])
-def test_rows_that_do_not_fit_are_told_and_the_buffer_stays(is_packed: bool) -> None:
+def test_rows_that_do_not_fit_are_reported_and_the_buffer_stays(is_packed: bool) -> None:
     """`torch.stack(out=...)` would give the view other storage, and nobody would read it."""
 
     def output(rows: int, width: int = 2) -> list[torch.Tensor] | torch.Tensor:

@@ -124,7 +124,7 @@ def test_the_list_is_not_empty() -> None:
     assert len(classes_with_setter()) > 15 and OFF_BY_ONE <= {name for _, name in classes_with_setter()}
 
 
-def test_a_model_that_does_not_tell_or_marks_other_layers_is_refused() -> None:
+def test_a_model_that_does_not_say_or_marks_other_layers_is_refused() -> None:
     with pytest.raises(CaptureError, match="0 of its modules have layers_to_capture set"):
         require_layers(nn.Sequential(Decoder()), [3, 4])
     two = nn.Sequential(Decoder(), Decoder())

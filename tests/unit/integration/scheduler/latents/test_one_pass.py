@@ -117,7 +117,7 @@ def test_a_fault_inside_a_capture_stops_the_start() -> None:
     assert one_pass_state.fault is not None, "while serving it is told, and the engine's product is used"
 
 
-def test_a_fault_gives_the_engines_product_and_is_told() -> None:
+def test_a_fault_gives_the_engines_product_and_is_reported() -> None:
     one_pass_state, head = state_of(), head_of()
     hidden = torch.randn(2, H)
     one_pass_state.mask[:2] = True

@@ -151,7 +151,7 @@ def led(seed: int = 1, is_seeded: bool = False, **params: Any) -> RequestRow:
     return wanting(request_row("led", seed, is_seeded, **{"depth": LAYERS + 1, "top_k": K, **params}))
 
 
-SEATS = [
+REQUEST_ROWS = [
     led(),
     wanting(request_row("none")),
     led(phase="all"),
@@ -169,9 +169,9 @@ def test_status_values() -> None:
 @pytest.mark.parametrize("is_active", [True, False])
 def test_rows_of_a_mixed_batch(monkeypatch: pytest.MonkeyPatch, is_active: bool) -> None:
     """Plain rows and those outside their phase are the stock sampler's, bit for bit; the others are LED's."""
-    batch, info = info_of(SEATS, TEMPERATURES, TOP_KS, support=[True, True, False, True, False, True])
+    batch, info = info_of(REQUEST_ROWS, TEMPERATURES, TOP_KS, support=[True, True, False, True, False, True])
     ids, output, decision = run(monkeypatch, batch, info, [is_active, True, True, True])
-    stock_ids, stock_output = stock(info, len(SEATS))
+    stock_ids, stock_output = stock(info, len(REQUEST_ROWS))
     assert stock_output.support_logprobs is not None and output.support_logprobs is not None
     of_mask, of_support = {0: 0, 1: 1, 2: 2, 3: 3, 5: 4}, {0: 0, 1: 1, 3: 2, 5: 3}
     for row in (1, 3) if is_active else (0, 1, 3):
@@ -199,10 +199,10 @@ def test_rows_of_a_mixed_batch(monkeypatch: pytest.MonkeyPatch, is_active: bool)
     assert len(reported(output, of_mask[2])) <= 2, "greedily no more than the arg-max of either branch"
 
 
-def test_a_row_that_is_not_finite_is_told_as_the_engine_drew_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch, info = info_of(SEATS, TEMPERATURES, TOP_KS)
+def test_a_row_that_is_not_finite_is_reported_as_the_engine_drew_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, info = info_of(REQUEST_ROWS, TEMPERATURES, TOP_KS)
     ids, output, _ = run(monkeypatch, batch, info, [True] * 4, ok=[False, True, True, True])
-    stock_ids, stock_output = stock(info, len(SEATS))
+    stock_ids, stock_output = stock(info, len(REQUEST_ROWS))
     assert ids[0] == stock_ids[0] and ids[5] != stock_ids[5]
     assert all(torch.equal(getattr(output, name)[0], getattr(stock_output, name)[0]) for name in FIELDS)
 
@@ -251,9 +251,9 @@ def test_a_forced_token_leaves_no_choice(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(output.selected_logprobs[1], stock_output.selected_logprobs[1])
 
 
-def test_what_cannot_be_told_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_reported_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of ours only: SGLang then aborts those requests rather than tell what is not so."""
-    batch, info = info_of(SEATS, TEMPERATURES, TOP_KS)
+    batch, info = info_of(REQUEST_ROWS, TEMPERATURES, TOP_KS)
     monkeypatch.setattr(Decision, "draws", lambda self: 1 / 0)
     _, output, decision = run(monkeypatch, batch, info, [True] * 4)
     assert decision.inputs.runtime.num_step_failures == 1

@@ -173,7 +173,7 @@ def test_soft_is_enabled_by_either_name() -> None:
     assert not is_soft_enabled(ServerConfig(methods=("led", "dola", "confident")))
 
 
-def test_a_fault_while_mixing_feeds_tokens_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_while_mixing_feeds_tokens_and_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     reported: list[Any] = []
     model = Model()
     table = model.model.embed_tokens.weight.detach().clone()

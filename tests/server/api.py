@@ -7,6 +7,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import httpx
+from tokenizers import Tokenizer
+
+from led_sglang.embedded import MODEL_DIR
+from led_sglang.testing import sums
 
 MODEL = "led-embedded"
 QUESTION = "What is 17 + 5 * 3?"
@@ -35,6 +39,7 @@ TRACE_KEYS = (
     "led_candidates",
     "led_exploit",
     "led_explore",
+    "led_depth_entropy",
 )
 
 
@@ -106,41 +111,6 @@ def message_of(answer: httpx.Response) -> str:
     return str(document.get("message") or document["error"]["message"])
 
 
-def check_trace(meta: dict[str, Any]) -> None:
-    """One entry per generated token, probabilities that are some, and sums that equal `led_stats`."""
-    num_tokens, params = meta["completion_tokens"], meta["led_params"]
-    assert {key: len(meta[key]) for key in TRACE_KEYS} == dict.fromkeys(TRACE_KEYS, num_tokens)
-    for values in zip(*(meta[key] for key in TRACE_KEYS), strict=True):
-        row = dict(zip(TRACE_KEYS, values, strict=True))
-        if row["led_depth"] is None:  # the engine's own token
-            assert not row["led_explored"]
-            assert all(row[key] is None for key in TRACE_KEYS[3:])
-            continue
-        assert 1 <= row["led_depth"] <= params["depth"]
-        assert 0 < row["led_confidence"] <= 1
-        assert row["led_entropy"] >= 0
-        assert row["led_logprob"] <= 0
-        for key in ("led_candidates", "led_exploit", "led_explore"):
-            assert len(row[key]) == params["top_k"]
-        for key in ("led_exploit", "led_explore"):
-            assert abs(sum(row[key]) - 1) < 1e-4
-    assert meta["led_stats"] == sums(meta)
-
-
-def sums(meta: dict[str, Any]) -> dict[str, Any]:
-    """`led_stats` worked out from a trace."""
-    explored = [
-        depth for depth, is_explored in zip(meta["led_depth"], meta["led_explored"], strict=True) if is_explored
-    ]
-    return {
-        "led_tokens": sum(depth is not None for depth in meta["led_depth"]),
-        "thinking_tokens": sum(meta["led_think"]),
-        "explored_tokens": len(explored),
-        "mean_depth": sum(explored) / len(explored) if explored else None,
-        "fallbacks": 0,
-    }
-
-
 def counters(http: httpx.Client) -> dict[str, Any]:
     found: dict[str, Any] = http.get("/led/info").json()["counters"]
     return found
@@ -163,3 +133,12 @@ def wait_idle(http: httpx.Client, limit_s: float = 60.0) -> None:
     while (answer := http.post("/flush_cache")).status_code != 200:
         assert time.monotonic() < deadline, f"still busy after {limit_s} s: {answer.text}"
         time.sleep(0.1)
+
+
+TOKENIZER = Tokenizer.from_file(str(MODEL_DIR / "tokenizer.json"))
+TEXTS = {token: TOKENIZER.decode([token], skip_special_tokens=False) for token in range(TOKENIZER.get_vocab_size())}
+
+
+def without_spaces() -> dict[str, int]:
+    """A grammar of JSON lets a small model put out newlines for ever; this does not."""
+    return {str(token): -100 for token, text in TEXTS.items() if text != text.strip()}

@@ -21,7 +21,7 @@ from benchmarks.gpu import capture_order, cases, correct, kit, ops, summary
 from benchmarks.gpu.scenarios import SCENARIOS, Size, without_lse
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.step import bench_coins
-from led_sglang.ops import uniforms
+from led_sglang.ops import LedRows, StepInputs, uniforms
 from led_sglang.ops.backends import lm_head as head
 from led_sglang.ops.backends import one_pass
 
@@ -194,8 +194,8 @@ def test_a_bench_step_has_the_one_pass_rows_of_production(rate: float) -> None:
     for confidence in (1e-3, 0.5, 1.0):  # whatever the model says
         explored = coin_uniform < 1 - confidence
         assert within(explored.double().mean().item(), rate, count)
-    rows = cases.paper_rows(count)
-    mask = one_pass.one_pass_mask(rows, one_pass_uniform, cut)
+    inputs = StepInputs(seeds >= 0, one_pass_uniform, uniform)
+    mask = one_pass.one_pass_mask(LedRows.uniform(count), inputs, cut)
     assert within(mask.double().mean().item(), cut + (1 - cut) * rate, count)
     assert bool(mask[explored].all()), "a row that explores went through the head in the one pass"
     above = uniform >= cut
@@ -205,11 +205,11 @@ def test_a_bench_step_has_the_one_pass_rows_of_production(rate: float) -> None:
 def test_the_step_under_a_bench_rate_keeps_its_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     from led_sglang.integration.scheduler import sampler, step
 
-    now = step.RowInputs(*(torch.linspace(0, 0.99, 50, dtype=torch.float64) for _ in range(2)), *[torch.arange(50)] * 5)
-    monkeypatch.setattr(step, "stand", lambda *_: now)
-    params = SimpleNamespace(activated=lambda _: "params")
+    drawn = torch.linspace(0, 0.99, 50, dtype=torch.float64)
+    now = step.RowInputs(drawn > 0, drawn, drawn, *[torch.arange(50)] * 4)
+    monkeypatch.setattr(step, "row_inputs", lambda *_: now)
     led = SimpleNamespace(
-        our_rows=(0,), lost_rows=(), request_rows=range(50), device_rows=lambda _: SimpleNamespace(params=params)
+        our_rows=(0,), lost_rows=(), request_rows=range(50), device_rows=lambda _: SimpleNamespace(params="params")
     )
     requested: list[Any] = []
     one_pass_state = SimpleNamespace(
@@ -223,7 +223,7 @@ def test_the_step_under_a_bench_rate_keeps_its_uniform(monkeypatch: pytest.Monke
         )
         current = SimpleNamespace(one_pass_state=one_pass_state, config=SimpleNamespace(bench_explore_rate=rate))
         sampler.before_forward(current, batch)  # type: ignore[arg-type]
-        coin_uniform, chosen = batch.led_context.inputs.coin_uniform, requested[-1][2]
+        coin_uniform, chosen = batch.led_context.inputs.coin_uniform, requested[-1][2].coin_uniform
         if rate is None:
             assert torch.equal(coin_uniform, now.coin_uniform) and torch.equal(chosen, now.coin_uniform)
         else:
@@ -236,7 +236,8 @@ def test_coins_of_the_kit(num_rows: int) -> None:
     for num_exploring in {0, num_rows // 10, num_rows}:
         coin_uniform, uniform = cases.spread_coins(num_rows, num_exploring)
         rate = num_exploring / num_rows
-        mask = one_pass.one_pass_mask(cases.paper_rows(num_rows), uniform, one_pass.COIN_THRESHOLD)
+        inputs = StepInputs(uniform >= 0, uniform, uniform)
+        mask = one_pass.one_pass_mask(LedRows.uniform(num_rows), inputs, one_pass.COIN_THRESHOLD)
         assert int((coin_uniform < 0).sum()) == num_exploring and bool(mask[coin_uniform < 0].all())
         expected = one_pass.COIN_THRESHOLD + (1 - one_pass.COIN_THRESHOLD) * rate
         assert abs(mask.double().mean().item() - expected) <= 1.5 / num_rows + 5 * math.sqrt(0.16 * rate / num_rows)
@@ -250,8 +251,8 @@ def test_rows_are_left_to_the_second_pass() -> None:
         lm_head = cases.make_head(size.vocab, size.hidden, torch.float32, CPU)
         for make in (without_lse, SCENARIOS["everything"]):
             case = make(lm_head, size)
-            mask = one_pass.one_pass_mask(case.rows, case.uniform, one_pass.COIN_THRESHOLD)
-            explores = (case.noise.coin_uniform < 0) & case.rows.active & (case.rows.depth > 1)
+            mask = one_pass.one_pass_mask(case.rows, case.mask_inputs, one_pass.COIN_THRESHOLD)
+            explores = (case.inputs.coin_uniform < 0) & case.inputs.active & (case.rows.depth > 1)
             assert bool((explores & mask).any() and (explores & ~mask).any()), (make, size)
 
 
@@ -332,17 +333,16 @@ def test_a_form_that_changes_between_warm_up_and_capture_is_told(
     monkeypatch.setattr(capture_order, "replayed", lambda *_: 0.0)
     args = SimpleNamespace(device=CPU, dry_run=True)
     sizes = capture_order.decode_graph_sizes(64, is_padded)
-    with cases.gpu_path():
-        captures, _ = capture_order.check(sizes, args)  # type: ignore[arg-type]
-        assert captures["ok"] and 0 < captures["largest_one_pass"] <= one_pass.MAX_ROWS
+    captures, _ = capture_order.check(sizes, args)  # type: ignore[arg-type]
+    assert captures["ok"] and 0 < captures["largest_one_pass"] <= one_pass.MAX_ROWS
 
-        def by_the_next_graph(self: OnePassState, num_rows: int, is_captured: bool) -> None:
-            if is_captured:
-                self.graph_sizes = sorted([*self.graph_sizes, num_rows])
-            self.is_one_pass = self.form(num_rows) == "one_pass"
+    def by_the_next_graph(self: OnePassState, num_rows: int, is_captured: bool) -> None:
+        if is_captured:
+            self.graph_sizes = sorted([*self.graph_sizes, num_rows])
+        self.is_one_pass = self.form(num_rows) == "one_pass"
 
-        monkeypatch.setattr(OnePassState, "on_graph_warmup", by_the_next_graph)
-        captures, _ = capture_order.check(sizes, args)  # type: ignore[arg-type]
+    monkeypatch.setattr(OnePassState, "on_graph_warmup", by_the_next_graph)
+    captures, _ = capture_order.check(sizes, args)  # type: ignore[arg-type]
     assert not captures["ok"]
     assert captures["changed"] == {"48" if is_padded else "51": [False, False, True]}
 

@@ -20,6 +20,7 @@ from led_sglang.integration.scheduler.latents.capture import Capture
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.runtime import Runtime
 from led_sglang.ops.backends import one_pass
+from led_sglang.ops.backends.triton import TritonBackend
 from tests.unit.integration.test_ride import decode_graph_sizes
 
 triton.runtime.driver.set_active(Hopper())
@@ -55,7 +56,7 @@ class Server:
         made = object.__new__(Runtime)
         made.__dict__.update(
             config=config,
-            backend="triton",
+            backend=TritonBackend(),
             backend_fault=None,
             runner=SimpleNamespace(model=Model(), model_config=SimpleNamespace(vocab_size=VOCAB)),
             num_led_layers=len(LAYERS),
@@ -64,7 +65,7 @@ class Server:
             is_deterministic=False,
             is_warm=not is_warmed_up,
             capture=Capture(Model(), LAYERS),
-            one_pass_state=OnePassState(form, "triton", len(LAYERS) - 1, max_rows + 2, CPU),
+            one_pass_state=OnePassState(form, TritonBackend(), len(LAYERS) - 1, max_rows + 2, CPU),
         )
         made.capture.allocate(max_rows + 2, HIDDEN, torch.bfloat16, CPU)
         rows = VOCAB // num_ranks
@@ -125,7 +126,14 @@ def check_the_first_use_of_the_head_runs_what_requests_reach(form: str, serve: A
     with launches() as seen:
         server.dummy_decode(1)
     names = {launch.kernel for launch in seen}
-    assert {"scan_kernel", "coin_kernel", "tail_kernel", "row_inputs_kernel", "write_kernel", "move_kernel"} <= names
+    assert {
+        "scan_kernel",
+        "coin_kernel",
+        "mix_and_sample_kernel",
+        "row_inputs_kernel",
+        "write_kernel",
+        "advance_kernel",
+    } <= names
     with launches() as seen:
         server.dummy_decode(1)
     assert len(seen) == (0 if form == "coin_first" else 3), "once"

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from led_sglang.integration.scheduler.latents.capture import Capture, CaptureError
-from led_sglang.ops import arrays
 
 LAYERS = (3, 1, 2)  # in the order wanted; the engine returns them ascending
 
@@ -17,8 +16,8 @@ class Model(nn.Module):
         self.layers_to_capture = [layer + 1 for layer in layer_ids]
 
 
-def capture_of(layers: tuple[int, ...] = LAYERS) -> Capture:
-    capture = Capture(Model(), layers)
+def capture_of(layers: tuple[int, ...] = LAYERS, allows_dynamic_shapes: bool = True) -> Capture:
+    capture = Capture(Model(), layers, allows_dynamic_shapes)
     capture.allocate(6, 2, torch.float32, "cpu")
     return capture
 
@@ -30,11 +29,8 @@ def outputs(num_tokens: int, base: float = 0.0) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("allows_dynamic_shapes", [True, False])
-def test_rows_and_layers_are_where_they_are_wanted(
-    monkeypatch: pytest.MonkeyPatch, allows_dynamic_shapes: bool
-) -> None:
-    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: allows_dynamic_shapes)
-    capture = capture_of()
+def test_rows_and_layers_are_where_they_are_wanted(allows_dynamic_shapes: bool) -> None:
+    capture = capture_of(allows_dynamic_shapes=allows_dynamic_shapes)
     capture.store(outputs(5), torch.tensor([1, 4]))  # an extend step: the last tokens of two prompts
     assert capture.latents(3, 2, None)[:, :, 0].tolist() == [[3, 3], [1, 1], [2, 2]]
     assert capture.latents(2, 2, None)[:, :, 1].tolist() == [[1, 4], [1, 4]]
@@ -47,13 +43,14 @@ def test_rows_and_layers_are_where_they_are_wanted(
     assert capture.states[:, :2, 1].tolist() == [[20, 21]] * 3
 
 
-def test_a_graph_finds_the_rows_in_the_buffer_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_finds_the_rows_in_the_buffer_itself() -> None:
     """A replay runs no Python: the copy must be part of what was captured."""
     capture = capture_of()
     capture.store(outputs(2), None)
     assert capture.buffer is not None and not capture.buffer.any()
-    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
+    capture = capture_of(allows_dynamic_shapes=False)
     capture.store(outputs(2), None)
+    assert capture.buffer is not None
     assert capture.buffer[:, :2, 0].tolist() == [[3, 3], [1, 1], [2, 2]]
 
 
@@ -124,15 +121,14 @@ class ListedOuter(nn.Module):
 
 @pytest.mark.parametrize("allows_dynamic_shapes", [True, False])
 def test_a_prefill_graph_that_keeps_a_list_of_layers_gives_each_replay_its_own(
-    allows_dynamic_shapes: bool, monkeypatch: pytest.MonkeyPatch
+    allows_dynamic_shapes: bool,
 ) -> None:
     """SGLang's breakable graphs keep one buffer for all sizes; a replay overwrites it and hands out its first rows."""
     from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
 
-    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: allows_dynamic_shapes)
     held: list[Capture] = []
     outer = ListedOuter(held)
-    capture = Capture(outer, (2, 1))
+    capture = Capture(outer, (2, 1), allows_dynamic_shapes)
     capture.allocate(6, 1, torch.float32, "cpu")
     held.append(capture)
     kept = outer.model.forward(torch.zeros(8, 1))  # the capture: `.forward` itself, with padding
@@ -167,15 +163,14 @@ def test_missing_layers_are_told_when_they_come() -> None:
 
 
 @pytest.mark.parametrize("is_packed", [False, True])
-def test_rows_that_do_not_fit_are_told_and_the_buffer_stays(is_packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_do_not_fit_are_told_and_the_buffer_stays(is_packed: bool) -> None:
     """`torch.stack(out=...)` would give the view other storage, and nobody would read it."""
 
     def output(rows: int, width: int = 2) -> list[torch.Tensor] | torch.Tensor:
         layers = [torch.ones(rows, width)] * 3
         return torch.cat(layers, 1) if is_packed else layers
 
-    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
-    capture = capture_of()
+    capture = capture_of(allows_dynamic_shapes=False)
     place = capture.states.data_ptr()
     capture.store(output(6), None, 6)
     with pytest.raises(CaptureError, match="a batch of 7 rows does not fit LED's buffer of 6 rows"):

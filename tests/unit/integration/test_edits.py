@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from led_sglang.config.fields import LedParams
 from led_sglang.config.request import ResolvedRequest
@@ -14,9 +13,11 @@ from led_sglang.integration.scheduler.batch import LedBatch, RequestRow, request
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.methods.edits import edits_of, is_edited, unedited, unedited_logits
 from led_sglang.integration.scheduler.methods.registry import confident, dola
+from led_sglang.ops.backends.torch import TorchBackend
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.methods.confident import confident_logits
 from led_sglang.ops.methods.dola import dola_logits
+from led_sglang.ops.types import StepInputs
 from led_sglang.wire import RESOLVED_KEY
 from tests.unit.integration.fakes import batch_of, request_row, sampling_info, sampling_params
 from tests.unit.integration.test_transforms import LAYERS, V, context_of, group_of, head, logits_for
@@ -129,11 +130,10 @@ def test_what_a_processor_forces_is_no_number_to_take_off() -> None:
     assert found.isfinite().all() and edits is not None
 
 
-def test_rows_with_edits_do_not_ride() -> None:
+def test_rows_with_edits_take_no_part_in_the_one_pass() -> None:
     led = batch_of(request_row("none"), request_row("led"), edited("led"), request_row("led"), edited("led"))
     rows = led.device_rows(sampling_info(led))
-    one_pass_state = OnePassState("one_pass", "fused", 7, 12, torch.device("cpu"))
-    active: Tensor = torch.ones(4, dtype=torch.bool)
-    coin_uniform = torch.zeros(4, dtype=torch.float64)
-    one_pass_state.fill_one_pass_mask(rows, replace(rows.params, active=active), coin_uniform, 5)
+    one_pass_state = OnePassState("one_pass", TorchBackend(allows_dynamic_shapes=False), 7, 12, torch.device("cpu"))
+    inputs = StepInputs(torch.ones(4, dtype=torch.bool), *torch.zeros(2, 4, dtype=torch.float64))
+    one_pass_state.fill_one_pass_mask(rows, rows.params, inputs, 5)
     assert one_pass_state.mask[:5].tolist() == [False, True, False, True, False]

@@ -21,9 +21,9 @@ from led_sglang.integration.scheduler.methods.masks import Draw
 from led_sglang.integration.scheduler.methods.registry import Override
 from led_sglang.integration.scheduler.sampler import wrap_sampler
 from led_sglang.integration.scheduler.step import StepContext
-from led_sglang.ops import Head, led_step
+from led_sglang.ops import Head, backend_for, led_step
 from led_sglang.ops.policy import led_probs
-from led_sglang.ops.rows.inputs import RowInputs
+from led_sglang.ops.types import RowInputs
 from tests.unit.integration.fakes import batch_of, request_row, sampling_info
 
 V, H, K, CAP, LAYERS = 24, 8, 4, 12, 3
@@ -100,14 +100,14 @@ def run(
         num_step_failures=0,
         has_forward_failed=False,
         failed_ranks=None,
-        backend="compiled",
+        backend=backend_for("numba", torch.device("cpu")),
         config=ServerConfig(),
         automaton=None,
         ranks=None,
     )
     runtime.counts, runtime.forget_mixtures = Counts(8, torch.device("cpu")), lambda slots: None
     context = StepContext(
-        runtime, rows, info, RowInputs(coin_uniform, token, numbers, numbers, is_active, is_active, numbers)
+        runtime, rows, info, RowInputs(is_active, coin_uniform, token, numbers, numbers, is_active, numbers)
     )
     weight = torch.randn(V, H, generator=generator)
     latents = torch.randn(LAYERS, num_ours, H, generator=generator)
@@ -115,8 +115,7 @@ def run(
     def decide(self: StepContext, logits: Tensor) -> None:
         self.is_decided = True
         self.overrides += forced
-        params = self.rows.params.activated(self.inputs)
-        step = led_step(self.rows.pick(logits), latents, Head(weight, V), params, self.inputs)
+        step = led_step(self.rows.pick(logits), latents, Head(weight, V), self.rows.params, self.inputs)
         self.step = step if ok is None else replace_ok(step, ok)
 
     monkeypatch.setattr(StepContext, "decide", decide)
@@ -130,8 +129,7 @@ def run(
 
 
 def replace_ok(step: Any, ok: list[bool]) -> Any:
-    step.__dict__["_arrays"] = {**step.__dict__["_arrays"], "ok": torch.tensor(ok).numpy()}
-    return step
+    return replace(step, ok=torch.tensor(ok))
 
 
 def stock(info: Any, num_rows: int) -> tuple[Tensor, SamplingMaskOutput]:

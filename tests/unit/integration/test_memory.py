@@ -23,7 +23,6 @@ from led_sglang.integration.memory import (
 from led_sglang.integration.scheduler.latents.capture import Capture
 from led_sglang.integration.scheduler.latents.capture_plan import captured_layers
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs
-from led_sglang.ops import arrays
 from tests.unit.integration.test_capture import Model
 from tests.unit.integration.test_soft import Model as SoftModel
 from tests.unit.integration.test_soft import no_fault
@@ -75,8 +74,7 @@ def test_layers_that_graphs_keep(
     config = CONFIGS[name]
     layers = captured_layers(config)
     parts = plan_of(config, dtype).parts
-    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
-    capture = Capture(Model(), layers)
+    capture = Capture(Model(), layers, allows_dynamic_shapes=False)
     capture.allocate(16, HIDDEN, dtype, "cpu")
     decode = kept_layers(is_packed, DECODE_ROWS, len(layers), dtype)
     stacked: list[torch.Tensor] = []

@@ -10,16 +10,21 @@ from torch import Tensor, nn
 from led_sglang.integration.scheduler.latents.capture import CaptureError
 from led_sglang.integration.scheduler.latents.lm_head import build_head, why_no_one_pass
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
-from led_sglang.ops import Head, arrays, chosen_backend
+from led_sglang.ops import Backend, Head, backend_for
 from led_sglang.ops.backends import one_pass, torch_step
 from led_sglang.ops.backends.lm_head import latent_probs
+from led_sglang.ops.backends.torch import TorchBackend
+from led_sglang.ops.types import LedRows, StepInputs
 
 CPU = torch.device("cpu")
 H, V, J = 16, 40, 3
 
 
-def ride_of(form: str = "one_pass", backend: str = "auto", max_rows: int = 12) -> OnePassState:
-    return OnePassState(form, chosen_backend(backend, CPU), J, max_rows, CPU)
+NUMBA, FIXED_SHAPES = backend_for("auto", CPU), TorchBackend(allows_dynamic_shapes=False)
+
+
+def state_of(form: str = "one_pass", backend: Backend = NUMBA, max_rows: int = 12) -> OnePassState:
+    return OnePassState(form, backend, J, max_rows, CPU)
 
 
 def head_of(**changes: Any) -> Head:
@@ -30,16 +35,17 @@ def head_of(**changes: Any) -> Head:
 @pytest.mark.parametrize("is_gpu_path", [False, True])
 def test_a_padded_graph_serves_the_real_rows_alone(is_gpu_path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight rows in the graph, five in the batch, four of them ours, one of those left out."""
-    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: not is_gpu_path)
-    one_pass_state, head, buffer = ride_of(), head_of(), torch.randn(J + 1, 12, H)
+    one_pass_state = state_of(backend=FIXED_SHAPES if is_gpu_path else NUMBA)
+    head, buffer = head_of(), torch.randn(J + 1, 12, H)
     buffer[:, 5:] = torch.nan  # padding holds what an earlier batch left
     index = torch.tensor([0, 1, 3, 4])
     rows = SimpleNamespace(index=index, edited=None)
     monkeypatch.setattr(one_pass, "one_pass_mask", lambda *_: torch.tensor([True, True, False, True]))
-    params = SimpleNamespace(any_greedy=False, temperature=torch.tensor([0.5, 1.0, 2.0, 0.7]))
+    params = LedRows.uniform(4, temperature=torch.tensor([0.5, 1.0, 2.0, 0.7]))
+    inputs = StepInputs(index >= 0, torch.zeros(4), torch.zeros(4))
     one_pass_state.on_graph_warmup(8, is_captured=True)
     one_pass_state.clear()
-    one_pass_state.fill_one_pass_mask(rows, params, torch.zeros(4), 5)  # type: ignore[arg-type]
+    one_pass_state.fill_one_pass_mask(rows, params, inputs, 5)  # type: ignore[arg-type]
     hidden = torch.randn(8, H)
     logits = one_pass_state.through(lambda h: h @ head.weight.T, hidden, head, buffer)
     torch.testing.assert_close(logits, hidden @ head.weight.T)
@@ -49,11 +55,8 @@ def test_a_padded_graph_serves_the_real_rows_alone(is_gpu_path: bool, monkeypatc
         torch.testing.assert_close(one_pass_state.lse[:, row], expected)
 
 
-def test_the_form_is_that_of_the_graph_and_beyond_the_largest_that_of_the_batch(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
-    one_pass_state = ride_of("auto", max_rows=300)
+def test_the_form_is_that_of_the_graph_and_beyond_the_largest_that_of_the_batch() -> None:
+    one_pass_state = state_of("auto", FIXED_SHAPES, max_rows=300)
     assert one_pass_state.status()["one_pass_up_to_rows"] == one_pass.MAX_ROWS
     for size in (8, 48, 64):
         one_pass_state.on_graph_warmup(size, is_captured=True)
@@ -64,7 +67,7 @@ def test_the_form_is_that_of_the_graph_and_beyond_the_largest_that_of_the_batch(
 
 
 def test_a_warm_up_that_is_no_capture_makes_no_graph() -> None:
-    one_pass_state = ride_of()
+    one_pass_state = state_of()
     one_pass_state.on_graph_warmup(8, is_captured=False)
     assert one_pass_state.is_one_pass and one_pass_state.graph_sizes == []
     one_pass_state.on_graph_warmup(4096, is_captured=False)  # a warm-up of more rows than any batch
@@ -83,15 +86,12 @@ def decode_graph_sizes(max_rows: int, is_padded: bool) -> list[int]:
 @pytest.mark.parametrize("is_padded", [True, False])
 @pytest.mark.parametrize("max_rows", [8, 32, 48, 51, 56, 256, 512])
 @pytest.mark.parametrize("form", ["auto", "one_pass", "coin_first"])
-def test_a_warm_up_has_the_form_of_its_capture(
-    form: str, max_rows: int, is_padded: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_warm_up_has_the_form_of_its_capture(form: str, max_rows: int, is_padded: bool) -> None:
     """A kernel cannot be loaded while a stream is captured: the warm-ups must have launched what the capture does.
 
     In SGLang's order: from the largest size down, two warm-ups, then the capture.
     """
-    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
-    one_pass_state = ride_of(form, max_rows=max_rows + 2)
+    one_pass_state = state_of(form, FIXED_SHAPES, max_rows=max_rows + 2)
     forms = {}
     for size in reversed(decode_graph_sizes(max_rows, is_padded)):
         decided = []
@@ -106,7 +106,7 @@ def test_a_warm_up_has_the_form_of_its_capture(
 
 def test_a_fault_inside_a_capture_stops_the_start() -> None:
     """The capture is invalid from there on: going on with the engine's product would hide why."""
-    one_pass_state, head = ride_of(), head_of()
+    one_pass_state, head = state_of(), head_of()
     one_pass_state.on_graph_warmup(2, is_captured=True)
     one_pass_state.mask[:2] = True
     with pytest.raises(CaptureError, match=r"graph of 2 rows was captured: RuntimeError.*--led-form coin_first"):
@@ -118,7 +118,7 @@ def test_a_fault_inside_a_capture_stops_the_start() -> None:
 
 
 def test_a_fault_gives_the_engines_product_and_is_told() -> None:
-    one_pass_state, head = ride_of(), head_of()
+    one_pass_state, head = state_of(), head_of()
     hidden = torch.randn(2, H)
     one_pass_state.mask[:2] = True
     logits = one_pass_state.through(lambda h: h @ head.weight.T, hidden, head, torch.randn(J, 12, H + 1))

@@ -13,8 +13,8 @@ from led_sglang.integration.scheduler import sampler, step
 from led_sglang.integration.scheduler.counters import Counts
 from led_sglang.integration.scheduler.sampler import wrap_sampler
 from led_sglang.integration.scheduler.step import StepContext
-from led_sglang.ops import Head, LedStep, arrays, led_step
-from led_sglang.ops.rows.inputs import RowInputs
+from led_sglang.ops import Head, LedStep, RowInputs, backend_for, led_step
+from led_sglang.ops.backends.torch import TorchBackend
 from tests.unit.integration.fakes import batch_of, request_row, sampling_info
 
 V = 16
@@ -54,10 +54,11 @@ class Engine:
 
 def decided(context: StepContext, logits: Tensor) -> LedStep:
     """Every row takes token 3: the only one that the logits allow."""
-    rows = replace(context.rows.params, active=context.active)
     only = torch.full_like(logits, -torch.inf)
     only[:, 3] = 0.0
-    return led_step(context.rows.pick(only), torch.zeros(0, 1, 1), Head(torch.zeros(V, 1), V), rows, context.inputs)
+    return led_step(
+        context.rows.pick(only), torch.zeros(0, 1, 1), Head(torch.zeros(V, 1), V), context.rows.params, context.inputs
+    )
 
 
 def context_of(
@@ -79,11 +80,12 @@ def context_of(
             num_step_failures=0, has_forward_failed=False, failed_ranks=None, forget_mixtures=lambda slots: None
         ),
     )
-    runtime.config, runtime.backend, runtime.counts = ServerConfig(), "compiled", Counts(8, torch.device("cpu"))
+    runtime.config, runtime.counts = ServerConfig(), Counts(8, torch.device("cpu"))
+    runtime.backend = backend_for("numba", torch.device("cpu"))
     zeros = torch.zeros(count, dtype=torch.int64)
     is_active = torch.tensor(active)
     noise = torch.zeros(count).double()
-    inputs = RowInputs(noise, noise, zeros, zeros, is_active, is_active, zeros)
+    inputs = RowInputs(is_active, noise, noise, zeros, zeros, is_active, zeros)
     context = StepContext(runtime, rows, batch_info, inputs)
     context.step = decided(context, torch.zeros(len(methods), V))
     if ok is not None:
@@ -196,10 +198,10 @@ def test_rows_outside_their_phase_are_leds_where_the_engine_would_draw_from_the_
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], is_ours: bool
 ) -> None:
     changes = dict(changes)
-    engine, is_seeded, backend = Engine(), changes.pop("is_seeded", False), changes.pop("backend", "compiled")
+    engine, is_seeded, backend = Engine(), changes.pop("is_seeded", False), changes.pop("backend", "numba")
     context = context_of(["led"] * 3, [True, False, False], is_seeded=is_seeded, **changes)
-    context.runtime.backend = backend
-    monkeypatch.setattr(StepContext, "decide_plain", lambda self, probs: None)
+    context.runtime.backend = backend_for(backend, torch.device("cpu"))
+    monkeypatch.setattr(StepContext, "draw_seeded", lambda self, probs: None)
     assert forward(monkeypatch, engine, context) == [3, *([3, 3] if is_ours else [0, 0])]
     assert engine.seen == ([] if is_ours else [[1, 2]])
 
@@ -242,9 +244,9 @@ def test_without_a_step_the_engine_samples_all() -> None:
         assert engine.seen == [[0, 1]]
 
 
-def test_where_the_host_may_not_look_the_engine_samples_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_host_may_not_look_the_engine_samples_all() -> None:
     engine, context = Engine(), context_of(["led"] * 2, [True] * 2)
-    monkeypatch.setattr(arrays, "allows_dynamic_shapes", lambda device: False)
+    context.runtime.backend = TorchBackend(allows_dynamic_shapes=False)
     assert sample(context, 2, engine)[0] == [3, 3]
     assert engine.seen == [[0, 1]]
 
@@ -279,7 +281,7 @@ def test_a_step_that_failed_writes_nothing_of_another_methods() -> None:
 def test_a_write_that_fails_leaves_the_engines_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     context = context_of(["led", "led"], [True, True])
     context.overrides.append((torch.tensor([0]), torch.tensor([7]), torch.tensor([True])))
-    monkeypatch.setattr(step, "write_tokens", lambda *args: 1 / 0)
+    monkeypatch.setattr(context.runtime.backend, "write_tokens", lambda *args: 1 / 0)
     tokens = torch.tensor([5, 6], dtype=torch.int32)
     sampler._guard(context, context.apply, tokens)
     assert context.failed and tokens.tolist() == [5, 6]

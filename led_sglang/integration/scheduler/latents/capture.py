@@ -73,7 +73,7 @@ class Capture:
     it must be part of the graph. Where the host may look, it is copied when somebody asks: most steps explore nowhere.
     """
 
-    def __init__(self, model: nn.Module, layers: tuple[int, ...], allows_dynamic_shapes: bool) -> None:
+    def __init__(self, model: nn.Module, layers: tuple[int, ...], allows_dynamic_shapes: bool = False) -> None:
         """allows_dynamic_shapes: the backend's (`led_sglang.ops.backend`)."""
         self.layers = layers
         self.allows_dynamic_shapes = allows_dynamic_shapes

@@ -62,7 +62,7 @@ class ServerConfig:
         require_choice("--led-form", self.form, FORMS)
         if self.form == "one_pass" and self.backend in ("reference", "eager"):
             raise LedParamError(
-                f"--led-form one_pass needs --led-backend auto, fused, compiled or triton, got {show(self.backend)}"
+                f"--led-form one_pass needs --led-backend auto, numba, torch or triton, got {show(self.backend)}"
             )
         if self.bench_explore_rate is not None:
             require_number("--led-bench-explore-rate", self.bench_explore_rate, 0.0, 1.0)

@@ -219,18 +219,24 @@ def _refuse_backend(config: ServerConfig, args: Any) -> None:
     """Every step would fail, and the engine's tokens would be used."""
     if config.backend == "triton" and args.device == "cpu" and not _is_triton_interpreted():
         raise LedParamError('--led-backend triton needs a GPU, this server runs on cpu: use "auto"')
-    if config.backend == "compiled" and args.device != "cpu":
-        raise LedParamError(f'--led-backend compiled is for the CPU, this server runs on {args.device}: use "auto"')
+    if config.backend in ("numba", "compiled") and args.device != "cpu":
+        raise LedParamError(
+            f'--led-backend {config.backend} is for the CPU, this server runs on {args.device}: use "auto"'
+        )
     if config.backend == "reference" and args.tp_size > 1:
         raise LedParamError(f'--led-backend reference needs --tp-size 1, got {args.tp_size}: use "auto"')
 
 
 def _is_triton_interpreted() -> bool:
+    import torch
+
+    from led_sglang.ops import backend_for
+
     try:
-        from led_sglang.ops.kernels.lm_head import is_interpreted
-    except ImportError:
+        backend_for("triton", torch.device("cpu"))
+    except (ImportError, ValueError):
         return False
-    return is_interpreted()
+    return True
 
 
 def _refuse_one_pass(config: ServerConfig, args: Any, text_config: Any) -> None:

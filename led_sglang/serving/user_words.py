@@ -12,7 +12,8 @@ from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import FIELDS, METHODS, PHASES
 from led_sglang.config.server import FORMS, ServerConfig
 
-BACKENDS = ("auto", "reference", "eager", "fused", "compiled", "triton")
+# "fused" and "compiled" are older spellings of "torch" and "numba".
+BACKENDS = ("auto", "numba", "torch", "triton", "compiled", "fused", "eager", "reference")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -200,7 +200,7 @@ def complete_lse(
 
 def probs_of(lse: Tensor, logits: Tensor) -> Tensor:
     """(J, N), (J, N, K) -> (J, N, K); NaN where a layer is not finite."""
-    # +inf - +inf is NaN: a row whose normalizer overflowed must not pass as probability 0.
+    # +inf - +inf is NaN: a row whose log-sum-exp overflowed must not pass as probability 0.
     return (logits - lse[..., None]).exp() + (lse - lse)[..., None]
 
 
@@ -230,7 +230,7 @@ def latent_sums(
     known_lse: KnownLse | None,
     edits: LogitEdits | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Normalizers and candidates' logits over the whole vocabulary, both over tau: (J, N), (J, N, K) float32."""
+    """Log-sum-exps and candidates' logits over the whole vocabulary, both over tau: (J, N), (J, N, K) float32."""
     lse, logits = across_ranks(*local_sums(latents, candidate_ids, head, tau, known_lse, edits), head)
     return lse if edits is None else lse.amax(0), logits
 

@@ -132,8 +132,18 @@ class Comparison:
         self.worst = max(self.worst, other.worst)
 
 
-COLUMNS = ("think", "explored", "depth", "confidence", "entropy", "depth_entropy", "logprob")
-COLUMNS += ("candidates", "exploit", "explore")
+COLUMNS = (
+    "think",
+    "explored",
+    "depth",
+    "confidence",
+    "entropy",
+    "depth_entropy",
+    "logprob",
+    "candidates",
+    "exploit",
+    "explore",
+)
 
 
 @dataclass(frozen=True)

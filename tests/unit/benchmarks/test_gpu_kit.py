@@ -22,7 +22,7 @@ from benchmarks.gpu import capture_order, cases, correct, explore_rate, kit, ops
 from benchmarks.gpu.explore_rate import bench_coins
 from benchmarks.gpu.scenarios import SCENARIOS, Size, without_lse
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
-from led_sglang.ops import LedRows, StepInputs, uniforms
+from led_sglang.ops import uniforms
 from led_sglang.ops.backends import lm_head as head
 from led_sglang.ops.backends import one_pass
 from led_sglang.ops.types import RowInputs

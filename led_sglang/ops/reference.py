@@ -105,7 +105,7 @@ def latent_posteriors(
 
 
 def layer_posterior(logits: Tensor, tau: float, edits: LogitEdits | None, r: int) -> Tensor:
-    """softmax(logits / tau), (V,). Penalties and bias act on every layer; no other token gains what one loses."""
+    """softmax(logits / tau), (V,). Penalties and bias act on every layer; what they take from one no other gains."""
     total = torch.logsumexp(logits / tau, dim=-1)
     if edits is not None:
         logits = edited(logits, edits, r)

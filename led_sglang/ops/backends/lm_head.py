@@ -188,14 +188,16 @@ def complete_lse(
     known = known_lse.lse[:num_layers]
     if known_lse.is_complete:
         return known.where(known_lse.has_lse, torch.nan)
-    missing = known_lse.missing
-    if missing is None:
+    lse_missing = known_lse.lse_missing
+    if lse_missing is None:
         return known.where(known_lse.has_lse, second_pass(latents, tau))
     if edits is not None:
         known = known.expand(2, *known.shape)
-    if len(missing) == 0:
+    if len(lse_missing) == 0:
         return known
-    return known.index_copy(-1, missing, second_pass(latents.index_select(1, missing), tau[missing], missing))
+    return known.index_copy(
+        -1, lse_missing, second_pass(latents.index_select(1, lse_missing), tau[lse_missing], lse_missing)
+    )
 
 
 def probs_of(lse: Tensor, logits: Tensor) -> Tensor:

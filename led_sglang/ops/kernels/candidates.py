@@ -143,7 +143,7 @@ def product_kernel(  # type: ignore[no-untyped-def]
     BLOCK_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """sums[j, n] = log sum_v exp(z_v), logits[j, n, i] = z[ids[n, i]]; z = softcap(scale * product) / tau (Eq. 2).
+    """sums[j, n] = log sum_v exp(z_v), logits[j, n, i] = z[ids[n, i]] of z = softcap(scale * product) / tau (Eq. 2).
 
     A program: one latent row. It reads its V_shard products once, BLOCK_V at a time, and K of them again.
     """

@@ -130,7 +130,7 @@ def test_a_copy_of_the_logits_would_be_seen(monkeypatch):
 @pytest.mark.parametrize("name", CASES)
 def test_no_host_sync_on_a_gpu(backend, name):
     num_rows, changes = CASES[name]
-    rows = make_rows(num_rows, **{"depth": DEPTH, "top_k": TOP_K} | changes)
+    rows = make_rows(num_rows, **{"depth": DEPTH, "top_k": TOP_K} | changes, device="cuda")
     weight = torch.randn(32001, 512, device="cuda", dtype=torch.bfloat16)
     latents = torch.randn(DEPTH, num_rows, 512, device="cuda", dtype=torch.bfloat16)
     logits = torch.randn(num_rows, 32001, device="cuda")
@@ -139,7 +139,7 @@ def test_no_host_sync_on_a_gpu(backend, name):
         logits,
         latents,
         Head(weight, 32001),
-        rows.to("cuda"),
+        rows,
         make_inputs(*uniforms(column, column, column)),
     )
     led_step(*arguments, backend=backend)  # compiles

@@ -72,7 +72,7 @@ def make_case(
     A large vocabulary needs a large `hidden`: the other tokens' logits have a spread of 22 / sqrt(hidden).
     """
     rng = torch.Generator().manual_seed(seed)
-    rows = make_rows(num_rows, depth, top_k, **changes)
+    rows = make_rows(num_rows, depth, top_k, device=device, **changes)
     num_layers = depth - 1 + int(rows.latent_offset.max() if num_rows else 0) if layers is None else layers
     weight = torch.randn(vocab, hidden, generator=rng).div_(hidden**0.5)
     favourites = torch.rand(num_rows, vocab, generator=rng).topk(min(6, vocab)).indices
@@ -87,7 +87,7 @@ def make_case(
     case_head = Head(weight.to(device, dtype), num_rows=vocab, final_norm=rms_norm)
     final_logits = (streams[0] @ weight.T).to(device)
     inputs = make_inputs(coin_uniform.to(device), token.to(device), active)
-    return Case(final_logits, streams[1:].to(device, dtype), case_head, rows.to(device), inputs)
+    return Case(final_logits, streams[1:].to(device, dtype), case_head, rows, inputs)
 
 
 MIXED = {

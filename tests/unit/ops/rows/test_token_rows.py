@@ -27,4 +27,9 @@ def test_columns_are_those_of_the_requests():
     taken_meta = meta.take(torch.tensor([2, 0]), index=torch.tensor([7, 9]))
     assert taken_meta.seed.tolist() == [2, 0] and taken_meta.in_batch.tolist() == [7, 9]
     assert taken_meta.is_led is not None and taken_meta.is_led.tolist() == [True, False]
+
+    class More(RowMeta):
+        """As a caller's own rows, of which the other columns are not those of the token rows."""
+
+    assert type(More(**vars(meta)).take(torch.tensor([0]))) is RowMeta
     assert meta.take(torch.tensor([2, 0])).in_batch.tolist() == [0, 1], "all token rows of the batch, in order"

@@ -164,12 +164,12 @@ def line(options: argparse.Namespace, method: str, concurrency: int, cell: Cell)
     }
 
 
-def baseline_server(options: argparse.Namespace, arguments: list[str], log: Path) -> Server:
+def baseline_server(options: argparse.Namespace, more: list[str], enabled: list[str], log: Path) -> Server:
     """Stock SGLang, or LED as another checkout has it."""
     if options.against is None:
-        return Server("--led", options.baseline, *arguments, log=log)
+        return Server("--led", options.baseline, *more, log=log)
     environment = {"PYTHONPATH": str(options.against.resolve())}
-    return Server("--led", "on", *arguments, log=log, environment=environment)
+    return Server("--led", "on", *enabled, *more, log=log, environment=environment)
 
 
 def command() -> None:
@@ -183,7 +183,7 @@ def command() -> None:
     for _ in range(options.starts):
         with ExitStack() as stack:
             logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            baseline = stack.enter_context(baseline_server(options, [*enabled, *more], logs / "baseline.log"))
+            baseline = stack.enter_context(baseline_server(options, more, enabled, logs / "baseline.log"))
             led = stack.enter_context(Server("--led", "on", *enabled, *more, log=logs / "led.log"))
             for (method, concurrency), cell in cells.items():
                 measure(options, baseline, led, concurrency, method, cell)

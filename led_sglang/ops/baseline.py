@@ -1,4 +1,7 @@
-"""The method in plain torch: every row, every depth, full softmax over (D, R, V)."""
+"""The method in plain torch: every row, every depth, full softmax over (D, R, V).
+
+What benchmarks compare with, and the truth of the self test; not a backend to serve with.
+"""
 
 import torch
 from torch import Tensor

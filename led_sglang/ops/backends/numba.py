@@ -11,6 +11,7 @@ from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.rows import numba_loops, stats
 from led_sglang.ops.rows.automaton import ThinkingTables
 from led_sglang.ops.rows.draw_loops import draw_rows
+from led_sglang.ops.rows.noise import uniforms
 from led_sglang.ops.types import (
     Counters,
     Filters,
@@ -41,7 +42,8 @@ class NumbaBackend(TorchBackend):
 
     def prepare(self) -> None:
         warm_up.run_without_head(self)
-        counters = Counters.zeros(2, 1, torch.device("cpu"))
+        row, counters = torch.zeros(1, dtype=torch.int64), Counters.zeros(2, 1, torch.device("cpu"))
+        uniforms(row, row, row)
         stats.count([0], [0], 1, counters.values.numpy(), counters.method_offset)
 
     def row_inputs(

@@ -92,6 +92,7 @@ def test_an_engine_of_another_model_than_was_configured_is_refused() -> None:
     [
         ("triton", {"device": "cpu"}, "needs a GPU"),
         ("compiled", {"device": "cuda"}, "for the CPU"),
+        ("numba", {"device": "cuda"}, "for the CPU"),
         ("reference", {"device": "cpu", "tp_size": 2}, "--tp-size 1"),
     ],
 )

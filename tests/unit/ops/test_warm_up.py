@@ -6,9 +6,14 @@ import pytest
 
 from tests.unit.ops.cases.processes import names, require
 
-SCRIPT = Path(__file__).with_name("warm_up_checks.py")
+SCRIPT, PREPARE = (Path(__file__).with_name(name) for name in ("warm_up_checks.py", "prepare_checks.py"))
 
 
 @pytest.mark.parametrize("check", names(SCRIPT))
 def test_what_requests_reach(check: str) -> None:
     require(SCRIPT, check, TRITON_INTERPRET="0")
+
+
+@pytest.mark.parametrize("check", names(PREPARE))
+def test_on_a_cpu(check: str) -> None:
+    require(PREPARE, check)

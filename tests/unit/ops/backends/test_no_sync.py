@@ -12,9 +12,22 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from led_sglang.ops import Backend, Head, LedRows, LedStep, LogitEdits, backend_for, led_step, uniforms
+from led_sglang.ops import (
+    Backend,
+    Head,
+    LedRows,
+    LedStep,
+    LogitEdits,
+    RowMeta,
+    ThinkingAutomaton,
+    ThinkingTables,
+    backend_for,
+    led_step,
+    uniforms,
+)
 from led_sglang.ops.backends import one_pass, torch_step
 from led_sglang.ops.backends.torch import TorchBackend
+from led_sglang.ops.types import Counters
 from tests.unit.ops.cases.op_cases import FIXED_SHAPES, make_inputs, make_rows
 from tests.unit.ops.cases.watch import MIB, V, Watch
 
@@ -89,6 +102,30 @@ def test_no_host_sync_with_penalties_and_bias(form):
     _, watch = step_of(form, make_rows(num_rows, DEPTH, TOP_K), num_edited=num_rows)
     logits_bytes = num_rows * V * 2 if form == "one_pass" else 0
     assert watch.peak_bytes - logits_bytes <= 128 * MIB, watch.peak_bytes / MIB
+
+
+@pytest.mark.parametrize("is_part", [False, True])
+def test_no_host_sync_around_a_step(is_part):
+    """Inputs before the token, the token, the states and the counts after it."""
+    tables = ThinkingAutomaton([1], [2], V).tables("cpu")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+
+        def column(count: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.empty(count, dtype=dtype, device="cuda")
+
+        flag, number = column(8, torch.bool), column(8)
+        meta = RowMeta(number if is_part else None, number, number, number, number, flag, flag, True)
+        moved = ThinkingTables(tables.symbol_of.cuda(), tables.next_state.cuda(), tables.num_symbols)
+        counters = Counters(column(64), 40, column(13, torch.float64))
+        confidence, probs = column(8, torch.float32), column(8, torch.float32)[:, None]
+        step = LedStep(number, flag, flag, number, confidence, None, number[:, None], probs, probs, None)
+        with Watch() as watch:
+            inputs = FIXED_SHAPES.row_inputs(meta, column(12), column(12), column(12), column(40))
+            FIXED_SHAPES.write_tokens(meta, column(12, torch.int32), inputs, step)
+            FIXED_SHAPES.advance(meta, moved, column(40), inputs, column(12, torch.int32))
+            for decided in (step, None):
+                assert FIXED_SHAPES.count(inputs, decided, False, number, counters).device.type == "cuda"
+    assert not watch.copies
 
 
 def test_a_sync_would_be_seen():

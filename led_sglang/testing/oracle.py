@@ -132,8 +132,10 @@ class Comparison:
         self.worst = max(self.worst, other.worst)
 
 
-COLUMNS = ("think", "explored", "depth", "confidence", "entropy", "depth_entropy", "logprob")
-COLUMNS += ("candidates", "exploit", "explore")
+COLUMNS = (  # `led_...` of a trace
+    *("think", "explored", "depth", "confidence", "entropy", "depth_entropy", "logprob"),
+    *("candidates", "exploit", "explore"),
+)
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def policy_logprobs(model: Any, rollout: Rollout) -> torch.Tensor:
 
 @dataclass
 class Step:
-    """What one step of learning saw."""
+    """The numbers of one optimizer step."""
 
     loss: float = 0.0
     mean_ratio: float = 0.0  # of pi to the policy that drew; at most 1 on average, the mass that LED's top k leaves out
@@ -143,7 +143,7 @@ class Step:
 
 def learn(model: Any, optimizer: torch.optim.Optimizer, groups: list[list[Rollout]], rewards: torch.Tensor) -> Step:
     """One optimizer step on the clipped, importance-weighted GRPO objective."""
-    told, ratios = Step(), []
+    result, ratios = Step(), []
     num_rollouts = sum(map(len, groups))
     for group, group_advantages in zip(groups, advantages(rewards), strict=True):
         for rollout, advantage in zip(group, group_advantages, strict=True):
@@ -151,15 +151,15 @@ def learn(model: Any, optimizer: torch.optim.Optimizer, groups: list[list[Rollou
             ratio = torch.exp(logprobs - torch.tensor(rollout.behaviour_logprobs))
             loss = -(ratio.clamp(max=MAX_RATIO) * advantage).mean() / num_rollouts
             loss.backward()
-            told.loss += loss.item()
+            result.loss += loss.item()
             gap = logprobs.detach() - torch.tensor(rollout.final_logprobs)
-            told.engine_gap = max(told.engine_gap, gap.abs().max().item())
+            result.engine_gap = max(result.engine_gap, gap.abs().max().item())
             ratios.append(ratio.detach())
-    told.mean_ratio = torch.cat(ratios).mean().item()
+    result.mean_ratio = torch.cat(ratios).mean().item()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    return told
+    return result
 
 
 def save(model: Any, folder: Path) -> Path:
@@ -186,7 +186,7 @@ def train(rollouts: RolloutEngine, options: argparse.Namespace, folder: Path) ->
                 for group, problem in zip(groups, batch, strict=True)
             ]
         )
-        told = learn(model, optimizer, groups, rewards)
+        result = learn(model, optimizer, groups, rewards)
         rollouts.load(save(model, folder))
         all_rollouts = [rollout for group in groups for rollout in group]
         line = {
@@ -195,9 +195,9 @@ def train(rollouts: RolloutEngine, options: argparse.Namespace, folder: Path) ->
             "mixed_groups": int((rewards.std(-1) > 0).sum()),  # the others teach nothing
             "tokens": sum(len(rollout.output_ids) for rollout in all_rollouts),
             "explored": sum(rollout.num_explored for rollout in all_rollouts),
-            "loss": round(told.loss, 5),
-            "mean_ratio": round(told.mean_ratio, 4),
-            "engine_gap": round(told.engine_gap, 6),
+            "loss": round(result.loss, 5),
+            "mean_ratio": round(result.mean_ratio, 4),
+            "engine_gap": round(result.engine_gap, 6),
         }
         print(json.dumps(line), flush=True)
 

@@ -109,7 +109,7 @@ class Analyser:
 
     @torch.no_grad()
     def add(self, ids: Tensor, start: int) -> None:
-        """`ids`: one whole sequence, (T,); the tokens from `start` on are those whose prediction is looked at."""
+        """`ids`: one whole sequence, (T,); the statistics cover the predictions of the tokens from `start` on."""
         streams = residual_streams(self.model, ids)
         for first in range(start - 1, len(ids) - 1, ROWS_AT_A_TIME):
             rows = slice(first, min(first + ROWS_AT_A_TIME, len(ids) - 1))

@@ -22,7 +22,7 @@ EMBEDDED_DEPTH = 12
 
 
 def prepare(config: ServerConfig, server_args: Any) -> ServerConfig:
-    """All of a start that comes before the weights: resolves `config` against the model, exports it, verifies hooks.
+    """The part of a start before the weights: resolves `config` against the model, exports it, verifies hooks.
 
     Raises LedParamError, CaptureError, EngineRefusal or HookError: the server must not start.
     """
@@ -39,7 +39,7 @@ def prepare(config: ServerConfig, server_args: Any) -> ServerConfig:
 def enable(model_path: str, config: ServerConfig | None = None, **server_args: Any) -> ServerConfig:
     """Switch LED on for `sglang.Engine(model_path=model_path, **server_args)` made later in this process.
 
-    Raises as `prepare`. Adds no default: what is not said is SGLang's to decide.
+    Raises as `prepare`. Adds no default: an argument that is not given has SGLang's.
     """
     from sglang.srt.entrypoints.engine import Engine
     from sglang.srt.plugins import load_plugins
@@ -55,10 +55,10 @@ def enable(model_path: str, config: ServerConfig | None = None, **server_args: A
 
 
 def server_arguments(options: Namespace, rest: Sequence[str]) -> tuple[Any, bool]:
-    """SGLang's ServerArgs of what `split_arguments` gave, and whether they are of the embedded model.
+    """SGLang's ServerArgs of what `split_arguments` returned, and whether they are of the embedded model.
 
-    SGLang's own parser reads them, a file before the command line. A default of ours fills in what neither of them
-    says, in any spelling, and nothing else; whatever is left is SGLang's to decide. Raises SystemExit.
+    SGLang's own parser reads the YAML file, then the command line. LED's defaults fill in the fields that neither of
+    them names, in any spelling; SGLang decides the rest. Raises SystemExit.
     """
     with collector_paused():
         from sglang.srt.plugins import load_plugins
@@ -79,7 +79,7 @@ def server_arguments(options: Namespace, rest: Sequence[str]) -> tuple[Any, bool
 
 
 def _defaults(is_embedded: bool) -> dict[str, tuple[str, str]]:
-    """Every default of ours, by field of ServerArgs."""
+    """The launcher's own defaults, by field of ServerArgs."""
     host = default_host()
     defaults = {} if host is None else {"host": ("--host", host)}
     if is_embedded:
@@ -107,14 +107,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(options: Namespace, rest: list[str]) -> int:
     with_led = options.led != "disabled"
-    export_config(server_config_of(options) if with_led else None)  # before plugins are loaded: ours looks at it
+    export_config(server_config_of(options) if with_led else None)  # before plugins are loaded: LED's reads it
     server_args, is_embedded = server_arguments(options, rest)
     if is_embedded:
-        # For a model this small: more threads wait for each other longer than they compute, all the more on a busy CPU.
+        # For a model this small several threads spend more time in synchronisation than in computation.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     refuse_taken(server_args.host, server_args.port)
     with collector_paused():
-        if with_led:  # a check refuses what a start would, because it comes this far too
+        if with_led:  # a check refuses what a start would: it runs the same code up to here
             resolved = prepare(server_config_of(options, EMBEDDED_DEPTH if is_embedded else None), server_args)
         elif options.check:
             from led_sglang.integration.support import accept
@@ -158,13 +158,13 @@ def _run(server_args: Any, with_led: bool) -> int:
 
 
 def _import_what_all_need() -> None:
-    """At least this is what a process that SGLang spawns is about to import."""
+    """The imports that every process of SGLang needs."""
     with collector_paused():
         import sglang.srt.managers.detokenizer_manager  # noqa: F401
 
 
 def _register_late() -> None:
-    """Where SGLang loaded its plugins before LED was switched on, register and apply now."""
+    """Register and apply the hooks now, where SGLang loaded its plugins before LED was switched on."""
     from sglang.srt.plugins.hook_registry import HookRegistry
 
     from led_sglang.integration.hooks.register import register_hooks

@@ -40,14 +40,14 @@ class Function:
 
 
 def targets(version: str) -> dict[str, str]:
-    """Every dotted path that matters to us in that release, and how we use it."""
+    """Every dotted path of that release that LED uses, and how."""
     hooks = {path: hook.kind for path, hook in HOOK_TARGETS.items() if _is_for(hook, version)}
     later = [pairs for since, pairs in RELIED_ON_SINCE.items() if _version_key(since) <= _version_key(version)]
     return hooks | {path: RELIED for pairs in (RELIED_ON, *later) for path, _ in pairs}
 
 
 def _is_for(hook: object, version: str) -> bool:
-    """A hook that only some releases need says so with `since` (first) or `until` (first without)."""
+    """A hook of some releases only has `since` (the first) or `until` (the first without)."""
     since, until = getattr(hook, "since", None), getattr(hook, "until", None)
     key = _version_key(version)
     return (since is None or _version_key(since) <= key) and (until is None or key < _version_key(until))
@@ -59,13 +59,13 @@ def describe(release: Release, target: str, how: str) -> Function | None:
 
 
 def manifest_of(release: Release) -> dict[str, Function]:
-    """Describes every target that the release has; `check` tells of the others."""
+    """Describes every target that the release has; `check` reports the others."""
     described = {target: describe(release, target, how) for target, how in targets(release.version).items()}
     return {target: function for target, function in sorted(described.items()) if function is not None}
 
 
 def manifests_dir() -> Path:
-    """`patches/` of the repository, or the copy that a wheel of ours carries."""
+    """`patches/` of the repository, or the copy inside an installed wheel."""
     packaged = Path(__file__).parent / "_patches"
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "patches"
 

@@ -197,7 +197,7 @@ def _printable(text: str) -> str:
 
 
 def run(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Ask, print as it arrives, and return the events of both sides (plain: only for --html)."""
+    """Send the requests, print tokens as they arrive, return the events of both sides (plain: only for --html)."""
     terminal = Terminal(options.no_color)
     terminal.legend()
     sides: dict[str, list[dict[str, Any]]] = {"led": [], "plain": []}

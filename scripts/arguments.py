@@ -4,7 +4,7 @@
     .venv/bin/python scripts/arguments.py           # writes the tables between the page's markers
     .venv/bin/python scripts/arguments.py --check   # exits 1 if the page has others
 
-What is refused stands in `integration.support.UNSUPPORTED` alone.
+Refused arguments are listed in `integration.support.UNSUPPORTED` alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Known vulnerabilities in what we add to SGLang: our extras' packages that SGLang does not bring itself.
+"""Known vulnerabilities in the packages of the extras that SGLang does not bring itself.
 
-    .venv/bin/python scripts/audit.py          # asks the package index's vulnerability service, so it needs a network
+    .venv/bin/python scripts/audit.py          # queries the package index's vulnerability service
     .venv/bin/python scripts/audit.py --list   # the packages alone
 
 Exits 1 if one is known to be vulnerable, and also if one could not be looked up: silence is no clean bill.

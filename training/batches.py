@@ -1,4 +1,4 @@
-"""Turns problems into training batches: sorted by length, so that padding wastes little and no row sees another."""
+"""Turns problems into training batches: sorted by length, so that padding wastes little and rows stay independent."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ MAX_NEW_TOKENS = 256  # the longest thinking of the training data has about 190
 
 
 def led_params(method: str) -> dict[str, Any]:
-    """`custom_params` of a request: off has to be said too, since a server may be set to decode with LED by default."""
+    """`custom_params` of a request: plain sampling is explicit, because a server may decode with LED by default."""
     return {"led": False if method == "none" else {"method": method}}
 
 

@@ -2,7 +2,7 @@
 
     python -m training.train --steps 2500 --seed 1 --init DIR --out DIR
 
-Data and schedule follow the seed and the step: the same machine makes the same weights, however long it takes.
+Data and schedule follow the seed and the step: the same machine makes the same weights.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
 
 
 def generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
-    """What a client gets who asks for nothing: the temperature evaluated, and no cut of the distribution's tail."""
+    """The defaults of a request: the evaluated temperature, and no cut of the distribution's tail."""
     return GenerationConfig(
         do_sample=True,
         temperature=0.6,

@@ -128,4 +128,8 @@ def make_case(head: Head, num_rows: int, depth: int, num_exploring: int, /, **ro
 
 def gpu_backend(name: str, device: torch.device) -> Backend:
     """As on a GPU, with fixed shapes, on a CPU too: what a dry run is to prove."""
+    if name == "triton":
+        from led_sglang.ops.backends.triton import TritonBackend
+
+        return TritonBackend()
     return TorchBackend(allows_dynamic_shapes=False) if name in ("torch", "fused") else backend_for(name, device)

@@ -150,7 +150,7 @@ def _run_process(
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     env = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
     with folder.log.open("ab") as log:
-        start = log.pack_flags()
+        start = log.tell()
         process = subprocess.Popen(
             command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True,

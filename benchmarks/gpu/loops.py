@@ -36,6 +36,6 @@ def require_loops() -> str | None:
     root, core, caching = ModuleType("numba"), ModuleType("numba.core"), ModuleType("numba.core.caching")
     vars(root).update(njit=_kept, jit=_kept, prange=range, core=core, __version__="stand-in")
     vars(core).update(caching=caching)
-    vars(caching).update(FunctionCache=FunctionCache)
+    vars(caching).update(FunctionCache=FunctionCache, IndexDataCacheFile=object)
     sys.modules.update({"numba": root, "numba.core": core, "numba.core.caching": caching})
     return fault

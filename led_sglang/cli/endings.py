@@ -1,6 +1,6 @@
-"""How a command ends: with what was asked for, or with one message of what kept it from that and another status than 0.
+"""The end of a command: its result and status 0, or one message with the reason and another status.
 
-0: done; 1: not done, the reason is on stderr; 2: bad arguments; 130: interrupted; 141: nobody reads the output.
+0: done; 1: not done, the reason is on stderr; 2: bad arguments; 130: interrupted; 141: the output pipe was closed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def guarded(
     kept: Callable[[str], str] = lambda message: "",
     install: str = "pip install 'led_sglang[evals]'",
 ) -> int:
-    """The exit status of the command `name`, whose arguments are read and whose work is done by `work`.
+    """The exit status of the command `name`; `work` reads its arguments and does it.
 
-    CommandError, OSError and a missing package become one message, and `kept(message)` adds what an unfinished work
-    leaves behind. SystemExit (argparse's) passes through, and so does any other exception: a fault of ours.
+    CommandError, OSError and a missing package become one message; `kept(message)` adds what unfinished work leaves
+    behind. SystemExit (argparse's) passes through, and so does any other exception: a fault of this package.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding is told \xe9 for what it cannot show
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding shows \xe9 for a letter that it lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
@@ -54,14 +54,14 @@ def guarded(
 
 
 def words(error: BaseException) -> str:
-    """What an error says, a system's without its number."""
+    """The message of an error; a system error's without its number."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     return str(error) or type(error).__name__
 
 
 def write_stderr(*lines: str) -> None:
-    """On stderr, if anybody reads it."""
+    """Write to stderr; a closed stderr is ignored."""
     with contextlib.suppress(OSError):
         print("\n".join(filter(None, lines)), file=sys.stderr, flush=True)
 

@@ -155,7 +155,7 @@ def check_folder(path: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Make the file's folder and see that it can be written; a file that is there stays as it is. Raises FileError."""
+    """Make the file's folder and check that the file can be written; it keeps its content. Raises FileError."""
     if path.is_dir():
         raise FileError(f"{path} is a directory, not a file")
     if not path.exists():
@@ -164,7 +164,7 @@ def check_file(path: Path) -> None:
     try:
         with path.open("ab") as file:
             mode = os.fstat(file.fileno()).st_mode
-            if stat.S_ISCHR(mode) and not file.isatty():  # /dev/full tells only what was written to it
+            if stat.S_ISCHR(mode) and not file.isatty():  # /dev/full fails at a write, not when it is opened
                 file.write(b"\n")
     except OSError as error:
         raise FileError(f"{path} cannot be written to: {error.strerror}") from error
@@ -173,7 +173,7 @@ def check_file(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Raises FileError."""
     try:
-        # A file name that is not UTF-8, or half a character of a model, may stand in a text.
+        # The text may hold a file name that is not UTF-8, or half a character of a model.
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise FileError(f"{path} cannot be written to: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""How the commands talk to a server: the key goes with every request, and what the server says is told as it is."""
+"""The commands' HTTP: every request carries the key, every error the server's own words."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_MESSAGE_CHARS = 500
 
 
 class ServerError(CommandError):
-    """A server that refused, or (`status` is None) did not answer; `said`: its own words alone."""
+    """A server that refused, or (`status` is None) did not answer; `said` holds the server's words alone."""
 
     def __init__(self, message: str, status: int | None = None, said: str = "") -> None:
         super().__init__(message)

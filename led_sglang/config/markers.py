@@ -30,7 +30,7 @@ def find_markers(tokenizer: Any, config: ServerConfig, parser_markers: tuple[str
     """From --led-think-open/--led-think-close where set, else `--reasoning-parser`'s, else the tokenizer's <think>.
 
     Returns None where none is found and no phase needs one. Raises LedParamError where phase "think" needs one, and for
-    markers that were named and cannot be told apart.
+    named markers that cannot be distinguished.
     """
     is_explicit = config.think_open is not None or config.think_close is not None
     if config.think_open is not None and config.think_close is not None:

@@ -1,4 +1,4 @@
-"""A request's parameters: from the wire value of `custom_params.led` to what the scheduler is sent."""
+"""A request's parameters: from the wire value of `custom_params.led` to what the scheduler receives."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ NAME = "custom_params.led."
 
 
 def check_custom_params(custom: object) -> None:
-    """Raises LedParamError for what is no object, or holds the key under which we stamp requests."""
+    """Raises LedParamError for what is no object, or holds the key of the resolved parameters."""
     if not isinstance(custom, dict):
         raise LedParamError(f"custom_params must be an object, got {show(custom)}")
     if RESOLVED_KEY in custom:
@@ -27,7 +27,7 @@ def parse_request(value: object, config: ServerConfig) -> LedParams | None:
     """Resolve the wire value of `custom_params.led` against the server's defaults.
 
     `value`: None (absent: the server's default), a bool, or an object with keys of LedParams.
-    Returns None where LED was neither asked for nor on by default. Raises LedParamError.
+    Returns None where LED is neither requested nor on by default. Raises LedParamError.
     """
     if value is None:
         return parse_request(True, config) if config.default_on else None
@@ -90,7 +90,7 @@ def _require_layers(params: LedParams, config: ServerConfig) -> None:
         )
 
 
-# What no range of one key can say, by the key after whose own check it is asked.
+# Checks that involve two keys, or a key and the server; each runs after the range check of its key.
 _SECOND_CHECKS: dict[str, Callable[[LedParams, ServerConfig], None]] = {
     "phase": _require_markers,
     "latent_offset": _require_layers,
@@ -102,7 +102,7 @@ class ResolvedRequest:
     """A request's resolved parameters on their way from the HTTP process to the scheduler."""
 
     params: LedParams
-    seed: int  # of our noise: the request's own or drawn once for it
+    seed: int  # of LED's noise: the request's own or drawn once for it
     is_seeded: bool  # the request named its seed
     sample: int  # index among the n samples of one request
 

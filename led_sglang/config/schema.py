@@ -1,7 +1,7 @@
 """The JSON Schema of `custom_params.led` on a server, as /openapi.json shows it.
 
-It says what `request.parse_request` accepts, but for two things that a schema cannot say: an integer must not be
-written as 8.0, and `latent_offset` 1 wants a depth of at most the captured layers.
+It accepts what `request.parse_request` accepts, with two exceptions that a schema cannot express: an integer must not
+be written as 8.0, and `latent_offset` 1 needs a depth of at most the captured layers.
 """
 
 from collections.abc import Callable

@@ -52,7 +52,7 @@ class ServerConfig:
 
     @property
     def has_markers(self) -> bool:
-        """A thinking phase can be told from the rest, as far as is known of the model."""
+        """The model has thinking markers, or its markers are not known yet."""
         return bool(self.open_ids) or self.num_layers is None
 
     def check(self) -> None:

@@ -42,7 +42,7 @@ MAX_EXPRESSION_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class Countdown:
-    """The numbers and the target asked for, and one of the many searches that find it."""
+    """The numbers, the target, and one of the many searches that find it."""
 
     numbers: tuple[int, ...]
     target: int

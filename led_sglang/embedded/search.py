@@ -81,7 +81,7 @@ def luck(numbers: Numbers, target: int) -> float:
 
 @dataclass
 class Search:
-    """One search from the numbers to the target; `path` is the way from the start to where it stands."""
+    """One search from the numbers to the target; `path` holds the steps from the start to the current numbers."""
 
     numbers: Numbers
     target: int

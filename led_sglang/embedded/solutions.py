@@ -1,6 +1,6 @@
 """Writes one line of thought for an expression, choosing at random among equally right ones.
 
-The choices are what makes sampling from the trained model uncertain in an honest way: which operation comes first,
+The choices make the trained model uncertain where several continuations are right: which operation comes first,
 whether a step is done at once or in parts and in which parts, how operands are ordered, whether a result is checked,
 and the words.
 """

@@ -1,4 +1,4 @@
-"""The tasks of the embedded models behind one face: what training mixes, and what an evaluation asks and grades."""
+"""The tasks of the embedded models behind one interface, for training and evaluation."""
 
 from __future__ import annotations
 

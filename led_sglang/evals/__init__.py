@@ -1,1 +1,1 @@
-"""The paper's experiment as a tool: a client that talks HTTP to a server and knows neither torch nor SGLang."""
+"""The paper's experiment as a tool: an HTTP client that imports neither torch nor SGLang."""

@@ -167,7 +167,7 @@ def _is_kept(requested: list[argparse.Namespace], message: str) -> bool:
 
 
 def _kept(args: argparse.Namespace) -> str:
-    """What a user whose run ended early has to know."""
+    """The message for a run that ended early: what is kept and how it goes on."""
     if args.command == "reproduce":
         return f"finished samples are kept in {args.runs}; the same command goes on"
     return f"finished samples are kept; go on with --resume --out {args.out}"

@@ -14,4 +14,4 @@ class ServerGone(EvalError):
 
 
 class NotApplied(EvalError):
-    """The server decoded with other parameters than those asked for."""
+    """The server decoded with other parameters than the requested ones."""

@@ -1,4 +1,4 @@
-"""The methods of a run, as written on the command line, as sent, and as they must come back."""
+"""The methods of a run: as written on the command line, as sent, and as the answer must report them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["Method", "parse_methods"]
 
 @dataclass(frozen=True)
 class Method:
-    """`name` is what was written; `params` the keys that were asked for beside the method."""
+    """`name` is the text of the command line; `params` the requested keys beside the method."""
 
     name: str
     method: str
     params: tuple[tuple[str, Any], ...] = ()
 
     def custom_params(self) -> dict[str, Any]:
-        """Off is said too, because a server may decode with LED by default."""
+        """Plain sampling is requested explicitly, because a server may decode with LED by default."""
         return {"led": False if self.method == "none" else {"method": self.method, **dict(self.params)}}
 
     def mismatch(self, applied: object) -> str | None:
-        """Why `meta_info.led_params` is not what was asked; None where it is."""
+        """How `meta_info.led_params` differs from the request; None where it does not."""
         if not isinstance(applied, dict):
             return "the answer has no meta_info.led_params: is led_sglang installed and switched on in this server?"
         for key, value in (("method", self.method), *self.params):

@@ -62,7 +62,7 @@ def hub_rows(name: str, split: str, subset: str | None, files: tuple[str, ...]) 
 
 
 def _first(row: dict[str, Any], *keys: str, what: str, kinds: tuple[type, ...] = (str,)) -> str:
-    """The first that says something. Raises UnusableRow."""
+    """The first that is not empty. Raises UnusableRow."""
     for key in keys:
         value = row.get(key)
         if value is None or not str(value).strip():

@@ -18,7 +18,7 @@ from led_sglang.serving.child import Server
 
 __all__ = ["STAGES", "add_reproduce_parser", "evaluated_server", "prepare", "report_arguments", "stage_arguments"]
 
-NUM_LAYERS = 12  # of the embedded models: depth 12 is theirs, and the whole of the paper's sweep lies below
+NUM_LAYERS = 12  # of the embedded models: the largest depth is 12, and the whole of the paper's sweep is below
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ def prepare(args: argparse.Namespace) -> None:
 
 @contextmanager
 def evaluated_server(arguments: str | None, runs: Path, base_url: str) -> Iterator[str]:
-    """The address to ask; where `arguments` are given, of a server that lives as long. Raises EvalError."""
+    """The server's address; with `arguments`, of a server that runs inside the context. Raises EvalError."""
     if arguments is None:
         yield base_url
         return
     runs.mkdir(parents=True, exist_ok=True)
-    # The depths stage asks for all but one of the layers; another model's server would capture eight.
+    # The depths stage needs all but one of the layers; another model's server would capture eight.
     able = ("--led-methods", ALL_METHODS, "--led-max-depth", str(NUM_LAYERS))
     try:
         more = shlex.split(arguments)

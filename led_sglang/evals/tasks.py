@@ -1,4 +1,4 @@
-"""The tasks: where their questions come from, how they are asked, and who grades them."""
+"""The tasks: where their questions come from, their prompts, and their graders."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _question(task: Task, where: str, row: dict[str, Any], index: int) -> Questi
 
 
 def fingerprint(questions: list[Question]) -> str:
-    """Of what is asked and what is right: a run is only continued on the same questions."""
+    """Hash of questions and right answers: a run is only continued on the same questions."""
     digest = hashlib.sha256()
     for question in questions:
         digest.update(json.dumps([question.id, question.prompt, question.gold]).encode())

@@ -1,4 +1,4 @@
-"""Serves the page's static files; knows nothing of SGLang."""
+"""Serves the page's static files; imports nothing of SGLang."""
 
 from starlette._utils import get_route_path
 from starlette.responses import RedirectResponse, Response

@@ -89,8 +89,8 @@ class Backend(Protocol):
     def one_pass_mask(self, rows: LedRows, inputs: StepInputs, index: Tensor | None, mask: Tensor, tau: Tensor) -> None:
         """Write which rows' latents the head's own weight pass should cover, and their temperatures.
 
-        mask: (B,) bool and tau: (B,) float32 of the batch, written; index: (R,) int64, the rows' places in the batch,
-        None: its first R. Other places keep what they hold.
+        mask: (B,) bool and tau: (B,) float32 of the batch, written; index: (R,) int64, the rows of the batch that
+        ours are, None: its first R. Its other rows keep what they hold.
         """
 
     def head_pass(self, hidden: Tensor, latents: Tensor, head: Head, tau: Tensor, mask: Tensor, lse: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class LogitEdits:
     additive: Tensor | None  # minus frequency and presence penalties; -inf: a stop token before min_new_tokens
     scaling: Tensor | None  # > 0: repetition penalties, 1 = none
     bias: Tensor | None
-    rows: Tensor | None = None  # (R,) int64: each row's place in the tables; None: R = T, in order
+    rows: Tensor | None = None  # (R,) int64: the row of the tables that each is; None: R = T, in order
     # (E,) int64, distinct: the rows that have edits, a promise that the others' parts of the tables change nothing;
     # None: every row may have some.
     edited: Tensor | None = None

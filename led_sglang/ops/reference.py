@@ -1,4 +1,4 @@
-"""Latent Exploration Decoding as the paper (arXiv 2602.01698) tells it: one row at a time, float64, loops.
+"""Latent Exploration Decoding as in the paper (arXiv 2602.01698): one row at a time, float64, loops.
 
 Read this file to learn the method; every other backend must agree with it.
 """
@@ -105,7 +105,7 @@ def latent_posteriors(
 
 
 def layer_posterior(logits: Tensor, tau: float, edits: LogitEdits | None, r: int) -> Tensor:
-    """softmax(logits / tau), (V,). Penalties and bias act on every layer; what they take from a token nobody gains."""
+    """softmax(logits / tau), (V,). Penalties and bias act on every layer; what they take from one no other gains."""
     total = torch.logsumexp(logits / tau, dim=-1)
     if edits is not None:
         logits = edited(logits, edits, r)

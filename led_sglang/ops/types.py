@@ -70,9 +70,16 @@ class RowMeta:
 
         index: (N,) int64, where they are among the token rows of the batch; None: they are all of them, in order.
         """
-        names = "seed", "sample", "start_state", "start_length", "phase_all"
-        is_led = None if self.is_led is None else self.is_led[request_idx]
-        return replace(self, index=index, is_led=is_led, **{name: getattr(self, name)[request_idx] for name in names})
+        return RowMeta(
+            index=index,
+            seed=self.seed[request_idx],
+            sample=self.sample[request_idx],
+            start_state=self.start_state[request_idx],
+            start_length=self.start_length[request_idx],
+            phase_all=self.phase_all[request_idx],
+            is_led=None if self.is_led is None else self.is_led[request_idx],
+            any_phase_all=self.any_phase_all,
+        )
 
     @property
     def num_rows(self) -> int:
@@ -107,7 +114,7 @@ class StepInputs:
 
 @dataclass(frozen=True)
 class RowInputs(StepInputs):
-    """The same and what the token is to be booked on: of our rows, before it is known."""
+    """The same, and where our rows are before their token is known."""
 
     slots: Tensor  # (R,) int64, of the request
     states: Tensor  # (R,) int64 of the thinking automaton
@@ -164,12 +171,11 @@ class LedRows:
             name: value.to(device) if isinstance(value, Tensor) else torch.full((num_rows,), value, device=device)
             for name, value in values.items()
         }
-        bounds = {name: int(max(_known(values[name]), default=1)) for name in ("depth", "top_k")}
         known: dict[str, Any] = {
-            "max_depth": bounds["depth"],
-            "max_top_k": bounds["top_k"],
-            "mixed_depth": set(_known(values["depth"])) - {bounds["depth"]} != set(),
-            "mixed_top_k": set(_known(values["top_k"])) - {bounds["top_k"]} != set(),
+            "max_depth": max(_known(values["depth"]), default=1),
+            "max_top_k": max(_known(values["top_k"]), default=1),
+            "mixed_depth": len(set(_known(values["depth"]))) > 1,
+            "mixed_top_k": len(set(_known(values["top_k"]))) > 1,
             "all_norm": all(_known(values["latent_norm"])),
             **{promise: any(_known(values[name])) for promise, name in _ANY.items()},
         }
@@ -178,10 +184,6 @@ class LedRows:
     def take(self, request_idx: Tensor) -> "LedRows":
         """Token rows of requests: entry n asks for what `request_idx[n]` does, which may come again; (N,) int64."""
         return replace(self, **{name: getattr(self, name)[request_idx] for name in _DEFAULTS})
-
-    def to(self, device: torch.device | str) -> "LedRows":
-        """The same columns on another device."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in _DEFAULTS})
 
     @property
     def tau(self) -> Tensor:
@@ -229,15 +231,15 @@ class KnownLse:
     lse: Tensor  # (J, R) float32, log sum exp(logit / tau) over this rank's vocabulary; any value where not `has_lse`
     has_lse: Tensor  # (R,) bool: of this row's first J layers it is known, without final norm and without offset
     is_complete: bool = False  # host-known promise: of every row that needs its latents; spares the second pass
-    missing: Tensor | None = None  # (M,) int64: the rows of which it is not, where shapes may depend on data
+    lse_missing: Tensor | None = None  # (M,) int64: the rows of which it is not, where shapes may depend on data
 
     def compacted(self, index: Tensor | None) -> "KnownLse":
-        """Of some rows, (N,) int64, or of all, with `missing`; reads values on the host."""
+        """Of some rows, (N,) int64, or of all, with `lse_missing`; reads values on the host."""
         lse, has_lse = self.lse, self.has_lse
         if index is not None:
             lse, has_lse = lse.index_select(1, index), has_lse.index_select(0, index)
-        missing = None if self.is_complete else has_lse.logical_not().nonzero().squeeze(1)
-        return KnownLse(lse, has_lse, self.is_complete, missing)
+        lse_missing = None if self.is_complete else has_lse.logical_not().nonzero().squeeze(1)
+        return KnownLse(lse, has_lse, self.is_complete, lse_missing)
 
 
 @dataclass(frozen=True)
@@ -257,8 +259,7 @@ class LedStep:
     candidate_ids: Tensor  # (R, K) int64, most probable first
     exploit_probs: Tensor  # (R, K) float32, zero beyond the row's top_k
     explore_probs: Tensor  # (R, K) float32
-    # (R,) float32: log p_LED of token_ids (Eq. 6 with the coin summed out), valid where `trace` or explored; None: no
-    # row has `trace`, and a small model is spared its cost.
+    # (R,) float32: log p_LED of token_ids, the coin summed out; valid where `trace` or explored; None: as `entropy`.
     logprob: Tensor | None
     depth_entropy: Tensor | None = None  # (R, D) float32, nats, of the aggregate at each depth; valid where `trace`
 

@@ -1,7 +1,7 @@
 """SGLang on plain PyTorch, for machines without an accelerator.
 
-SGLang's own CPU engine needs kernels that are not published as a wheel. It does, however, take a platform from outside,
-and its layers all have a `forward_native`: that is enough to serve, slowly, everything that LED needs.
+SGLang's own CPU engine needs kernels that are not published as a wheel. Out-of-tree platforms are supported, and all
+layers have a `forward_native`: that is enough to serve, slowly, everything that LED needs.
 
 This module is the entry point and stays light: SGLang calls `activate` in every process, GPU hosts included.
 """
@@ -29,8 +29,8 @@ _TORCH_DEVICES = ("cuda", "xpu", "npu", "hpu", "musa", "mps", "mlu")
 def find_accelerator() -> str | None:
     """Names an accelerator of this machine, or None.
 
-    A device node that PyTorch cannot use (a driver older than PyTorch's CUDA, say) counts as one: serving hundreds of
-    times slower than its owner expects would be a silent fallback.
+    A device node that PyTorch cannot use (an old driver, for example) counts as one: a server that is hundreds of times
+    slower than expected would be a silent fallback.
     """
     for name in _TORCH_DEVICES:
         module = getattr(torch, name, None)
@@ -42,10 +42,10 @@ def find_accelerator() -> str | None:
 
 
 def activate() -> str | None:
-    """The `sglang.srt.platforms` entry point: the platform class as a dotted name, or None to stay out of the way."""
+    """The `sglang.srt.platforms` entry point: the platform class as a dotted name, or None where it is not needed."""
     if os.environ.get(SWITCH) == "0":
         return None
-    # The user wants SGLang's own CPU engine, and then has its kernels.
+    # SGLang's own CPU engine was chosen: its kernels are installed.
     if os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
         return None
     accelerator = find_accelerator()
@@ -56,7 +56,7 @@ def activate() -> str | None:
 
 
 def _unusable_nvidia_device(dev: Path = Path("/dev")) -> str | None:
-    # An empty list hides the devices on purpose, which is how one asks for a machine without them.
+    # An empty list hides the devices on purpose.
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return None
     nodes = sorted(dev.glob("nvidia[0-9]*"))

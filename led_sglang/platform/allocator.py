@@ -1,4 +1,4 @@
-"""The token allocator SGLang 0.5.17 asks an out-of-tree platform for; later releases choose their own."""
+"""The token allocator that SGLang 0.5.17 takes from an out-of-tree platform; later releases choose their own."""
 
 from __future__ import annotations
 

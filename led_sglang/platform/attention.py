@@ -1,7 +1,7 @@
 """Attention of decode steps straight from the paged cache, instead of torch_native's loop over sequences.
 
 The loop costs one `scaled_dot_product_attention` a sequence and layer, copies of its keys and values included; here one
-compiled function walks the slots of every sequence where they lie. A row is computed alone, in an order that depends on
+compiled function reads the slots of every sequence in place. A row is computed alone, in an order that depends on
 nothing but its own length: what else is in the batch does not change a bit of it.
 """
 
@@ -44,7 +44,7 @@ class DecodeStep:
 
 
 class PagedAttention(TorchNativeAttnBackend):
-    """torch_native with decode steps of its own; sliding windows, encoders and half precision go the loop's way."""
+    """torch_native with decode steps of its own; sliding windows, encoders and half precision take the loop."""
 
     def __init__(self, model_runner: Any) -> None:
         super().__init__(model_runner)

@@ -1,4 +1,4 @@
-"""The platform class: what SGLang asks a device, answered for plain PyTorch on the CPU."""
+"""SGLang's platform interface for plain PyTorch on the CPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 THREADS_BIND = "SGLANG_CPU_OMP_THREADS_BIND"
 NUM_THREADS = "OMP_NUM_THREADS"
 DEFAULT_MAX_TOTAL_TOKENS = 32768
-"""Tokens of KV cache when the user does not say. SGLang would otherwise take a fixed share of the machine's memory."""
+"""Default tokens of KV cache. Without it SGLang takes a fixed share of the machine's memory."""
 
 
 def bind_threads(ranks: int, cores: list[int]) -> str:
@@ -45,7 +45,7 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def init_backend(self) -> None:
         """Called where a model will run: a decode step without a loop over sequences, and what determinism needs."""
-        # Not at the top: SGLang asks for the platform before its attention modules can be imported.
+        # Not at the top: SGLang needs the platform before its attention modules can be imported.
         from sglang.srt.layers.attention.attention_registry import register_attention_backend
 
         from led_sglang.platform.attention import PagedAttention
@@ -73,25 +73,25 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         return torch.profiler.ProfilerActivity.CPU
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
-        """Sets what plain PyTorch needs, so that nobody has to know these flags."""
+        """Sets the arguments that plain PyTorch needs, where they have no other value."""
         if server_args.device != "cpu":
             return
-        # SGLang fills in "intel_amx" for any CPU before it asks us, and its kernels are not there.
+        # SGLang fills in "intel_amx" for any CPU before this call; its kernels are not installed.
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = "torch_native"
         if server_args.enable_deterministic_inference:
             deterministic.allow()
         if server_args.sampling_backend is None:
             server_args.sampling_backend = "pytorch"
-        # A share of the memory is another way to say it, and a context has to fit in.
+        # Not where a share of the memory is given; the context has to fit in.
         if server_args.max_total_tokens is None and server_args.mem_fraction_static is None:
             server_args.max_total_tokens = max(DEFAULT_MAX_TOTAL_TOKENS, server_args.context_length or 0)
-        # A scheduler that waits for work by spinning takes one of the cores that the next request needs.
+        # A scheduler that spins while it is idle occupies a core that the next request needs.
         server_args.sleep_on_idle = True
         ranks = server_args.tp_size * server_args.pp_size * server_args.dp_size
         if ranks > 1:
             # Read by the ranks, which inherit it. Unset, SGLang refuses more ranks than the machine has NUMA nodes, and
-            # each starts a thread for every core: they wait for each other in every operator, up to 40 times as long.
+            # each starts a thread for every core, which makes every operator up to 40 times slower.
             cores = sorted(os.sched_getaffinity(0))
             os.environ.setdefault(THREADS_BIND, bind_threads(ranks, cores))
             os.environ.setdefault(NUM_THREADS, str(max(1, len(cores) * server_args.nnodes // ranks)))
@@ -99,7 +99,7 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def get_kv_pool_cls(self, *, kind: str) -> type | None:
         return None
 
-    # SGLang 0.5.17 builds these classes for every out-of-tree platform and knows no "None: your own default".
+    # SGLang 0.5.17 builds these classes for every out-of-tree platform; None (SGLang's default) came later.
 
     def get_mha_kv_pool_cls(self) -> type:
         from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool

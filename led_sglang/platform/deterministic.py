@@ -20,7 +20,7 @@ _library: Any = None  # torch.library.Library, which lives as long as the proces
 
 
 def allow() -> None:
-    """SGLang asks for an attention backend of its list; ours is torch_native's name."""
+    """Add torch_native, the name of the attention of this platform, to SGLang's list of deterministic backends."""
     from sglang.srt import server_args
 
     if "torch_native" not in server_args.DETERMINISTIC_ATTENTION_BACKEND_CHOICES:
@@ -28,12 +28,12 @@ def allow() -> None:
 
 
 def install() -> None:
-    """Where a model will run: what SGLang calls when the flag is set does here what a CPU can do."""
+    """Replace the functions that SGLang calls when the flag is set by ones that a CPU can run."""
     from sglang.srt import batch_invariant_ops
     from sglang.srt.layers import sampler
 
     batch_invariant_ops.enable_batch_invariant_mode = enable_batch_invariant_mode
-    wrapped = sampler.multinomial_with_seed  # by torch.compile, which would want a C++ compiler
+    wrapped = sampler.multinomial_with_seed  # by torch.compile, which needs a C++ compiler
     sampler.multinomial_with_seed = getattr(wrapped, "_torchdynamo_orig_callable", wrapped)
     sampler.murmur_hash32 = murmur_hash32
 

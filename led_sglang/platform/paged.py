@@ -1,4 +1,4 @@
-"""The arithmetic of a decode step's attention, compiled by numba: `attend` walks a paged cache row by row.
+"""The arithmetic of a decode step's attention, compiled by numba: `attend` reads a paged cache row by row.
 
 A row's bits depend on its own query, keys and values alone: not on the other rows, nor on the process that compiled it.
 """

@@ -27,7 +27,7 @@ class StartError(CommandError, RuntimeError):
 class Server:
     """`python -m led_sglang.launch ...` (or another module), in its own process group, logging to a file.
 
-    It listens on a port of its own of 127.0.0.1, whatever the arguments say; OMP_NUM_THREADS is 1 unless set.
+    It listens on a port of its own of 127.0.0.1, regardless of the arguments; OMP_NUM_THREADS is 1 unless set.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Server:
     def wait_ready(self) -> "Server":
         """Raises StartError with the end of the log if the server exits or is not healthy in time.
 
-        A server that is waited for no longer, by an interrupt too, is stopped.
+        The server is stopped if the wait ends in any other way, an interrupt included.
         """
         try:
             self._wait_ready()
@@ -74,7 +74,7 @@ class Server:
         raise StartError(f"server not ready after {START_LIMIT_S} s:\n{self.end_of_log()}")
 
     def _is_listening(self) -> bool:
-        """Itself: somebody else who listens there would be healthy too, and answer for another model."""
+        """Whether this server itself listens: another one on the port would be healthy too."""
         parent = psutil.Process(self.process.pid)
         return any(
             connection.status == psutil.CONN_LISTEN and connection.laddr.port == self.port

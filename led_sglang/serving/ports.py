@@ -1,4 +1,4 @@
-"""TCP ports of servers that start slowly: nobody else gets one meanwhile, and a taken one is refused at once."""
+"""TCP ports of servers that start slowly: reserved until they listen; a taken one is refused at once."""
 
 import errno
 import os
@@ -12,16 +12,15 @@ AddressInfo = tuple[Any, Any, int, str, Any]  # of socket.getaddrinfo
 
 
 class CannotListen(RuntimeError):
-    """Where the server was told to listen somebody does already, or nobody can."""
+    """The address is taken, or this machine cannot listen on it."""
 
 
 class HeldPort:
     """A free port of 127.0.0.1 for a server that starts later: bound, not listened on, until it is released.
 
-    A port that is only looked up may be given to another server meanwhile. Two would start, the clients of both would
-    reach the one that was faster, and its answers look like any others. While this holds one, the kernel gives it to
-    nobody who asks for any port; a server that is told the number can listen on it, as Linux has it for sockets with
-    SO_REUSEADDR. Until then connections are refused.
+    A free port that is only looked up may go to another server before this one listens; clients of both then reach the
+    faster one. While this object holds the port, the kernel does not assign it to sockets that take any port; a
+    server that names the number can listen on it (Linux, SO_REUSEADDR). Until then connections are refused.
     """
 
     def __init__(self) -> None:
@@ -55,7 +54,7 @@ def refuse_taken(host: str, port: int) -> None:
     except (OSError, UnicodeError) as error:
         raise CannotListen(f"{where}: {error}") from error
     errors = [found for address_info in address_infos if (found := _listening_error(address_info)) is not None]
-    # A name may stand for addresses of a family that this machine does not have; one that it has is enough then.
+    # A name may have addresses of a family that this machine lacks; one address that it has is enough.
     fatal = [found for found in errors if found.errno != errno.EADDRNOTAVAIL or len(errors) == len(address_infos)]
     if fatal:
         raise CannotListen(f"{where}: {os.strerror(fatal[0].errno or 0)}; name another with --port or --host")

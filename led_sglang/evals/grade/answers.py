@@ -12,7 +12,7 @@ END_THINK = "</think>"
 
 
 def final_text(content: str, reasoning: str, finish_reason: str | None, thinking: Thinking) -> str:
-    """What follows the thinking; empty where the thinking never ended, so that nothing said in it counts.
+    """What follows the thinking; empty where the thinking never ended, so that its content does not count.
 
     A server with a reasoning parser has moved the thinking to `reasoning`. Without a marker and without a parser, text
     that was cut off may still be thinking; text that ended by itself is an answer, unless thinking is `required`.
@@ -36,7 +36,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def braces_close(text: str) -> bool:
-    """Whether every unescaped brace has its other half, so that the text can be put into a box."""
+    """Whether every unescaped brace has its other half, so that the text fits into a box."""
     depth = 0
     for brace in re.findall(r"(?<!\\)[{}]", text):
         depth += 1 if brace == "{" else -1

@@ -29,7 +29,7 @@ from bisect import *
 from math import *
 import bisect, collections, functools, heapq, itertools, math, operator, random, re, string
 """
-# The result leaves through a copy of stdout that the program does not know, so that its own printing cannot spoil it.
+# The result leaves through a copy of stdout, so that the program's own printing cannot spoil it.
 CALL = """
 import json as _json, os as _os
 _out = _os.fdopen(_os.dup(1), "w")
@@ -81,7 +81,7 @@ def run_test(source: str, test: CodeTest, limits: sandbox.Limits | None = None) 
 
 
 def grade_code(text: str, tests: list[CodeTest], limits: sandbox.Limits | None = None) -> Verdict:
-    """`detail` says how the first failing test ended: wrong_output, or a status of the sandbox."""
+    """`detail`: how the first failing test ended, wrong_output or a status of the sandbox."""
     source = last_code_block(text)
     if source is None:
         return Verdict(NO_ANSWER)

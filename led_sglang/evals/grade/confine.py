@@ -1,10 +1,10 @@
-"""Runs inside the sandbox, before the program: gives up every right it does not need, then runs it.
+"""Runs inside the sandbox, before the program: drops every right that the program does not need, then runs it.
 
     python -I confine.py LIMITS_JSON PROGRAM
 
-Self-contained on purpose (standard library only): the sandbox starts it by its path. What the kernel can hold is held
-by the kernel (rlimits, seccomp, Landlock); the audit hook on top gives every attempt one recognisable error, and is
-all there is where the kernel offers nothing. Each layer that is in force is named in the report file.
+Self-contained on purpose (standard library only): the sandbox starts it by its path. The kernel enforces what it can
+(rlimits, seccomp, Landlock). The audit hook on top turns every attempt into one recognisable error, and is the only
+layer where the kernel offers none. The report file names each layer in force.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SYSCALLS: dict[str, tuple[int, int, int, tuple[int, ...]]] = {
 }
 CLONE_THREAD = 0x00010000
 ALLOW, EPERM, ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026
-# Landlock's rights. Without execute: whoever may read a program may do no more as it.
+# Landlock's rights. Without execute: a program that is only read gains no rights by running.
 WRITE_FILE, READ_FILE, READ_FOLDER, REFER, TRUNCATE = (1 << bit for bit in (1, 2, 3, 13, 14))
 CHANGE_FOLDER = 0b1_1111_1111_0000  # make and remove what it holds
 # What Python and the libraries of numbers open; Python's own folders are added.

@@ -1,4 +1,4 @@
-"""Runs a Python program that nobody has read: bounded time, memory, processes, file size; no network; a folder to lose.
+"""Runs an untrusted Python program: bounded time, memory, processes, file size; no network; a temporary folder.
 
 Every run ends in a `Run` with a status; nothing the program does raises here. Layers, as far as this machine permits:
 rlimits; its own network and process namespace (`unshare`); seccomp and Landlock (`confine`); a Python audit hook.

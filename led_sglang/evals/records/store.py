@@ -1,4 +1,4 @@
-"""One folder a run: `run.json` says what was asked, `samples.jsonl` holds one line for every finished sample.
+"""One folder a run: `run.json` holds the settings, `samples.jsonl` holds one line for every finished sample.
 
 `results.compact` turns those lines into counts.
 """
@@ -78,7 +78,7 @@ KINDS = {
     "dict[str, Any]": (dict,),
 }
 MAX_SAMPLES = 1 << 20  # of a question: its bits are one number
-# What `read_settings` answers for: whoever reads run.json takes these as they are.
+# The types that `read_settings` checks; readers of run.json rely on them.
 SETTINGS_KINDS: dict[str, type] = {
     **dict.fromkeys(("fixed", "questions", "num_questions", "applied", "server", "sandbox"), dict),
     **dict.fromkeys(("temperatures", "sessions"), list),

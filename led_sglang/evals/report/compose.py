@@ -39,7 +39,7 @@ pre {{ background: #f4f4f4; padding: .6rem; overflow-x: auto }}
 
 
 def warnings(experiment: Experiment) -> list[str]:
-    """What a reader has to know before believing a number."""
+    """Sentences that qualify the report's numbers: faults, missing samples, changed settings."""
     found = []
     for cell in experiment.cells.values():
         name = f"{cell.key.task}, {cell.key.method}, temperature {cell.key.temperature:g}"
@@ -76,7 +76,7 @@ def summary(experiment: Experiment) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Report:
-    """What both forms of it say, in order."""
+    """The content of both forms, in order."""
 
     title: str
     overview: list[str]

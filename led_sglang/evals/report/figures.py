@@ -16,7 +16,7 @@ __all__ = ["all_figures", "layer_entropy", "style", "to_svg"]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
-MAX_LINES = 7  # more cannot be told apart; the tables have them all
+MAX_LINES = 7  # more lines look alike; the tables have them all
 
 
 def style(index: int) -> dict[str, Any]:

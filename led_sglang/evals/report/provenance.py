@@ -15,7 +15,7 @@ Run = dict[str, Any]  # of run.json
 
 
 def overview(runs: Sequence[Run]) -> list[str]:
-    """Model, questions and server, in lines for the top of a report; what several runs share is told once."""
+    """Model, questions and server, in lines for the top of a report; what several runs share is written once."""
     return list(dict.fromkeys(line for run in runs for line in _overview_lines(run)))
 
 

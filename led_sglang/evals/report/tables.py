@@ -14,7 +14,7 @@ from led_sglang.evals.records.store import CellKey
 __all__ = ["BASELINE", "REFERENCE", "Experiment", "Table", "all_tables", "alpha_of", "main_table", "method_order"]
 
 NO_VALUE = "–"
-BASELINE, REFERENCE = "cot", "led"  # what others are compared with where nothing else is said
+BASELINE, REFERENCE = "cot", "led"  # the methods that others are compared with by default
 
 
 @dataclass(frozen=True)

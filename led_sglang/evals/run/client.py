@@ -1,4 +1,4 @@
-"""One question to the server: retried while it may come back, checked against what was asked."""
+"""One question to the server: retried after faults that may pass, checked against the requested parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run has to say when it ends: how many requests got no answer, how many answers no verdict, and why."""
+"""The message at a run's end: how many requests got no answer, how many answers no verdict, and why."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from led_sglang.evals.records.store import Sample
 __all__ = ["Reasons", "message"]
 
 UNANSWERED = (REFUSED, TIMED_OUT)
-MAX_REASONS = 5  # that are told
+MAX_REASONS = 5  # that are shown
 MAX_KEPT = 1000  # groups of messages
 
 
 class Reasons:
-    """Messages of faults, grouped: two that differ in their numbers alone are one, told by the first."""
+    """Messages of faults, grouped: two that differ in their numbers alone are one group, shown by its first."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -40,7 +40,7 @@ class Reasons:
 
 
 def message(cells: Iterable[Cell], reasons: Reasons) -> tuple[str, bool]:
-    """What to tell of the run's cells, empty if nothing, and whether the run did what it was asked.
+    """The message about the run's cells, empty if there is none, and whether every request was answered.
 
     It did where every request was answered and, if there are answers, one of them at least could be judged.
     """

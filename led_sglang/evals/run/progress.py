@@ -55,7 +55,7 @@ class LiveTable:
         return f"{cell.task} {cell.method} t={cell.temperature:g}"
 
     def show(self, cell: Cell) -> None:
-        """What is finished of a cell; one that nobody asked for in this run is not shown."""
+        """What is finished of a cell; cells that this run does not request are not shown."""
         if cell.key not in self._bars:
             return
         self._shown[cell.key] = cell

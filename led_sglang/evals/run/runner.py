@@ -1,4 +1,4 @@
-"""Asks, grades and stores every sample of a run; methods take turns, so that all meet the same server load."""
+"""Requests, grades and stores every sample of a run; methods take turns, so that all meet the same server load."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Runner:
         }
 
     def record(self, model: str) -> dict[str, Any]:
-        """What `run.json` says; `fixed` may not change when the run is continued."""
+        """The content of `run.json`; `fixed` may not change when the run is continued."""
         settings = self.settings
         fixed: dict[str, Any] = {"model": model, "seed": settings.seed}
         for task in settings.tasks:
@@ -141,7 +141,7 @@ class Runner:
             read_runs([settings.out])
 
     async def run(self) -> tuple[str, bool]:
-        """What there is to tell at the end, and whether every request was answered (`outcome.message`).
+        """The message at the end, and whether every request was answered (`outcome.message`).
 
         Raises CommandError; whatever was graded by then is stored.
         """
@@ -175,7 +175,7 @@ class Runner:
         return found if isinstance(found, dict) else {}
 
     async def check_methods(self, client: Client) -> None:
-        """One token of each method, so that a server that cannot do what is asked says so before the run."""
+        """One token of each method, so that a server without one of them fails before the run."""
         for method in self.settings.methods:
             task = self.settings.tasks[0]
             prompt = self.questions[task.name][0].prompt

@@ -1,7 +1,7 @@
 """Where a request holds LED's parameters, endpoint by endpoint, and a search for them anywhere else in it.
 
-Parameters are honoured where `ENDPOINTS` says. What looks like LED's in any other place is refused with where it
-belongs, so that nothing a client asks for is dropped in silence. Only the objects in which clients put parameters are
+Parameters are honoured in the places of `ENDPOINTS`. What looks like LED's in any other place is refused, and the error
+names the right place, so that no parameter is dropped in silence. Only the objects in which clients put parameters are
 searched: messages, tools and schemas are the client's own, whatever their keys are called.
 """
 
@@ -64,7 +64,7 @@ KeyPath = tuple[str | int, ...]  # keys and indices
 
 
 class Twice(dict[str, Any]):
-    """A JSON object in which keys stood twice."""
+    """A JSON object in which keys occurred twice."""
 
     repeated: frozenset[str] = frozenset()
 
@@ -117,7 +117,7 @@ def _why(path: str) -> str:
 
 
 def _search(holder: dict[str, Any], key_path: KeyPath, has_processor: bool) -> Iterator[KeyPath]:
-    """Places of what looks like LED's, but for nulls, which ask for nothing."""
+    """Places of what looks like LED's; nulls, which request nothing, are left out."""
     names = [key.removesuffix(AS_STRING) for key in key_path if isinstance(key, str)]
     is_custom = bool(names) and CUSTOM.fullmatch(names[-1]) is not None
     for key, value in holder.items():
@@ -134,7 +134,7 @@ def _search(holder: dict[str, Any], key_path: KeyPath, has_processor: bool) -> I
 
 
 def refuse_twice(value: object, key_path: KeyPath) -> None:
-    """Raises LedParamError for an object of parameters in which a key stands twice."""
+    """Raises LedParamError for an object of parameters in which a key occurs twice."""
     for key in sorted(getattr(value, "repeated", ())):
         raise LedParamError(f"{_name((*key_path, key))} stands twice in the request")
 
@@ -145,7 +145,7 @@ def _name(key_path: KeyPath) -> str:
 
 
 def _objects(value: Any, key_path: KeyPath) -> Iterator[tuple[dict[str, Any], KeyPath]]:
-    """The object, or a list's objects, or the object that somebody wrote into a string."""
+    """The object, or a list's objects, or the object that a string holds as JSON."""
     if isinstance(value, dict):
         yield value, key_path
     elif isinstance(value, list):

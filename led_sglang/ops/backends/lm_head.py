@@ -188,19 +188,21 @@ def complete_lse(
     known = known_lse.lse[:num_layers]
     if known_lse.is_complete:
         return known.where(known_lse.has_lse, torch.nan)
-    missing = known_lse.missing
-    if missing is None:
+    lse_missing = known_lse.lse_missing
+    if lse_missing is None:
         return known.where(known_lse.has_lse, second_pass(latents, tau))
     if edits is not None:
         known = known.expand(2, *known.shape)
-    if len(missing) == 0:
+    if len(lse_missing) == 0:
         return known
-    return known.index_copy(-1, missing, second_pass(latents.index_select(1, missing), tau[missing], missing))
+    return known.index_copy(
+        -1, lse_missing, second_pass(latents.index_select(1, lse_missing), tau[lse_missing], lse_missing)
+    )
 
 
 def probs_of(lse: Tensor, logits: Tensor) -> Tensor:
     """(J, N), (J, N, K) -> (J, N, K); NaN where a layer is not finite."""
-    # +inf - +inf is NaN: a row whose normalizer overflowed must not pass as probability 0.
+    # +inf - +inf is NaN: a row whose log-sum-exp overflowed must not pass as probability 0.
     return (logits - lse[..., None]).exp() + (lse - lse)[..., None]
 
 
@@ -230,7 +232,7 @@ def latent_sums(
     known_lse: KnownLse | None,
     edits: LogitEdits | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Normalizers and candidates' logits over the whole vocabulary, both over tau: (J, N), (J, N, K) float32."""
+    """Log-sum-exps and candidates' logits over the whole vocabulary, both over tau: (J, N), (J, N, K) float32."""
     lse, logits = across_ranks(*local_sums(latents, candidate_ids, head, tau, known_lse, edits), head)
     return lse if edits is None else lse.amax(0), logits
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from led_sglang.ops.backends.lm_head import complete_lse, finish_logits, tile_width
 from led_sglang.ops.types import Head, KnownLse, LedRows, StepInputs
 
-# A row explores where its uniform is below 1 - max p. Above this cut it does so only where max p < 0.2, and then the
-# second pass serves it.
+# A row explores where its uniform is below 1 - max p. Above this threshold it does so only where max p < 0.2, and then
+# the second pass serves it.
 COIN_THRESHOLD = 0.8
 # Where both forms cost the same on one H200 with a 4 B model, computed from bytes and operations; not measured yet.
 MAX_ROWS = 51

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from led_sglang.ops import eager, reference
+from led_sglang.ops import baseline, reference
 from led_sglang.ops.backends import one_pass, torch_step
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.rows import filtered_draw, stats
@@ -111,7 +111,7 @@ class TorchBackend:
         return filtered_draw.sample_filtered(probs, rows, uniform, filters)
 
 
-STEPS: dict[str, Callable[..., LedStep]] = {"eager": eager.led_step, "reference": reference.led_step}
+STEPS: dict[str, Callable[..., LedStep]] = {"eager": baseline.led_step, "reference": reference.led_step}
 
 
 class BaselineBackend(TorchBackend):

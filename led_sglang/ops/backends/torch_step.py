@@ -1,7 +1,7 @@
-"""The step that is served: coin first, then only the rows that need their latents, streamed through the head.
+"""The step in torch: coin first, then only the rows that need their latents, streamed through the head.
 
 On a small model on CPU a step is bounded by the number of torch calls (1 to 3 us each), so this file trades a little
-plainness for fewer of them; `tests/unit/ops/test_op_count.py` counts.
+plainness for fewer of them; `tests/unit/ops/backends/test_op_count.py` counts.
 """
 
 from dataclasses import dataclass

@@ -45,6 +45,11 @@ def candidates_kernel(  # type: ignore[no-untyped-def]
     BLOCK_K: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
+    """logits[j, n, i] = softcap(scale * (<W[ids[n, i]], h[j, n]> + b)) / tau[n], the z^l(x_i) / tau of Eq. 2.
+
+    A program: BLOCK_K candidates of one row in one layer. It reads BLOCK_K head rows and one state, H elements each, in
+    steps of BLOCK_H, and holds BLOCK_K x BLOCK_H float32 products.
+    """
     row, layer, block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
     columns = block * BLOCK_K + tl.arange(0, BLOCK_K)
     is_column = columns < num_candidates
@@ -138,6 +143,10 @@ def product_kernel(  # type: ignore[no-untyped-def]
     BLOCK_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    """sums[j, n] = log sum_v exp(z_v), logits[j, n, i] = z[ids[n, i]] of z = softcap(scale * product) / tau (Eq. 2).
+
+    A program: one latent row. It reads its V_shard products once, BLOCK_V at a time, and K of them again.
+    """
     row_idx = start + tl.program_id(0)
     row, product = row_idx % num_batch, products + tl.program_id(0).to(tl.int64) * stride
     is_needed, over = tl.load(explore_mask + row) != 0, tl.load(tau + row)

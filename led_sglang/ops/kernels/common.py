@@ -44,7 +44,7 @@ def width_of(num_candidates: int, is_fixed: bool = False) -> int:
 
 @triton.jit
 def row_idx_of(index, rows, is_row, has_index):  # type: ignore[no-untyped-def]
-    """Our rows' places in the batch: int64."""
+    """Rows of the batch that our rows are: int64."""
     found = tl.load(index + rows, mask=is_row & (has_index != 0), other=0)
     return tl.where(has_index != 0, found, rows.to(tl.int64))
 

@@ -73,6 +73,10 @@ def draw_kernel(  # type: ignore[no-untyped-def]
     PART: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
 ):
+    """The floor of a row by a search over bit patterns, PIVOTS at a time, then the kept id at its uniform.
+
+    A program: one row. Each round of the search reads the parts that may hold something above the floor.
+    """
     slot = tl.program_id(0)
     token, floor, num_ties = slot.to(tl.int64) * 0, slot * 0, slot.to(tl.int64) * 0 + vocab
     if tl.load(skip + slot) == 0:

@@ -1,4 +1,4 @@
-"""What the final layer gives of each row: its normalizer and candidates from one read of the logits, then the coin."""
+"""What the final layer gives of each row: its log-sum-exp and candidates from one read of the logits, then the coin."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ LOW_BITS = tl.constexpr(0x7FFFFFFF)
 
 @triton.jit
 def pack(values, ids):  # type: ignore[no-untyped-def]
-    """float32 and its place, as an int64 of the same order: larger values first, then smaller places."""
+    """float32 and its place, as an int64 of the same order: larger values first, then smaller ids."""
     bits = values.to(tl.int32, bitcast=True)
     ordered = bits ^ ((bits >> 31) & LOW_BITS)
     return (ordered.to(tl.int64) << 32) | (ids ^ LOW_BITS).to(tl.int64)
@@ -46,6 +46,10 @@ def scan_kernel(  # type: ignore[no-untyped-def]
     PICKED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Of one part of the vocabulary: its largest logit, sum_v exp((z_v - peak) / tau), and its PICKED largest logits.
+
+    A program: BLOCK logits of one row, read once and held in registers.
+    """
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     begin = row * stride_row
     if IS_ALIGNED:  # the compiler sees that wide loads may begin there
@@ -87,6 +91,10 @@ def coin_kernel(  # type: ignore[no-untyped-def]
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """log p^L at the candidates (Eq. 1), and the coin: explored = active and (u + max p^L < 1 or not exploit) (Eq. 3).
+
+    A program: one row. It merges the results of `scan_kernel` of PARTS parts, PARTS * PICKED packed logits among them.
+    """
     row = tl.program_id(0).to(tl.int64)
     parts, columns = tl.arange(0, PARTS), tl.arange(0, BLOCK)
     row_tau = tl.load(tau + row)
@@ -105,7 +113,7 @@ def coin_kernel(  # type: ignore[no-untyped-def]
         tl.store(ids + row * num_candidates + columns, tl.where(is_column, found, 0), mask=columns < num_candidates)
     else:
         values = tl.load(top + row * num_columns + columns, mask=is_column, other=float("-inf")).to(tl.float32)
-    logs = (values - peak) / row_tau - log_mass
+    logs = (values - peak) / row_tau - log_mass  # Eq. 1: log p^L
     largest = (peak - peak) / row_tau - log_mass  # NaN where the row is broken
     is_dropped = (columns >= num_columns) | (columns >= tl.load(top_k + row))
     is_dropped = is_dropped | (logs < largest + tl.log(tl.load(min_p + row)))
@@ -115,6 +123,7 @@ def coin_kernel(  # type: ignore[no-untyped-def]
         mask=columns < num_candidates,
     )
     is_active = tl.load(active + row) != 0
+    # Eq. 3
     is_tails = tl.load(coin_uniform + row) + tl.exp(largest).to(tl.float64) < 1.0
     is_explored = is_active & (is_tails | (tl.load(exploits + row) == 0))
     tl.store(explored + row, is_explored.to(tl.uint8))

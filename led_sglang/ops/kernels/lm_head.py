@@ -67,6 +67,10 @@ def gather_kernel(  # type: ignore[no-untyped-def]
     BLOCK_BATCH: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
+    """states = [final rows; latents of the rows that are needed and not known, layer by layer], without gaps.
+
+    A program: one row of `states`, H elements copied BLOCK_H at a time; it counts the missing rows of the whole batch.
+    """
     row_idx = tl.program_id(0)
     batch = tl.arange(0, BLOCK_BATCH)
     lse_missing = is_missing(explore_mask, has_lse, batch, batch < num_batch, has_known).to(tl.int32)
@@ -111,6 +115,11 @@ def head_kernel(  # type: ignore[no-untyped-def]
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
+    """final_logits = x W^T of final rows; sums[n, tile] = log sum_v exp(softcap(scale (x W^T + b)) / tau) of latents.
+
+    A program: BLOCK_N rows by BLOCK_V columns of the vocabulary, float32 in registers, over H in steps of BLOCK_H.
+    Blocks beyond `count` return at once; those of one tile run side by side, so that its part of W is read once.
+    """
     block, tile = tl.program_id(0), tl.program_id(1)
     num_rows = tl.load(count)
     if block * BLOCK_N < num_rows:
@@ -167,6 +176,10 @@ def merge_kernel(  # type: ignore[no-untyped-def]
     BLOCK_BATCH: tl.constexpr,
     BLOCK_TILES: tl.constexpr,
 ):
+    """lse[j, b] = log sum_tile exp(sums[row of (j, b), tile]) where it was missing, what is known elsewhere.
+
+    A program: one row of the batch in one layer, BLOCK_TILES sums.
+    """
     row, layer = tl.program_id(0), tl.program_id(1)
     batch = tl.arange(0, BLOCK_BATCH)
     lse_missing = is_missing(explore_mask, has_lse, batch, batch < num_batch, has_known).to(tl.int32)
@@ -205,7 +218,7 @@ class LatentRows:
 def head_sums(final: Tensor | None, latents: LatentRows, head: Head, lse: Tensor) -> Tensor:
     """Write (J, B) float32 `lse`, and return the final rows' product: (B', H) or None -> (B', V_shard).
 
-    A normalizer is log sum_v exp(logit_v / tau) over this rank's rows where needed, what is known where it is,
+    An entry is log sum_v exp(logit_v / tau) over this rank's rows where needed, what is known where it is,
     and else any value. The product is in the weight's dtype.
     """
     hidden, known_lse = latents.hidden, latents.known_lse

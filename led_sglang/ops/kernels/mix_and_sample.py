@@ -52,6 +52,11 @@ def mix_and_sample_kernel(  # type: ignore[no-untyped-def]
     TINIEST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """agg[j] = normalise(p^L + ... + p^{L-j+1}), explore = agg[argmax_j H(agg[j])], token = inverse CDF of the branch.
+
+    A program: one row. It reads K values of each of J + 1 layers once and holds BLOCK >= K of one layer, of the running
+    sum and of the best aggregate, all float32; the cumulated branch is float64.
+    """
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     is_column = columns < num_candidates
@@ -70,18 +75,18 @@ def mix_and_sample_kernel(  # type: ignore[no-untyped-def]
         layer = final
         is_allowed = (j < depth) & (j <= num_layers)
         if j > 0:  # what is beyond the row's depth is not read, and what is made of it not used
-            normalizer = tl.load(lse + (j - 1) * num_rows + row, mask=is_allowed, other=0.0)
+            row_lse = tl.load(lse + (j - 1) * num_rows + row, mask=is_allowed, other=0.0)
             layer_at = logits + (j - 1) * num_rows * num_candidates + offset
             values = tl.load(layer_at, mask=is_column & is_allowed, other=0.0)
-            # +inf - +inf is NaN: a row whose normalizer overflowed must not pass as probability 0.
-            layer = tl.exp(values - normalizer) + (normalizer - normalizer)
+            # +inf - +inf is NaN: a row whose log-sum-exp overflowed must not pass as probability 0.
+            layer = tl.exp(values - row_lse) + (row_lse - row_lse)  # Eq. 2
             layer = tl.where(is_dropped, 0.0, layer)
         layer = tl.where(is_normalized, layer / tl.maximum(tl.sum(layer, 0), TINIEST), layer)
         total += layer
-        aggregate = total / tl.sum(total, 0)
-        entropy = entropy_of(aggregate)
+        aggregate = total / tl.sum(total, 0)  # Eq. 4
+        entropy = entropy_of(aggregate)  # Eq. 5
         is_broken = is_broken | (is_allowed & (entropy != entropy))
-        is_best = is_allowed & (entropy > best_entropy)
+        is_best = is_allowed & (entropy > best_entropy)  # Eq. 6; ties to the smaller depth
         best = tl.where(is_best, aggregate, best)
         best_entropy = tl.where(is_best, entropy, best_entropy)
         best_depth = tl.where(is_best, j + 1, best_depth)

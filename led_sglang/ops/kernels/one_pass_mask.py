@@ -33,6 +33,7 @@ def one_pass_mask_kernel(  # type: ignore[no-untyped-def]
     has_index,
     BLOCK: tl.constexpr,
 ):
+    """mask: active, depth > 1, no norm, no offset, and u < threshold or trace or no exploit. A program: BLOCK rows."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = rows < num_rows
     is_likely = tl.load(coin_uniform + rows, mask=is_row, other=1.0) < coin_threshold

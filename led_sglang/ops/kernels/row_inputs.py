@@ -60,6 +60,7 @@ def row_inputs_kernel(  # type: ignore[no-untyped-def]
     has_is_led,
     BLOCK: tl.constexpr,
 ):
+    """Slot, state, phase, position and both uniforms of each row; see `Backend.row_inputs`. A program: BLOCK rows."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = rows < num_rows
     row_idx = row_idx_of(index, rows, is_row, has_index)

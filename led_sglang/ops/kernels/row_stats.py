@@ -38,6 +38,7 @@ def pack_flags_kernel(  # type: ignore[no-untyped-def]
     NUM_BOUNDS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Flags of each row, and each counter raised by its rows; see `Backend.count`. A program: BLOCK rows."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = rows < num_rows
     thinks = tl.load(thinking + rows, mask=is_row, other=0) != 0

@@ -1,4 +1,4 @@
-"""DoLa, Confident Decoding and Soft Thinking as their papers tell them: one row at a time, float64, loops.
+"""DoLa, Confident Decoding and Soft Thinking as in their papers: one row at a time, float64, loops.
 
 Read this file to learn the methods; `dola`, `confident` and `soft` must agree with it. Whole heads only.
 """

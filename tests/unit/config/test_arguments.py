@@ -1,5 +1,6 @@
 """One table of the server's arguments: command line, YAML, checks and documentation say what it says."""
 
+import itertools
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from led_sglang.config.arguments import ARGUMENTS, BACKENDS, SWITCH, Argument
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import FIELDS, LedParams
 from led_sglang.config.legal import Choice, Choices, Integer, Legal, Real, Text
+from led_sglang.config.methods import METHODS
 from led_sglang.config.server import ServerConfig
 from led_sglang.serving.command_line import build_parser
-from scripts.reference_tables import argument_rows
+from scripts.reference_tables import HEADER, argument_rows, rows_of
 
-PAGE = Path(__file__).resolve().parents[3] / "docs/cli.md"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+PAGE = DOCS / "cli.md"
 ILLEGAL: dict[type[Legal], Any] = {Integer: 0, Real: 1.5, Choice: "magic", Choices: ("led", "magic"), Text: 1}
 COMPUTED = {"depth", "max_depth"}  # from each other and the model: `server_config_of`
 EVERY = pytest.mark.parametrize("argument", ARGUMENTS, ids=lambda argument: argument.flag)
@@ -40,10 +43,24 @@ def test_the_documentation_has_the_rows_and_no_other() -> None:
     assert rows == argument_rows()
 
 
+def keys_listed(page: Path) -> list[str]:
+    """The rows of every table of parameters in a page."""
+    lines = page.read_text().splitlines()
+    head = HEADER.splitlines()[0]
+    tables = [lines[at + 2 :] for at, line in enumerate(lines) if line == head]
+    return [row for table in tables for row in itertools.takewhile(lambda line: line.startswith("|"), table)]
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_no_table_of_parameters_is_written_by_hand(page: Path) -> None:
+    generated = {row for method in METHODS for row in rows_of(method)}
+    assert [row for row in keys_listed(page) if row not in generated and not row.startswith("| `method` |")] == []
+
+
 def test_the_backends_are_the_ones_of_the_step() -> None:
     from led_sglang import ops
 
-    assert ("auto", *ops.BACKENDS) == BACKENDS
+    assert {"auto", *ops.BACKENDS} == set(BACKENDS)
 
 
 def test_one_name_is_one_thing() -> None:

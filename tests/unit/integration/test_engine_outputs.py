@@ -140,7 +140,7 @@ def test_per_token_lists_of_an_answer_are_known() -> None:
 
 def test_what_can_be_asked_is_documented() -> None:
     text = DOCS.read_text()
-    table = text[text.index("### What the engine tells") : text.index("## Refused")]
+    table = text[text.index("### The engine's other outputs") : text.index("## Refused")]
     requested = [name for name, verdict in ASKED.items() if verdict in (LED, TOKEN, FINAL)]
     requested += ["return_hidden_states", "return_routed_experts", "logprob_start_len"]
     assert [name for name in requested if f"`{name}`" not in table] == []

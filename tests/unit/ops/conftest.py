@@ -1,12 +1,7 @@
-"""The helpers live beside the tests; make them importable however pytest was started."""
-
-import sys
-from pathlib import Path
+"""What every test of the method needs."""
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)

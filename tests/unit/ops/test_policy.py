@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import CPU_BACKENDS, make_case, make_rows
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from led_sglang.ops import LedStep
 from led_sglang.ops.policy import led_probs
+from tests.unit.ops.cases.op_cases import CPU_BACKENDS, make_case, make_rows
 
 ROWS = 64
 ALTERNATING = torch.tensor([False, True] * (ROWS // 2))

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import CPU_BACKENDS, Case, make_inputs, make_rows
 
 from led_sglang.ops import Head
+from tests.unit.ops.cases.op_cases import CPU_BACKENDS, Case, make_inputs, make_rows
 
 FINAL = [0.5, 0.3, 0.15, 0.05]
 LATENTS = [[0.1, 0.6, 0.2, 0.1], [0.25, 0.05, 0.6, 0.1]]

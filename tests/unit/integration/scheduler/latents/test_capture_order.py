@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from tests.unit.ops.elsewhere import names, require
 
 SCRIPT = Path(__file__).with_name("capture_order_checks.py")

@@ -15,6 +15,8 @@ def test_no_test_imports_another() -> None:
 
 
 def test_an_import_of_a_test_is_seen() -> None:
-    lines = "from tests.a.{0}b import c", "import tests.{0}b", "from {0}b import c", "from tests.a import {0}b"
+    lines = "from tests.unit.{0}b import c", "import tests.{0}b", "from {0}b import c", "from tests.unit import {0}b"
     assert all(IMPORT.search(line.format("test_")) for line in lines)
-    assert not IMPORT.search("from tests.unit.fakes import a\nimport testing\nfrom led_sglang.testing import b")
+    assert not IMPORT.search(
+        "from tests.unit.integration.fakes import a\nimport testing\nfrom led_sglang.testing import b"
+    )

@@ -71,6 +71,7 @@ def parse_arguments() -> argparse.Namespace:
         help="of the LED side",
     )
     parser.add_argument("--baseline", choices=("disabled", "off"), default="disabled", help="disabled: stock SGLang")
+    parser.add_argument("--against", type=Path, help="a checkout: the baseline is its server, with LED on")
     parser.add_argument("--model-path", default=None)
     parser.add_argument("--server-args", default="", help="more arguments for both servers")
     parser.add_argument("--json", action="store_true", help="last line: one JSON document")
@@ -103,7 +104,7 @@ def measure(
     before = counters(led.url)
     pairs = []
     for i in range(options.rounds):
-        sides = [(baseline, plain), (led, with_led)]
+        sides = [(baseline, plain if options.against is None else with_led), (led, with_led)]
         windows = {}
         for server, body in sides if i % 2 == 0 else reversed(sides):
             cpu = cpu_seconds(server.process.pid)
@@ -163,6 +164,14 @@ def line(options: argparse.Namespace, method: str, concurrency: int, cell: Cell)
     }
 
 
+def baseline_server(options: argparse.Namespace, more: list[str], enabled: list[str], log: Path) -> Server:
+    """Stock SGLang, or LED as another checkout has it."""
+    if options.against is None:
+        return Server("--led", options.baseline, *more, log=log)
+    environment = {"PYTHONPATH": str(options.against.resolve())}
+    return Server("--led", "on", *enabled, *more, log=log, environment=environment)
+
+
 def command() -> None:
     options = parse_arguments()
     if options.append:
@@ -174,7 +183,7 @@ def command() -> None:
     for _ in range(options.starts):
         with ExitStack() as stack:
             logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            baseline = stack.enter_context(Server("--led", options.baseline, *more, log=logs / "baseline.log"))
+            baseline = stack.enter_context(baseline_server(options, more, enabled, logs / "baseline.log"))
             led = stack.enter_context(Server("--led", "on", *enabled, *more, log=logs / "led.log"))
             for (method, concurrency), cell in cells.items():
                 measure(options, baseline, led, concurrency, method, cell)

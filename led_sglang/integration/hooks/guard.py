@@ -8,16 +8,11 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.integration.faults import Deliberate
 from led_sglang.integration.hooks.table import HANDLER_ROOT, HookTarget
-
-if TYPE_CHECKING:
-    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 ON_PURPOSE = (Deliberate, LedParamError)  # raised for the engine or the client to see
 
@@ -59,16 +54,6 @@ class Call:
             return self.result
         args = [changes.pop(name, value) for name, value in zip(self.names, self._args, strict=False)]
         return self(*args, **{**self._kwargs, **changes})
-
-
-def is_capturing() -> bool:
-    """A CUDA graph is being captured on the current stream."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
-def is_dummy(forward_batch: "ForwardBatch") -> bool:
-    """The engine's own batch, of a start: a warm-up or the capture of a graph."""
-    return getattr(forward_batch, "sampling_info", None) is None or is_capturing()
 
 
 def never(call: Call) -> bool:

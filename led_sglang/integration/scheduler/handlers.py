@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from led_sglang.integration.hooks import selfcheck
-from led_sglang.integration.hooks.guard import Call, always, call_original, change_nothing, handler, is_capturing
+from led_sglang.integration.hooks.guard import Call, always, call_original, change_nothing, handler
 from led_sglang.integration.scheduler import recovery, runtime, startup
 from led_sglang.integration.scheduler.batch import LedBatch, request_row_of
 from led_sglang.integration.scheduler.recovery import before_start, fail_step
@@ -100,7 +100,7 @@ def logits(
     else:
         current.capture.drop()
     if _is_dummy_decode(logits_metadata):
-        current.one_pass_state.on_graph_warmup(len(hidden_states), is_capturing())
+        current.one_pass_state.on_graph_warmup(len(hidden_states), runtime.is_capturing())
     latent_rows: AbstractContextManager[None] = nullcontext()
     if current.one_pass_state.is_one_pass:
         latent_rows = current.latent_rows(self, logits_metadata.forward_mode.is_decode())
@@ -115,7 +115,7 @@ def _is_captured(forward_batch: "ForwardBatch") -> bool:
     sampling_info = getattr(forward_batch, "sampling_info", None)
     if getattr(sampling_info, "led", None) is not None:
         return True
-    return _is_dummy_decode(forward_batch) or is_capturing()
+    return _is_dummy_decode(forward_batch) or runtime.is_capturing()
 
 
 def _is_dummy_decode(forward_batch: "ForwardBatch") -> bool:

@@ -5,7 +5,7 @@ Each recovery and each test of a start gets the call of the hook that failed (`h
 
 from typing import TYPE_CHECKING, Any
 
-from led_sglang.integration.hooks.guard import Call, is_dummy
+from led_sglang.integration.hooks.guard import Call
 from led_sglang.integration.scheduler import runtime
 from led_sglang.integration.scheduler.batch import LedBatch
 
@@ -36,7 +36,7 @@ def before_start(call: Call) -> bool:
 
 def is_first_forward(call: Call) -> bool:
     """Also of a request's, where no graph is captured: what is wrong then stays wrong."""
-    return is_dummy(_forward_batch(call)) or not _current().has_started
+    return runtime.is_dummy(_forward_batch(call)) or not _current().has_started
 
 
 def _forward_batch(call: Call) -> "ForwardBatch":

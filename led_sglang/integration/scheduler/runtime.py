@@ -14,7 +14,6 @@ from torch import Tensor
 from led_sglang.config.methods import captured_layers
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError, is_new
-from led_sglang.integration.hooks.guard import is_capturing, is_dummy
 from led_sglang.integration.memory import (
     GraphSizes,
     MemoryPlan,
@@ -50,6 +49,16 @@ def head_dtype(runner: "ModelRunner") -> torch.dtype:
     """The model's."""
     dtype: torch.dtype = runner.dtype if isinstance(runner.dtype, torch.dtype) else runner.model_config.dtype
     return dtype
+
+
+def is_capturing() -> bool:
+    """A CUDA graph is being captured on the current stream."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def is_dummy(forward_batch: "ForwardBatch") -> bool:
+    """The engine's own batch, of a start: a warm-up or the capture of a graph."""
+    return getattr(forward_batch, "sampling_info", None) is None or is_capturing()
 
 
 class Runtime:

@@ -15,7 +15,6 @@ from led_sglang.config.fields import LedParams
 from led_sglang.config.request import ResolvedRequest
 from led_sglang.config.server import ServerConfig, export_config
 from led_sglang.integration.faults import CaptureError, RankDivergence
-from led_sglang.integration.hooks import guard
 from led_sglang.integration.hooks.guard import Guarded, Handler
 from led_sglang.integration.hooks.register import HANDLERS
 from led_sglang.integration.hooks.table import BATCH_INFO, HOOK_TARGETS, TOKENIZER
@@ -126,7 +125,7 @@ def test_a_fault_in_a_forward_ends_a_start_and_fails_a_served_step(
     with pytest.raises(error, match="the sizes 1 and 2"):
         HANDLERS[target](*FORWARDS[target](served))
     serving.has_started = True
-    monkeypatch.setattr(guard, "is_capturing", lambda: True)
+    monkeypatch.setattr(runtime, "is_capturing", lambda: True)
     with pytest.raises(error, match="the sizes 1 and 2"):
         HANDLERS[target](*FORWARDS[target](served))
 

@@ -13,7 +13,6 @@ import torch
 import triton
 
 from benchmarks.gpu.build import Hopper, launches
-from led_sglang.integration.hooks import guard
 from led_sglang.integration.scheduler import handlers, runtime
 from led_sglang.integration.scheduler.latents import lm_head as head_module
 from led_sglang.integration.scheduler.latents.capture import Capture
@@ -88,8 +87,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setattr(runtime, "get_parallel", lambda: SimpleNamespace(tp_group=group))
         monkeypatch.setattr(runtime, "_runtime", server.runtime)
         monkeypatch.setattr(head_module, "has_dense_weight", lambda lm_head: True)
-        for module, name in ((runtime, "is_capturing"), (handlers, "is_capturing"), (guard, "is_capturing")):
-            monkeypatch.setattr(module, name, lambda: server.is_capturing)
+        monkeypatch.setattr(runtime, "is_capturing", lambda: server.is_capturing)
         return server
 
     with launches():

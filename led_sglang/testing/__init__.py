@@ -32,6 +32,7 @@ __all__ = [
 class Request:
     """One traced request of /generate: token ids in, token ids out.
 
+    query: what equals the paper's defaults is not sent, so a server with defaults of its own would decode by those.
     seed: of its noise; None = one that the server draws. sampling and top_level: further keys of `sampling_params` and
     of the body, which win over what is made here.
     """

@@ -132,17 +132,9 @@ class Comparison:
         self.worst = max(self.worst, other.worst)
 
 
-COLUMNS = (
-    "think",
-    "explored",
-    "depth",
-    "confidence",
-    "entropy",
-    "depth_entropy",
-    "logprob",
-    "candidates",
-    "exploit",
-    "explore",
+COLUMNS = (  # `led_...` of a trace
+    *("think", "explored", "depth", "confidence", "entropy", "depth_entropy", "logprob"),
+    *("candidates", "exploit", "explore"),
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from led_sglang.config.fields import LedParams
 from led_sglang.config.request import ResolvedRequest
@@ -60,3 +61,42 @@ def forward_mode(is_decode: bool = True) -> Any:
 def break_handler(patch: pytest.MonkeyPatch, hook: Guarded, function: Callable[..., Any]) -> None:
     """The hook's handler is `function` from here on, with the recovery that it has."""
     patch.setattr(hook, "handler", replace(hook.handler, function=function))
+
+
+class CapturedModel(nn.Module):
+    """A model whose layers can be captured."""
+
+    layers_to_capture: list[int]
+
+    def set_eagle3_layers_to_capture(self, layer_ids: list[int]) -> None:
+        self.layers_to_capture = [layer + 1 for layer in layer_ids]
+
+
+class InnerModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(10, 3)
+
+
+class EmbeddingModel(nn.Module):
+    """A model that is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = InnerModel()
+
+    def forward(self, input_ids: Tensor, positions: Tensor, forward_batch: Any) -> Any:
+        return self.model.embed_tokens(input_ids)
+
+
+def no_fault(batch: Any) -> None:
+    raise
+
+
+def decode_graph_sizes(max_rows: int, is_padded: bool) -> list[int]:
+    """SGLang's own list."""
+    from sglang.srt.arg_groups.cuda_graph_hook import generate_decode_cuda_graph_batch_sizes
+
+    args = SimpleNamespace(disable_cuda_graph_padding=not is_padded, speculative_algorithm=None)
+    sizes: list[int] = generate_decode_cuda_graph_batch_sizes(args, max_rows)
+    return sizes

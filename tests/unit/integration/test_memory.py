@@ -23,9 +23,7 @@ from led_sglang.integration.memory import (
 )
 from led_sglang.integration.scheduler.latents.capture import Capture
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs
-from tests.unit.integration.scheduler.latents.test_capture import Model
-from tests.unit.integration.scheduler.methods.test_soft_inputs import Model as SoftModel
-from tests.unit.integration.scheduler.methods.test_soft_inputs import no_fault
+from tests.unit.integration.fakes import CapturedModel, EmbeddingModel, no_fault
 
 HIDDEN, VOCABULARY, DECODE_ROWS, PREFILL_TOKENS = 24, 97, 5, 11
 GRAPHS = GraphSizes(DECODE_ROWS, PREFILL_TOKENS)
@@ -46,7 +44,7 @@ def plan_of(config: ServerConfig, dtype: torch.dtype, graphs: GraphSizes = GRAPH
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_buffer(config: ServerConfig, dtype: torch.dtype) -> None:
-    capture = Capture(Model(), captured_layers(config))
+    capture = Capture(CapturedModel(), captured_layers(config))
     capture.allocate(16, HIDDEN, dtype, "cpu")
     assert capture.buffer is not None
     assert plan_of(config, dtype).parts["capture buffer"] == capture.buffer.nbytes
@@ -74,7 +72,7 @@ def test_layers_that_graphs_keep(
     config = CONFIGS[name]
     layers = captured_layers(config)
     parts = plan_of(config, dtype).parts
-    capture = Capture(Model(), layers, allows_dynamic_shapes=False)
+    capture = Capture(CapturedModel(), layers, allows_dynamic_shapes=False)
     capture.allocate(16, HIDDEN, dtype, "cpu")
     decode = kept_layers(is_packed, DECODE_ROWS, len(layers), dtype)
     stacked: list[torch.Tensor] = []
@@ -96,7 +94,7 @@ def test_layers_that_graphs_keep(
 
 def test_soft_tables_and_mixtures(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = SimpleNamespace(
-        model=SoftModel(),
+        model=EmbeddingModel(),
         device="cpu",
         req_to_token_pool=SimpleNamespace(req_to_token=torch.zeros(15, 1)),
         server_args=SimpleNamespace(),

@@ -6,19 +6,13 @@ from torch import nn
 
 from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.scheduler.latents.capture import Capture
+from tests.unit.integration.fakes import CapturedModel
 
 LAYERS = (3, 1, 2)  # in the order wanted; the engine returns them ascending
 
 
-class Model(nn.Module):
-    layers_to_capture: list[int]
-
-    def set_eagle3_layers_to_capture(self, layer_ids: list[int]) -> None:
-        self.layers_to_capture = [layer + 1 for layer in layer_ids]
-
-
 def capture_of(layers: tuple[int, ...] = LAYERS, allows_dynamic_shapes: bool = True) -> Capture:
-    capture = Capture(Model(), layers, allows_dynamic_shapes)
+    capture = Capture(CapturedModel(), layers, allows_dynamic_shapes)
     capture.allocate(6, 2, torch.float32, "cpu")
     return capture
 
@@ -157,7 +151,7 @@ def test_missing_layers_are_reported_when_they_come() -> None:
         capture.store(None, None)
     with pytest.raises(CaptureError, match="2 layer outputs, 3 were asked for"):
         capture.store(outputs(2)[:2], None)
-    none = Capture(Model(), ())
+    none = Capture(CapturedModel(), ())
     none.store(None, None)
     with pytest.raises(CaptureError, match="no layer is captured"):
         assert none.states

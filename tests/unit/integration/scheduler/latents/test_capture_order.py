@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from tests.unit.ops.elsewhere import names, require
+
+from tests.unit.ops.cases.processes import names, require
 
 SCRIPT = Path(__file__).with_name("capture_order_checks.py")
 

@@ -15,6 +15,7 @@ from led_sglang.ops.backend import Backend
 from led_sglang.ops.backends import one_pass, torch_step
 from led_sglang.ops.backends.lm_head import latent_probs
 from led_sglang.ops.backends.torch import TorchBackend
+from tests.unit.integration.fakes import decode_graph_sizes
 
 CPU = torch.device("cpu")
 H, V, J = 16, 40, 3
@@ -72,15 +73,6 @@ def test_a_warm_up_that_is_no_capture_makes_no_graph() -> None:
     assert one_pass_state.is_one_pass and one_pass_state.graph_sizes == []
     one_pass_state.on_graph_warmup(4096, is_captured=False)  # a warm-up of more rows than any batch
     assert not one_pass_state.is_one_pass
-
-
-def decode_graph_sizes(max_rows: int, is_padded: bool) -> list[int]:
-    """SGLang's own list."""
-    from sglang.srt.arg_groups.cuda_graph_hook import generate_decode_cuda_graph_batch_sizes
-
-    args = SimpleNamespace(disable_cuda_graph_padding=not is_padded, speculative_algorithm=None)
-    sizes: list[int] = generate_decode_cuda_graph_batch_sizes(args, max_rows)
-    return sizes
 
 
 @pytest.mark.parametrize("is_padded", [True, False])

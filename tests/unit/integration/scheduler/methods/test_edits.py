@@ -21,7 +21,7 @@ from led_sglang.ops.methods.dola import dola_logits
 from led_sglang.ops.types import StepInputs
 from led_sglang.wire import RESOLVED_KEY
 from tests.unit.integration.fakes import batch_of, request_row, sampling_info, sampling_params
-from tests.unit.integration.scheduler.methods.test_registry import LAYERS, V, context_of, group_of, head, logits_for
+from tests.unit.integration.scheduler.methods.steps import LAYERS, V, context_of, group_of, head, logits_for
 
 ASKED: dict[str, Any] = {
     "frequency_penalty": -0.1,

@@ -13,30 +13,15 @@ from led_sglang.config.fields import MAX_SOFT_TOP_K
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs, is_soft_enabled
-from tests.unit.integration.fakes import CLOSE_ID, forward_mode
+from tests.unit.integration.fakes import CLOSE_ID, EmbeddingModel, forward_mode, no_fault
 
 CONFIG = ServerConfig(methods=("led", "soft_thinking"), open_ids=(6,), close_ids=(CLOSE_ID,), num_layers=4)
 NUM_SLOTS = 5
 
 
-class Inner(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(10, 3)
-
-
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = Inner()
-
-    def forward(self, input_ids: Tensor, positions: Tensor, forward_batch: Any) -> Any:
-        return self.model.embed_tokens(input_ids)
-
-
 def runner(model: nn.Module | None = None) -> Any:
     return SimpleNamespace(
-        model=model or Model(),
+        model=model or EmbeddingModel(),
         device="cpu",
         req_to_token_pool=SimpleNamespace(req_to_token=torch.zeros(NUM_SLOTS, 1)),
         server_args=SimpleNamespace(),
@@ -47,13 +32,9 @@ def batch(slots: list[int], is_decode: bool = True) -> Any:
     return SimpleNamespace(req_pool_indices=torch.tensor(slots), forward_mode=forward_mode(is_decode))
 
 
-def no_fault(batch: Any) -> None:
-    raise
-
-
 @pytest.fixture
-def engine() -> tuple[SoftInputs, Model, Tensor]:
-    model = Model()
+def engine() -> tuple[SoftInputs, EmbeddingModel, Tensor]:
+    model = EmbeddingModel()
     table = model.model.embed_tokens.weight.detach().clone()
     inputs = SoftInputs(runner(model), CONFIG, no_fault)
     inputs.write(
@@ -66,13 +47,13 @@ def engine() -> tuple[SoftInputs, Model, Tensor]:
     return inputs, model, table
 
 
-def run(model: Model, ids: list[int], forward_batch: Any) -> Tensor:
+def run(model: EmbeddingModel, ids: list[int], forward_batch: Any) -> Tensor:
     with torch.no_grad():
         out: Tensor = model.forward(torch.tensor(ids), torch.arange(len(ids)), forward_batch)
         return out
 
 
-def test_only_soft_slots_are_mixed(engine: tuple[SoftInputs, Model, Tensor]) -> None:
+def test_only_soft_slots_are_mixed(engine: tuple[SoftInputs, EmbeddingModel, Tensor]) -> None:
     _, model, table = engine
     out = run(model, [4, 4, 4, 8, 4], batch([0, 3, 2, 1, 4]))
     torch.testing.assert_close(out[1], 0.75 * table[4] + 0.25 * table[5])
@@ -81,7 +62,7 @@ def test_only_soft_slots_are_mixed(engine: tuple[SoftInputs, Model, Tensor]) -> 
 
 
 @pytest.mark.parametrize("case", ["extend", "forgotten", "outside a step"])
-def test_everything_else_is_the_engines_lookup(case: str, engine: tuple[SoftInputs, Model, Tensor]) -> None:
+def test_everything_else_is_the_engines_lookup(case: str, engine: tuple[SoftInputs, EmbeddingModel, Tensor]) -> None:
     inputs, model, table = engine
     ids = [4, 8]
     if case == "outside a step":
@@ -94,7 +75,7 @@ def test_everything_else_is_the_engines_lookup(case: str, engine: tuple[SoftInpu
     assert torch.equal(out, table[ids])
 
 
-def test_a_replay_follows_the_slots_that_it_is_given(engine: tuple[SoftInputs, Model, Tensor]) -> None:
+def test_a_replay_follows_the_slots_that_it_is_given(engine: tuple[SoftInputs, EmbeddingModel, Tensor]) -> None:
     """What a CUDA graph does: operations recorded once for static tensors, run again with other contents.
 
     Recorded as a trace of tensor operations; the dummy rows of a capture sit in slot 0 and are not soft.
@@ -118,7 +99,7 @@ def test_a_replay_follows_the_slots_that_it_is_given(engine: tuple[SoftInputs, M
 
 def test_on_a_gpu_nothing_is_read_and_no_shape_depends_on_data() -> None:
     with FakeTensorMode(), torch.device("cuda"):
-        model = Model()
+        model = EmbeddingModel()
         fake = SimpleNamespace(**{**vars(runner(model)), "device": "cuda"})
         inputs = SoftInputs(fake, CONFIG, no_fault)
         slots = torch.zeros(4, dtype=torch.int64)
@@ -129,7 +110,7 @@ def test_on_a_gpu_nothing_is_read_and_no_shape_depends_on_data() -> None:
         inputs.forget(slots)
 
 
-def test_a_slot_given_to_another_request_keeps_no_weights(engine: tuple[SoftInputs, Model, Tensor]) -> None:
+def test_a_slot_given_to_another_request_keeps_no_weights(engine: tuple[SoftInputs, EmbeddingModel, Tensor]) -> None:
     inputs, model, table = engine
     wide = torch.full((1, 4), 0.25)
     slot, one = torch.tensor([3]), torch.tensor([0])
@@ -139,7 +120,7 @@ def test_a_slot_given_to_another_request_keeps_no_weights(engine: tuple[SoftInpu
     torch.testing.assert_close(run(model, [0], batch([3]))[0], table[9])
 
 
-def test_a_fault_in_the_model_leaves_no_batch_behind(engine: tuple[SoftInputs, Model, Tensor]) -> None:
+def test_a_fault_in_the_model_leaves_no_batch_behind(engine: tuple[SoftInputs, EmbeddingModel, Tensor]) -> None:
     _, model, table = engine
     with pytest.raises(IndexError):
         run(model, [99], batch([3]))
@@ -147,7 +128,7 @@ def test_a_fault_in_the_model_leaves_no_batch_behind(engine: tuple[SoftInputs, M
 
 
 def test_half_precision_is_mixed_in_float32() -> None:
-    model = Model().to(torch.bfloat16)
+    model = EmbeddingModel().to(torch.bfloat16)
     table = model.model.embed_tokens.weight.detach().clone()
     inputs = SoftInputs(runner(model), CONFIG, no_fault)
     ids, weights = torch.arange(8)[None], torch.full((1, 8), 0.125)
@@ -175,7 +156,7 @@ def test_soft_is_enabled_by_either_name() -> None:
 
 def test_a_fault_while_mixing_feeds_tokens_and_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     reported: list[Any] = []
-    model = Model()
+    model = EmbeddingModel()
     table = model.model.embed_tokens.weight.detach().clone()
     inputs = SoftInputs(runner(model), CONFIG, reported.append)
     monkeypatch.setattr(inputs, "_mix", lambda *_: 1 / 0)

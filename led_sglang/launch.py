@@ -32,7 +32,7 @@ def prepare(config: ServerConfig, server_args: Any) -> ServerConfig:
     resolved = support.resolve(config, server_args)
     export_config(resolved)
     selfcheck.verify("http")
-    selfcheck.verify("scheduler")
+    selfcheck.verify("scheduler", is_own=False)
     return resolved
 
 

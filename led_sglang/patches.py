@@ -41,16 +41,9 @@ class Function:
 
 def targets(version: str) -> dict[str, str]:
     """Every dotted path of that release that LED uses, and how."""
-    hooks = {path: hook.kind for path, hook in HOOK_TARGETS.items() if _is_for(hook, version)}
+    hooks = {path: hook.kind for path, hook in HOOK_TARGETS.items()}
     later = [pairs for since, pairs in RELIED_ON_SINCE.items() if _version_key(since) <= _version_key(version)]
     return hooks | {path: RELIED for pairs in (RELIED_ON, *later) for path, _ in pairs}
-
-
-def _is_for(hook: object, version: str) -> bool:
-    """A hook of some releases only has `since` (the first) or `until` (the first without)."""
-    since, until = getattr(hook, "since", None), getattr(hook, "until", None)
-    key = _version_key(version)
-    return (since is None or _version_key(since) <= key) and (until is None or key < _version_key(until))
 
 
 def describe(release: Release, target: str, how: str) -> Function | None:

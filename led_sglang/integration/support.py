@@ -9,7 +9,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from sglang.srt.environ import envs
 
 from led_sglang.config.checks import LedParamError
@@ -17,7 +16,7 @@ from led_sglang.config.markers import find_markers, with_markers
 from led_sglang.config.methods import captured_layers
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
-from led_sglang.integration.scheduler.methods.soft_inputs import refuse_soft
+from led_sglang.integration.soft_support import refuse_soft
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
@@ -237,17 +236,19 @@ def _can_triton_run_on_cpu() -> bool:
         from led_sglang.ops.backends.triton import TritonBackend
     except ImportError:
         return False
+    import torch
+
     return TritonBackend.runs_on(torch.device("cpu"))
 
 
 def _refuse_one_pass(config: ServerConfig, args: Any, text_config: Any) -> None:
     """Where the engine multiplies with the head in its own way; of the head itself `Runtime.bind_head` says it."""
-    model_setters = {
+    engine_switches = {
         "--enable-fp32-lm-head": getattr(args, "enable_fp32_lm_head", False),
         "--rl-on-policy-target": getattr(args, "rl_on_policy_target", None),
         "enable_lm_head_fp32 in the model's configuration": getattr(text_config, "enable_lm_head_fp32", False),
     }
-    for name, is_set in model_setters.items():
+    for name, is_set in engine_switches.items():
         if config.form == "one_pass" and is_set:
             raise LedParamError(f"--led-form one_pass is not possible with {name}: use auto")
 

@@ -7,7 +7,7 @@ from led_sglang.ops.types import LedRows, LedStep
 
 
 def led_probs(step: LedStep, rows: LedRows) -> Tensor:
-    """Probabilities of `step.candidate_ids`, (R, K) float32; 0 = never drawn. Valid where `rows.full` and `step.ok`.
+    """Probabilities of `step.candidate_ids`, (R, K) float32; 0 = never drawn. Valid where `rows.trace` and `step.ok`.
 
     Per row, c = confidence, or 0 without the exploit branch::
 

@@ -16,8 +16,11 @@ class HookError(RuntimeError):
     """A hook is missing or its target is not the function it was written for."""
 
 
-def check_hook(target: str, spec: HookTarget) -> str | None:
-    """What is wrong with one hook; None if it is in place and its target has the expected parameters."""
+def check_hook(target: str, spec: HookTarget, has_handler: bool = True) -> str | None:
+    """What is wrong with one hook; None if it is in place and its target has the expected parameters.
+
+    has_handler: the handler is imported too, which belongs to the hook's own process.
+    """
     from led_sglang.integration.hooks.register import HANDLERS
 
     try:
@@ -27,10 +30,11 @@ def check_hook(target: str, spec: HookTarget) -> str | None:
     hook, layers = HANDLERS[target], _layers(function)
     if not any(_holds(layer, hook) for layer in layers):
         return "the hook is not in place"
-    try:
-        _ = hook.handler
-    except (ImportError, AttributeError) as error:
-        return f"its handler is gone ({error})"
+    if has_handler:
+        try:
+            _ = hook.handler
+        except (ImportError, AttributeError) as error:
+            return f"its handler is gone ({error})"
     found = tuple(inspect.signature(layers[-1]).parameters)
     if found != spec.parameters:
         return f"expected parameters ({', '.join(spec.parameters)}), found ({', '.join(found)})"
@@ -53,12 +57,15 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, match.group().split("."))) if match else ()
 
 
-def verify(process: str) -> None:
-    """Raise HookError naming every faulty target and the SGLang version. process: "scheduler" or "http"."""
+def verify(process: str, is_own: bool = True) -> None:
+    """Raise HookError naming every faulty target and the SGLang version. process: "scheduler" or "http".
+
+    is_own: this is that process. If not, its handlers are not imported here.
+    """
     verify_release(version("sglang"))
     faults = {}
     for target, spec in HOOK_TARGETS.items():
-        if spec.process == process and (fault := check_hook(target, spec)):
+        if spec.process == process and (fault := check_hook(target, spec, is_own)):
             faults[target] = fault
     if faults:
         lines = "\n".join(f"  {target}: {fault}" for target, fault in faults.items())

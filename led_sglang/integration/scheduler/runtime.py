@@ -27,10 +27,11 @@ from led_sglang.integration.memory import (
 from led_sglang.integration.scheduler.latents.capture import Capture
 from led_sglang.integration.scheduler.latents.lm_head import build_head, why_no_one_pass
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
-from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs, is_soft_enabled
+from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs
 from led_sglang.integration.scheduler.ranks import FailureCheck, RankCheck
 from led_sglang.integration.scheduler.reports.counters import Counts
 from led_sglang.integration.scheduler.served_backend import ServedBackend
+from led_sglang.integration.soft_support import is_soft_enabled
 from led_sglang.integration.support import in_effect
 from led_sglang.ops.backend import Backend
 from led_sglang.ops.rows.automaton import ThinkingAutomaton, ThinkingTables

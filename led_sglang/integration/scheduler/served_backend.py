@@ -18,7 +18,7 @@ class ServedBackend:
     """`backend` is the one in use; it changes at most once, before any CUDA graph is captured."""
 
     def __init__(self, requested: str, device: torch.device, dtype: torch.dtype) -> None:
-        """ "auto" is "triton" on a GPU if its kernels, compiled there, do what plain torch does, else "fused"."""
+        """ "auto" is "triton" on a GPU if its kernels, compiled there, do what plain torch does, else "torch"."""
         self.requested = requested
         self.device = device
         self.backend: Backend = backend_for(requested, device)
@@ -34,8 +34,8 @@ class ServedBackend:
         return self.requested == "auto" and self.backend.name == "triton"
 
     def _use_torch(self) -> None:
-        logger.warning('LED: backend "triton" is not used here, "fused" is: %s', self.fault)
-        self.backend = backend_for("fused", self.device)
+        logger.warning('LED: backend "triton" is not used here, "torch" is: %s', self.fault)
+        self.backend = backend_for("torch", self.device)
 
     def warm_up(
         self,

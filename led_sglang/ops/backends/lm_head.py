@@ -93,10 +93,10 @@ def candidate_logits(
     chunk = max(1, CANDIDATE_ELEMENTS // max(candidate_ids.shape[1] * latents.shape[2], 1))
     if len(candidate_ids) > chunk:
         columns = torch.split(latents, chunk, 1), torch.split(candidate_ids, chunk), torch.split(tau, chunk)
-        row_idx = torch.split(torch.arange(len(candidate_ids), device=tau.device), chunk)
+        chunks = torch.split(torch.arange(len(candidate_ids), device=tau.device), chunk)
         parts = [
             candidate_logits(h, ids, head, t, None if edits is None else edits.take(row_idx))
-            for h, ids, t, row_idx in zip(*columns, row_idx, strict=True)
+            for h, ids, t, row_idx in zip(*columns, chunks, strict=True)
         ]
         return torch.cat(parts, 1)
     if head.project is not None:
@@ -131,8 +131,8 @@ def engine_sums(
     ids = latents.new_zeros(len(latents), 1, dtype=torch.int64) if candidate_ids is None else candidate_ids
     many = max(PROJECT_ROWS, tile_elements(latents.device) // max(head.num_rows, 1))
     columns = torch.split(latents, many), torch.split(ids, many), torch.split(tau, many)
-    row_idx = torch.split(torch.arange(len(latents), device=tau.device), many)
-    parts = [_product_sums(h, i, t, p, head, edits) for h, i, t, p in zip(*columns, row_idx, strict=True)]
+    chunks = torch.split(torch.arange(len(latents), device=tau.device), many)
+    parts = [_product_sums(h, i, t, p, head, edits) for h, i, t, p in zip(*columns, chunks, strict=True)]
     sums, logits = zip(*parts, strict=True)
     return torch.cat(sums, -1), torch.cat(logits)
 
@@ -144,8 +144,8 @@ def _product_sums(
     products, parts = engine_product(latents, head), []
     few = max(1, tile_elements(latents.device) // max(head.num_rows, 1))
     columns = products, ids, tau, row_idx
-    for raw, some_ids, some_tau, row_idx in zip(*(torch.split(column, few) for column in columns), strict=True):
-        some = None if edits is None else edits.take(row_idx % edits.num_rows)
+    for raw, some_ids, some_tau, some_rows in zip(*(torch.split(column, few) for column in columns), strict=True):
+        some = None if edits is None else edits.take(some_rows % edits.num_rows)
         logits = scale_and_cap(raw.to(torch.float32, copy=True), head)
         sums = tile_sums(logits, some_tau, some, head.first_id)  # the logits are edited, and over tau, by now
         picked = logits.gather(1, local_candidates(some_ids, head))

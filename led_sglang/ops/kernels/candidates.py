@@ -53,7 +53,7 @@ def candidates_kernel(  # type: ignore[no-untyped-def]
     row, layer, block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
     columns = block * BLOCK_K + tl.arange(0, BLOCK_K)
     is_column = columns < num_candidates
-    row_idx = (layer * num_rows + row) * num_candidates + columns
+    offsets = (layer * num_rows + row) * num_candidates + columns
     found = tl.zeros((BLOCK_K,), tl.float32)
     if tl.load(explore_mask + row) != 0:
         tokens = tl.load(ids + row * num_candidates + columns, mask=is_column, other=-1) - first_id
@@ -78,7 +78,7 @@ def candidates_kernel(  # type: ignore[no-untyped-def]
         if HAS_SOFTCAP:
             found = softcap * tanh(found / softcap)
         found = tl.where(is_local, found / tl.load(tau + row), 0.0)
-    tl.store(logits + row_idx, found, mask=is_column)
+    tl.store(logits + offsets, found, mask=is_column)
 
 
 def candidate_logits(latents: Tensor, candidate_ids: Tensor, head: Head, tau: Tensor, explore_mask: Tensor) -> Tensor:

@@ -105,9 +105,9 @@ def coin_kernel(  # type: ignore[no-untyped-def]
     log_mass = tl.log(tl.sum(part_masses * tl.exp((part_peaks - peak) / row_tau), 0))
     is_column = columns < num_columns
     if PICKED:
-        row_idx = tl.arange(0, PARTS * PICKED)
+        slots = tl.arange(0, PARTS * PICKED)
         packed = tl.load(
-            picked + row * num_parts * PICKED + row_idx, mask=row_idx < num_parts * PICKED, other=-0x8000000000000000
+            picked + row * num_parts * PICKED + slots, mask=slots < num_parts * PICKED, other=-0x8000000000000000
         )
         values, found = unpack(tl.topk(packed, BLOCK))
         tl.store(ids + row * num_candidates + columns, tl.where(is_column, found, 0), mask=columns < num_candidates)

@@ -124,8 +124,8 @@ def advance_kernel(  # type: ignore[no-untyped-def]
     tokens = tl.load(token_ids + row_idx_of(index, rows, is_row, has_index), mask=is_row, other=0).to(tl.int64)
     is_known = is_row & (tokens >= 0) & (tokens < num_vocab)  # any other is an ordinary token
     symbols = tl.load(symbol_of + tokens, mask=is_known, other=0)
-    row_idx = tl.load(before + rows, mask=is_row, other=0) * num_symbols + symbols
-    after = tl.load(next_state + row_idx, mask=is_row, other=0)
+    transitions = tl.load(before + rows, mask=is_row, other=0) * num_symbols + symbols
+    after = tl.load(next_state + transitions, mask=is_row, other=0)
     tl.store(states + tl.load(slots + rows, mask=is_row, other=0), after, mask=is_row)
 
 

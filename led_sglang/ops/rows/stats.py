@@ -52,7 +52,7 @@ def _add(flags: Tensor, method: Tensor, counters: Counters) -> None:
     """The torch form of `numba_loops.count`."""
     detail, is_active = flags >> DETAIL_SHIFT & DETAIL_MASK, flags & ACTIVE != 0
     has_fallen = flags & FALLBACK != 0
-    row_idx = [
+    offsets = [
         torch.full_like(flags, LED_OFFSET),
         torch.full_like(flags, THINKING_OFFSET),
         detail + torch.where(has_fallen, REASON_OFFSET, CONFIDENCE_OFFSET),
@@ -60,7 +60,7 @@ def _add(flags: Tensor, method: Tensor, counters: Counters) -> None:
         method + counters.method_offset,
     ]
     is_one = [is_active, flags & THINKING != 0, has_fallen | is_active, flags & EXPLORED != 0, flags >= 0]
-    counters.values.index_add_(0, torch.cat(row_idx), torch.cat(is_one).long())
+    counters.values.index_add_(0, torch.cat(offsets), torch.cat(is_one).long())
 
 
 def count(flags: Sequence[int], method: Sequence[int], weight: int, counts: Any, method_offset: int) -> None:

@@ -145,8 +145,8 @@ class Capture:
     def _rows(self, num_layers: int) -> list[Tensor]:
         """The first layers' sampled rows, not copied yet: num_layers x (B, H)."""
         assert self._pending is not None
-        layers_to_keep, index = [self._pending[i] for i in self._order[:num_layers]], self._pending_index
-        return layers_to_keep if index is None else [h.index_select(0, index) for h in layers_to_keep]
+        layers, index = [self._pending[i] for i in self._order[:num_layers]], self._pending_index
+        return layers if index is None else [h.index_select(0, index) for h in layers]
 
     @property
     def states(self) -> Tensor:

@@ -13,19 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from led_sglang.config.fields import MAX_SOFT_TOP_K
-from led_sglang.config.methods import METHOD_TABLE
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
+from led_sglang.integration.soft_support import refuse_soft
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
-    from sglang.srt.server_args import ServerArgs
-
-
-def is_soft_enabled(config: ServerConfig) -> bool:
-    return any(METHOD_TABLE[method].feeds_mixtures for method in config.methods)
 
 
 class SoftInputs:
@@ -104,21 +99,5 @@ class SoftInputs:
 
 
 def keep_out_of_prefix_cache(req: "Req") -> None:
-    """Keys and values of soft steps do not belong to the reported tokens: nobody may reuse them."""
+    """Keys and values of soft steps do not belong to the reported tokens: they must not be reused."""
     req.skip_radix_cache_insert = True
-
-
-def refuse_soft(config: ServerConfig, server_args: "ServerArgs") -> None:
-    """Raises CaptureError where a soft method is enabled that cannot work with these arguments and markers."""
-    if not is_soft_enabled(config):
-        return
-    if getattr(server_args, "enable_mixed_chunk", False):
-        raise CaptureError(
-            "soft_thinking does not work with --enable-mixed-chunk: rows that decode beside a prompt's chunk would be "
-            "fed plain embeddings. Drop the flag or the soft methods from --led-methods"
-        )
-    if len(config.close_ids) != 1:
-        raise CaptureError(
-            f"soft_thinking closes the thinking phase with one token, this model's marker {config.think_close!r} has "
-            f"{len(config.close_ids)}"
-        )

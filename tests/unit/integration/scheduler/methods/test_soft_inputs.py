@@ -12,7 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from led_sglang.config.fields import MAX_SOFT_TOP_K
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
-from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs, is_soft_enabled
+from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs
+from led_sglang.integration.soft_support import is_soft_enabled
 from tests.unit.integration.fakes import CLOSE_ID, EmbeddingModel, forward_mode, no_fault
 
 CONFIG = ServerConfig(methods=("led", "soft_thinking"), open_ids=(6,), close_ids=(CLOSE_ID,), num_layers=4)

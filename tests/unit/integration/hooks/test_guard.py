@@ -1,6 +1,8 @@
 """A fault of ours in a function that serves everybody is counted and logged, never raised."""
 
+import ast
 import asyncio
+import inspect
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -298,3 +300,17 @@ def test_each_fault_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
                 count(f"a place of {count}")
         assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["the first", "the second"]
     assert serving.num_step_failures == 4
+
+
+@pytest.mark.parametrize("target", HOOK_TARGETS)
+def test_a_recovery_names_parameters_of_its_row(target: str) -> None:
+    """`call["name"]` and `call.once(name=...)` would otherwise fail only in a fault."""
+    handler = HANDLERS[target].handler
+    for function in (handler.recover, handler.is_start):
+        names = set()
+        for node in ast.walk(ast.parse(inspect.getsource(function))):
+            if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "call":
+                names.add(ast.literal_eval(node.slice))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "call.once":
+                names |= {str(keyword.arg) for keyword in node.keywords}
+        assert names <= set(HOOK_TARGETS[target].parameters), (function, names)

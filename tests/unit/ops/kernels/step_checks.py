@@ -197,6 +197,7 @@ MIXES: dict[str, dict[str, Any]] = {
     "depth 1": {"vocab": 97, "depth": 1, "explore": True},
     "traced": {"vocab": 97, "top_k": 3, "explore": True, "trace": True},
     "more candidates than tokens": {"vocab": 5, "top_k": 8, "explore": True},
+    "one candidate": {"vocab": 97, "top_k": 1, "explore": True, "trace": True},
 }
 
 
@@ -218,7 +219,7 @@ def check_mix_and_sample_of_mixed_rows(seed: int) -> None:
     row = torch.arange(17)
     mixed = {
         "depth": row % 4 + 1,
-        "top_k": row % 7 + 2,
+        "top_k": row % 7 + 1,
         "greedy": row % 3 == 0,
         "exploit": row % 5 > 0,
         "normalize_layers": row % 2 == 0,

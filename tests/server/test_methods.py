@@ -66,7 +66,7 @@ NO_FAULT = Fault()
 # on its neighbours is us. (Not by --enable-deterministic-inference, which switches the prefix cache off.)
 SAME_BITS_FOR_ANY_BATCH = """
 def register():
-    from led_sglang.platform.deterministic import enable_batch_invariant_mode
+    from led_sglang.cpu_platform.deterministic import enable_batch_invariant_mode
 
     enable_batch_invariant_mode()
 """

@@ -6,11 +6,11 @@ import pytest
 import torch
 from op_cases import Case, make_case, make_rows
 
+from led_sglang.cpu_platform import deterministic
 from led_sglang.ops import led_step
 from led_sglang.ops.backends import lm_head as torch_head
 from led_sglang.ops.kernels import final_layer, lm_head
 from led_sglang.ops.kernels.lm_head import is_interpreted, normalizers_of
-from led_sglang.platform import deterministic
 
 CROWDS = (1, 9, 10, 64)
 BACKENDS = ["triton"] if is_interpreted() else ["fused", "compiled"]

@@ -20,7 +20,7 @@ from house_words import identifiers, instead_of
 
 PACKAGE = "led_sglang"
 MAX_FILES, MAX_LINES, MAX_ANY = 9, 300, 0.10
-CPU = (".platform", ".cpu_platform")  # the CPU platform, under either name
+CPU = (".cpu_platform",)
 HEAVY = ("torch", "numba", "triton", "transformers", "sglang")
 
 

@@ -57,7 +57,7 @@ NUM_SLOTS = 16
 # soft request feeds them back into itself. In blocks of 32 rows they do not, so that what is left to make a row depend
 # on its neighbours is us. (Not by --enable-deterministic-inference, which switches the prefix cache off.)
 SAME_BITS_FOR_ANY_BATCH = """\
-from led_sglang.platform.deterministic import enable_batch_invariant_mode
+from led_sglang.cpu_platform.deterministic import enable_batch_invariant_mode
 
 enable_batch_invariant_mode()
 """

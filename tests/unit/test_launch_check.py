@@ -8,8 +8,8 @@ import pytest
 
 from led_sglang import launch
 from led_sglang.config.server import ENV_CONFIG
+from led_sglang.cpu_platform import find_accelerator
 from led_sglang.embedded import MODEL_DIR
-from led_sglang.platform import find_accelerator
 from led_sglang.serving.ports import HeldPort
 from tests.server import checkpoints
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from led_sglang.cpu_platform import deterministic
 from led_sglang.ops import led_step
 from led_sglang.ops.backends import lm_head as torch_head
 from led_sglang.ops.kernels import final_layer, lm_head
 from led_sglang.ops.kernels.lm_head import is_interpreted, latent_lse
-from led_sglang.platform import deterministic
 from tests.unit.ops.cases.op_cases import Case, make_case, make_inputs, make_rows
 
 CROWDS = (1, 9, 10, 64)

@@ -11,7 +11,7 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
-from led_sglang.platform import deterministic
+from led_sglang.cpu_platform import deterministic
 
 __all__ = ["TorchCpuPlatform"]
 
@@ -48,7 +48,7 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         # Not at the top: SGLang needs the platform before its attention modules can be imported.
         from sglang.srt.layers.attention.attention_registry import register_attention_backend
 
-        from led_sglang.platform.attention import PagedAttention
+        from led_sglang.cpu_platform.attention import PagedAttention
 
         register_attention_backend("torch_native")(PagedAttention)
         deterministic.install()
@@ -114,7 +114,7 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def get_paged_allocator_cls(self) -> type | None:
         if hasattr(SRTPlatform, "get_kv_pool_cls"):
             return None
-        from led_sglang.platform.allocator import SingleTokenPageAllocator
+        from led_sglang.cpu_platform.allocator import SingleTokenPageAllocator
 
         return SingleTokenPageAllocator
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
-from led_sglang.platform import attention
-from led_sglang.platform.paged import attend
+from led_sglang.cpu_platform import attention
+from led_sglang.cpu_platform.paged_attention import attend
 
 SLOTS, HEADS, KV_HEADS, SIZE = 512, 4, 2, 16
 
@@ -114,7 +114,7 @@ def test_every_row_belongs_to_one_thread(lengths: list[int], threads: int) -> No
 ATTEND = """
 import hashlib
 import numpy as np
-from led_sglang.platform.paged import attend
+from led_sglang.cpu_platform.paged_attention import attend
 
 draw, digest = np.random.default_rng(0), hashlib.sha256()
 for heads, kv_heads, size in ((4, 2, 16), (4, 4, 32), (6, 1, 24)):

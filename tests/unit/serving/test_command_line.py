@@ -16,8 +16,8 @@ import yaml
 
 from led_sglang import launch
 from led_sglang.config.server import ENV_CONFIG, ENV_HOST, default_host
+from led_sglang.cpu_platform import find_accelerator
 from led_sglang.embedded import MODEL_DIR
-from led_sglang.platform import find_accelerator
 from led_sglang.serving.command_line import split_arguments
 
 OURS = {"model_path": str(MODEL_DIR), "served_model_name": "led-embedded", "dtype": "float32", "host": "0.0.0.0"}

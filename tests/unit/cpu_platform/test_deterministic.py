@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 
-from led_sglang.platform import deterministic
+from led_sglang.cpu_platform import deterministic
 
 COMPARE = """
 import torch
 from sglang.kernels.ops.sampling.murmur_hash import murmur_hash32_kernel
-from led_sglang.platform.deterministic import murmur_hash32
+from led_sglang.cpu_platform.deterministic import murmur_hash32
 
 seed = torch.tensor([0, 1, 42, 2**31, 2**63 - 1, -5]).to(torch.uint64)
 positions, columns = torch.tensor([0, 7, 100, 2**20, 3, 1]), torch.arange(1500)

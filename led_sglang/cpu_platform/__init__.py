@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 SWITCH = "LED_SGLANG_CPU_PLATFORM"
 """Environment variable; "0" leaves the choice of platform to SGLang."""
 
-PLATFORM_CLASS = "led_sglang.platform.cpu.TorchCpuPlatform"
+PLATFORM_CLASS = "led_sglang.cpu_platform.platform.TorchCpuPlatform"
 
 _TORCH_DEVICES = ("cuda", "xpu", "npu", "hpu", "musa", "mps", "mlu")
 

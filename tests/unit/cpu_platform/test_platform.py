@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from led_sglang import platform
+from led_sglang import cpu_platform
 
 
 @pytest.fixture(autouse=True)
 def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """No accelerator and no switch, whatever machine the test runs on."""
-    monkeypatch.delenv(platform.SWITCH, raising=False)
+    monkeypatch.delenv(cpu_platform.SWITCH, raising=False)
     monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     for name in ("cuda", "xpu", "mps"):
@@ -24,63 +24,63 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_active_on_a_bare_machine() -> None:
-    assert platform.find_accelerator() is None
-    assert platform.activate() == platform.PLATFORM_CLASS
+    assert cpu_platform.find_accelerator() is None
+    assert cpu_platform.activate() == cpu_platform.PLATFORM_CLASS
 
 
 @pytest.mark.parametrize("name", ["cuda", "xpu", "mps"])
 def test_inactive_where_torch_sees_a_device(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(getattr(torch, name), "is_available", lambda: True)
-    assert platform.find_accelerator() == name
-    assert platform.activate() is None
+    assert cpu_platform.find_accelerator() == name
+    assert cpu_platform.activate() is None
 
 
 @pytest.mark.parametrize("name", ["npu", "hpu", "musa", "mlu"])
 def test_inactive_where_an_extension_of_torch_sees_a_device(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(torch, name, SimpleNamespace(is_available=lambda: True), raising=False)
-    assert platform.activate() is None
+    assert cpu_platform.activate() is None
 
 
 def test_inactive_for_an_accelerator_known_to_torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
-    assert platform.find_accelerator() == "meta"
-    assert platform.activate() is None
+    assert cpu_platform.find_accelerator() == "meta"
+    assert cpu_platform.activate() is None
 
 
 def test_switch_leaves_the_choice_to_sglang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(platform.SWITCH, "0")
-    assert platform.activate() is None
+    monkeypatch.setenv(cpu_platform.SWITCH, "0")
+    assert cpu_platform.activate() is None
 
 
 def test_gives_way_to_the_cpu_engine_of_sglang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
-    assert platform.activate() is None
+    assert cpu_platform.activate() is None
 
 
 def test_a_device_that_torch_cannot_use_is_no_bare_machine(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "nvidiactl").touch()
-    assert platform._unusable_nvidia_device(tmp_path) is None
+    assert cpu_platform._unusable_nvidia_device(tmp_path) is None
     (tmp_path / "nvidia0").touch()
-    assert platform._unusable_nvidia_device(tmp_path) is None  # hidden by CUDA_VISIBLE_DEVICES=
+    assert cpu_platform._unusable_nvidia_device(tmp_path) is None  # hidden by CUDA_VISIBLE_DEVICES=
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert platform._unusable_nvidia_device(tmp_path) == str(tmp_path / "nvidia0")
+    assert cpu_platform._unusable_nvidia_device(tmp_path) == str(tmp_path / "nvidia0")
     assert "cannot use it" in caplog.text
 
 
 def test_entry_point_and_class_are_what_sglang_loads() -> None:
     [entry] = [e for e in entry_points(group="sglang.srt.platforms") if e.name == "led_cpu"]
-    assert entry.load() is platform.activate
+    assert entry.load() is cpu_platform.activate
 
     from sglang.srt.platforms import _load_platform_class
 
-    assert _load_platform_class(platform.PLATFORM_CLASS)().is_out_of_tree()
+    assert _load_platform_class(cpu_platform.PLATFORM_CLASS)().is_out_of_tree()
 
 
 def make_platform() -> object:
-    module, _, name = platform.PLATFORM_CLASS.rpartition(".")
+    module, _, name = cpu_platform.PLATFORM_CLASS.rpartition(".")
     return getattr(importlib.import_module(module), name)()
 
 
@@ -147,7 +147,7 @@ def test_ranks_share_the_threads_unless_the_user_did(
     [(2, [0, 1], "0|1"), (2, [0, 1, 2, 3, 4], "0,1|2,3"), (3, [4, 7], "4|7|4"), (2, [3], "3|3")],
 )
 def test_each_rank_has_a_share_of_the_cores(ranks: int, cores: list[int], expected: str) -> None:
-    from led_sglang.platform.cpu import bind_threads
+    from led_sglang.cpu_platform.platform import bind_threads
 
     assert bind_threads(ranks, cores) == expected
 
@@ -158,7 +158,7 @@ def test_device_is_the_string_that_sglang_compares_with() -> None:
 
 
 def test_allocator_of_the_oldest_release_has_pages_of_one_token() -> None:
-    from led_sglang.platform.allocator import SingleTokenPageAllocator
+    from led_sglang.cpu_platform.allocator import SingleTokenPageAllocator
 
     allocator = SingleTokenPageAllocator(8, 1, torch.float32, "cpu", None, False)
     taken = allocator.alloc(8)

@@ -18,7 +18,7 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBack
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from torch import Tensor
 
-from led_sglang.platform.paged import attend
+from led_sglang.cpu_platform.paged_attention import attend
 
 __all__ = ["PagedAttention"]
 

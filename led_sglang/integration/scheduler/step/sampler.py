@@ -1,4 +1,7 @@
-"""Our sampler over the user's: the engine samples every row as ever, LED rows inside their phase get LED's token."""
+"""Our sampler over the user's: LED rows inside their phase get LED's token, the engine samples the others as ever.
+
+On a CPU, in a batch of LED's requests alone, the engine's draw is left out for rows that LED has decided.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

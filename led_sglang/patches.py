@@ -31,7 +31,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Function:
-    """One target in one release; see `releases.Found`."""
+    """One target in one release; see `compat.sources`."""
 
     how: str  # "before", "after", "around" or "relied on"
     file: str

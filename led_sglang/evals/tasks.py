@@ -61,10 +61,8 @@ TASKS = {
     task.name: task
     for task in (
         # The embedded models' tasks are drawn from a seed; the whole distribution is sampled, as in their training.
-        Task("embedded", "number", "{problem}", None, "required", 256, {"top_p": 1.0, "top_k": -1}, default_limit=500),
-        Task(
-            "countdown", "countdown", "{problem}", None, "required", 256, {"top_p": 1.0, "top_k": -1}, default_limit=500
-        ),
+        Task("embedded", "number", "{problem}", None, "required", 256, WHOLE_DISTRIBUTION, default_limit=500),
+        Task("countdown", "countdown", "{problem}", None, "required", 256, WHOLE_DISTRIBUTION, default_limit=500),
         Task("gsm8k", "number", BOXED, Hub("openai/gsm8k", subset="main")),
         Task("math500", "math", BOXED, Hub("HuggingFaceH4/MATH-500")),
         Task("aime2024", "math", BOXED, Hub("HuggingFaceH4/aime_2024", split="train")),

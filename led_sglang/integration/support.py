@@ -182,7 +182,7 @@ def _refuse_features(args: Any) -> None:
 
 
 def _refuse_lora_head(args: Any) -> None:
-    """Of the loaded model `head.refuse_lora` says it; where an adapter is not on this machine yet, only that."""
+    """Of the loaded model `latents.lm_head.refuse_lora` says it; where an adapter is not on this machine yet, only that."""
     if not getattr(args, "enable_lora", None):
         return
     from sglang.srt.lora.utils import get_normalized_target_modules

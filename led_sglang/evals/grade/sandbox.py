@@ -30,7 +30,6 @@ OK, CRASHED, TIMEOUT, MEMORY, BLOCKED, TOO_MUCH_OUTPUT = (
     "blocked",
     "too_much_output",
 )
-STATUSES = (OK, CRASHED, TIMEOUT, MEMORY, BLOCKED, TOO_MUCH_OUTPUT)
 KEPT_CHARS = 2000
 USE_KERNEL = True  # False in a test of what is left on a machine whose kernel offers nothing
 

@@ -92,7 +92,7 @@ def logits(
             self, input_ids, hidden_states, lm_head, logits_metadata, aux_hidden_states, hidden_states_before_norm
         )
     current.bind_head(self, lm_head)
-    if _is_captured(logits_metadata):
+    if _keeps_layers(logits_metadata):
         last_index = None
         if logits_metadata.forward_mode.is_extend() and logits_metadata.extend_seq_lens is not None:
             last_index = torch.cumsum(logits_metadata.extend_seq_lens, dim=0) - 1
@@ -110,7 +110,7 @@ def logits(
     return result
 
 
-def _is_captured(forward_batch: "ForwardBatch") -> bool:
+def _keeps_layers(forward_batch: "ForwardBatch") -> bool:
     """Outside a graph capture and its warm-up, a batch without LED rows needs no copy."""
     sampling_info = getattr(forward_batch, "sampling_info", None)
     if getattr(sampling_info, "led", None) is not None:

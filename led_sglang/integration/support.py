@@ -182,7 +182,7 @@ def _refuse_features(args: Any) -> None:
 
 
 def _refuse_lora_head(args: Any) -> None:
-    """Of the loaded model `latents.lm_head.refuse_lora` says it; where an adapter is not on this machine yet, only that."""
+    """Of the loaded model `latents.lm_head` says it; of an adapter that is not here yet, that alone does."""
     if not getattr(args, "enable_lora", None):
         return
     from sglang.srt.lora.utils import get_normalized_target_modules

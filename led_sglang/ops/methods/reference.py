@@ -1,6 +1,6 @@
 """DoLa, Confident Decoding and Soft Thinking as in their papers: one row at a time, float64, loops.
 
-Read this file to learn the methods; `dola`, `confident` and `soft` must agree with it. Whole heads only.
+Read this file to learn the methods; `dola`, `confident` and `soft_thinking` must agree with it. Whole heads only.
 """
 
 import math

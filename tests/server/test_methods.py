@@ -200,7 +200,9 @@ EDITS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-@pytest.mark.parametrize("led", [*({"method": name} for name in REWRITING), {"method": "dola", "relative_top": 0.0}])
+@pytest.mark.parametrize(
+    "led", [*({"method": name} for name in REWRITING), {"method": "dola", "relative_top": 0.0}], ids=str
+)
 def test_penalties_and_bias_act_on_what_is_decoded(
     led: dict[str, Any], name: str, logprob_client: LogprobClient, oracle: Oracle
 ) -> None:

@@ -4,10 +4,11 @@ import random
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from led_sglang.config.methods import METHOD_TABLE
 from led_sglang.embedded.tokenizer import END, END_THINK, THINK, build_backend
 
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
-OTHER_METHODS = ("dola", "soft_thinking", "soft_thinking_gumbel", "confident")
+OTHER_METHODS = tuple(name for name, method in METHOD_TABLE.items() if not method.is_always_enabled)
 OPEN_ID, CLOSE_ID, END_ID = map(build_backend().token_to_id, (THINK, END_THINK, END))
 LONG_EVERY, NUM_LONG = 500, 20  # so many long answers at once need more tokens of cache than there are: retraction
 Ending = Literal["read", "leave", "abort", "refused"]

@@ -36,6 +36,7 @@ DOLA = ("dola",)
 GUMBEL = ("soft_thinking_gumbel",)
 SOFT = ("soft_thinking", *GUMBEL)
 CONFIDENT = ("confident",)
+SLED = ("sled",)
 T = TypeVar("T")
 
 
@@ -131,6 +132,8 @@ class LedParams:
         "layers scanned, the final one included",
         key="num_layers",
     )
+    evolution_rate: float = _parameter(2.0, SLED, Real(0.0, 10.0), "size of the step from the final logits")
+    evolution_scale: int = _parameter(10, SLED, Integer(1, 256), "candidates: the others are dropped")
 
     @classmethod
     def from_keys(cls, values: Mapping[str, Any]) -> "LedParams":

@@ -59,6 +59,11 @@ def dola_layers(config: "ServerConfig", params: "LedParams | None" = None) -> tu
     return halves[params.layers] if params is not None else tuple(dict.fromkeys(halves["low"] + halves["high"]))
 
 
+def sled_layers(config: "ServerConfig", params: "LedParams | None" = None) -> tuple[int, ...]:
+    """Every layer below the last."""
+    return tuple(range(1, _num_layers(config)))
+
+
 def _num_layers(config: "ServerConfig") -> int:
     assert config.num_layers is not None
     return config.num_layers
@@ -73,6 +78,7 @@ METHOD_TABLE: dict[str, Method] = {
         Method("soft_thinking", "2505.15778", feeds_mixtures=True),
         Method("soft_thinking_gumbel", "2508.03440", feeds_mixtures=True),
         Method("confident", "2606.21906", confident_layers, rewrite="confident.rewrite"),
+        Method("sled", "2411.02433", sled_layers, rewrite="sled.rewrite"),
     )
 }
 METHODS = tuple(METHOD_TABLE)  # in the order of their counters

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MB, GB = 10**6, 10**9
 STEP_BYTES = 64 << 20  # the bound that tests/unit/ops hold for the LED step
-LOGIT_COPIES = 6  # float32 copies of a row's logits that DoLa and Confident Decoding hold at once
+LOGIT_COPIES = 6  # float32 copies of a row's logits that a method that rewrites them holds at once
 MAX_SLOTS = 4096  # SGLang's own ceiling where --max-running-requests does not say
 TILE_COLUMNS = 128  # of the LM head: a latent row's partial sums are one number for each
 
@@ -102,8 +102,8 @@ def memory_plan(config: ServerConfig, sizes: Sizes) -> MemoryPlan:
     layers in eager prefills: the engine keeps each layer of every token, where a prefill is larger than its graphs.
     soft tables: ids, weights and state of each slot. soft mixtures: the embeddings of every row's candidates, as the
         model's and twice as float32.
-    step: all latent rows of the largest batch and their partial sums, or more. logits of methods: DoLa's and Confident
-        Decoding's copies.
+    step: all latent rows of the largest batch and their partial sums, or more. logits of methods: the copies of
+        those that rewrite them.
     """
     num_layers = len(captured_layers(config))
     layer = num_layers * sizes.hidden_size * sizes.itemsize

@@ -1,6 +1,7 @@
 """The other methods recomputed with transformers and float64: knows nothing of led_sglang or SGLang.
 
-DoLa (arXiv 2309.03883) and Confident Decoding (2606.21906) need one forward pass over prompt and output. Soft Thinking
+DoLa (arXiv 2309.03883), Confident Decoding (2606.21906) and SLED (2411.02433) need one forward pass over prompt and
+output. Soft Thinking
 (2505.15778, 2508.03440) is given embeddings instead of token ids, because its inputs are mixtures.
 """
 
@@ -27,8 +28,10 @@ class Fault:
 
     layer_shift: int = 0
     pick_other: bool = False  # DoLa: the layer that differs least
-    swap_norm: bool = False  # DoLa with the final norm, Confident Decoding without
+    swap_norm: bool = False  # DoLa and SLED with the final norm, Confident Decoding without
     no_edits: bool = False  # Confident Decoding: penalties and bias act on the final layer only
+    reverse_step: bool = False  # SLED: away from the layers
+    power: float = 2.0  # SLED: of the cosine
     plain_inputs: bool = False  # soft steps feed the heaviest token instead of the mixture
     weight_power: float = 1.0
     noise_shift: int = 0
@@ -94,6 +97,50 @@ def confident_choices(layers: Layers, row: int, num_layers: int, fault: Fault, e
         if rise > TIE:
             return choices
     return choices | {0: [edited[0]]}
+
+
+def sled_choices(
+    layers: Layers, row: int, evolution_rate: float, evolution_scale: int, fault: Fault, edit: Edit
+) -> dict[int, list[Array]]:
+    """0 -> logits; two where the last candidate and the first token beside them are as good as tied.
+
+    The layers are compared without the edits, with what these forbid left out; the candidates are those of the edited
+    logits, and the evolved logits are edited.
+    """
+    final, limited = layers.final_logits[row], edit(layers.final_logits[row])
+    allowed = np.flatnonzero(limited > -np.inf)
+    order = allowed[np.argsort(-limited[allowed], kind="stable")]
+    chosen, beside = order[:evolution_scale], order[evolution_scale : evolution_scale + 1]
+    sets = [chosen]
+    if beside.size and limited[chosen[-1]] - limited[beside[0]] < TIE:
+        sets.append(np.array([*chosen[:-1], beside[0]]))
+    probs = np.zeros_like(final)
+    probs[allowed] = softmax(final[allowed])
+    stream = layers.normed if fault.swap_norm else layers.hidden
+    early = [layers.head @ stream[n - fault.layer_shift, row] for n in range(1, len(layers.hidden) - 1)]
+
+    def evolved(candidates: Array) -> Array:
+        weights = sum(alignment(z, final, allowed, candidates, fault.power) for z in early)
+        step = probs[candidates] - weights / weights.sum()
+        logits = np.full_like(final, -np.inf)
+        logits[candidates] = final[candidates] - evolution_rate * (-step if fault.reverse_step else step)
+        return edit(logits)
+
+    return {0: [evolved(candidates) for candidates in sets]}
+
+
+def alignment(early: Array, final: Array, allowed: Any, candidates: Any, power: float) -> Array:
+    """max(cos(early - final, softmax(early) - onehot(i)), 0)^power over the allowed tokens, of each candidate i."""
+    change, probs = (early - final)[allowed], softmax(early[allowed])
+    found = []
+    for i in candidates:
+        at = int(np.searchsorted(allowed, i))
+        gradient = probs.copy()
+        gradient[at] = -np.delete(probs, at).sum()  # q_i - 1, of full precision where the layer is sure
+        gradient /= max(np.abs(gradient).max(), np.finfo(float).tiny)
+        length = np.linalg.norm(change) * np.linalg.norm(gradient)
+        found.append(max(change @ gradient / length, 0.0) ** power if length else 0.0)
+    return np.array(found)
 
 
 @dataclass

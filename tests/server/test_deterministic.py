@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from led_sglang.config.methods import METHOD_TABLE
 from led_sglang.testing import Reply
 from tests.server.clients import Client, Oracle, Request, check, sharp_server, thinking_prompt, words
 from tests.server.recompute import Query
@@ -13,7 +14,7 @@ from tests.server.recompute import Query
 pytestmark = pytest.mark.server
 
 
-METHODS = ("led", "dola", "confident", "soft_thinking", "soft_thinking_gumbel")
+METHODS = tuple(name for name in METHOD_TABLE if name != "none")
 SETTINGS: tuple[Any, ...] = (
     {"trace": True},
     {"trace": True, "depth": 3, "top_k": 5, "phase": "all"},

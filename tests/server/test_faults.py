@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from benchmarks.soak.oracle import thinking_flags
+from led_sglang.config.methods import METHOD_TABLE
 from led_sglang.testing import Reply
 from tests.server import fault_plugin
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
@@ -27,7 +28,7 @@ from tests.server.recompute import Query
 from tests.server.servers import Server, kill_scheduler
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
-METHODS = ("dola", "soft_thinking", "soft_thinking_gumbel", "confident")
+METHODS = tuple(name for name, method in METHOD_TABLE.items() if not method.is_always_enabled)
 # The phase opens and closes all the time: a state that is lost in a failed step is wrong in the next ones.
 FLICKERING = Query(temperature=1.0, logit_bias={OPEN_ID: 19.0, CLOSE_ID: 19.0})
 REFERENCE = Request(thinking_prompt(10), Query(temperature=1.0), num_tokens=24, seed=5)

@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
+from led_sglang.config.methods import METHOD_TABLE
 from led_sglang.testing import Reply
 from led_sglang.testing.oracle import TOLERANCE, Array, forward
 from tests.server import masks_recompute
@@ -41,6 +42,7 @@ from tests.server.methods_recompute import (
     dola_choices,
     free_run,
     log_softmax,
+    sled_choices,
     soft_run,
 )
 from tests.server.recompute import Query, adjusted, lagging
@@ -49,7 +51,8 @@ from tests.server.servers import Server, install_plugin
 pytestmark = pytest.mark.server
 
 
-METHODS = ("led", "dola", "confident", "soft_thinking", "soft_thinking_gumbel")
+METHODS = tuple(name for name in METHOD_TABLE if name != "none")
+REWRITING = tuple(name for name, method in METHOD_TABLE.items() if method.rewrite)
 NUM_SLOTS = 16
 
 
@@ -86,7 +89,7 @@ def held(outcome: Outcome, least: int) -> None:
 
 
 def against_layers(oracle: Oracle, reply: Reply, fault: Fault = NO_FAULT) -> Outcome:
-    """DoLa and Confident Decoding."""
+    """Methods that rewrite the logits."""
     request, led = reply.request, reply.request.led
     layers = forward(oracle.model, request.prompt_ids + reply.output_ids)
 
@@ -95,6 +98,10 @@ def against_layers(oracle: Oracle, reply: Reply, fault: Fault = NO_FAULT) -> Out
         edit = partial(adjusted, counted=lagging(request.prompt_ids, before), query=request.query)
         if led["method"] == "dola":
             return dola_choices(layers, row, led.get("layers", "low"), led.get("relative_top", 0.1), fault, edit)
+        if led["method"] == "sled":
+            settings = led.get("evolution_rate", 2.0), led.get("evolution_scale", 10)
+            return sled_choices(layers, row, *settings, fault, edit)
+        assert led["method"] == "confident", f"no recomputation of {led['method']}"
         return confident_choices(layers, row, led.get("num_layers", 10), fault, edit)
 
     reported = distributions(reply)
@@ -126,6 +133,27 @@ def test_confident(num_layers: int, temperature: float, logprob_client: LogprobC
         assert set(outcome.chosen) == {0}
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+@pytest.mark.parametrize(("evolution_rate", "evolution_scale"), [(2.0, 10), (10.0, 5), (1.0, 256), (0.0, 1)])
+def test_sled(
+    evolution_rate: float, evolution_scale: int, temperature: float, logprob_client: LogprobClient, oracle: Oracle
+) -> None:
+    led = {"method": "sled", "evolution_rate": evolution_rate, "evolution_scale": evolution_scale}
+    reply = logprob_client.generate(request_for(led, thinking_prompt(8), temperature))
+    agreed(against_layers(oracle, reply))
+    assert all((step > -np.inf).sum() <= evolution_scale for step in distributions(reply)), "no token was dropped"
+
+
+SLED_FAULTS = {"away from the layers": Fault(reverse_step=True), "no square": Fault(power=1.0)}
+
+
+@pytest.mark.parametrize("name", SLED_FAULTS)
+def test_a_wrong_step_of_sled_is_noticed(name: str, logprob_client: LogprobClient, oracle: Oracle) -> None:
+    reply = logprob_client.generate(request_for({"method": "sled"}, thinking_prompt(9)))
+    agreed(against_layers(oracle, reply))
+    held(against_layers(oracle, reply, SLED_FAULTS[name]), NUM_TOKENS // 4)
+
+
 def test_dola_layers_are_chosen_row_by_row(logprob_client: LogprobClient, oracle: Oracle) -> None:
     """Eight requests at once: in one and the same step they contrast with different layers."""
     settings = [{"method": "dola", "layers": half} for half in ("low", "high")] * 4
@@ -138,7 +166,7 @@ def test_dola_layers_are_chosen_row_by_row(logprob_client: LogprobClient, oracle
 LAYER_FAULTS = {"one layer too early": Fault(layer_shift=1), "the other norm": Fault(swap_norm=True)}
 
 
-@pytest.mark.parametrize("method", ["dola", "confident"])
+@pytest.mark.parametrize("method", REWRITING)
 @pytest.mark.parametrize("name", LAYER_FAULTS)
 def test_a_wrong_layer_is_noticed(name: str, method: str, logprob_client: LogprobClient, oracle: Oracle) -> None:
     reply = logprob_client.generate(request_for({"method": method}, thinking_prompt(3)))
@@ -150,7 +178,7 @@ def test_a_wrong_layer_is_noticed(name: str, method: str, logprob_client: Logpro
 
 def test_rewritten_logits_act_outside_the_thinking_phase_too(logprob_client: LogprobClient, oracle: Oracle) -> None:
     prompt_ids = [OPEN_ID, *words(4, 12), CLOSE_ID, *words(5, 4)]
-    for method in ("dola", "confident"):
+    for method in REWRITING:
         agreed(against_layers(oracle, logprob_client.generate(request_for({"method": method}, prompt_ids))))
 
 
@@ -172,11 +200,13 @@ EDITS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-@pytest.mark.parametrize("led", [{"method": "dola"}, {"method": "dola", "relative_top": 0.0}, {"method": "confident"}])
+@pytest.mark.parametrize(
+    "led", [*({"method": name} for name in REWRITING), {"method": "dola", "relative_top": 0.0}], ids=str
+)
 def test_penalties_and_bias_act_on_what_is_decoded(
     led: dict[str, Any], name: str, logprob_client: LogprobClient, oracle: Oracle
 ) -> None:
-    """On the contrast, and on the chosen layer; neither decides which layer that is."""
+    """On what the method made of the layers, which are compared without them."""
     replies = [
         logprob_client.generate(request_for(led, thinking_prompt(70), temperature, seed=4, **EDITS[name]))
         for temperature in (0.0, 0.8)
@@ -198,7 +228,7 @@ def test_edits_of_all_methods_in_one_batch(logprob_client: LogprobClient, oracle
         method = reply.meta["led_params"]["method"]
         if method == "led":
             check(oracle, reply)
-        elif method in ("dola", "confident"):
+        elif method in REWRITING:
             agreed(against_layers(oracle, reply), 14)
         else:
             agreed(against_mixtures(oracle, reply)[0], 14)
@@ -219,7 +249,7 @@ def test_a_banned_token_is_never_drawn(method: str, temperature: float, logprob_
     assert set(drawn) <= {8, 222}
 
 
-@pytest.mark.parametrize("method", ["dola", "confident"])
+@pytest.mark.parametrize("method", REWRITING)
 def test_sampled_tokens_come_from_the_seed(method: str, logprob_client: LogprobClient) -> None:
     def draw(seed: int) -> list[int]:
         return logprob_client.generate(request_for({"method": method}, thinking_prompt(6), 1.5, seed)).output_ids
@@ -348,7 +378,7 @@ def test_cold_stop_counts_steps_in_a_row(logprob_client: LogprobClient, oracle: 
 
 
 def one_of_each(temperature: float) -> list[Request]:
-    """Fourteen requests, no two alike. Rows that the engine samples itself have no seed, and are greedy."""
+    """Sixteen requests, no two alike. Rows that the engine samples itself have no seed, and are greedy."""
     settings: list[Any] = [
         None,
         False,
@@ -359,6 +389,8 @@ def one_of_each(temperature: float) -> list[Request]:
         {"method": "dola", "layers": "high"},
         {"method": "confident"},
         {"method": "confident", "num_layers": 4},
+        {"method": "sled"},
+        {"method": "sled", "evolution_rate": 1.0, "evolution_scale": 40},
         {"method": "soft_thinking"},
         {"method": "soft_thinking", "max_topk": 3},
         {"method": "soft_thinking_gumbel"},
@@ -404,7 +436,7 @@ def test_a_crowd_of_methods_against_the_recomputations(logprob_client: LogprobCl
     logprob_client.flush_cache()
     for reply in logprob_client.together(one_of_each(0.6)):
         num_tokens, method = reply.request.num_tokens, reply.meta["led_params"]["method"]
-        if method in ("dola", "confident"):
+        if method in REWRITING:
             agreed(against_layers(oracle, reply), num_tokens)
         elif method.startswith("soft"):
             agreed(against_mixtures(oracle, reply)[0], num_tokens)
@@ -413,7 +445,9 @@ def test_a_crowd_of_methods_against_the_recomputations(logprob_client: LogprobCl
 # -- sampling masks -------------------------------------------------------------------------------------------------
 
 
-MASKED: list[Any] = [{"method": "dola"}, {"method": "confident"}, {"method": "soft_thinking"}, {"trace": True}, False]
+MASKED: list[Any] = [
+    *({"method": name} for name in REWRITING), {"method": "soft_thinking"}, {"trace": True}, False,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [3, None])
@@ -507,6 +541,7 @@ def test_a_slot_is_handed_on_without_its_mixture(logprob_client: LogprobClient) 
 ECHOES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dola": ({"layers": "high"}, {"layers": "high", "relative_top": 0.1}),
     "confident": ({}, {"num_layers": 10}),
+    "sled": ({"evolution_rate": 1.5}, {"evolution_rate": 1.5, "evolution_scale": 10}),
     "soft_thinking": ({"max_topk": 5}, {"max_topk": 5, "early_stop_entropy": 0.01, "early_stop_length": 256}),
     "soft_thinking_gumbel": (
         {"early_stop_length": 7},
@@ -541,13 +576,13 @@ def test_led_stays_the_default(logprob_client: LogprobClient, oracle: Oracle) ->
 def test_the_log_and_info_name_methods_layers_and_memory(logprob_client: LogprobClient, methods_server: Server) -> None:
     info = logprob_client.get("/led/info")
     assert info["methods"] == ["none", *METHODS]
-    assert info["captured_layers"] == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert info["captured_layers"] == list(range(1, 12))
     rows = -(-(NUM_SLOTS + 2) // 16) * 16
     assert (
-        info["capture_buffer_bytes"] == 10 * rows * 128 * 4 == info["memory"]["capture_buffer"]
+        info["capture_buffer_bytes"] == 11 * rows * 128 * 4 == info["memory"]["capture_buffer"]
     )  # layers, hidden size, float32
     said = methods_server.log.read_text(errors="replace")
-    assert f"methods none, {', '.join(METHODS)}; captured layers [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]\n" in said
+    assert f"methods none, {', '.join(METHODS)}; captured layers {list(range(1, 12))}\n" in said
     # Of each row 32 ids and weights, a flag and a count.
     assert info["memory"]["soft_tables"] == rows * (32 * 12 + 1 + 8)
     assert f"batches of up to {rows} rows (capture buffer 0.2 MB, " in said and ", soft tables 0.0 MB, " in said
@@ -567,6 +602,8 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "range of layers": ({"method": "dola", "layers": "middle"}, ("layers", "middle", "low, high")),
     "range of relative_top": ({"method": "dola", "relative_top": 1.5}, ("relative_top", "[0, 1]", "1.5")),
     "range of num_layers": ({"method": "confident", "num_layers": 13}, ("num_layers", "13", "[2, ")),
+    "range of evolution_rate": ({"method": "sled", "evolution_rate": 10.5}, ("evolution_rate", "[0, 10]", "10.5")),
+    "range of evolution_scale": ({"method": "sled", "evolution_scale": 0}, ("evolution_scale", "[1, 256]", "0")),
     "range of max_topk": ({"method": "soft_thinking", "max_topk": 33}, ("max_topk", "[1, 32]", "33")),
     "type": ({"method": "soft_thinking", "early_stop_length": True}, ("early_stop_length", "True")),
 }

@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.special import entr
 
 from led_sglang.ops.edits import LogitEdits
-from led_sglang.ops.methods.dola import layers_at_once, vocabulary_logits, without_padding
 from led_sglang.ops.methods.rows import MethodRows
+from led_sglang.ops.methods.vocabulary import layers_at_once, vocabulary_logits, without_padding
 from led_sglang.ops.types import Head
 
 
@@ -41,7 +41,7 @@ def confident_logits(
 
     Returns logits (R, V) float32, exactly final_logits where chosen is 0, and chosen (R,) int64. Rows in which a layer
     of the window is not finite, or in which the edits leave no token, get chosen 0. Nothing is modified; no host sync;
-    with a sharded head every rank makes the same collectives: one for each dola.LAYER_ELEMENTS of latent logits and one
+    with a sharded head every rank makes the same collectives: one for each vocabulary.LAYER_ELEMENTS of latent logits and one
     more.
     """
     num_latents, num_rows = latents.shape[:2]

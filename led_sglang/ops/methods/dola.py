@@ -1,16 +1,13 @@
 """DoLa (arXiv 2309.03883): contrast the final layer with the early layer that disagrees with it most."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.special import entr
 
-from led_sglang.ops.backends.lm_head import tile_logits
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.methods.rows import MethodRows
+from led_sglang.ops.methods.vocabulary import layers_at_once, vocabulary_logits, without_padding
 from led_sglang.ops.types import Head
-
-LAYER_ELEMENTS = 1 << 24  # float32 logits of early layers held at once: 64 MiB, or one layer where that is more
 
 
 def dola_logits(
@@ -43,7 +40,7 @@ def dola_logits(
     Returns logits (R, V) float32 and chosen (R,) int64, an index into E. Rows without a candidate and rows whose final
     logits, candidate layers or contrast are not finite get their final_logits back and chosen -1; layers that are no
     candidates of a row do not matter to it. Nothing is modified; no host sync; with a sharded head every rank makes the
-    same collectives: one for each LAYER_ELEMENTS of early logits and one more.
+    same collectives: one for each vocabulary.LAYER_ELEMENTS of early logits and one more.
     """
     num_layers, num_rows = early.shape[:2]
     if num_layers == 0 or num_rows == 0:
@@ -80,42 +77,6 @@ def divergences(probs: Tensor, early: Tensor, is_forbidden: Tensor, head: Head) 
         average = entr(torch.lerp(layer_probs, probs.expand_as(layer_probs), 0.5)).sum(-1)
         scores.append(average - (entropy + entr(layer_probs).sum(-1)) / 2)
     return torch.cat(scores)
-
-
-def layers_at_once(logits: Tensor) -> int:
-    return max(1, LAYER_ELEMENTS // max(logits.numel(), 1))
-
-
-def vocabulary_logits(latents: Tensor, head: Head, vocab_size: int) -> Tensor:
-    """Logits over the whole vocabulary, for methods that need more than k of them: (N, H) -> (N, V) float32.
-
-    The caller owns the result. Columns beyond a whole head's rows are -inf. A sharded head makes one collective, equal
-    on all ranks; its shards have equally many rows of weight, padding included, as every all-gather demands.
-    """
-    tau = torch.ones((), device=latents.device)
-    if head.all_gather is None:
-        logits = tile_logits(latents, head, tau, 0, min(head.num_rows, vocab_size))
-        num_short = vocab_size - logits.shape[1]
-        return F.pad(logits, (0, num_short), value=-torch.inf) if num_short else logits
-    width = head.weight.shape[0]
-    shard = tile_logits(latents, head, tau, 0, width)  # (N, V_shard)
-    span = shard.new_full((1,), head.first_id), shard.new_full((1,), head.num_rows)
-    packed = head.all_gather(torch.cat([*span, shard.flatten()]))  # (ranks, 2 + N * V_shard)
-    first_id, num_rows = packed[:, :1].long(), packed[:, 1:2].long()  # exact below 2^24
-    local_ids = torch.arange(width, device=shard.device)
-    columns = (first_id + local_ids).where(local_ids < num_rows, vocab_size)  # (ranks, V_shard); padding goes past V
-    shards = packed[:, 2:].view(-1, *shard.shape).transpose(0, 1).flatten(1)  # (N, ranks * V_shard)
-    logits = shards.new_full((len(latents), vocab_size + 1), -torch.inf)
-    return logits.index_copy_(1, columns.flatten().clamp_max(vocab_size), shards)[:, :vocab_size]
-
-
-def without_padding(final_logits: Tensor, head: Head) -> Tensor:
-    """float32 logits in which the columns that a whole head does not have are forbidden."""
-    logits = final_logits.float()
-    num_short = logits.shape[1] - head.num_rows
-    if head.all_gather is not None or num_short <= 0:
-        return logits
-    return F.pad(logits[:, : head.num_rows], (0, num_short), value=-torch.inf)
 
 
 def rewrite(rows: MethodRows) -> Tensor:

@@ -1,6 +1,7 @@
-"""DoLa, Confident Decoding and Soft Thinking as in their papers: one row at a time, float64, loops.
+"""DoLa, Confident Decoding, SLED and Soft Thinking as in their papers: one row at a time, float64, loops.
 
-Read this file to learn the methods; `dola`, `confident` and `soft_thinking` must agree with it. Whole heads only.
+Read this file to learn the methods; `dola`, `confident`, `sled` and `soft_thinking` must agree with it. Whole heads
+only.
 """
 
 import math
@@ -82,6 +83,52 @@ def confident_row(
                 return final, 0
             return (logits[j] if edit is None else edit(logits[j])), j
     return final, 0  # no valley inside the window
+
+
+def sled_row(
+    final: Logits,
+    layers: list[Tensor],
+    evolution_rate: float,
+    evolution_scale: int,
+    head: Head,
+    unedited: Logits | None = None,
+    edit: Edit | None = None,
+) -> tuple[Logits, bool]:
+    """SLED, arXiv 2411.02433, algorithm 1. `layers` are un-normed streams (H,). (logits, whether they were evolved).
+
+    `final` = edit(plain): layers are compared with the plain logits, the evolved ones are edited.
+    """
+    engine_logits = final if unedited is None else forbid(unedited, final)
+    posterior = softmax(engine_logits)
+    if posterior is None or softmax(final) is None:
+        return final, False
+    allowed = [i for i, z in enumerate(final) if z > -math.inf]
+    candidates = sorted(allowed, key=lambda i: -final[i])[:evolution_scale]
+    evidence = dict.fromkeys(candidates, 0.0)
+    for layer in layers:
+        early = forbid(head_logits(layer.double(), head).tolist(), final)  # no final norm
+        probs = softmax(early)
+        if probs is None or not all(math.isfinite(early[i]) for i in allowed):
+            return final, False
+        change = [early[i] - engine_logits[i] for i in allowed]
+        for i in candidates:
+            # The gradient of KL(onehot(i), P_n) in the layer's logits; q_i - 1 as what the others have.
+            gradient = [probs[j] if j != i else -sum(probs[o] for o in allowed if o != i) for j in allowed]
+            evidence[i] += max(cosine(change, gradient), 0.0) ** 2
+    total = sum(evidence.values())
+    if total == 0:
+        return final, False
+    evolved = [-math.inf] * len(final)
+    for i in candidates:
+        evolved[i] = engine_logits[i] - evolution_rate * (posterior[i] - evidence[i] / total)
+    evolved = evolved if edit is None else edit(evolved)
+    return (evolved, True) if math.isfinite(max(evolved)) else (final, False)
+
+
+def cosine(a: list[float], b: list[float]) -> float:
+    """0 where one of them is zero."""
+    length = math.hypot(*a) * math.hypot(*b)
+    return sum(x * y for x, y in zip(a, b, strict=True)) / length if length else 0.0
 
 
 def soft_row(

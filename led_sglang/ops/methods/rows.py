@@ -22,5 +22,6 @@ class MethodRows:
     is_candidate: Tensor  # (n, E) bool: the layers that the row's own parameters name
     head: Head
     column: Callable[[str, torch.dtype], Tensor]  # one parameter of every row by its key: (n,)
+    largest: Callable[[str], int]  # the largest legal value of an integer parameter: a width for any row, host-known
     unedited_logits: Tensor | None = None  # (n, V) before penalties and bias; None: no row has any
     edits: LogitEdits | None = None  # these penalties and bias

@@ -12,6 +12,7 @@ from benchmarks.soak import audit, watch
 from benchmarks.soak.clients import Outcome, send
 from benchmarks.soak.oracle import thinking_flags
 from benchmarks.soak.plan import CHAT, CLOSE_ID, GENERATE, OPEN_ID, Plan, draw, led_of
+from led_sglang.config.methods import METHODS
 
 STATS = {"led_tokens": 3, "thinking_tokens": 2, "explored_tokens": 1, "fallbacks": 0}
 GROWN = {**STATS, "requests": {"led": 1}, "step_failures": 0, "report_failures": 0}
@@ -125,7 +126,7 @@ def test_the_plan_repeats_and_mixes() -> None:
     assert plans == [draw(number, 3) for number in range(2000)]
     assert plans != [draw(number, 4) for number in range(2000)]
     assert {plan.ending for plan in plans} == {"read", "leave", "abort", "refused"}
-    assert {"led", "none", "dola", "soft_thinking", "soft_thinking_gumbel", "confident"} == {p.method for p in plans}
+    assert {p.method for p in plans} == set(METHODS)
     legal = [plan for plan in plans if plan.ending != "refused"]
     for path in {plan.path for plan in legal}:
         kinds = {str(led_of(plan.body))[:12] for plan in legal if plan.path == path}

@@ -44,7 +44,7 @@ def unedited_logits(led: "LedBatch | None", info: "SamplingBatchInfo", logits: T
 def unedited(
     info: "SamplingBatchInfo", group: "MethodGroup", final: Tensor, unedited_logits: Tensor
 ) -> tuple[Tensor, LogitEdits | None]:
-    """`unedited_logits` and `edits` of `methods.dola` and `methods.confident` for a group's rows: (n, V) and its edits.
+    """`unedited_logits` and `edits` of `MethodRows` for a group's rows: (n, V) and its edits.
 
     A custom logit processor runs behind the engine's edits and knows no layers: what it changes belongs to the final
     layer.

@@ -2,13 +2,16 @@
 
 import pkgutil
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from led_sglang.config.fields import MAX_SOFT_TOP_K
+from led_sglang.config.fields import FIELDS, MAX_SOFT_TOP_K
+from led_sglang.config.legal import Integer
 from led_sglang.config.methods import METHOD_TABLE, Method
+from led_sglang.config.server import ServerConfig
 from led_sglang.integration.scheduler.batch import MethodGroup
 from led_sglang.integration.scheduler.methods.edits import unedited
 from led_sglang.ops.methods.rows import MethodRows
@@ -52,8 +55,17 @@ def method_rows(method: Method, inputs: "SamplerInputs", group: MethodGroup, log
         group.tensor("candidates", candidates, torch.bool),
         current.head,
         group.column,
+        partial(largest_legal, current.config),
         *edits,
     )
+
+
+def largest_legal(config: ServerConfig, key: str) -> int:
+    """Of an integer parameter. Raises TypeError for another one, KeyError for an unknown key."""
+    legal = FIELDS[key].legal
+    if not isinstance(legal, Integer):
+        raise TypeError(f"{key} is no integer parameter: {legal.describe()}")
+    return legal.highest(config)
 
 
 def soft(inputs: "SamplerInputs", group: MethodGroup, logits: Tensor) -> Override:

@@ -86,7 +86,7 @@ class Decision:
 def decide(inputs: SamplerInputs, logits: Tensor, draws_inactive: bool = False) -> Decision:
     """Run the LED step on the engine's final logits (B, V), before the engine turns them into probabilities.
 
-    Methods that rewrite logits (DoLa, Confident Decoding) do so in place, for the engine to sample from.
+    Methods that rewrite logits do so in place, for the engine to sample from.
     """
     current, rows = inputs.runtime, inputs.rows
     if current.ranks is not None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from led_sglang.config.methods import METHOD_TABLE
 from tests.server.api import CHAT, COMPLETIONS, ENDPOINTS, GENERATE, MODEL, body, generate, message_of, messages
 
 pytestmark = pytest.mark.server
@@ -189,7 +190,7 @@ def test_the_inspector_outlives_any_sampling_parameters(http: httpx.Client, samp
     assert generate(http, False, sampling={"max_new_tokens": 1})["meta_info"]["completion_tokens"] == 1
 
 
-@pytest.mark.parametrize("method", ["dola", "confident", "soft_thinking", "soft_thinking_gumbel"])
+@pytest.mark.parametrize("method", [name for name, row in METHOD_TABLE.items() if not row.is_always_enabled])
 def test_a_method_that_is_not_enabled(http: httpx.Client, method: str) -> None:
     said = refused(http, GENERATE, body(GENERATE, {"method": method}))
     assert f"'{method}' is not enabled" in said

@@ -9,7 +9,8 @@ from torch import Tensor
 from led_sglang.ops import Head
 from led_sglang.ops.methods.confident import confident_logits
 from led_sglang.ops.methods.dola import dola_logits
-from led_sglang.ops.methods.reference import confident_row, dola_row
+from led_sglang.ops.methods.reference import confident_row, dola_row, sled_row
+from led_sglang.ops.methods.sled import sled_logits
 from led_sglang.ops.methods.soft_thinking import SoftStep, soft_mixture
 from tests.unit.ops.cases.op_cases import make_case
 
@@ -79,6 +80,41 @@ def random_confident(num_rows: int = 17, num_layers: int = 6, head: Any = None, 
     scanned = torch.randint(2, num_layers + 1, (num_rows,), generator=rng)
     final = case.final_logits * torch.rand(num_rows, 1, generator=rng)
     return Confident(final, case.latents + noise.to(case.latents.dtype), scanned, case.head)
+
+
+MAX_SCALE = 40
+
+
+@dataclass(frozen=True)
+class Sled:
+    final_logits: Tensor
+    early: Tensor
+    rate: Tensor
+    scale: Tensor
+    head: Head
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        return sled_logits(self.final_logits, self.early, self.rate, self.scale, self.head, MAX_SCALE)
+
+    def reference(self) -> tuple[Tensor, Tensor]:
+        rows = [
+            sled_row(
+                self.final_logits[r].tolist(),
+                list(self.early[:, r]),
+                self.rate[r].item(),
+                int(self.scale[r]),
+                self.head,
+            )
+            for r in range(len(self.final_logits))
+        ]
+        return torch.tensor([logits for logits, _ in rows]), torch.tensor([is_evolved for _, is_evolved in rows])
+
+
+def random_sled(num_rows: int = 17, num_layers: int = 5, head: Any = None, **changes: Any) -> Sled:
+    case = make_case(num_rows, layers=num_layers, **changes).with_head(**head or {})
+    rate = torch.tensor([2.0, 10.0, 0.5, 0.0, 3.0]).repeat(num_rows)[:num_rows]
+    scale = torch.tensor([10, 1, MAX_SCALE, 3]).repeat(num_rows)[:num_rows]
+    return Sled(case.final_logits, case.latents, rate, scale, case.head)
 
 
 def columns(num_rows: int, temperature: Any, greedy: Any, max_topk: Any, gumbel: Any) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from led_sglang.ops import Head
-from led_sglang.ops.methods import dola
+from led_sglang.ops.methods import vocabulary
 from led_sglang.ops.methods.confident import confident_logits
 from tests.unit.ops.cases.method_cases import Confident, assert_agree, random_confident
 from tests.unit.ops.cases.op_cases import make_case
@@ -116,7 +116,7 @@ def test_window_of_one_layer_and_beyond_what_was_captured():
 def test_many_layers_at_once_or_one_by_one(monkeypatch):
     case = random_confident()
     together = case.run()
-    monkeypatch.setattr(dola, "LAYER_ELEMENTS", 1)
+    monkeypatch.setattr(vocabulary, "LAYER_ELEMENTS", 1)
     assert_agree(case.run(), together)
 
 

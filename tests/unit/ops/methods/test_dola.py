@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from led_sglang.ops import Head
-from led_sglang.ops.methods import dola
-from led_sglang.ops.methods.dola import dola_logits, vocabulary_logits
+from led_sglang.ops.methods import vocabulary
+from led_sglang.ops.methods.dola import dola_logits
 from led_sglang.ops.methods.reference import jensen_shannon
+from led_sglang.ops.methods.vocabulary import vocabulary_logits
 from tests.unit.ops.cases.method_cases import Dola, assert_agree, random_dola
 from tests.unit.ops.cases.op_cases import make_case
 from tests.unit.ops.cases.ranks import Ranks, shards
@@ -106,7 +107,7 @@ def test_columns_beyond_the_head_are_ignored():
 def test_many_layers_at_once_or_one_by_one(monkeypatch):
     case = random_dola()
     together = case.run()
-    monkeypatch.setattr(dola, "LAYER_ELEMENTS", 1)
+    monkeypatch.setattr(vocabulary, "LAYER_ELEMENTS", 1)
     assert_agree(case.run(), together)
 
 

@@ -13,14 +13,25 @@ from torch import Tensor
 from led_sglang.ops import LogitEdits
 from led_sglang.ops.methods.confident import confident_logits
 from led_sglang.ops.methods.dola import dola_logits
-from led_sglang.ops.methods.reference import confident_row, dola_row
+from led_sglang.ops.methods.reference import confident_row, dola_row, sled_row
+from led_sglang.ops.methods.sled import sled_logits
 from led_sglang.ops.reference import edited
 from tests.unit.ops.cases.edit_cases import KINDS, by_hand, tables
-from tests.unit.ops.cases.method_cases import Confident, Dola, assert_agree, mix, random_confident, random_dola
+from tests.unit.ops.cases.method_cases import (
+    MAX_SCALE,
+    Confident,
+    Dola,
+    Sled,
+    assert_agree,
+    mix,
+    random_confident,
+    random_dola,
+    random_sled,
+)  # fmt: skip
 from tests.unit.ops.cases.ranks import Ranks, shards
 
-METHODS = {"dola": random_dola, "confident": random_confident}
-Case = Dola | Confident
+METHODS = {"dola": random_dola, "confident": random_confident, "sled": random_sled}
+Case = Dola | Confident | Sled
 
 
 def edits_for(kind: str, case: Case) -> LogitEdits:
@@ -36,6 +47,8 @@ def run(case: Case, edits: LogitEdits | None, forbidden: Tensor | None = None) -
     more: Any = (None, None) if edits is None else (plain, edits)
     if isinstance(case, Dola):
         return dola_logits(final, case.early, case.candidates, case.relative_top, case.head, *more)
+    if isinstance(case, Sled):
+        return sled_logits(final, case.early, case.rate, case.scale, case.head, MAX_SCALE, *more)
     return confident_logits(final, case.latents, case.num_layers, case.head, *more)
 
 
@@ -52,9 +65,12 @@ def reference(case: Case, edits: LogitEdits, forbidden: Tensor | None) -> tuple[
         if isinstance(case, Dola):
             requested = case.candidates[r].tolist(), case.relative_top[r].item(), case.head
             rows.append(dola_row(final[r].tolist(), list(case.early[:, r]), *requested, *more))
+        elif isinstance(case, Sled):
+            settings = case.rate[r].item(), int(case.scale[r]), case.head
+            rows.append(sled_row(final[r].tolist(), list(case.early[:, r]), *settings, *more))
         else:
-            requested = int(case.num_layers[r]), case.head
-            rows.append(confident_row(final[r].tolist(), list(case.latents[:, r]), *requested, *more))
+            window = int(case.num_layers[r]), case.head
+            rows.append(confident_row(final[r].tolist(), list(case.latents[:, r]), *window, *more))
     return torch.tensor([logits for logits, _ in rows]), torch.tensor([chosen for _, chosen in rows])
 
 
@@ -118,6 +134,8 @@ def test_a_final_layer_of_its_own_choice_keeps_its_bits(method):
     edits = edits_for("all", case)
     if isinstance(case, Dola):
         case = replace(case, candidates=torch.zeros_like(case.candidates))
+    if isinstance(case, Sled):
+        case = replace(case, early=case.early.index_fill(1, torch.tensor([3, 7]), torch.nan))
     logits, chosen = run(case, edits)
     kept = chosen == (-1 if isinstance(case, Dola) else 0)
     assert kept.any()

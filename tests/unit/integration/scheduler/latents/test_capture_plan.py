@@ -3,10 +3,8 @@
 import pytest
 
 from led_sglang.config.fields import LedParams
-from led_sglang.config.methods import captured_layers, confident_layers, dola_layers, led_layers
+from led_sglang.config.methods import METHODS, captured_layers, confident_layers, dola_layers, led_layers, sled_layers
 from led_sglang.config.server import ServerConfig
-
-ALL = ("led", "dola", "confident", "soft_thinking", "soft_thinking_gumbel")
 
 
 def config(num_layers: int, methods: tuple[str, ...] = ("led",), max_depth: int = 8) -> ServerConfig:
@@ -24,6 +22,11 @@ def test_confident_scans_ten_layers_with_the_final_one() -> None:
     assert confident_layers(config(36)) == (35, 34, 33, 32, 31, 30, 29, 28, 27)
     assert confident_layers(config(4)) == (3, 2, 1)
     assert confident_layers(config(1)) == ()
+
+
+def test_sled_takes_every_layer_below_the_last() -> None:
+    assert sled_layers(config(12)) == (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
+    assert sled_layers(config(1)) == ()
 
 
 @pytest.mark.parametrize(
@@ -44,7 +47,7 @@ def test_dola_takes_every_second_layer_of_a_half(num_layers: int, low: tuple[int
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 12, 21, 36, 64])
 def test_no_layer_is_captured_twice_and_the_last_never(num_layers: int) -> None:
-    layers = captured_layers(config(num_layers, ALL, max_depth=min(8, num_layers)))
+    layers = captured_layers(config(num_layers, METHODS, max_depth=min(8, num_layers)))
     assert len(set(layers)) == len(layers)
     assert all(1 <= layer < num_layers for layer in layers)
 
@@ -60,3 +63,4 @@ def test_only_what_is_enabled_is_captured() -> None:
     assert captured_layers(config(12, ("none",))) == ()
     assert captured_layers(config(12, ("dola",))) == (2, 4, 6, 7, 9, 11)
     assert captured_layers(config(12, ("led", "confident"), max_depth=2)) == (11, 10, 9, 8, 7, 6, 5, 4, 3)
+    assert captured_layers(config(6, ("led", "sled"), max_depth=2)) == (5, 4, 1, 2, 3)

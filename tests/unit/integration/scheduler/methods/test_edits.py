@@ -18,6 +18,7 @@ from led_sglang.ops.backends.torch import TorchBackend
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.methods.confident import confident_logits
 from led_sglang.ops.methods.dola import dola_logits
+from led_sglang.ops.methods.sled import sled_logits
 from led_sglang.ops.types import StepInputs
 from led_sglang.wire import RESOLVED_KEY
 from tests.unit.integration.fakes import batch_of, request_row, sampling_info, sampling_params
@@ -88,7 +89,7 @@ def test_logits_are_copied_only_where_layers_are_compared_under_edits() -> None:
     assert unedited_logits(None, None, logits) == {}
 
 
-@pytest.mark.parametrize("method", ["dola", "confident"])
+@pytest.mark.parametrize("method", ["dola", "confident", "sled"])
 @pytest.mark.parametrize("has_processor", [False, True])
 def test_layers_are_compared_without_edits(method: str, has_processor: bool) -> None:
     """A custom logit processor's change stays with the final layer."""
@@ -113,6 +114,12 @@ def test_layers_are_compared_without_edits(method: str, has_processor: bool) -> 
         early = torch.stack([states[LAYERS.index(layer), 1] for layer in (2, 4, 6)])[:, None]
         is_candidate = torch.ones(1, 3, dtype=torch.bool)
         expected, _ = dola_logits(before[[1]], early, is_candidate, torch.tensor([0.1]), head(), *own)
+    elif method == "sled":
+        early = states[[LAYERS.index(layer) for layer in range(1, 12)], 1][:, None]
+        expected, is_evolved = sled_logits(
+            before[[1]], early, torch.tensor([2.0]), torch.tensor([10]), head(), 256, *own
+        )
+        assert is_evolved.all()
     else:
         latents = states[[LAYERS.index(layer) for layer in range(11, 2, -1)], 1][:, None]
         expected, _ = confident_logits(before[[1]], latents, torch.tensor([10]), head(), *own)

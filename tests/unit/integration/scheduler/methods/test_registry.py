@@ -1,15 +1,18 @@
 """The handlers of the other methods: which rows they rewrite, which tokens they force, what they remember."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from led_sglang.config.methods import METHODS
-from led_sglang.integration.scheduler.methods.registry import HANDLERS, soft
+from led_sglang.integration.scheduler.methods.registry import HANDLERS, largest_legal, soft
 from led_sglang.ops.methods.confident import confident_logits
 from led_sglang.ops.methods.dola import dola_logits
+from led_sglang.ops.methods.sled import sled_logits
 from led_sglang.ops.rows.noise import uniforms
 from tests.unit.integration.fakes import CLOSE_ID, batch_of, request_row
-from tests.unit.integration.scheduler.methods.steps import LAYERS, context_of, group_of, head, logits_for
+from tests.unit.integration.scheduler.methods.steps import CONFIG, LAYERS, context_of, group_of, head, logits_for
 
 
 def test_every_method_but_leds_own_has_a_handler() -> None:
@@ -42,6 +45,29 @@ def test_confident_rewrites_its_rows_with_their_own_window() -> None:
         latents = context.runtime.capture.states[picked, row][:, None]
         expected, _ = confident_logits(before[[row]], latents, torch.tensor([num_layers]), head())
         torch.testing.assert_close(logits[[row]], expected)
+
+
+def test_sled_rewrites_its_rows_with_their_own_step() -> None:
+    settings = ((0, 2.0, 10), (2, 4.0, 3))
+    led = batch_of(request_row("sled"), request_row("led"), request_row("sled", evolution_rate=4.0, evolution_scale=3))
+    context, logits = context_of(led), logits_for(3)
+    before = logits.clone()
+    HANDLERS["sled"](context, group_of(context, "sled"), logits)
+    assert torch.equal(logits[1], before[1])
+    for row, rate, scale in settings:
+        early = context.runtime.capture.states[[LAYERS.index(layer) for layer in range(1, 12)], row][:, None]
+        expected, is_evolved = sled_logits(
+            before[[row]], early, torch.tensor([rate]), torch.tensor([scale]), head(), 256
+        )
+        assert is_evolved.all()
+        torch.testing.assert_close(logits[[row]], expected)
+
+
+def test_a_width_is_the_largest_legal_value_of_the_table() -> None:
+    assert largest_legal(CONFIG, "evolution_scale") == 256
+    assert largest_legal(replace(CONFIG, max_depth=5), "depth") == 5
+    with pytest.raises(TypeError, match="evolution_rate"):
+        largest_legal(CONFIG, "evolution_rate")
 
 
 def test_soft_forces_the_heaviest_token_of_thinking_rows() -> None:

@@ -41,8 +41,8 @@ def confident_logits(
 
     Returns logits (R, V) float32, exactly final_logits where chosen is 0, and chosen (R,) int64. Rows in which a layer
     of the window is not finite, or in which the edits leave no token, get chosen 0. Nothing is modified; no host sync;
-    with a sharded head every rank makes the same collectives: one for each vocabulary.LAYER_ELEMENTS of latent logits and one
-    more.
+    with a sharded head every rank makes the same collectives: one for each LAYER_ELEMENTS
+    (`vocabulary`) of latent logits and one more.
     """
     num_latents, num_rows = latents.shape[:2]
     if num_latents == 0 or num_rows == 0:

@@ -39,8 +39,8 @@ def sled_logits(
 
     Returns logits (R, V) float32 and is_evolved (R,) bool. Rows whose final logits or early layers are not finite, and
     rows none of whose layers points to a candidate (every m is 0), get their final_logits back and False. Nothing is
-    modified; no host sync; with a sharded head every rank makes the same collectives: one for each vocabulary.LAYER_ELEMENTS
-    of early logits.
+    modified; no host sync; with a sharded head every rank makes the same collectives: one for each
+    LAYER_ELEMENTS (`vocabulary`) of early logits.
     """
     num_layers, num_rows = early.shape[:2]
     if num_layers == 0 or num_rows == 0:

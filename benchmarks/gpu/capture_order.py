@@ -111,9 +111,9 @@ def forward_of(state: OnePassState, case: Case, size: int, is_one_pass: bool) ->
 def replayed(state: OnePassState, case: Case, size: int, graph: Graph) -> float:
     """Of one row fewer than the graph has, the last being padding: the largest error of a log-sum-exp or a logit."""
     num_rows, weight = max(1, size - 1), case.head.weight.T.float()
-    rows: Any = SimpleNamespace(index=None, edited=None)
+    rows: Any = SimpleNamespace(index=None, edited=None, params=first_rows(case.rows, num_rows))
     state.clear()
-    state.fill_one_pass_mask(rows, first_rows(case.rows, num_rows), first_rows(case.mask_inputs, num_rows), num_rows)
+    state.fill_mask(rows, first_rows(case.mask_inputs, num_rows), num_rows)
     logits = graph.replay().float()
     mask = state.lse_ready[:size]
     if bool(mask[num_rows:].any()) or not bool(mask.any()):

@@ -58,7 +58,7 @@ BREACHES: dict[str, list[dict[str, str]]] = {
         {"evals/a.py": "from led_sglang.ops import x"},
     ],
     "the CPU platform serves with or without LED": [
-        {"platform/a.py": "from led_sglang.integration import x"},
+        {"cpu_platform/a.py": "from led_sglang.integration import x"},
         {"cpu_platform/a.py": "from led_sglang.ops import x"},
     ],
     "what only developers use is not imported": [

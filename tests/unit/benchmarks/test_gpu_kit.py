@@ -22,7 +22,7 @@ from benchmarks.gpu import capture_order, cases, correct, explore_rate, kit, ops
 from benchmarks.gpu.explore_rate import bench_coins
 from benchmarks.gpu.scenarios import SCENARIOS, Size, without_lse
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
-from led_sglang.ops import uniforms
+from led_sglang.ops import LedRows, StepInputs, uniforms
 from led_sglang.ops.backends import lm_head as head
 from led_sglang.ops.backends import one_pass
 from led_sglang.ops.types import RowInputs
@@ -196,8 +196,8 @@ def test_a_bench_step_has_the_one_pass_rows_of_production(rate: float) -> None:
     for confidence in (1e-3, 0.5, 1.0):  # whatever the model says
         explored = coin_uniform < 1 - confidence
         assert within(explored.double().mean().item(), rate, count)
-    rows = cases.paper_rows(count)
-    mask = one_pass.one_pass_mask(rows, one_pass_uniform, cut)
+    inputs = StepInputs(seeds >= 0, one_pass_uniform, uniform)
+    mask = one_pass.one_pass_mask(LedRows.uniform(count), inputs, cut)
     assert within(mask.double().mean().item(), cut + (1 - cut) * rate, count)
     assert bool(mask[explored].all()), "a row that explores went through the head in the one pass"
     above = uniform >= cut
@@ -226,7 +226,8 @@ def test_coins_of_the_kit(num_rows: int) -> None:
     for num_exploring in {0, num_rows // 10, num_rows}:
         coin_uniform, uniform = cases.spread_coins(num_rows, num_exploring)
         rate = num_exploring / num_rows
-        mask = one_pass.one_pass_mask(cases.paper_rows(num_rows), uniform, one_pass.COIN_THRESHOLD)
+        inputs = StepInputs(uniform >= 0, uniform, uniform)
+        mask = one_pass.one_pass_mask(LedRows.uniform(num_rows), inputs, one_pass.COIN_THRESHOLD)
         assert int((coin_uniform < 0).sum()) == num_exploring and bool(mask[coin_uniform < 0].all())
         expected = one_pass.COIN_THRESHOLD + (1 - one_pass.COIN_THRESHOLD) * rate
         assert abs(mask.double().mean().item() - expected) <= 1.5 / num_rows + 5 * math.sqrt(0.16 * rate / num_rows)
@@ -240,8 +241,8 @@ def test_rows_are_left_to_the_second_pass() -> None:
         lm_head = cases.make_head(size.vocab, size.hidden, torch.float32, CPU)
         for make in (without_lse, SCENARIOS["everything"]):
             case = make(lm_head, size)
-            mask = one_pass.one_pass_mask(case.rows, case.uniform, one_pass.COIN_THRESHOLD)
-            explores = (case.noise.coin_uniform < 0) & case.rows.active & (case.rows.depth > 1)
+            mask = one_pass.one_pass_mask(case.rows, case.mask_inputs, one_pass.COIN_THRESHOLD)
+            explores = (case.inputs.coin_uniform < 0) & case.inputs.active & (case.rows.depth > 1)
             assert bool((explores & mask).any() and (explores & ~mask).any()), (make, size)
 
 
@@ -322,17 +323,16 @@ def test_a_form_that_changes_between_warm_up_and_capture_is_reported(
     monkeypatch.setattr(capture_order, "replayed", lambda *_: 0.0)
     args = SimpleNamespace(device=CPU, dry_run=True)
     sizes = capture_order.decode_graph_sizes(64, is_padded)
-    with cases.gpu_path():
-        captures, _ = capture_order.check(sizes, args)  # type: ignore[arg-type]
-        assert captures["ok"] and 0 < captures["largest_one_pass"] <= one_pass.MAX_ROWS
+    captures, _ = capture_order.check(sizes, args)  # type: ignore[arg-type]
+    assert captures["ok"] and 0 < captures["largest_one_pass"] <= one_pass.MAX_ROWS
 
-        def by_the_next_graph(self: OnePassState, num_rows: int, is_captured: bool) -> None:
-            if is_captured:
-                self.graph_sizes = sorted([*self.graph_sizes, num_rows])
-            self.is_one_pass = self.form(num_rows) == "one_pass"
+    def by_the_next_graph(self: OnePassState, num_rows: int, is_captured: bool) -> None:
+        if is_captured:
+            self.graph_sizes = sorted([*self.graph_sizes, num_rows])
+        self.is_one_pass = self.form(num_rows) == "one_pass"
 
-        monkeypatch.setattr(OnePassState, "on_graph_warmup", by_the_next_graph)
-        captures, _ = capture_order.check(sizes, args)  # type: ignore[arg-type]
+    monkeypatch.setattr(OnePassState, "on_graph_warmup", by_the_next_graph)
+    captures, _ = capture_order.check(sizes, args)  # type: ignore[arg-type]
     assert not captures["ok"]
     assert captures["changed"] == {"48" if is_padded else "51": [False, False, True]}
 

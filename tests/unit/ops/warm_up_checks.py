@@ -88,11 +88,11 @@ def serve(batch: Batch, head: Head) -> None:
     params = rows.params
     known_lse, one_pass_state.fault = None, None if head.project is None else "its product is the engine's own"
     if not batch.is_extend and one_pass_state.form(num_rows) == "one_pass":
-        one_pass_state.fill_one_pass_mask(rows, params, inputs, num_rows)
+        one_pass_state.fill_mask(rows, inputs, num_rows)
         hidden = torch.empty(num_rows, HIDDEN, dtype=buffer.dtype)
         logits = one_pass_state.through(lambda h: h.new_empty(len(h), len(head.weight)), hidden, head, buffer)
         assert one_pass_state.fault is None, one_pass_state.fault
-        known_lse = one_pass_state.known_lse(rows, params, num_rows)
+        known_lse = one_pass_state.known_lse(rows, num_rows)
     logits = torch.empty(num_rows, VOCAB)
     edited = None
     if batch.is_edited:

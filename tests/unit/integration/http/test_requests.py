@@ -9,7 +9,9 @@ import pytest
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from led_sglang.config.checks import LedParamError
+from led_sglang.config.request import parse_request
 from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config
+from led_sglang.integration.http import requests, responses
 from led_sglang.integration.http.requests import DETERMINISTIC_SEED, resolve_batch, resolve_one, verify
 from led_sglang.wire import RESOLVED_KEY
 
@@ -108,3 +110,25 @@ def test_deterministic_inference_keeps_sglangs_seed() -> None:
 
 def test_other_requests_are_drawn_one_by_one() -> None:
     assert len({resolve(tokenized([1, 2], temperature=0.6))["seed"] for _ in range(8)}) == 8
+
+
+def test_a_request_is_parsed_once_on_its_way_to_the_scheduler_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In SGLang's `verify`; what sends it and what answers it read the result."""
+    parsed: list[object] = []
+
+    def parse(value: object, config: ServerConfig) -> Any:
+        parsed.append(value)
+        return parse_request(value, config)
+
+    monkeypatch.setattr(requests, "parse_request", parse)
+    request = tokenized([1, 2], custom_params={"led": {"depth": 3}}, n=2)
+    state = SimpleNamespace(output_ids=[])
+    server = manager()
+    server.rid_to_state["a"] = state
+    for sample in (0, 1):
+        resolve_one(server, request)
+        assert request.sampling_params.custom_params[RESOLVED_KEY]["sample"] == sample
+    answer: dict[str, Any] = {"meta_info": {"completion_tokens": 0}}
+    responses._report(answer, state)  # type: ignore[arg-type]
+    assert answer["meta_info"]["led_params"]["depth"] == 3
+    assert parsed == [{"depth": 3}]

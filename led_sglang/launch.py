@@ -31,7 +31,6 @@ def prepare(config: ServerConfig, server_args: Any) -> ServerConfig:
 
     resolved = support.resolve(config, server_args)
     export_config(resolved)
-    _register_late()
     selfcheck.verify("http")
     selfcheck.verify("scheduler", is_own=False)
     return resolved
@@ -50,6 +49,7 @@ def enable(model_path: str, config: ServerConfig | None = None, **server_args: A
 
     export_config(config or ServerConfig())
     load_plugins()
+    _register_late()
     Engine.run_scheduler_process_func = staticmethod(run_scheduler_process)
     return prepare(config or ServerConfig(), ServerArgs(model_path=model_path, **server_args))
 

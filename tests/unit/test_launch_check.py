@@ -93,6 +93,9 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(server_args: object, with_led: bool) -> int:
         raise Started
 
+    # SGLang loads plugins once in a process, and an earlier test may have done so without LED.
+    monkeypatch.setenv(ENV_CONFIG, "{}")
+    launch._register_late()
     monkeypatch.setattr(launch, "_run", run)
     monkeypatch.setenv(ENV_CONFIG, "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -33,8 +33,8 @@ def check_hook(target: str, spec: HookTarget, has_handler: bool = True) -> str |
     if has_handler:
         try:
             _ = hook.handler
-        except (ImportError, AttributeError) as error:
-            return f"its handler is gone ({error})"
+        except Exception as error:  # whatever its module raises
+            return f"its handler cannot be imported ({type(error).__name__}: {error})"
     found = tuple(inspect.signature(layers[-1]).parameters)
     if found != spec.parameters:
         return f"expected parameters ({', '.join(spec.parameters)}), found ({', '.join(found)})"

@@ -123,7 +123,7 @@ def resolve_one(self: "TokenizerManager", tokenized_obj: "TokenizedGenerateReqIn
     if wire is None:
         return
     if is_probe(tokenized_obj.rid):
-        sampling.custom_params = {key: value for key, value in custom.items() if key != RESOLVED_KEY}
+        sampling.custom_params = {key: value for key, value in custom.items() if key != RESOLVED_KEY} or None
         return
     params = LedParams.from_wire(wire)
     refuse_mask(params, [getattr(tokenized_obj, "return_sampling_mask", False)])

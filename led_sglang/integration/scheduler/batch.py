@@ -168,7 +168,7 @@ class LedBatch:
 def request_row_of(req: "Req", automaton: Any) -> RequestRow:
     """A scheduler request's stamped parameters and thinking state after all of its ids (prompt + output)."""
     wire = (req.sampling_params.custom_params or {}).get(RESOLVED_KEY)
-    if wire is None:
+    if wire is None or "seed" not in wire:  # `resolve_one` has not seen it
         return RequestRow(None)
     request = ResolvedRequest.from_wire(wire)
     if METHOD_TABLE[request.params.method].feeds_mixtures:

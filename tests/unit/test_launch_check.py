@@ -1,7 +1,10 @@
 """`--check` refuses what a start refuses before its weights, in the same words: both are tried in this process."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -145,3 +148,12 @@ def test_accepted_by_both(name: str, places: dict[str, str], capsys: pytest.Capt
     capsys.readouterr()
     assert launch.main([*arguments, "--check"]) == 0
     assert reported in capsys.readouterr().out
+
+
+def test_a_plugin_that_is_not_loaded_ends_the_start_in_the_launcher() -> None:
+    """SGLANG_PLUGINS names others: no hook is in place, and no scheduler is spawned to find that out."""
+    command = [sys.executable, "-m", "led_sglang.launch", "--check", "--device", "cpu"]
+    environment = {**os.environ, "SGLANG_PLUGINS": "another"}
+    environment.pop(ENV_CONFIG, None)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "the hook is not in place" in done.stderr, done.stderr[-2000:]

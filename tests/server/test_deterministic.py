@@ -41,7 +41,7 @@ def requests(seed: int | None, temperature: float) -> list[Request]:
             Query(temperature),
             12 + i % 3,
             seed,
-            True,
+            return_logprob=True,
             led=led,
         )
         for i, led in enumerate(SETTINGS)

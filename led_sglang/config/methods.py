@@ -1,4 +1,4 @@
-"""The table of decoding methods: name, paper, the layers that one captures, and what it does to a step.
+"""The table of decoding methods: name, the layers that one captures, and what it does to a step.
 
 A method that rewrites the final logits is one row here, its parameters in `config.fields`, and one file of
 `led_sglang.ops.methods` with the function that the row names. Layers are 1-based: h^l is the residual stream after
@@ -28,7 +28,6 @@ class Method:
     """One way to decode a request's tokens."""
 
     name: str
-    paper: str  # arXiv
     # The captured layers of a request with these parameters, None = of any request, in the order in which the method
     # reads them.
     layers: Layers = _no_layers
@@ -72,13 +71,13 @@ def _num_layers(config: "ServerConfig") -> int:
 METHOD_TABLE: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("led", "2602.01698", led_layers, is_always_enabled=True),
-        Method("none", "", is_always_enabled=True),
-        Method("dola", "2309.03883", dola_layers, rewrite="dola.rewrite"),
-        Method("soft_thinking", "2505.15778", feeds_mixtures=True),
-        Method("soft_thinking_gumbel", "2508.03440", feeds_mixtures=True),
-        Method("confident", "2606.21906", confident_layers, rewrite="confident.rewrite"),
-        Method("sled", "2411.02433", sled_layers, rewrite="sled.rewrite"),
+        Method("led", led_layers, is_always_enabled=True),  # arXiv 2602.01698
+        Method("none", is_always_enabled=True),
+        Method("dola", dola_layers, rewrite="dola.rewrite"),  # arXiv 2309.03883
+        Method("soft_thinking", feeds_mixtures=True),  # arXiv 2505.15778
+        Method("soft_thinking_gumbel", feeds_mixtures=True),  # arXiv 2508.03440
+        Method("confident", confident_layers, rewrite="confident.rewrite"),  # arXiv 2606.21906
+        Method("sled", sled_layers, rewrite="sled.rewrite"),  # arXiv 2411.02433
     )
 }
 METHODS = tuple(METHOD_TABLE)  # in the order of their counters

@@ -1,7 +1,9 @@
 """A request's parameters: from the wire value of `custom_params.led` to what the scheduler receives."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from led_sglang.config.checks import LedParamError, require_choice, show
@@ -28,9 +30,32 @@ def parse_request(value: object, config: ServerConfig) -> LedParams | None:
 
     `value`: None (absent: the server's default), a bool, or an object with keys of LedParams.
     Returns None where LED is neither requested nor on by default. Raises LedParamError.
+
+    The HTTP middleware and SGLang's own `verify` both ask, of the same request: the second is answered from memory.
     """
+    try:
+        wire = _Wire(json.dumps(value), value)
+    except (TypeError, ValueError, RecursionError):
+        return _parse(value, config)  # no JSON: it is refused there
+    return _parse_once(wire, config)
+
+
+@dataclass(frozen=True)
+class _Wire:
+    """A value with the equality of its text: True, 1 and 1.0 are three."""
+
+    text: str
+    value: object = field(compare=False)
+
+
+@lru_cache(maxsize=1024)
+def _parse_once(wire: _Wire, config: ServerConfig) -> LedParams | None:
+    return _parse(wire.value, config)
+
+
+def _parse(value: object, config: ServerConfig) -> LedParams | None:
     if value is None:
-        return parse_request(True, config) if config.default_on else None
+        return _parse(True, config) if config.default_on else None
     if value is False:
         return LedParams(method="none")
     if value is True:

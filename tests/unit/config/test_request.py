@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from led_sglang.config import request as request_module
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.fields import METHOD_KEYS, LedParams
 from led_sglang.config.request import ResolvedRequest, parse_request
@@ -212,3 +213,29 @@ def test_confident_scans_no_more_layers_than_are_captured() -> None:
     assert params.num_scanned_layers == 10
     with pytest.raises(LedParamError, match=r"num_layers must be an integer in \[2, 10\] .*got 11"):
         parse_request({"method": "confident", "num_layers": 11}, config)
+
+
+@pytest.mark.parametrize("value", [None, True, {}, {"depth": 3}, {"method": "none"}], ids=repr)
+def test_a_request_is_parsed_once(value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the middleware and by SGLang's `verify`, which read it one after the other."""
+    request_module._parse_once.cache_clear()
+    parsed: list[object] = []
+    parse = request_module._parse
+
+    def counted(value: object, config: ServerConfig) -> LedParams | None:
+        parsed.append(value)
+        return parse(value, config)
+
+    monkeypatch.setattr(request_module, "_parse", counted)
+    first = parse_request(value, CONFIG)
+    num_parses = len(parsed)
+    again = None if value is None else json.loads(json.dumps(value))
+    assert num_parses and parse_request(again, CONFIG) == first and len(parsed) == num_parses
+
+
+def test_values_that_are_equal_in_python_only_are_parsed_apart() -> None:
+    assert parse_request({"depth": 1}, CONFIG) == LedParams(depth=1)
+    for _ in range(2):  # a refusal is not remembered as anything else
+        for value in ({"depth": True}, {"depth": 1.0}, {"exploit": 1}, 1, 1.0, 0):
+            with pytest.raises(LedParamError):
+                parse_request(value, CONFIG)

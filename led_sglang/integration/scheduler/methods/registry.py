@@ -41,13 +41,17 @@ def method_rows(method: Method, inputs: "SamplerInputs", group: MethodGroup, log
     """Of a group's rows of the batch's final logits (B, V)."""
     current = inputs.runtime
     assert current.head is not None
-    layers, final = method.layers(current.config, None), logits[group.batch_rows]
-    picked = group.tensor("picked", lambda: [current.capture.layers.index(layer) for layer in layers], torch.int64)
+    final = logits[group.batch_rows]
+
+    def layer_indices() -> list[int]:
+        return [current.capture.layers.index(layer) for layer in method.layers(current.config, None)]
 
     def candidates() -> list[list[bool]]:
+        layers = method.layers(current.config, None)
         return [[layer in method.layers(current.config, params) for layer in layers] for params in group.params]
 
     unedited_logits = current.unedited_logits.get(method.name)
+    picked = group.tensor("picked", layer_indices, torch.int64)
     edits = (None, None) if unedited_logits is None else unedited(inputs.info, group, final, unedited_logits)
     return MethodRows(
         final,

@@ -1,6 +1,7 @@
 """One call of the sampler, from callback to callback of the engine, and the one guard around what LED does there."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from torch import Tensor
@@ -13,14 +14,18 @@ from led_sglang.integration.scheduler.step.inputs import SamplerInputs
 T = TypeVar("T")
 
 
-def attempt(current: Runtime, action: Callable[..., T], *args: object, **kwargs: object) -> T | None:
+def attempt(
+    current: Runtime, action: Callable[..., T], *args: object, on_fault: Callable[[], None] | None = None
+) -> T | None:
     """The action's result; None after a fault of ours, which must not take the scheduler down and is counted."""
     try:
-        return action(*args, **kwargs)
+        return action(*args)
     except RankDivergence:
         raise
     except Exception:
         fail_step(current, getattr(action, "__qualname__", repr(action)))
+        if on_fault is not None:
+            on_fault()
         return None
 
 
@@ -39,9 +44,9 @@ class SamplerCall:
     def known(self) -> Decision:
         return Decision(self.inputs) if self.decision is None else self.decision
 
-    def attempt(self, action: Callable[..., T], *args: object, **kwargs: object) -> T | None:
+    def attempt(self, action: Callable[..., T], *args: object) -> T | None:
         """As the function: the step goes on after a fault."""
-        return attempt(self.inputs.runtime, action, *args, **kwargs)
+        return attempt(self.inputs.runtime, action, *args)
 
     def decide(self, logits: Tensor, draws_inactive: bool) -> None:
         """Of the engine's final logits (B, V)."""
@@ -53,7 +58,7 @@ class SamplerCall:
         """Of the engine's probabilities (B, V), where LED left rows to them."""
         if self.inputs.rows.seeded is not None:
             seeded = self._or_fail(draw_seeded, self.inputs, probs)
-            self.decision = self.known.with_seeded(seeded)
+            self.decision = replace(self.known, seeded=seeded)
 
     def rows_for_engine(self) -> Tensor | None:
         """See Decision."""
@@ -79,13 +84,9 @@ class SamplerCall:
 
     def _or_fail(self, action: Callable[..., T], *args: object) -> T | None:
         """The guard of what the step cannot go on without."""
-        try:
-            return action(*args)
-        except RankDivergence:
-            raise
-        except Exception:
-            fail_step(self.inputs.runtime, getattr(action, "__qualname__", repr(action)))
-            seeded = None if self.decision is None else self.decision.seeded
-            self.decision, self.has_failed = Decision(self.inputs, seeded=seeded), True
-            self.inputs.runtime.forget_mixtures(self.inputs.row_inputs.slots)
-            return None
+        return attempt(self.inputs.runtime, action, *args, on_fault=self._leave_to_engine)
+
+    def _leave_to_engine(self) -> None:
+        seeded = None if self.decision is None else self.decision.seeded
+        self.decision, self.has_failed = Decision(self.inputs, seeded=seeded), True
+        self.inputs.runtime.forget_mixtures(self.inputs.row_inputs.slots)

@@ -41,9 +41,6 @@ class Decision:
     seeded: SeededDraw | None = None
     draws_inactive: bool = False  # the step's tokens outside the phase count too
 
-    def with_seeded(self, seeded: SeededDraw | None) -> "Decision":
-        return replace(self, seeded=seeded)
-
     def rows_for_engine(self) -> Tensor | None:
         """Rows of the batch whose token is still the engine's to sample, (n,) int64; None: all of them.
 

@@ -10,6 +10,7 @@ from led_sglang.ops.backends.numba import NumbaBackend
 from led_sglang.ops.backends.torch import BaselineBackend, TorchBackend
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.rows.automaton import ThinkingAutomaton, ThinkingTables
+from led_sglang.ops.rows.draft_tree import DraftTree
 from led_sglang.ops.rows.noise import uniforms
 from led_sglang.ops.types import (
     Head,
@@ -25,6 +26,7 @@ from led_sglang.ops.types import (
 __all__ = [
     "BACKENDS",
     "Backend",
+    "DraftTree",
     "Head",
     "KnownLse",
     "LedRows",
@@ -91,6 +93,7 @@ def led_step(
     known_lse: KnownLse | None = None,
     edits: LogitEdits | None = None,
     draws_inactive: bool = False,
+    tree: DraftTree | None = None,
 ) -> LedStep:
     """Decode one token per token row with Latent Exploration Decoding (arXiv 2602.01698).
 
@@ -125,6 +128,8 @@ def led_step(
             Rows with edits ignore what is known. "triton" decides them with plain torch.
         draws_inactive: rows that are not active are given a token too, of the final layer's whole distribution. Backend
             "numba" only.
+        tree: the rows are the nodes of draft trees, R = B * N. Those that cannot be accepted whatever the latent layers
+            say cost no latent work, and their entries are meaningless. None: every row is a request's next token.
         head, rows, inputs and the result: see `led_sglang.ops.types`. V may be smaller than K: the tail of
             `candidate_ids` is then 0 with probability 0. Columns beyond a whole head's num_rows are ignored.
 
@@ -164,7 +169,15 @@ def led_step(
             )
         known_lse = _unedited(known_lse, edits)
     return chosen.step(
-        final_logits, latents, head, rows, inputs, known_lse=known_lse, edits=edits, draws_inactive=draws_inactive
+        final_logits,
+        latents,
+        head,
+        rows,
+        inputs,
+        known_lse=known_lse,
+        edits=edits,
+        draws_inactive=draws_inactive,
+        tree=tree,
     )
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.rows.automaton import ThinkingTables
+from led_sglang.ops.rows.draft_tree import DraftTree
 from led_sglang.ops.types import (
     Counters,
     Filters,
@@ -86,6 +87,20 @@ class Backend(Protocol):
         starts from its `start_state`.
         """
 
+    def draft_tree(
+        self,
+        token_ids: Tensor,
+        first_child: Tensor,
+        next_sibling: Tensor,
+        root_states: Tensor,
+        tables: ThinkingTables | None,
+    ) -> DraftTree:
+        """Parents and thinking states of the nodes under verification.
+
+        token_ids: (B, N) int64; first_child, next_sibling: (B, N) int64, the node's links, -1 = none; a link leads to a
+        node behind it. root_states: (B,) int64, the root's own token included. tables: None leaves all states at those.
+        """
+
     def one_pass_mask(self, rows: LedRows, inputs: StepInputs, index: Tensor | None, mask: Tensor, tau: Tensor) -> None:
         """Write which rows' latents the head's own weight pass should cover, and their temperatures.
 
@@ -117,6 +132,7 @@ class Backend(Protocol):
         known_lse: KnownLse | None = None,
         edits: LogitEdits | None = None,
         draws_inactive: bool = False,
+        tree: DraftTree | None = None,
     ) -> LedStep:
         """The decision, of inputs that `led_sglang.ops.led_step` has checked; see there."""
 
@@ -137,11 +153,18 @@ class Backend(Protocol):
         """
 
     def count(
-        self, inputs: RowInputs, step: LedStep | None, has_failed: bool, method: Tensor, counters: Counters
+        self,
+        inputs: RowInputs,
+        step: LedStep | None,
+        has_failed: bool,
+        method: Tensor,
+        counters: Counters,
+        is_counted: Tensor | None = None,
     ) -> Tensor:
         """Flags of our rows (`led_sglang.wire`), (R,) int64, counted in place; method: (R,) int64.
 
-        step: None where LED decided no row, since none was in its phase or, `has_failed`, our code raised.
+        step: None where LED decided no row, since none was in its phase or, `has_failed`, our code raised. is_counted:
+        (R,) bool, the rows that the counters get; None: all.
         """
 
     def sample_filtered(

@@ -8,8 +8,9 @@ from led_sglang.ops import warm_up
 from led_sglang.ops.backends import numba_step
 from led_sglang.ops.backends.torch import TorchBackend
 from led_sglang.ops.edits import LogitEdits
-from led_sglang.ops.rows import numba_loops, stats
+from led_sglang.ops.rows import numba_loops, stats, tree_loops
 from led_sglang.ops.rows.automaton import ThinkingTables
+from led_sglang.ops.rows.draft_tree import DraftTree
 from led_sglang.ops.rows.draw_loops import draw_rows
 from led_sglang.ops.rows.noise import uniforms
 from led_sglang.ops.types import (
@@ -28,6 +29,7 @@ from led_sglang.ops.types import (
 from led_sglang.wire import CONFIDENCE_BOUNDS
 
 NO_LENGTHS = np.empty(0, np.int64)
+NO_TABLES = NO_LENGTHS, NO_LENGTHS, 0
 BOUNDS = np.array(CONFIDENCE_BOUNDS)
 
 
@@ -61,6 +63,20 @@ class NumbaBackend(TorchBackend):
         coin_uniform, token_uniform = torch.from_numpy(uniform).unbind()
         return RowInputs(active, coin_uniform, token_uniform, row_slots, row_states, thinking, row_positions)
 
+    def draft_tree(
+        self,
+        token_ids: Tensor,
+        first_child: Tensor,
+        next_sibling: Tensor,
+        root_states: Tensor,
+        tables: ThinkingTables | None,
+    ) -> DraftTree:
+        columns = (column.numpy() for column in (token_ids, first_child, next_sibling, root_states))
+        parents, states = torch.empty(2, *token_ids.shape, dtype=torch.int64)
+        automaton = NO_TABLES if tables is None else tables.arrays
+        tree_loops.grow(*columns, *automaton, parents.numpy(), states.numpy())
+        return DraftTree(token_ids, parents, states)
+
     def step(
         self,
         final_logits: Tensor,
@@ -72,8 +88,9 @@ class NumbaBackend(TorchBackend):
         known_lse: KnownLse | None = None,
         edits: LogitEdits | None = None,
         draws_inactive: bool = False,
+        tree: DraftTree | None = None,
     ) -> LedStep:
-        return numba_step.led_step(final_logits, latents, head, rows, inputs, known_lse, edits, draws_inactive)
+        return numba_step.led_step(final_logits, latents, head, rows, inputs, known_lse, edits, draws_inactive, tree)
 
     def write_tokens(
         self, meta: RowMeta, token_ids: Tensor, inputs: StepInputs, step: LedStep, draws_inactive: bool = False
@@ -88,16 +105,24 @@ class NumbaBackend(TorchBackend):
         numba_loops.move_states(states.numpy(), *columns, meta.batch_rows, *tables.arrays)
 
     def count(
-        self, inputs: RowInputs, step: LedStep | None, has_failed: bool, method: Tensor, counters: Counters
+        self,
+        inputs: RowInputs,
+        step: LedStep | None,
+        has_failed: bool,
+        method: Tensor,
+        counters: Counters,
+        is_counted: Tensor | None = None,
     ) -> Tensor:
         flags, counts = np.empty(len(method), np.int64), counters.values.numpy()
         ours = inputs.thinking.numpy(), inputs.active.numpy()
+        counted = numba_loops.ALL_ROWS if is_counted is None else is_counted.numpy()
         if step is None:
-            args = *ours, method.numpy(), counts, counters.method_offset, has_failed, flags
+            args = *ours, method.numpy(), counted, counts, counters.method_offset, has_failed, flags
             numba_loops.pack_undecided(*args)
         else:
             columns = step.explored.numpy(), step.ok.numpy(), step.depth.numpy(), step.confidence.numpy()
-            numba_loops.pack_flags(*ours, *columns, method.numpy(), counts, counters.method_offset, BOUNDS, flags)
+            rest = method.numpy(), counted, counts, counters.method_offset, BOUNDS, flags
+            numba_loops.pack_flags(*ours, *columns, *rest)
         return torch.from_numpy(flags)
 
     def sample_filtered(

@@ -15,6 +15,8 @@ from led_sglang.ops.backends import step_loops
 from led_sglang.ops.backends.lm_head import latent_probs, layer_logits, tile_width
 from led_sglang.ops.backends.torch_step import CHUNK_ELEMENTS, layers_of, pick_latents
 from led_sglang.ops.edits import LogitEdits, edited_logprobs
+from led_sglang.ops.rows import tree_loops
+from led_sglang.ops.rows.draft_tree import DraftTree
 from led_sglang.ops.types import Head, KnownLse, Latents, LedRows, LedStep, StepInputs
 
 NO_ROWS = np.empty((0, 1), np.float32)
@@ -29,11 +31,15 @@ def led_step(
     known_lse: KnownLse | None = None,
     edits: LogitEdits | None = None,
     draws_inactive: bool = False,
+    tree: DraftTree | None = None,
 ) -> LedStep:
     """See `led_sglang.ops.led_step`."""
     requested, step = rows.arrays, _Arrays(len(final_logits), rows)
     token_uniform = inputs.token_uniform.numpy()
     final_layer(final_logits, rows, inputs, token_uniform, step, draws_inactive)
+    if tree is not None:
+        nodes = tree.token_ids.numpy(), tree.parents.numpy()
+        tree_loops.prune(*nodes, step.token_ids, step.explored, inputs.active.numpy(), step.needs_latents)
     index = np.flatnonzero(step.needs_latents)
     if len(index):
         step.explore = step.exploit.copy()

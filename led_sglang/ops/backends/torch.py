@@ -7,9 +7,10 @@ from torch import Tensor
 from led_sglang.ops import baseline, reference
 from led_sglang.ops.backends import one_pass, torch_step
 from led_sglang.ops.edits import LogitEdits
-from led_sglang.ops.rows import filtered_draw, stats
+from led_sglang.ops.rows import draft_tree, filtered_draw, stats
 from led_sglang.ops.rows import inputs as row_functions
 from led_sglang.ops.rows.automaton import ThinkingTables
+from led_sglang.ops.rows.draft_tree import DraftTree
 from led_sglang.ops.types import (
     Counters,
     Filters,
@@ -59,6 +60,16 @@ class TorchBackend:
     ) -> RowInputs:
         return row_functions.row_inputs(meta, slots, positions, lengths, states)
 
+    def draft_tree(
+        self,
+        token_ids: Tensor,
+        first_child: Tensor,
+        next_sibling: Tensor,
+        root_states: Tensor,
+        tables: ThinkingTables | None,
+    ) -> DraftTree:
+        return draft_tree.draft_tree(token_ids, first_child, next_sibling, root_states, tables)
+
     def one_pass_mask(self, rows: LedRows, inputs: StepInputs, index: Tensor | None, mask: Tensor, tau: Tensor) -> None:
         one_pass.fill_mask(rows, inputs, self.coin_threshold, index, mask, tau)
 
@@ -84,10 +95,11 @@ class TorchBackend:
         known_lse: KnownLse | None = None,
         edits: LogitEdits | None = None,
         draws_inactive: bool = False,
+        tree: DraftTree | None = None,
     ) -> LedStep:
         layers = torch_step.layers_of(latents, rows)
         return torch_step.led_step(
-            final_logits, layers, head, rows, inputs, known_lse, edits, self.allows_dynamic_shapes
+            final_logits, layers, head, rows, inputs, known_lse, edits, self.allows_dynamic_shapes, tree
         )
 
     def write_tokens(
@@ -101,9 +113,15 @@ class TorchBackend:
         row_functions.advance(meta, tables, states, inputs, token_ids)
 
     def count(
-        self, inputs: RowInputs, step: LedStep | None, has_failed: bool, method: Tensor, counters: Counters
+        self,
+        inputs: RowInputs,
+        step: LedStep | None,
+        has_failed: bool,
+        method: Tensor,
+        counters: Counters,
+        is_counted: Tensor | None = None,
     ) -> Tensor:
-        return stats.pack_flags(inputs, step, has_failed, method, counters)
+        return stats.pack_flags(inputs, step, has_failed, method, counters, is_counted)
 
     def sample_filtered(
         self, probs: Tensor, rows: Tensor, skip: Tensor, uniform: Tensor, filters: Filters
@@ -134,6 +152,7 @@ class BaselineBackend(TorchBackend):
         known_lse: KnownLse | None = None,
         edits: LogitEdits | None = None,
         draws_inactive: bool = False,
+        tree: DraftTree | None = None,
     ) -> LedStep:
         layers = torch_step.layers_of(latents, rows)
         return STEPS[self.public_name](final_logits, layers, head, rows, inputs, edits=edits)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from led_sglang.ops.backends.lm_head import latent_probs
 from led_sglang.ops.edits import LogitEdits
+from led_sglang.ops.rows.draft_tree import DraftTree, reachable
 from led_sglang.ops.types import Head, KnownLse, Latents, LedRows, LedStep, StepInputs
 
 CHUNK_ELEMENTS = 1 << 19  # final logits scaled at once on CPU: 2 MiB
@@ -58,6 +59,7 @@ def led_step(
     known_lse: KnownLse | None = None,
     edits: LogitEdits | None = None,
     allows_dynamic_shapes: bool = False,
+    tree: DraftTree | None = None,
 ) -> LedStep:
     """See `led_sglang.ops.led_step`."""
     final = final_layer(final_logits, rows, allows_dynamic_shapes)
@@ -65,6 +67,9 @@ def led_step(
     # `a >= b` on booleans is `a or not b`: tails explores, and so does a row without the exploit branch.
     explored = (inputs.coin_uniform + final.confidence < 1.0).ge(rows.exploit).logical_and(inputs.active)
     needs_latents = explored | (rows.trace & inputs.active) if rows.any_trace else explored
+    if tree is not None:
+        chosen = final.candidate_ids.gather(1, choose(exploit, rows, inputs)).squeeze(1)
+        needs_latents = needs_latents & reachable(tree, chosen, explored | ~inputs.active)
     if not allows_dynamic_shapes:
         explore = explore_branch(final, latents, head, rows, None, known_lse, edits)
         explore = where_needed(explore, needs_latents, exploit)
@@ -256,9 +261,7 @@ def mixed_step(
     final: FinalLayer, exploit: Tensor, explored: Tensor, explore: Explore, rows: LedRows, inputs: StepInputs
 ) -> LedStep:
     branch = torch.where(explored[:, None], explore.probs, exploit)
-    choice = inverse_cdf(branch, inputs.token_uniform)
-    if rows.any_greedy:
-        choice = torch.where(rows.greedy[:, None], branch.argmax(-1, keepdim=True), choice)
+    choice = choose(branch, rows, inputs)
     logprob = None
     if rows.any_trace:
         led_probs = torch.lerp(explore.probs, exploit, (final.confidence * rows.exploit)[:, None])
@@ -276,6 +279,14 @@ def mixed_step(
         logprob=logprob,
         depth_entropy=explore.depth_entropy,
     )
+
+
+def choose(branch: Tensor, rows: LedRows, inputs: StepInputs) -> Tensor:
+    """The candidate of each row's token: (R, K) -> (R, 1)."""
+    choice = inverse_cdf(branch, inputs.token_uniform)
+    if rows.any_greedy:
+        choice = torch.where(rows.greedy[:, None], branch.argmax(-1, keepdim=True), choice)
+    return choice
 
 
 def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:

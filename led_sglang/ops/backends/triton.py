@@ -10,9 +10,10 @@ from led_sglang.ops import warm_up
 from led_sglang.ops.backends import one_pass, triton_step
 from led_sglang.ops.backends.torch import TorchBackend
 from led_sglang.ops.edits import LogitEdits
-from led_sglang.ops.kernels import filtered_draw, lm_head, one_pass_mask, row_inputs, row_stats
+from led_sglang.ops.kernels import draft_tree, filtered_draw, lm_head, one_pass_mask, row_inputs
 from led_sglang.ops.kernels.common import BATCH_SIZES, WIDTHS, sizes_up_to
 from led_sglang.ops.rows.automaton import ThinkingTables
+from led_sglang.ops.rows.draft_tree import DraftTree
 from led_sglang.ops.types import (
     Counters,
     Filters,
@@ -70,6 +71,16 @@ class TritonBackend(TorchBackend):
         self._check_one_pass(head)
         return lm_head.head_sums(hidden, lm_head.LatentRows(latents, mask, tau), head, lse)
 
+    def draft_tree(
+        self,
+        token_ids: Tensor,
+        first_child: Tensor,
+        next_sibling: Tensor,
+        root_states: Tensor,
+        tables: ThinkingTables | None,
+    ) -> DraftTree:
+        return draft_tree.draft_tree(token_ids, first_child, next_sibling, root_states, tables)
+
     def step(
         self,
         final_logits: Tensor,
@@ -81,8 +92,9 @@ class TritonBackend(TorchBackend):
         known_lse: KnownLse | None = None,
         edits: LogitEdits | None = None,
         draws_inactive: bool = False,
+        tree: DraftTree | None = None,
     ) -> LedStep:
-        return triton_step.led_step(final_logits, latents, head, rows, inputs, known_lse, edits)
+        return triton_step.led_step(final_logits, latents, head, rows, inputs, known_lse, edits, tree)
 
     def write_tokens(
         self, meta: RowMeta, token_ids: Tensor, inputs: StepInputs, step: LedStep, draws_inactive: bool = False
@@ -95,11 +107,17 @@ class TritonBackend(TorchBackend):
         row_inputs.advance(meta, tables, states, inputs, token_ids)
 
     def count(
-        self, inputs: RowInputs, step: LedStep | None, has_failed: bool, method: Tensor, counters: Counters
+        self,
+        inputs: RowInputs,
+        step: LedStep | None,
+        has_failed: bool,
+        method: Tensor,
+        counters: Counters,
+        is_counted: Tensor | None = None,
     ) -> Tensor:
         if step is None:
-            return super().count(inputs, step, has_failed, method, counters)
-        return row_stats.pack_flags(inputs, step, method, counters)
+            return super().count(inputs, step, has_failed, method, counters, is_counted)
+        return row_inputs.pack_flags(inputs, step, method, counters, is_counted)
 
     def sample_filtered(
         self, probs: Tensor, rows: Tensor, skip: Tensor, uniform: Tensor, filters: Filters

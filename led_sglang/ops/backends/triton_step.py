@@ -6,8 +6,9 @@ from led_sglang.ops.backends import lm_head as torch_head
 from led_sglang.ops.backends.lm_head import across_ranks
 from led_sglang.ops.backends.torch_step import layers_of, pick_latents
 from led_sglang.ops.edits import LogitEdits
-from led_sglang.ops.kernels import candidates, final_layer, lm_head
+from led_sglang.ops.kernels import candidates, draft_tree, final_layer, lm_head
 from led_sglang.ops.kernels.mix_and_sample import mix_and_sample
+from led_sglang.ops.rows.draft_tree import DraftTree
 from led_sglang.ops.types import Head, KnownLse, Latents, LedRows, LedStep, StepInputs
 
 
@@ -19,10 +20,13 @@ def led_step(
     inputs: StepInputs,
     known_lse: KnownLse | None = None,
     edits: LogitEdits | None = None,
+    tree: DraftTree | None = None,
 ) -> LedStep:
     """See `led_sglang.ops.led_step`."""
     layers, tau, num_layers = layers_of(latents, rows), rows.tau, rows.max_depth - 1
     final = final_layer.final_rows(final_logits, tau, rows, inputs)
+    if tree is not None:
+        final = draft_tree.pruned(final, rows, inputs, tree, head.is_batch_invariant)
     if num_layers:
         hidden = pick_latents(layers, head, rows, None, num_layers)
         sums = latent_sums(hidden, final.candidate_ids, head, tau[:, None], final.explore_mask, known_lse, edits)

@@ -22,6 +22,15 @@ def entropy_of(probs):  # type: ignore[no-untyped-def]
     return tl.sum(tl.where(probs == 0.0, 0.0, -probs * tl.log(tl.where(probs == 0.0, 1.0, probs))), 0)
 
 
+@triton.jit
+def choose(branch, is_column, uniform, is_greedy):  # type: ignore[no-untyped-def]
+    """The candidate of a row's token: inverse CDF of the branch in float64, or its arg-max."""
+    cumulated = tl.cumsum(branch.to(tl.float64), 0)
+    target = tl.max(cumulated, 0) * uniform
+    choice = tl.sum(((cumulated <= target) & is_column).to(tl.int32), 0)
+    return tl.where(is_greedy, tl.argmax(branch, 0), choice)
+
+
 @triton.jit(do_not_specialize=["num_rows", "num_candidates", "num_layers", "is_traced"])  # type: ignore[untyped-decorator]
 def mix_and_sample_kernel(  # type: ignore[no-untyped-def]
     logprobs,  # (R, K) float32, of the final layer; -inf: not a candidate
@@ -96,11 +105,7 @@ def mix_and_sample_kernel(  # type: ignore[no-untyped-def]
     is_fine = (confidence > 0.0) & ((is_broken == 0) | (is_needed == 0))
 
     branch = tl.where(tl.load(explored + row) != 0, explore, exploit)
-    cumulated = tl.cumsum(branch.to(tl.float64), 0)
-    target = tl.max(cumulated, 0) * tl.load(uniforms + row)
-    choice = tl.sum(((cumulated <= target) & is_column).to(tl.int32), 0)
-    if tl.load(greedy + row) != 0:
-        choice = tl.argmax(branch, 0)
+    choice = choose(branch, is_column, tl.load(uniforms + row), tl.load(greedy + row) != 0)
     choice = tl.where(is_fine, choice, 0)
 
     tl.store(out_ids + row, tl.load(ids + row * num_candidates + choice))

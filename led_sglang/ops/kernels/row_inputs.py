@@ -1,4 +1,4 @@
-"""`ops.rows.inputs` in one kernel before a token and two after: torch launches fifty for the same few rows.
+"""`ops.rows.inputs` and `.stats` in one kernel before a token and three after: torch launches seventy for the same.
 
 No GPU has timed these kernels; they save launches, and nothing depends on them but `backends.triton`.
 """
@@ -8,10 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from led_sglang import wire
 from led_sglang.ops import constants
 from led_sglang.ops.kernels.common import aligned, row_idx_of
 from led_sglang.ops.rows.automaton import ThinkingTables
-from led_sglang.ops.types import LedStep, RowInputs, RowMeta, StepInputs
+from led_sglang.ops.types import Counters, LedStep, RowInputs, RowMeta, StepInputs
 
 BLOCK = 64
 # As the kernels may read globals.
@@ -19,6 +20,12 @@ SALT, STEP = tl.constexpr(constants.SALT), tl.constexpr(constants.STEP)
 FIRST_FACTOR, SECOND_FACTOR = tl.constexpr(constants.FIRST_FACTOR), tl.constexpr(constants.SECOND_FACTOR)
 SEED_FACTOR, COUNTER_FACTOR = tl.constexpr(constants.SEED_FACTOR), tl.constexpr(constants.COUNTER_FACTOR)
 SAMPLE_SHIFT = tl.constexpr(constants.SAMPLE_SHIFT)
+THINKING, EXPLORED = tl.constexpr(wire.THINKING), tl.constexpr(wire.EXPLORED)
+ACTIVE, FALLBACK = tl.constexpr(wire.ACTIVE), tl.constexpr(wire.FALLBACK)
+DETAIL_SHIFT, DEPTH_SHIFT = tl.constexpr(wire.DETAIL_SHIFT), tl.constexpr(wire.DEPTH_SHIFT)
+NOT_FINITE, LED_OFFSET = tl.constexpr(wire.NOT_FINITE), tl.constexpr(wire.LED_OFFSET)
+THINKING_OFFSET, REASON_OFFSET = tl.constexpr(wire.THINKING_OFFSET), tl.constexpr(wire.REASON_OFFSET)
+CONFIDENCE_OFFSET, DEPTH_OFFSET = tl.constexpr(wire.CONFIDENCE_OFFSET), tl.constexpr(wire.DEPTH_OFFSET)
 
 
 @triton.jit
@@ -129,6 +136,56 @@ def advance_kernel(  # type: ignore[no-untyped-def]
     tl.store(states + tl.load(slots + rows, mask=is_row, other=0), after, mask=is_row)
 
 
+@triton.jit(do_not_specialize=["num_rows", "method_offset", "has_counted"])  # type: ignore[untyped-decorator]
+def pack_flags_kernel(  # type: ignore[no-untyped-def]
+    thinking,  # (R,) bool, like the next three
+    active,
+    explored,
+    ok,
+    depth,  # (R,) int64
+    confidence,  # (R,) float32
+    method,  # (R,) int64
+    counted,  # (R,) bool, where has_counted
+    bounds,  # (NUM_BOUNDS,) float64
+    counters,  # int64
+    flags,  # (R,) int64, written
+    num_rows,
+    method_offset,
+    has_counted,
+    NUM_BOUNDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Flags of each row, and each counter raised by its rows; see `Backend.count`. A program: BLOCK rows."""
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_row = rows < num_rows
+    thinks = tl.load(thinking + rows, mask=is_row, other=0) != 0
+    is_active = tl.load(active + rows, mask=is_row, other=0) != 0
+    is_fine = is_active & (tl.load(ok + rows, mask=is_row, other=0) != 0)
+    is_broken = is_active & (is_fine == 0)
+    explores = is_fine & (tl.load(explored + rows, mask=is_row, other=0) != 0)
+    sure = tl.load(confidence + rows, mask=is_row, other=0).to(tl.float64)
+    bucket = tl.zeros((BLOCK,), tl.int64)
+    for i in range(NUM_BOUNDS):
+        bucket += (tl.load(bounds + i) < sure).to(tl.int64)
+    deep = tl.where(is_fine, tl.load(depth + rows, mask=is_row, other=0), 0)
+    packed = thinks.to(tl.int64) * THINKING + is_active.to(tl.int64) * ACTIVE + explores.to(tl.int64) * EXPLORED
+    packed += tl.where(is_fine, (bucket << DETAIL_SHIFT) + (deep << DEPTH_SHIFT), 0)
+    packed += is_broken.to(tl.int64) * (FALLBACK + (NOT_FINITE << DETAIL_SHIFT))
+    tl.store(flags + rows, packed, mask=is_row)
+
+    one = tl.full((BLOCK,), 1, tl.int64)
+    nowhere = tl.zeros((BLOCK,), tl.int64)
+    is_row = is_row & ((has_counted == 0) | (tl.load(counted + rows, mask=is_row & (has_counted != 0), other=0) != 0))
+    thinks, is_active, is_broken = thinks & is_row, is_active & is_row, is_broken & is_row
+    is_fine, explores = is_fine & is_row, explores & is_row
+    tl.atomic_add(counters + nowhere + LED_OFFSET, one, mask=is_active)
+    tl.atomic_add(counters + nowhere + THINKING_OFFSET, one, mask=thinks)
+    tl.atomic_add(counters + nowhere + (REASON_OFFSET + NOT_FINITE), one, mask=is_broken)
+    tl.atomic_add(counters + CONFIDENCE_OFFSET + bucket, one, mask=is_fine)
+    tl.atomic_add(counters + DEPTH_OFFSET + deep, one, mask=explores)
+    tl.atomic_add(counters + method_offset + tl.load(method + rows, mask=is_row, other=0), one, mask=is_row)
+
+
 def _grid(num_rows: int) -> tuple[int]:
     return (triton.cdiv(num_rows, BLOCK),)
 
@@ -192,3 +249,20 @@ def advance(meta: RowMeta, tables: ThinkingTables, states: Tensor, inputs: RowIn
             tables.next_state, meta.num_rows, len(tables.symbol_of), tables.num_symbols,
             int(meta.index is not None), BLOCK=BLOCK,
         )  # fmt: skip
+
+
+def pack_flags(
+    inputs: RowInputs, step: LedStep, method: Tensor, counters: Counters, is_counted: Tensor | None = None
+) -> Tensor:
+    """Of a step that LED decided; see `led_sglang.ops.backend.Backend.count`."""
+    num_rows = len(method)
+    flags = torch.empty_like(method)
+    limits = counters.bounds
+    if num_rows:
+        columns = inputs.thinking, inputs.active, step.explored, step.ok, step.depth, step.confidence, method
+        counted = inputs.active if is_counted is None else is_counted
+        pack_flags_kernel[_grid(num_rows)](
+            *columns, counted, limits, counters.values, flags, num_rows, counters.method_offset,
+            int(is_counted is not None), NUM_BOUNDS=len(limits), BLOCK=BLOCK,
+        )  # fmt: skip
+    return flags

@@ -31,6 +31,7 @@ from led_sglang.wire import (
     THINKING_OFFSET,
 )
 
+ALL_ROWS = np.empty(0, np.bool_)  # every row is counted
 _SALT, _STEP, _SEED_FACTOR, _COUNTER_FACTOR, _FIRST_FACTOR, _SECOND_FACTOR = (
     np.uint64(word % 2**64) for word in (SALT, STEP, SEED_FACTOR, COUNTER_FACTOR, FIRST_FACTOR, SECOND_FACTOR)
 )
@@ -101,9 +102,11 @@ def move_states(
 
 
 @jit
-def count(flags: Any, method: Any, weight: int, counters: Any, method_offset: int) -> None:
-    """Rows, (R,) int64, are added `weight` times to the counters of their kinds."""
+def count(flags: Any, method: Any, counted: Any, weight: int, counters: Any, method_offset: int) -> None:
+    """Rows, (R,) int64, are added `weight` times to the counters of their kinds; counted: (R,) bool, or ALL_ROWS."""
     for r in range(len(flags)):
+        if len(counted) and not counted[r]:
+            continue
         row = flags[r]
         detail = row >> DETAIL_SHIFT & DETAIL_MASK
         counters[method_offset + method[r]] += weight
@@ -121,20 +124,21 @@ def count(flags: Any, method: Any, weight: int, counters: Any, method_offset: in
 
 @jit
 def pack_undecided(
-    thinking: Any, active: Any, method: Any, counters: Any, method_offset: int, has_failed: bool, flags: Any
-) -> None:
+    thinking: Any, active: Any, method: Any, counted: Any, counters: Any, method_offset: int, has_failed: bool,
+    flags: Any,
+) -> None:  # fmt: skip
     """(R,) bool, bool, int64: the flags, written and counted, of a step that LED did not decide, or failed to."""
     for r in range(len(flags)):
         flags[r] = THINKING * thinking[r] | ACTIVE * active[r]
         if active[r] and has_failed:
             flags[r] |= FALLBACK | STEP_FAILED << DETAIL_SHIFT
-    count(flags, method, 1, counters, method_offset)
+    count(flags, method, counted, 1, counters, method_offset)
 
 
 @jit
 def pack_flags(
-    thinking: Any, active: Any, explored: Any, ok: Any, depth: Any, confidence: Any, method: Any, counters: Any,
-    method_offset: int, bounds: Any, flags: Any,
+    thinking: Any, active: Any, explored: Any, ok: Any, depth: Any, confidence: Any, method: Any, counted: Any,
+    counters: Any, method_offset: int, bounds: Any, flags: Any,
 ) -> None:  # fmt: skip
     """(R,) each: the flags, written and counted, of a step that LED decided."""
     for r in range(len(flags)):
@@ -146,4 +150,4 @@ def pack_flags(
             while bucket < len(bounds) and bounds[bucket] < confidence[r]:
                 bucket += 1
             flags[r] |= EXPLORED * explored[r] | bucket << DETAIL_SHIFT | depth[r] << DEPTH_SHIFT
-    count(flags, method, 1, counters, method_offset)
+    count(flags, method, counted, 1, counters, method_offset)

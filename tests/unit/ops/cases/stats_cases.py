@@ -34,11 +34,27 @@ def draw(seed: int, num_rows: int, is_decided: bool, has_failed: bool) -> dict[s
     }
 
 
-def count(case: dict[str, Any], backend: str, counters: Counters | None = None) -> tuple[torch.Tensor, Counters]:
+def count(
+    case: dict[str, Any], backend: str, counters: Counters | None = None, is_counted: torch.Tensor | None = None
+) -> tuple[torch.Tensor, Counters]:
     counters = counters or Counters.zeros(MAX_DEPTH, NUM_METHODS, torch.device("cpu"))
     row, none = torch.empty(0), torch.empty(0)
     inputs = RowInputs(case["active"], row, row, row, row, case["thinking"], row)
     step = LedStep(none, case["ok"], case["explored"], case["depth"], case["confidence"], None, none, none, none, None)
     decided = step if case["is_decided"] else None
     chosen = backend_for(backend, torch.device("cpu"))
-    return chosen.count(inputs, decided, case["has_failed"], case["method"], counters), counters
+    return chosen.count(inputs, decided, case["has_failed"], case["method"], counters, is_counted), counters
+
+
+def some_rows(case: dict[str, Any], kept: torch.Tensor) -> dict[str, Any]:
+    return {key: value[kept] if isinstance(value, torch.Tensor) else value for key, value in case.items()}
+
+
+def compare_counted(backend: str, seed: int, is_decided: bool) -> None:
+    """Rows that are not counted have their flags and leave no other trace."""
+    case = draw(seed, 23, is_decided, has_failed=True)
+    kept = torch.rand(23, generator=torch.Generator().manual_seed(seed)) < 0.5
+    (flags, counters), (all_flags, _) = count(case, backend, is_counted=kept), count(case, backend)
+    part_flags, part = count(some_rows(case, kept), backend)
+    assert torch.equal(flags, all_flags) and torch.equal(flags[kept], part_flags)
+    assert torch.equal(counters.values, part.values)

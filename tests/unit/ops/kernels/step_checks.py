@@ -21,7 +21,7 @@ from led_sglang.ops.kernels.final_layer import FinalRows
 from led_sglang.ops.kernels.lm_head import latent_lse
 from led_sglang.ops.kernels.mix_and_sample import mix_and_sample
 from led_sglang.ops.types import StepInputs
-from tests.unit.ops.cases import input_cases, stats_cases, token_rows
+from tests.unit.ops.cases import input_cases, stats_cases, token_rows, tree_cases
 from tests.unit.ops.cases.edit_cases import with_edits
 from tests.unit.ops.cases.op_cases import CPU, FIXED_SHAPES, Case, make_case, make_inputs, make_rows
 from tests.unit.ops.cases.watch import Launches
@@ -381,3 +381,10 @@ def check_broken_latents() -> None:
     broken = make_case(3, 97, explore=True)
     broken.latents[0, 1, 2] = torch.inf
     assert broken.run("triton").ok.tolist() == [True, False, True]
+
+
+def check_draft_trees() -> None:
+    """Node states, pruning and the step over trees, as in torch."""
+    tree_cases.compare(backend_for("triton", CPU), num_seeds=2)
+    for seed in range(2):
+        stats_cases.compare_counted("triton", seed, is_decided=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from led_sglang.ops.rows import stats
 from led_sglang.ops.types import Counters
 from led_sglang.wire import CONFIDENCE_BOUNDS, NUM_BUCKETS, NUM_REASONS
-from tests.unit.ops.cases.stats_cases import MAX_DEPTH, NUM_METHODS, count, draw
+from tests.unit.ops.cases.stats_cases import MAX_DEPTH, NUM_METHODS, compare_counted, count, draw
 
 METHODS = [f"method {i}" for i in range(NUM_METHODS)]
 
@@ -70,6 +70,13 @@ def test_compiled_and_torch_agree(seed, num_rows, is_decided, has_failed):
     (compiled, counted), (plain, added) = count(case, "numba"), count(case, "torch")
     assert compiled.dtype == plain.dtype and torch.equal(compiled, plain)
     assert torch.equal(counted.values, added.values)
+
+
+@pytest.mark.parametrize("is_decided", [True, False])
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_some_rows_count(backend, is_decided):
+    for seed in range(20):
+        compare_counted(backend, seed, is_decided)
 
 
 def test_every_name_has_its_place():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
     _enum = PlatformEnum.OOT
     device_name = "cpu"
     device_type = "cpu"
+    _moves_drafts = False  # whether a speculative worker was made, whose accepted tokens move in the cache
 
     def get_device(self, device_id: int | None = None) -> str:
         # A string: SGLang compares the device of its arguments with "cpu", and a torch.device never equals one. There
@@ -96,8 +98,32 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
             os.environ.setdefault(THREADS_BIND, bind_threads(ranks, cores))
             os.environ.setdefault(NUM_THREADS, str(max(1, len(cores) * server_args.nnodes // ranks)))
 
+    def supports_speculative_algorithm(self, algorithm: str) -> bool:
+        from led_sglang.cpu_platform.speculative import ALGORITHMS
+
+        return algorithm in ALGORITHMS
+
+    def get_speculative_worker_cls(self, algorithm: str) -> None:
+        """SGLang's own worker, whose kernels are replaced here: it is imported after this call."""
+        from led_sglang.cpu_platform import speculative
+
+        speculative.refuse(algorithm)
+        from led_sglang.cpu_platform.speculative.install import install
+
+        install()
+        self._moves_drafts = True
+
+    def get_speculative_cache_locs_fn(self) -> Callable[..., torch.Tensor]:
+        from led_sglang.cpu_platform.speculative.cache_slots import assign_extend_cache_locs
+
+        return assign_extend_cache_locs
+
     def get_kv_pool_cls(self, *, kind: str) -> type | None:
-        return None
+        if kind != "mha" or not self._moves_drafts:
+            return None
+        from led_sglang.cpu_platform.speculative.kv_pool import MovableKVPool
+
+        return MovableKVPool
 
     # SGLang 0.5.17 builds these classes for every out-of-tree platform; None (SGLang's default) came later.
 

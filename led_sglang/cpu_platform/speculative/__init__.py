@@ -1,0 +1,21 @@
+"""SGLang's stock speculative decoding on the CPU platform: what its workers expect of a device, in plain PyTorch.
+
+The workers, their schedules and what they accept are SGLang's; a GPU's kernels have replacements here, and so has the
+attention over a tree of draft tokens. Nothing of this package is imported without `--speculative-algorithm`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ALGORITHMS", "refuse"]
+
+ALGORITHMS = ("NGRAM",)
+"""What was run on this platform, by the names of SGLang's SpeculativeAlgorithm; NEXTN is EAGLE's other name."""
+
+
+def refuse(algorithm: str) -> None:
+    """Raise ValueError for an algorithm that this platform does not serve."""
+    if algorithm not in ALGORITHMS:
+        raise ValueError(
+            f"--speculative-algorithm {algorithm} is not served by led_sglang's CPU platform, "
+            f"which serves {', '.join(ALGORITHMS)}"
+        )

@@ -1,0 +1,63 @@
+"""Puts this package's functions in the places where SGLang's workers look for those of a GPU."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+from led_sglang.cpu_platform import deterministic
+from led_sglang.cpu_platform.speculative import cache_slots, trees, verification
+
+__all__ = ["REPLACEMENTS", "install"]
+
+_OPS = "sglang.kernels.ops."
+_RECONSTRUCT = "sglang.kernels.ops.speculative.reconstruct_tree"
+
+REPLACEMENTS: dict[str, Any] = {
+    _OPS + "speculative.spec_tree.build_tree_kernel_efficient_func": trees.build_tree,
+    _OPS + "speculative.spec_tree.verify_tree_greedy_func": verification.verify_tree_greedy,
+    _OPS + "speculative.verify_sampling.tree_speculative_sampling_target_only": (
+        verification.tree_speculative_sampling_target_only
+    ),
+    _OPS + "sampling.renorm.top_k_renorm_prob": verification.top_k_renorm_prob,
+    _OPS + "sampling.renorm.top_p_renorm_prob": verification.top_p_renorm_prob,
+    _OPS + "sampling.murmur_hash.murmur_hash32": deterministic.murmur_hash32,
+    _OPS + "speculative.cache_locs.assign_draft_cache_locs_contiguous_func": (
+        cache_slots.assign_draft_cache_locs_contiguous
+    ),
+    _OPS + "speculative.cache_locs.fill_front_out_cache_loc_func": cache_slots.fill_front_out_cache_loc,
+    _OPS + "speculative.eagle.fill_accept_out_cache_loc_func": cache_slots.fill_accept_out_cache_loc,
+    _OPS + "speculative.eagle.fill_bonus_tokens_func": cache_slots.fill_bonus_tokens,
+    "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func": cache_slots.assign_req_to_token_pool,
+}
+
+
+def install() -> None:
+    """Called before SGLang imports a speculative worker, after `init_backend`. Raises ImportError or AttributeError."""
+    from sglang.srt.layers.attention.attention_registry import register_attention_backend
+
+    from led_sglang.cpu_platform.speculative.attention import SpeculativeAttention
+
+    register_attention_backend("torch_native")(SpeculativeAttention)
+    _provide_reconstruction()
+    for target, function in REPLACEMENTS.items():
+        replace(target, function)
+
+
+def replace(target: str, function: Any) -> None:
+    """Set `target`, a dotted name of SGLang, to `function`, in every module that imported it under its own name."""
+    module_name, _, name = target.rpartition(".")
+    old = getattr(importlib.import_module(module_name), name)
+    for module in list(sys.modules.values()):
+        is_sglang = isinstance(module, ModuleType) and module.__name__.startswith("sglang.")
+        if is_sglang and name in vars(module) and vars(module)[name] is old:
+            setattr(module, name, function)
+
+
+def _provide_reconstruction() -> None:
+    """The module that reconstructs NGRAM's trees: SGLang's own imports sgl_kernel, which no CPU can load."""
+    module = ModuleType(_RECONSTRUCT)
+    module.reconstruct_indices_from_tree_mask_func = trees.reconstruct_tree  # type: ignore[attr-defined]
+    sys.modules[_RECONSTRUCT] = module

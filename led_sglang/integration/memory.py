@@ -62,9 +62,9 @@ def eager_tokens_of(args: Any, graphs: GraphSizes) -> int:
     return most if most > graphs.prefill_tokens else 0
 
 
-def rows_of(num_slots: int, graphs: GraphSizes) -> int:
-    """Rows of the tables that hold one for each row of a batch or a graph."""
-    most = max(num_slots + 1, graphs.decode_rows)
+def rows_of(num_slots: int, graphs: GraphSizes, num_nodes: int = 1) -> int:
+    """Rows of the tables that hold one for each token row of a batch or a graph; num_nodes: token rows of a request."""
+    most = max(num_slots + 1, graphs.decode_rows) * num_nodes
     return -(-most // ALIGNMENT) * ALIGNMENT
 
 

@@ -17,6 +17,7 @@ from led_sglang.config.methods import captured_layers
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.soft_support import refuse_soft
+from led_sglang.integration.speculative_support import refuse_speculation
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
@@ -41,10 +42,6 @@ REPLAYS = "it runs forwards of rows that are not sampled"
 RANKS_CHANGE = "LED's noise and counters need the ranks to stay the same"
 # Fields of ServerArgs that cannot go with LED where they are set: the flag, and why.
 UNSUPPORTED: dict[str, tuple[str, str]] = {
-    "speculative_algorithm": (
-        "--speculative-algorithm",
-        "the verification of speculative decoding bypasses the sampler",
-    ),
     "enable_watermark": ("--enable-watermark", "it forces the token before the sampler sees it"),
     "watermark_config": ("--watermark-config", "it forces the token before the sampler sees it"),
     "enable_return_aux_hidden_states": (
@@ -85,7 +82,7 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
     "dllm_algorithm": ("--dllm-algorithm", "a diffusion model's tokens do not come from the sampler"),
     "decoupled_spec_role": (
         "--decoupled-spec-role",
-        "the verification of speculative decoding bypasses the sampler",
+        "the drafts are verified in another process than they are made",
     ),
     "mlx_enable_sampling": ("--mlx-enable-sampling", "MLX samples inside its own graph"),
     "elastic_ep_backend": ("--elastic-ep-backend", RANKS_CHANGE),
@@ -149,6 +146,7 @@ def resolve(config: ServerConfig, server_args: "ServerArgs") -> ServerConfig:
     _refuse_one_pass(resolved, view, model_config.hf_text_config)
     resolved = with_markers(resolved, find_markers(tokenizer, resolved, _parser_markers(view)))
     refuse_soft(resolved, view)
+    refuse_speculation(resolved, view)
     return resolved
 
 

@@ -62,6 +62,20 @@ HOOK_TARGETS: dict[str, HookTarget] = {
         "take the captured layer outputs of the sampled rows",
         "scheduler.handlers.logits",
     ),
+    S + "speculative.eagle_utils.eagle_sample": HookTarget(
+        "around",
+        (
+            "verify_input",
+            "batch",
+            "logits_output",
+            "grammar_mask",
+            "uno_target_max_top_k",
+            "watermark_state",
+            "watermark_full_mask",
+        ),
+        "LED's tokens decide which drafts are accepted",
+        "scheduler.speculation.verify.verify",
+    ),
     S + "layers.sampler.create_sampler": HookTarget(
         "around", ("backend",), "put our sampler over the user's backend", "scheduler.handlers.create_sampler"
     ),

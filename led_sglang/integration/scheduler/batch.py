@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
+T = TypeVar("T")
 _INACTIVE = LedParams(depth=1, top_k=1)  # what LED's own tensors hold for rows of other methods
 # The columns of our rows, in the order in which they travel to the device.
 NUMBERS = ("seed", "sample", "start_state", "start_length", "method", "depth", "top_k", "latent_offset")
@@ -99,7 +100,7 @@ class LedBatch:
     """LED's companion of a SamplingBatchInfo; immutable, filtered and merged on the host."""
 
     request_rows: tuple[RequestRow, ...]
-    _cache: dict[str, DeviceRows] = field(default_factory=dict, repr=False, compare=False)
+    _cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def our_rows(self) -> tuple[int, ...]:
@@ -159,10 +160,15 @@ class LedBatch:
         return LedBatch(left_rows + (right.request_rows if right else (empty,) * right_size))
 
     def device_rows(self, sampling_info: "SamplingBatchInfo") -> DeviceRows:
-        """The rows on the device; made at the first step after the batch changed."""
-        if "rows" not in self._cache:
-            self._cache["rows"] = _to_device(self, sampling_info)
-        return self._cache["rows"]
+        """The rows on the device."""
+        return self.cached("rows", lambda: _to_device(self, sampling_info))
+
+    def cached(self, name: str, make: Callable[[], T]) -> T:
+        """Made at the first step after the batch changed."""
+        if name not in self._cache:
+            self._cache[name] = make()
+        found: T = self._cache[name]
+        return found
 
 
 def request_row_of(req: "Req", automaton: Any) -> RequestRow:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 @handler(fail_step, change_nothing, always)
 def start(runner: "ModelRunner") -> None:
-    """BEFORE ModelRunner.init_attention_backends."""
+    """BEFORE ModelRunner.init_attention_backends. A draft model has a runner of its own, which LED leaves alone."""
+    if runner.is_draft_worker:
+        return
     selfcheck.verify("scheduler")
     if not isinstance(runner.sampler, sampler.LedSamplerMixin):
         raise selfcheck.HookError(
@@ -51,7 +53,7 @@ def before_forward(
 ) -> None:
     """BEFORE ModelRunner._forward_raw."""
     current = runtime.runtime()
-    if current is not None:
+    if current is not None and current.runner is self:
         sampler.before_forward(current, forward_batch)
 
 
@@ -61,7 +63,7 @@ def sample(
 ) -> Tensor:
     """AROUND ModelRunner.sample."""
     current = runtime.runtime()
-    if current is None:
+    if current is None or current.runner is not self:
         return original(self, logits_output, forward_batch)
     current.forward_batch = forward_batch
     current.unedited_logits = sampler.unedited_logits_of(current, forward_batch, logits_output.next_token_logits)
@@ -87,7 +89,7 @@ def logits(
     `aux_hidden_states` are ours: the engine is shown None, so that `return_hidden_states` keeps its meaning.
     """
     current = runtime.runtime()
-    if current is None:
+    if current is None or not current.owns(self):
         return original(
             self, input_ids, hidden_states, lm_head, logits_metadata, aux_hidden_states, hidden_states_before_norm
         )
@@ -99,7 +101,7 @@ def logits(
         current.capture.store(aux_hidden_states, last_index, len(hidden_states))
     else:
         current.capture.drop()
-    if _is_dummy_decode(logits_metadata):
+    if _is_dummy(logits_metadata) and logits_metadata.forward_mode.is_decode():
         current.one_pass_state.on_graph_warmup(len(hidden_states), runtime.is_capturing())
     latent_rows: AbstractContextManager[None] = nullcontext()
     if current.one_pass_state.is_one_pass:
@@ -115,15 +117,17 @@ def _keeps_layers(forward_batch: "ForwardBatch") -> bool:
     sampling_info = getattr(forward_batch, "sampling_info", None)
     if getattr(sampling_info, "led", None) is not None:
         return True
-    return _is_dummy_decode(forward_batch) or runtime.is_capturing()
+    return _is_dummy(forward_batch) or runtime.is_capturing()
 
 
-def _is_dummy_decode(forward_batch: "ForwardBatch") -> bool:
-    """The engine's own batch: the warm-up or the capture of a decode graph.
+def _is_dummy(forward_batch: "ForwardBatch") -> bool:
+    """The engine's own batch: the warm-up or the capture of a graph of decode steps, or of verifications.
 
     The warm-up must run our kernels too, so that none is compiled inside a capture.
     """
-    return forward_batch.forward_mode.is_decode() and getattr(forward_batch, "sampling_info", None) is None
+    mode = forward_batch.forward_mode
+    is_step = mode.is_decode() or mode.is_target_verify()
+    return is_step and getattr(forward_batch, "sampling_info", None) is None
 
 
 @handler(fail_step, recovery.attach_rows, before_start)

@@ -32,8 +32,15 @@ class RankCheck:
     verdict of one check is read at the next, so that nothing waits for the device.
     """
 
-    def __init__(self, all_gather: Callable[[Tensor], Tensor], max_rows: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        all_gather: Callable[[Tensor], Tensor],
+        max_rows: int,
+        device: torch.device,
+        broadcast: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self._all_gather = all_gather
+        self._broadcast = broadcast
         self._digest = torch.zeros(max_rows, dtype=torch.int64, device=device)
         self._interval = CUDA_INTERVAL if device.type == "cuda" else 1
         self._num_steps = 0
@@ -44,7 +51,7 @@ class RankCheck:
         """None where there is one rank."""
         if tp_group.world_size == 1:
             return None
-        return cls(lambda digest: tp_group.all_gather(digest.unsqueeze(0), dim=0), max_rows, device)
+        return cls(lambda digest: tp_group.all_gather(digest.unsqueeze(0), dim=0), max_rows, device, tp_group.broadcast)
 
     def check(self, noise: Tensor) -> None:
         """Before a step, with its noise (2, R) float64. Raises RankDivergence."""
@@ -59,6 +66,14 @@ class RankCheck:
     def note(self, token_ids: Tensor) -> None:
         """After a step, with the tokens that our rows really got: (R,)."""
         self._digest[: token_ids.shape[0]].mul_(MULTIPLIER).bitwise_xor_(token_ids)
+
+    def agree(self, token_ids: Tensor) -> Tensor:
+        """The first rank's tokens, (T,) int64, on every rank: what is accepted sets the shapes of what follows.
+
+        The digest has each rank's own, so that ranks that differ are found at the next check.
+        """
+        self.note(token_ids)
+        return token_ids if self._broadcast is None else self._broadcast(token_ids)
 
     def _judge(self, differ: Tensor) -> None:
         has_diverged = bool(differ if self._verdict is None else self._verdict)

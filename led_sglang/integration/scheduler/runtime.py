@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.environ import envs
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.layers.logits_processor import LogitsProcessor
+from sglang.srt.runtime_context import get_parallel, max_speculative_num_draft_tokens
 from torch import Tensor
 
 from led_sglang.config.methods import captured_layers
@@ -38,7 +39,6 @@ from led_sglang.ops.rows.automaton import ThinkingAutomaton, ThinkingTables
 from led_sglang.ops.types import Head, RowInputs, RowMeta
 
 if TYPE_CHECKING:
-    from sglang.srt.layers.logits_processor import LogitsProcessor
     from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -69,6 +69,7 @@ class Runtime:
         device, dtype, model_config = torch.device(runner.device), head_dtype(runner), runner.model_config
         self.config = config
         self.runner = runner
+        self._processors = {id(module) for module in runner.model.modules() if isinstance(module, LogitsProcessor)}
         self.served_backend = ServedBackend(config.backend, device, dtype)
         self.num_layers = int(model_config.num_hidden_layers)
         self.vocab_size, self.hidden_size = int(model_config.vocab_size), int(model_config.hidden_size)
@@ -107,6 +108,10 @@ class Runtime:
         self.unedited_logits: dict[str, Tensor] = {}  # by method: `edits.unedited_logits`
         self.has_forward_failed = False  # the step is the engine's: its latents may not be there
 
+    def owns(self, logits_processor: "LogitsProcessor") -> bool:
+        """It is the served model's, not a draft model's."""
+        return id(logits_processor) in self._processors
+
     @property
     def backend(self) -> Backend:
         return self.served_backend.backend
@@ -120,7 +125,8 @@ class Runtime:
         """Logged before it is taken."""
         args = in_effect(self.runner.server_args)
         graphs = GraphSizes.of(args)
-        max_rows = rows_of(self.runner.req_to_token_pool.req_to_token.shape[0], graphs)
+        num_nodes = max_speculative_num_draft_tokens() or 1
+        max_rows = rows_of(self.runner.req_to_token_pool.req_to_token.shape[0], graphs, num_nodes)
         eager_tokens = eager_tokens_of(args, graphs)
         plan = memory_plan(
             self.config, Sizes(max_rows, self.hidden_size, self.vocab_size, dtype.itemsize, graphs, eager_tokens)

@@ -7,7 +7,8 @@ from led_sglang.config.server import ServerConfig, server_config
 from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.scheduler import runtime
 from led_sglang.integration.scheduler.latents.lm_head import refuse_lora
-from led_sglang.integration.support import refuse_features
+from led_sglang.integration.speculative_support import refuse_speculation
+from led_sglang.integration.support import in_effect, refuse_features
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
@@ -20,7 +21,7 @@ def start(runner: "ModelRunner") -> runtime.Runtime:
     """Begin capturing. Raises CaptureError, which stops the server, where LED cannot work."""
     config = server_config()
     assert config is not None
-    _refuse_unsupported(runner)
+    _refuse_unsupported(config, runner)
     _refuse_another_model(config, runner.model_config)
     current = runtime.install(runtime.Runtime(config, runner))
     status = current.status()
@@ -28,13 +29,9 @@ def start(runner: "ModelRunner") -> runtime.Runtime:
     return current
 
 
-def _refuse_unsupported(runner: "ModelRunner") -> None:
+def _refuse_unsupported(config: ServerConfig, runner: "ModelRunner") -> None:
     refuse_features(runner.server_args)
-    if getattr(runner, "is_draft_worker", False) or not runner.spec_algorithm.is_none():
-        raise CaptureError(
-            "LED does not work with speculative decoding, which bypasses the sampler: drop --speculative-algorithm or "
-            "start with --led disabled"
-        )
+    refuse_speculation(config, in_effect(runner.server_args))
     refuse_lora(getattr(runner.model, "lm_head", None))
 
 

@@ -18,7 +18,7 @@ from led_sglang.ops.rows.draft_tree import DraftTree
 from led_sglang.ops.types import LedRows, StepInputs
 
 
-@triton.jit(do_not_specialize=["num_nodes", "num_vocab", "num_symbols"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_nodes", "num_vocab", "num_symbols"])
 def grow_kernel(  # type: ignore[no-untyped-def]
     token_ids,  # (B, N) int64, like the next two
     first_child,

@@ -26,9 +26,9 @@ class Counts:
         """Count rows `weight` times more than the device did; methods: indices of METHODS."""
         stats.count(list(flags), list(methods), weight, self._corrections, self.on_device.method_offset)
 
-    def add_engine_token(self) -> None:
-        """A token of a request that asked for plain sampling: no kernel of ours has seen it."""
-        self._corrections[self.on_device.method_offset + ENGINE] += 1
+    def add_engine_tokens(self, num_tokens: int) -> None:
+        """Of a request that asked for plain sampling: no kernel of ours has seen them."""
+        self._corrections[self.on_device.method_offset + ENGINE] += num_tokens
 
     def status(self) -> dict[str, Any]:
         """Names and numbers; of the steps whose results have been handed out."""

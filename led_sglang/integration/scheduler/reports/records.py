@@ -1,5 +1,6 @@
 """What a step tells about its rows, on its way from the device to the request's `meta_info`."""
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from led_sglang.integration.hooks.guard import Call, change_nothing, handler
 from led_sglang.integration.scheduler.recovery import before_start, count_failure
 from led_sglang.integration.scheduler.reports.counters import Counts
 from led_sglang.integration.scheduler.runtime import Runtime
+from led_sglang.ops.types import LedStep
 from led_sglang.wire import ACTIVE, FALLBACK, RECORD_KEY, RESOLVED_KEY, VALUE_COLUMNS, WIRE_KEY
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from sglang.srt.managers.utils import GenerationBatchResult
 
     from led_sglang.integration.scheduler.batch import LedBatch
+    from led_sglang.integration.scheduler.speculation.nodes import VerifyInputs
+    from led_sglang.integration.scheduler.speculation.outcome import Outcome
     from led_sglang.integration.scheduler.step.call import SamplerCall
 
 
@@ -36,16 +40,19 @@ def to_host(tensor: Tensor) -> Tensor:
 class StepRecord:
     """One step's LED facts; `entry(row)` is read once the step's results are on the host."""
 
-    def __init__(self, led: "LedBatch", counts: Counts, flags: Tensor | None = None) -> None:
-        """flags: (R,) int64, already counted; None: no more is known of the step than its rows."""
+    def __init__(
+        self, led: "LedBatch", counts: Counts, flags: Tensor | None = None, num_tokens: Tensor | None = None
+    ) -> None:
+        """flags: (R, N) int64, already counted; None: no more is known of the step than its rows.
+
+        num_tokens: (R,), how many of the N tokens of each request there are; None: one.
+        """
         self._led = led
         self._counts = counts
         self._flags = flags
-        self._flag_list: list[int] | None = None
+        self._num_tokens = num_tokens
         self._trace: tuple[Tensor, ...] | None = None
-        self._trace_lists: list[list[Any]] | None = None
-        self._depth_entropy: Tensor | None = None
-        self._is_reported = bytearray(len(led.our_rows))
+        self._num_reported = [0] * len(led.our_rows)
         if flags is None:
             counts.correct(*self.unreported(), 1)
         if led.our_rows:
@@ -58,52 +65,85 @@ class StepRecord:
             return cls(led, counts)
         step, inputs = call.known.step, call.inputs
         flags = current.backend.count(inputs.row_inputs, step, call.has_failed, inputs.rows.method, counts.on_device)
-        record = cls(led, counts, to_host(flags))
-        if led.is_traced and step is not None and step.entropy is not None and step.logprob is not None:
-            record._trace = tuple(
-                to_host(tensor)
-                for tensor in (
-                    step.confidence,
-                    step.entropy,
-                    step.logprob,
-                    step.candidate_ids,
-                    step.exploit_probs,
-                    step.explore_probs,
-                )
-            )
-            record._depth_entropy = None if step.depth_entropy is None else to_host(step.depth_entropy)
+        record = cls(led, counts, to_host(flags[:, None]))
+        if led.is_traced and step is not None:
+            record._trace = _trace_of(step, None, inputs.rows.num_rows)
         return record
 
-    @property
-    def flags(self) -> list[int]:
-        """Of our rows."""
-        if self._flag_list is None:
-            self._flag_list = [FALLBACK] * len(self._led.our_rows) if self._flags is None else self._flags.tolist()
-        return self._flag_list
+    @classmethod
+    def of_verify(
+        cls,
+        led: "LedBatch",
+        inputs: "VerifyInputs | None",
+        step: LedStep | None,
+        outcome: "Outcome",
+        has_failed: bool,
+        current: Runtime,
+    ) -> "StepRecord":
+        """Of a verification: our requests' accepted tokens, in order."""
+        counts = current.counts
+        if inputs is None:
+            ours = torch.tensor(led.our_rows, dtype=torch.int64, device=outcome.accept_lens.device)
+            return cls(led, counts, None, to_host(outcome.accept_lens[ours]))
+        rows, nodes = inputs.rows, inputs.nodes
+        is_ours = outcome.is_path & nodes.is_ours[:, None]
+        num_rows = len(nodes.method)
+        is_counted = torch.zeros(num_rows + 1, dtype=torch.bool, device=is_ours.device)  # the last: behind a path
+        is_counted[torch.where(is_ours, outcome.path, num_rows).view(-1)] = True
+        flags = current.backend.count(
+            inputs.row_inputs, step, has_failed, nodes.method, counts.on_device, is_counted[:num_rows]
+        )
+        path = rows.pick(outcome.path)  # (R, D)
+        record = cls(led, counts, to_host(flags[path]), to_host(rows.pick(outcome.accept_lens)))
+        if led.is_traced and step is not None:
+            record._trace = _trace_of(step, path.view(-1), len(path))
+        return record
 
-    def entry(self, row: int) -> int | tuple[Any, ...] | None:
-        """None: not a LED request; int: flags and depth; tuple: the same and the trace. Told once."""
+    @cached_property
+    def num_tokens(self) -> list[int]:
+        """Of our rows."""
+        return [1] * len(self._led.our_rows) if self._num_tokens is None else self._num_tokens.tolist()
+
+    @cached_property
+    def flags(self) -> list[list[int]]:
+        """Of our rows' tokens."""
+        if self._flags is None:
+            return [[FALLBACK] * num_tokens for num_tokens in self.num_tokens]
+        return [flags[:num] for flags, num in zip(self._flags.tolist(), self.num_tokens, strict=True)]
+
+    @cached_property
+    def _trace_lists(self) -> list[Any]:
+        """By column, row and token."""
+        assert self._trace is not None
+        return [tensor.tolist() for tensor in self._trace]
+
+    def entries(self, row: int, most: int) -> list[int | tuple[Any, ...]]:
+        """Of the first `most` tokens of a row: flags and depth; a tuple: the same and the trace. Given out once.
+
+        None for a request that neither asked for LED nor gets it by default.
+        """
         request = self._led.request_rows[row].request
         if request is None:
-            return None
+            return []
         position = self._led.position.get(row)
-        if position is None:
-            self._counts.add_engine_token()
-            return 0
-        flags = self.flags[position]
-        reported = flags if not request.params.trace else (flags, *self._trace_of(position, request.params, flags))
-        self._is_reported[position] = True
-        return reported
+        if position is None:  # plain sampling: the record does not know how many tokens there are
+            self._counts.add_engine_tokens(most)
+            return [0] * most
+        flags = self.flags[position][:most]
+        self._num_reported[position] = len(flags)
+        if not request.params.trace:
+            return list(flags)
+        return [(flag, *self._trace_at(position, n, request.params, flag)) for n, flag in enumerate(flags)]
 
-    def _trace_of(self, position: int, params: LedParams, flags: int) -> tuple[Any, ...]:
+    def _trace_at(self, position: int, token: int, params: LedParams, flags: int) -> tuple[Any, ...]:
         if self._trace is None or not flags & ACTIVE or flags & FALLBACK:
             return (None,) * len(VALUE_COLUMNS)
-        if self._trace_lists is None:
-            self._trace_lists = [tensor.tolist() for tensor in self._trace]
-        confidence, entropy, logprob, candidates, exploit, explore = (v[position] for v in self._trace_lists)
+        confidence, entropy, logprob, candidates, exploit, explore, *depths = (
+            column[position][token] for column in self._trace_lists
+        )
         k = params.top_k
-        depths = None if self._depth_entropy is None else self._depth_entropy[position, : params.depth].tolist()
-        return confidence, entropy, logprob, candidates[:k], exploit[:k], explore[:k], depths
+        depth_entropy = depths[0][: params.depth] if depths else None
+        return confidence, entropy, logprob, candidates[:k], exploit[:k], explore[:k], depth_entropy
 
     def is_lost(self, row: int) -> bool:
         return self._led.request_rows[row].is_lost
@@ -116,16 +156,20 @@ class StepRecord:
         if request is None:
             return None
         if request.params.method == "none":
-            self._counts.add_engine_token()
+            self._counts.add_engine_tokens(1)
             return 0
         self._counts.correct([FALLBACK], [METHODS.index(request.params.method)], 1)
         return FALLBACK
 
     def unreported(self) -> tuple[list[int], list[int]]:
-        """Flags and methods of our rows that no request has been told of."""
-        left = [position for position, is_reported in enumerate(self._is_reported) if not is_reported]
-        request_rows = [self._led.request_rows[self._led.our_rows[position]] for position in left]
-        return [self.flags[position] for position in left], [request_row.method for request_row in request_rows]
+        """Flags and methods of our rows' tokens that no request has been given."""
+        flags: list[int] = []
+        methods: list[int] = []
+        for row, row_flags, num_reported in zip(self._led.our_rows, self.flags, self._num_reported, strict=True):
+            left = row_flags[num_reported:]
+            flags += left
+            methods += [self._led.request_rows[row].method] * len(left)
+        return flags, methods
 
     def close(self) -> None:
         """The step's results have been handed out, and what nobody took does not count.
@@ -133,8 +177,25 @@ class StepRecord:
         The overlap scheduler launches one more step for a request that has just ended, and drops what it gives.
         """
         self._counts.pending.discard(self)
-        if not all(self._is_reported):
+        if self._num_reported != self.num_tokens:
             self._counts.correct(*self.unreported(), -1)
+
+
+def _trace_of(step: LedStep, token_rows: Tensor | None, num_rows: int) -> tuple[Tensor, ...] | None:
+    """VALUE_COLUMNS of some token rows, R of each of our rows' tokens, None = all: (R, N, ...) each; None: no trace."""
+    columns = (
+        step.confidence,
+        step.entropy,
+        step.logprob,
+        step.candidate_ids,
+        step.exploit_probs,
+        step.explore_probs,
+        step.depth_entropy,
+    )
+    if step.entropy is None or step.logprob is None:
+        return None
+    found = (column if token_rows is None else column[token_rows] for column in columns if column is not None)
+    return tuple(to_host(column.view(num_rows, -1, *column.shape[1:])) for column in found)
 
 
 def collect_anyway(call: Call) -> None:
@@ -146,10 +207,23 @@ def collect_anyway(call: Call) -> None:
         return
     if not call.has_returned:
         _collect_others(call, call["self"], i, req, logits_output)
+    _add_failed(info[RECORD_KEY], i, req, _num_missing(req))
+
+
+def _num_missing(req: "Req") -> int:
+    """Tokens of the answer without an entry.
+
+    A stop inside a run of accepted tokens cuts off those behind it, and max_new_tokens 0, as for the prefill that n > 1
+    samples share, the token that was sampled.
+    """
     visible = getattr(req, "finished_len", None)
     num_tokens = len(req.output_ids) if visible is None else min(visible, len(req.output_ids))
-    while len(_entries_of(req)) < num_tokens:
-        entry = info[RECORD_KEY].failed_entry(i, req)
+    return num_tokens - len((req.customized_info or {}).get(WIRE_KEY, ()))
+
+
+def _add_failed(record: StepRecord, i: int, req: "Req", num_tokens: int) -> None:
+    for _ in range(num_tokens):
+        entry = record.failed_entry(i, req)
         if entry is None:
             break
         _entries_of(req).append(entry)
@@ -170,13 +244,11 @@ def collect(
         return
     _collect_others(original, self, i, req, logits_output)
     record: StepRecord = info[RECORD_KEY]
-    # With max_new_tokens 0, as for the prefill that n > 1 samples share, the token that was sampled is cut off.
-    visible = getattr(req, "finished_len", None)
-    if visible is not None and visible < len(req.output_ids):
-        return
-    entry = record.failed_entry(i, req) if record.is_lost(i) else record.entry(i)
-    if entry is not None:
-        _entries_of(req).append(entry)
+    num_missing = _num_missing(req)
+    if record.is_lost(i):
+        _add_failed(record, i, req, num_missing)
+    elif num_missing > 0 and (entries := record.entries(i, num_missing)):
+        _entries_of(req).extend(entries)
 
 
 def _collect_others(

@@ -90,7 +90,7 @@ def decide(inputs: SamplerInputs, logits: Tensor, draws_inactive: bool = False) 
         current.ranks.check(torch.stack([inputs.row_inputs.coin_uniform, inputs.row_inputs.token_uniform]))
     engine_logits = logits
     if current.is_sanitized:
-        logits = _as_before_sanitizing(logits)
+        logits = before_sanitizing(logits)
     overrides = [registry.HANDLERS[method](inputs, group, logits) for method, group in rows.groups.items()]
     if current.is_sanitized and rows.groups:
         engine_logits.copy_(logits.nan_to_num(nan=-SANITIZER, posinf=SANITIZER, neginf=-SANITIZER))
@@ -143,7 +143,7 @@ def draw_seeded(inputs: SamplerInputs, probs: Tensor) -> SeededDraw | None:
     return SeededDraw(token_ids, rows, active, Draw(some, ids, weights, ~active[masked]))
 
 
-def _as_before_sanitizing(logits: Tensor) -> Tensor:
+def before_sanitizing(logits: Tensor) -> Tensor:
     """SGLANG_SANITIZE_NAN_LOGITS writes 1e30 for infinity and -1e30 for NaN and what a grammar forbids.
 
     To LED a forbidden token is -inf, or the latent layers could bring it back, and infinity no number.

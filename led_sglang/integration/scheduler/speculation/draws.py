@@ -1,0 +1,67 @@
+"""Tokens outside the phase of requests that named a seed: at every draft node, as the sampler draws them."""
+
+from copy import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from led_sglang.integration.memory import STEP_BYTES
+from led_sglang.integration.scheduler.speculation.nodes import VerifyInputs
+from led_sglang.ops.types import Filters
+
+if TYPE_CHECKING:
+    from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+
+
+def draw_seeded(inputs: VerifyInputs, nodes: Tensor, logits: Tensor, token_ids: Tensor) -> Tensor:
+    """`token_ids`, (T,) int64, with those of inactive `nodes`, (S,), from the final logits (T, V).
+
+    Without them a seed would not name one text. Some nodes at a time, since each takes a row of probabilities.
+    """
+    if inputs.runtime.allows_dynamic_shapes:
+        nodes = nodes[~inputs.active[nodes]]
+    token_ids = token_ids.clone()
+    chunk = max(1, STEP_BYTES // (4 * logits.shape[1]))
+    draw = _draw if inputs.info.sampling_seed is None else _draw_as_engine
+    for some in torch.split(nodes, chunk) if len(nodes) else ():
+        skip = inputs.active[some]
+        token_ids[some] = torch.where(skip, token_ids[some], draw(inputs, some, skip, logits[some].float()).long())
+    return token_ids
+
+
+def _draw(inputs: VerifyInputs, nodes: Tensor, skip: Tensor, logits: Tensor) -> Tensor:
+    """(n,) with LED's noise; logits, (n, V), are overwritten."""
+    info, requests = inputs.info, inputs.nodes.request_idx[nodes]
+    probs = torch.softmax(logits.div_(info.temperatures.view(-1)[requests][:, None]), -1)
+    is_any = info.need_top_k_sampling or info.need_top_p_sampling or info.need_min_p_sampling
+    filters = Filters(info.top_ks[requests], info.top_ps[requests], info.min_ps[requests], is_any)
+    number = torch.arange(len(nodes), device=nodes.device)
+    uniform = inputs.row_inputs.token_uniform[nodes]
+    token_ids, _ = inputs.runtime.backend.sample_filtered(probs, number, skip, uniform, filters)
+    return token_ids
+
+
+def _draw_as_engine(inputs: VerifyInputs, nodes: Tensor, skip: Tensor, logits: Tensor) -> Tensor:
+    """(n,) by the engine's sampler, which honours seeds by itself under deterministic inference."""
+    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+
+    info = _of_nodes(inputs.info, inputs.nodes.request_idx[nodes])
+    output = LogitsProcessorOutput(next_token_logits=logits)
+    positions = inputs.row_inputs.positions[nodes]
+    token_ids: Tensor = inputs.runtime.runner.sampler(output, info, False, [], [], positions)
+    return token_ids
+
+
+COLUMNS = ("temperatures", "top_ks", "top_ps", "min_ps", "sampling_seed")
+
+
+def _of_nodes(info: "SamplingBatchInfo", requests: Tensor) -> "SamplingBatchInfo":
+    """A batch whose rows are nodes, with their requests' sampling parameters and nothing that has been applied."""
+    nodes = copy(info)
+    nodes.led = None
+    nodes.grammars = nodes.sampling_mask_batch_indices = None
+    nodes.has_custom_logit_processor, nodes.custom_logit_processor, nodes.custom_params = False, None, None
+    for name in COLUMNS:
+        setattr(nodes, name, getattr(info, name)[requests])
+    return nodes

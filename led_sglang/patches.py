@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from pathlib import Path
 from led_sglang.cli import files
 from led_sglang.cli.endings import CommandError, guarded
 from led_sglang.compat.sources import Release, find, installed_release, parameters, wheel_release
-from led_sglang.integration.hooks.table import HOOK_TARGETS, RELIED_ON, RELIED_ON_SINCE
+from led_sglang.integration.hooks.table import HOOK_TARGETS, RELIED_ON, RELIED_ON_SINCE, numbers_of
 
 __all__ = ["Change", "Function", "check", "load_manifest", "main", "manifest_of", "record"]
 
@@ -41,8 +40,8 @@ class Function:
 
 def targets(version: str) -> dict[str, str]:
     """Every dotted path of that release that LED uses, and how."""
-    hooks = {path: hook.kind for path, hook in HOOK_TARGETS.items()}
-    later = [pairs for since, pairs in RELIED_ON_SINCE.items() if _version_key(since) <= _version_key(version)]
+    hooks = {path: hook.kind for path, hook in HOOK_TARGETS.items() if hook.is_in(version)}
+    later = [pairs for since, pairs in RELIED_ON_SINCE.items() if numbers_of(since) <= numbers_of(version)]
     return hooks | {path: RELIED for pairs in (RELIED_ON, *later) for path, _ in pairs}
 
 
@@ -68,11 +67,11 @@ def load_manifest(version: str, folder: Path | None = None) -> tuple[str, dict[s
 
     Raises CommandError.
     """
-    known = {_version_key(file.stem.removeprefix("sglang-")): file for file in _manifest_files(folder)}
+    known = {numbers_of(file.stem.removeprefix("sglang-")): file for file in _manifest_files(folder)}
     if not known:
         where = folder or manifests_dir()
         raise CommandError(f"no manifest in {where}; write one with: python -m led_sglang.patches record")
-    expected = _version_key(version)
+    expected = numbers_of(version)
     nearest = max((key for key in known if key <= expected), default=min(known))
     data = files.json_document(known[nearest])
     try:
@@ -83,10 +82,6 @@ def load_manifest(version: str, folder: Path | None = None) -> tuple[str, dict[s
 
 def _manifest_files(folder: Path | None) -> Iterable[Path]:
     return (folder or manifests_dir()).glob("sglang-*.json")
-
-
-def _version_key(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version))
 
 
 @dataclass(frozen=True)

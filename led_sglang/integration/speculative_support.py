@@ -1,5 +1,6 @@
 """Speculative decoding: which algorithms LED works inside of, and what a start must not combine with them."""
 
+from importlib.metadata import version
 from typing import Any
 
 from sglang.srt.environ import envs
@@ -8,6 +9,7 @@ from led_sglang.config.checks import LedParamError, show
 from led_sglang.config.methods import METHOD_TABLE
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
+from led_sglang.integration.hooks.table import EAGLE_SAMPLE, HOOK_TARGETS
 
 # Those of SGLang whose drafts are accepted by `eagle_sample` alone.
 SUPPORTED = ("NGRAM", "EAGLE", "EAGLE3", "NEXTN", "STANDALONE", "FROZEN_KV_MTP")
@@ -30,9 +32,14 @@ def refuse_speculation(config: ServerConfig, args: Any) -> None:
             f"LED does not work with --speculative-algorithm {name}: {why}. Use one of {', '.join(SUPPORTED)}, or "
             f"start with --led disabled"
         )
-    others = [
-        method for method in config.methods if METHOD_TABLE[method].rewrite or METHOD_TABLE[method].feeds_mixtures
-    ]
+    hook = HOOK_TARGETS[EAGLE_SAMPLE]
+    if not hook.is_in(version("sglang")):
+        raise CaptureError(
+            f"LED does not work with --speculative-algorithm {name} on SGLang {version('sglang')}: it needs {hook.since} "
+            f"or newer. Install that, or start with --led disabled"
+        )
+    enabled = [METHOD_TABLE[method] for method in config.methods]
+    others = [method.name for method in enabled if method.rewrite or method.feeds_mixtures]
     if others:
         raise LedParamError(
             f"--led-methods {show(others[0])} does not work with --speculative-algorithm {name}: drafts are verified "

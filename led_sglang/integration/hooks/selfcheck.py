@@ -2,12 +2,11 @@
 
 import inspect
 import pkgutil
-import re
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from led_sglang.integration.hooks.table import HOOK_TARGETS, HookTarget
+from led_sglang.integration.hooks.table import HOOK_TARGETS, HookTarget, numbers_of
 
 OLDEST, FIRST_UNSUPPORTED = (0, 5, 17), (0, 6)  # as pyproject.toml's dependency says, which pip may be told to ignore
 
@@ -43,7 +42,7 @@ def check_hook(target: str, spec: HookTarget, has_handler: bool = True) -> str |
 
 def verify_release(found: str) -> None:
     """Raise HookError for a release of SGLang outside of what the package depends on."""
-    if not OLDEST <= _numbers(found) < FIRST_UNSUPPORTED:
+    if not OLDEST <= numbers_of(found) < FIRST_UNSUPPORTED:
         low, high = (".".join(map(str, bound)) for bound in (OLDEST, FIRST_UNSUPPORTED))
         raise HookError(
             f"LED cannot run on SGLang {found}: it supports {low} and newer below {high} (docs/compat.md). Install "
@@ -51,26 +50,21 @@ def verify_release(found: str) -> None:
         )
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    """The leading numbers of a version: "0.5.23.post1" is (0, 5, 23)."""
-    match = re.match(r"\d+(\.\d+)*", text)
-    return tuple(map(int, match.group().split("."))) if match else ()
-
-
 def verify(process: str, is_own: bool = True) -> None:
     """Raise HookError naming every faulty target and the SGLang version. process: "scheduler" or "http".
 
     is_own: this is that process. If not, its handlers are not imported here.
     """
-    verify_release(version("sglang"))
+    release = version("sglang")
+    verify_release(release)
     faults = {}
     for target, spec in HOOK_TARGETS.items():
-        if spec.process == process and (fault := check_hook(target, spec, is_own)):
+        if spec.process == process and spec.is_in(release) and (fault := check_hook(target, spec, is_own)):
             faults[target] = fault
     if faults:
         lines = "\n".join(f"  {target}: {fault}" for target, fault in faults.items())
         raise HookError(
-            f"LED cannot run on SGLang {version('sglang')}: its hooks do not fit.\n{lines}\n"
+            f"LED cannot run on SGLang {release}: its hooks do not fit.\n{lines}\n"
             f"Install a supported release (docs/compat.md) or start with --led disabled."
         )
 

@@ -3,11 +3,18 @@
 A hook is one row: its target in SGLang, how, the target's parameters, why, and the handler by name.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["before", "after", "around"]
 HANDLER_ROOT = "led_sglang.integration"
+
+
+def numbers_of(release: str) -> tuple[int, ...]:
+    """The leading numbers of a version: "0.5.23.post1" is (0, 5, 23)."""
+    match = re.match(r"\d+(\.\d+)*", release)
+    return tuple(map(int, match.group().split("."))) if match else ()
 
 
 @dataclass(frozen=True)
@@ -18,6 +25,11 @@ class HookTarget:
     parameters: tuple[str, ...]
     why: str
     handler: str  # below HANDLER_ROOT: a `hooks.guard.Handler`
+    since: str = "0.5.17"  # the first supported release that has the function with these parameters
+
+    def is_in(self, release: str) -> bool:
+        """Whether the hook belongs to this release of SGLang; a feature that needs it is refused in the others."""
+        return numbers_of(self.since) <= numbers_of(release)
 
     @property
     def process(self) -> Literal["scheduler", "http"]:
@@ -27,6 +39,7 @@ class HookTarget:
 
 S = "sglang.srt."
 BATCH_INFO = S + "sampling.sampling_batch_info.SamplingBatchInfo."
+EAGLE_SAMPLE = S + "speculative.eagle_utils.eagle_sample"
 TOKENIZER = S + "managers.tokenizer_manager.TokenizerManager."
 
 HOOK_TARGETS: dict[str, HookTarget] = {
@@ -62,7 +75,7 @@ HOOK_TARGETS: dict[str, HookTarget] = {
         "take the captured layer outputs of the sampled rows",
         "scheduler.handlers.logits",
     ),
-    S + "speculative.eagle_utils.eagle_sample": HookTarget(
+    EAGLE_SAMPLE: HookTarget(
         "around",
         (
             "verify_input",
@@ -75,6 +88,7 @@ HOOK_TARGETS: dict[str, HookTarget] = {
         ),
         "LED's tokens decide which drafts are accepted",
         "scheduler.speculation.verify.verify",
+        since="0.5.23",
     ),
     S + "layers.sampler.create_sampler": HookTarget(
         "around", ("backend",), "put our sampler over the user's backend", "scheduler.handlers.create_sampler"
@@ -207,6 +221,17 @@ RELIED_ON_SINCE: dict[str, tuple[tuple[str, str], ...]] = {  # by the first rele
             TOKENIZER + "_stream_one_response",
             "one answer without stream; chunks with it, whose completion_tokens and output_ids agree when it yields",
         ),
+        (
+            S + "speculative.eagle_worker_common.run_eagle_verify",
+            "calls eagle_sample once behind the target's forward; what follows reads the three tensors it returns",
+        ),
+        (
+            S + "speculative.ngram_worker.NGRAMWorker.forward_batch_generation",
+            "the same for NGRAM; a prefill goes through the sampler",
+        ),
+        (S + "speculative.eagle_info.EagleVerifyInput", "nodes, links and positions of the draft trees"),
+        (S + "speculative.ngram_info.NgramVerifyInput", "the same"),
+        ("sglang.kernels.ops.speculative.spec_tree.verify_tree_greedy_func", "walks each tree along given tokens"),
         (S + "layers.logits_processor.SamplingMaskOutput", "written over for rows that LED decided"),
         (S + "layers.sampler.Sampler._build_greedy_sampling_mask_output", "makes it, one token wide"),
         (

@@ -59,9 +59,9 @@ async def describe(tokenizer_manager: "TokenizerManager") -> dict[str, Any]:
     config = server_config()
     assert config is not None
     status = await scheduler_status(tokenizer_manager)
-    faults = status.pop("hook_faults", {})
+    faults, release = status.pop("hook_faults", {}), version("sglang")
     return {
-        "versions": {"led_sglang": __version__, "sglang": version("sglang"), "torch": version("torch")},
+        "versions": {"led_sglang": __version__, "sglang": release, "torch": version("torch")},
         **status,
         "defaults": {
             "led": config.default_on,
@@ -74,7 +74,7 @@ async def describe(tokenizer_manager: "TokenizerManager") -> dict[str, Any]:
             "open": {"text": config.think_open, "ids": list(config.open_ids)},
             "close": {"text": config.think_close, "ids": list(config.close_ids)},
         },
-        "hooks": {target: _hook(target, faults) for target in HOOK_TARGETS},
+        "hooks": {target: _hook(target, faults) for target, spec in HOOK_TARGETS.items() if spec.is_in(release)},
         "counters": {
             **status.get("counters", {}),
             "step_failures": status.get("step_failures", 0),

@@ -1,5 +1,6 @@
 """What a scheduler process reports about itself: /led/info and /metrics ask for it through SGLang's internal state."""
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from led_sglang.integration.hooks import selfcheck
@@ -26,6 +27,6 @@ def add_status(result: "GetInternalStateReqOutput", self: "Scheduler", recv_req:
         hooks = {
             target: selfcheck.check_hook(target, spec)
             for target, spec in HOOK_TARGETS.items()
-            if spec.process == "scheduler"
+            if spec.process == "scheduler" and spec.is_in(version("sglang"))
         }
         result.internal_state["led"] = {**current.status(), "hook_faults": hooks}

@@ -35,8 +35,8 @@ def refuse_speculation(config: ServerConfig, args: Any) -> None:
     hook = HOOK_TARGETS[EAGLE_SAMPLE]
     if not hook.is_in(version("sglang")):
         raise CaptureError(
-            f"LED does not work with --speculative-algorithm {name} on SGLang {version('sglang')}: it needs {hook.since} "
-            f"or newer. Install that, or start with --led disabled"
+            f"LED does not work with --speculative-algorithm {name} on SGLang {version('sglang')}: it needs "
+            f"{hook.since} or newer. Install that, or start with --led disabled"
         )
     enabled = [METHOD_TABLE[method] for method in config.methods]
     others = [method.name for method in enabled if method.rewrite or method.feeds_mixtures]

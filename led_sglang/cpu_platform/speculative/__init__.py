@@ -8,7 +8,7 @@ from __future__ import annotations
 
 __all__ = ["ALGORITHMS", "refuse"]
 
-ALGORITHMS = ("NGRAM",)
+ALGORITHMS = ("NGRAM", "STANDALONE", "EAGLE", "EAGLE3")
 """What was run on this platform, by the names of SGLang's SpeculativeAlgorithm; NEXTN is EAGLE's other name."""
 
 

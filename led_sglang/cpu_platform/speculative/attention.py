@@ -15,15 +15,16 @@ from torch import Tensor
 from led_sglang.cpu_platform.attention import DecodeStep, PagedAttention
 from led_sglang.jit import jit
 
-__all__ = ["Slots", "SpeculativeAttention", "node_slots"]
+__all__ = ["Slots", "SpeculativeAttention", "extend_slots", "node_slots"]
 
 
 @dataclass(frozen=True)
 class Slots:
-    """What each row of a step reads, in the order of positions, its own slot last."""
+    """What each row of a step reads: the first `lengths` slots of row `rows` of the table, its own slot last."""
 
-    table: Tensor  # (rows, longest) int32
-    lengths: Tensor  # (rows,) int64
+    table: Tensor  # (any, longest or more) int32, slots in the order of positions
+    rows: Tensor  # (n,) int64
+    lengths: Tensor  # (n,) int64
 
 
 @jit
@@ -64,11 +65,22 @@ def node_slots(table: Tensor, requests: Tensor, prefixes: Tensor, out_cache_loc:
         slots.numpy(),
         lengths.numpy(),
     )
-    return Slots(slots, lengths)
+    return Slots(slots, torch.arange(len(slots)), lengths)
+
+
+def extend_slots(table: Tensor, requests: Tensor, prefixes: Tensor, num_tokens: Tensor) -> Slots:
+    """What each token behind a prefix reads: the prefix, the tokens before it, itself.
+
+    table: (requests, context) int32; the others: (batch,). The tokens of a request are one behind the other.
+    """
+    counts = num_tokens.long()
+    firsts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    lengths = prefixes.long().repeat_interleave(counts) + torch.arange(len(firsts)) - firsts + 1
+    return Slots(table, requests.long().repeat_interleave(counts), lengths)
 
 
 class SpeculativeAttention(PagedAttention):
-    """Paged attention whose rows may have slots of their own instead of a request's row of req_to_token."""
+    """Paged attention whose rows may have slots of their own instead of all that a request's row of the table has."""
 
     def __init__(self, model_runner: Any) -> None:
         super().__init__(model_runner)
@@ -77,28 +89,27 @@ class SpeculativeAttention(PagedAttention):
     def init_forward_metadata(self, forward_batch: Any) -> None:
         super().init_forward_metadata(forward_batch)
         self._slots = None
-        if forward_batch.forward_mode.is_target_verify() and len(forward_batch.seq_lens):
-            self.use_slots(
-                node_slots(
-                    self.req_to_token_pool.req_to_token,
-                    forward_batch.req_pool_indices,
-                    forward_batch.seq_lens,
-                    forward_batch.out_cache_loc,
-                    forward_batch.spec_info.custom_mask,
-                )
-            )
+        if not len(forward_batch.seq_lens):
+            return
+        requests = (self.req_to_token_pool.req_to_token, forward_batch.req_pool_indices)
+        if forward_batch.forward_mode.is_target_verify():
+            mask = forward_batch.spec_info.custom_mask
+            self.use_slots(node_slots(*requests, forward_batch.seq_lens, forward_batch.out_cache_loc, mask))
+        elif forward_batch.forward_mode.is_draft_extend_v2():
+            lengths = (forward_batch.extend_prefix_lens, forward_batch.extend_seq_lens)
+            self.use_slots(extend_slots(*requests, *lengths))
 
     def use_slots(self, slots: Slots) -> None:
-        """Until the next `init_forward_metadata`, row i of a step reads slots.table[i]."""
+        """What the rows of the following steps read, until the next `init_forward_metadata`."""
         self._slots = slots
+        self._step = None
         if not self.use_sliding_window_kv_pool:
-            rows = torch.arange(len(slots.table))
-            self._step = DecodeStep.of(slots.table, rows, slots.lengths, torch.get_num_threads())
+            self._step = DecodeStep.of(slots.table, slots.rows, slots.lengths, torch.get_num_threads())
 
     def forward_extend(
         self, q: Tensor, k: Tensor, v: Tensor, layer: Any, forward_batch: Any, save_kv_cache: bool = True
     ) -> Tensor:
-        """TARGET_VERIFY, which SGLang counts among the extends, is a decode step here."""
+        """TARGET_VERIFY and DRAFT_EXTEND_V2, which SGLang counts among the extends, are decode steps here."""
         run = super().forward_extend if self._slots is None else self.forward_decode
         output: Tensor = run(q, k, v, layer, forward_batch, save_kv_cache)
         return output
@@ -117,8 +128,7 @@ class SpeculativeAttention(PagedAttention):
     ) -> Tensor:
         """torch_native's loop, the way of half precision and sliding windows, over the same slots."""
         if self._slots is not None:
-            req_to_token, seq_lens = self._slots.table, self._slots.lengths
-            req_pool_indices = torch.arange(len(seq_lens))
+            req_to_token, req_pool_indices, seq_lens = self._slots.table, self._slots.rows, self._slots.lengths
         looped: Tensor = super()._run_sdpa_forward_decode(
             query, output, k_cache, v_cache, req_to_token, req_pool_indices, seq_lens, *others, **named
         )

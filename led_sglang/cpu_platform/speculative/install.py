@@ -44,6 +44,8 @@ def install() -> None:
     _provide_reconstruction()
     for target, function in REPLACEMENTS.items():
         replace(target, function)
+    _offer_draft_attention()
+    _leave_as_written()
 
 
 def replace(target: str, function: Any) -> None:
@@ -54,6 +56,41 @@ def replace(target: str, function: Any) -> None:
         is_sglang = isinstance(module, ModuleType) and module.__name__.startswith("sglang.")
         if is_sglang and name in vars(module) and vars(module)[name] is old:
             setattr(module, name, function)
+
+
+def _offer_draft_attention() -> None:
+    """torch_native among the attention backends of a draft model's steps; its extends run in the runner's own."""
+    from sglang.srt.speculative.draft_utils import DraftBackendFactory
+
+    from led_sglang.cpu_platform.speculative.draft_attention import DraftAttention
+
+    create = DraftBackendFactory._create_backend
+
+    def create_backend(
+        self: DraftBackendFactory,
+        backend_name: str,
+        backend_map: dict[str, Any],
+        error_template: str,
+        stamps_children: bool = False,
+    ) -> Any:
+        def torch_native() -> tuple[str, DraftAttention | None]:
+            if not stamps_children:  # of an extend, not of steps
+                return "torch_native", None
+            return "torch_native", DraftAttention(self.draft_model_runner, self.topk, self.speculative_num_steps)
+
+        return create(
+            self, backend_name, {**backend_map, "torch_native": torch_native}, error_template, stamps_children
+        )
+
+    DraftBackendFactory._create_backend = create_backend
+
+
+def _leave_as_written() -> None:
+    """The choice of candidates runs as it is written: torch.compile would call a C++ compiler in the first request."""
+    from sglang.srt.speculative import spec_utils
+
+    wrapped = spec_utils._select_top_k_tokens_later
+    spec_utils._select_top_k_tokens_later = getattr(wrapped, "_torchdynamo_orig_callable", wrapped)
 
 
 def _provide_reconstruction() -> None:

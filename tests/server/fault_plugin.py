@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from led_sglang.integration.hooks.table import HOOK_TARGETS
+from led_sglang.integration.hooks.table import EAGLE_SAMPLE, HOOK_TARGETS
 from tests.server.servers import install_plugin
 
 NAN, INF = float("nan"), float("inf")
@@ -29,18 +29,29 @@ RAISING = {  # a fault -> what raises, below `LED`
     "write": STEP + "decision.Decision.write",
     "finish": STEP + "call.SamplerCall._finish",
     "record": REPORTS + "records.StepRecord.of",
-    "entry": REPORTS + "records.StepRecord.entry",
+    "entry": REPORTS + "records.StepRecord.entries",
+}
+VERIFY = "scheduler.speculation."
+RAISING_IN_VERIFY = {  # the same of a verification of drafts
+    "begin of a verification": VERIFY + "nodes.VerifyInputs.begin",
+    "decision of a verification": VERIFY + "verify.decide",
+    "outcome": VERIFY + "outcome.Verdict.apply",
+    "states of a verification": VERIFY + "verify._advance",
+    "record of a verification": REPORTS + "records.StepRecord.of_verify",
 }
 RANKS = ("other noise", "other tokens")  # on the last rank alone
 ALONE = {"decide alone": RAISING["decide"]}  # so is this
-SEEDS = {name: 70_000_000 + i for i, name in enumerate((*LOGITS, *LATENTS, *RAISING, *RANKS, *ALONE))}
+SEEDS = {
+    name: 70_000_000 + i for i, name in enumerate((*LOGITS, *LATENTS, *RAISING, *RAISING_IN_VERIFY, *RANKS, *ALONE))
+}
 LED = "led_sglang.integration."
 SWITCH = "LED_FAULT_SWITCH"  # the file's place; its JSON: which target, and "first" or "last"
 AT_START = (  # called before anybody is served, and never again
     "sglang.srt.model_executor.model_runner.ModelRunner.init_attention_backends",
     "sglang.srt.layers.sampler.create_sampler",
 )
-HOOKS = tuple(target for target in HOOK_TARGETS if target not in AT_START)
+IN_VERIFY = (EAGLE_SAMPLE,)  # called where drafts are verified, and nowhere else
+HOOKS = tuple(target for target in HOOK_TARGETS if target not in AT_START + IN_VERIFY)
 INNER = {  # what the engine reaches by way of the hooks, with what it raises
     "scheduler.latents.capture.Capture.store": torch.OutOfMemoryError,
     "scheduler.methods.soft_inputs.SoftInputs._mix": torch.OutOfMemoryError,
@@ -68,7 +79,9 @@ def register() -> None:
     HookRegistry.register(LED + RAISING["decide"], poison_latents, HookType.BEFORE)
     HookRegistry.register(LED + RAISING["begin"], disturb_noise, HookType.AFTER)
     HookRegistry.register(LED + RAISING["write"], disturb_tokens, HookType.AFTER)
-    for name, target in (*RAISING.items(), *ALONE.items()):
+    HookRegistry.register(LED + RAISING_IN_VERIFY["begin of a verification"], disturb_noise, HookType.AFTER)
+    HookRegistry.register(LED + VERIFY + "verify._led_step", disturb_nodes, HookType.AFTER)
+    for name, target in (*RAISING.items(), *RAISING_IN_VERIFY.items(), *ALONE.items()):
         HookRegistry.register(LED + target, raising(name), HookType.AROUND)
     if SWITCH not in os.environ:
         return
@@ -85,7 +98,7 @@ def switch_handlers() -> None:
 
     def found(self: Guarded) -> Handler:
         handler = find(self)
-        if self.target not in HOOKS:
+        if self.target not in HOOKS + IN_VERIFY:
             return handler
         return replace(handler, function=partial(switched, self.target, ArithmeticError, handler.function))
 
@@ -142,11 +155,12 @@ def raising(name: str) -> Callable[..., Any]:
 
 def is_meant(name: str, args: tuple[Any, ...]) -> bool:
     if name == "entry":
-        record, row = args
+        record, row, _ = args
         return any(found == row for found, _ in rows_with(record._led, [name]))
     if name in ALONE and not is_last_rank():
         return False
-    led = args[1] if name in ("begin", "record") else led_of(args[0])
+    found = next(arg for arg in args if hasattr(getattr(arg, "inputs", arg), "info") or hasattr(arg, "request_rows"))
+    led = found if hasattr(found, "request_rows") else led_of(found)
     return any(True for _ in rows_with(led, [name]))
 
 
@@ -159,15 +173,23 @@ def is_last_rank() -> bool:
 
 def led_of(step: Any) -> Any:
     """The LedBatch of a step, from its inputs or from what holds them."""
-    return getattr(step, "inputs", step).runtime.forward_batch.sampling_info.led
+    return getattr(step, "inputs", step).info.led
 
 
-def disturb_noise(result: Any, cls: Any, led: Any, *args: Any, **kwargs: Any) -> Any:
+def disturb_noise(result: Any, cls: Any, *args: Any, **kwargs: Any) -> Any:
+    led = next(arg for arg in args if hasattr(arg, "request_rows"))
     if not is_last_rank() or not any(True for _ in rows_with(led, ["other noise"])):
         return None
     before = result.row_inputs
     other = {name: (getattr(before, name) + 0.5) % 1.0 for name in ("coin_uniform", "token_uniform")}
     return replace(result, row_inputs=replace(before, **other))
+
+
+def disturb_nodes(result: Any, inputs: Any, logits: torch.Tensor) -> None:
+    for row, _ in rows_with(led_of(inputs), ["other tokens"]):
+        if is_last_rank():
+            nodes = result.token_ids.view(-1, inputs.num_nodes)[row]
+            nodes.copy_((nodes + 1) % 700)
 
 
 def disturb_tokens(result: Any, decision: Any, token_ids: torch.Tensor) -> None:

@@ -65,11 +65,6 @@ def sample(call: Call) -> Any:
         current.forward_batch, current.unedited_logits = None, {}
 
 
-def verify(call: Call) -> Any:
-    """The requests keep what the engine accepts."""
-    return call.once()
-
-
 def attach_rows(call: Call) -> None:
     call["self"].led = LedBatch.lost(len(call["batch"].reqs))
 

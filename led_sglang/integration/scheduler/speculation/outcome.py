@@ -16,6 +16,12 @@ class Outcome(NamedTuple):
     accept_lens: Tensor  # (B,) int32, nodes of a path, the root included
     accept_index: Tensor  # (B, D) int32, the path as token rows, -1 behind it
 
+    def write(self, other: "Outcome") -> None:
+        """Into the other's tensors."""
+        for theirs, ours in zip(other, self, strict=True):
+            if theirs is not ours:
+                theirs.copy_(ours)
+
     @property
     def is_path(self) -> Tensor:
         """(B, D) bool."""

@@ -5,13 +5,13 @@ gives the token of every node, and the text is that of LED without speculation.
 """
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from led_sglang.integration.hooks.guard import Call, handler
-from led_sglang.integration.scheduler import recovery, runtime
+from led_sglang.integration.scheduler import runtime
 from led_sglang.integration.scheduler.batch import LedBatch
 from led_sglang.integration.scheduler.methods.edits import edits_of
 from led_sglang.integration.scheduler.recovery import fail_step
@@ -35,7 +35,17 @@ if TYPE_CHECKING:
     from sglang.srt.watermark.state import WatermarkState
 
 
-@handler(fail_step, recovery.verify)
+def recover(call: Call) -> Any:
+    """After a fault of the hook's own: the requests keep what the engine accepts, unless all was done by then."""
+    result, output = call.once(), call["logits_output"]
+    current, led = runtime.runtime(), getattr(call["batch"].sampling_info, "led", None)
+    if current is not None and led is not None and RECORD_KEY not in (output.customized_info or {}):
+        current.has_forward_failed = True
+        _verify(current, led, call["verify_input"], call["batch"], output, Outcome(*result))
+    return result
+
+
+@handler(fail_step, recover)
 def verify(
     original: Call,
     verify_input: "EagleVerifyInput | NgramVerifyInput",
@@ -49,23 +59,21 @@ def verify(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """AROUND eagle_sample. The engine's outcome comes first, with its own coins: other rows keep it bit for bit.
 
-    It has applied penalties, bias and grammar to the logits, in place.
+    It has applied penalties, bias and grammar to the logits, in place. LED's share is written over it.
     """
-    outcome = Outcome(
-        *original(
-            verify_input,
-            batch,
-            logits_output,
-            grammar_mask,
-            uno_target_max_top_k,
-            watermark_state=watermark_state,
-            watermark_full_mask=watermark_full_mask,
-        )
+    stock: tuple[Tensor, Tensor, Tensor] = original(
+        verify_input,
+        batch,
+        logits_output,
+        grammar_mask,
+        uno_target_max_top_k,
+        watermark_state=watermark_state,
+        watermark_full_mask=watermark_full_mask,
     )
     current, led = runtime.runtime(), getattr(batch.sampling_info, "led", None)
-    if current is None or led is None or batch.forward_mode.is_idle():
-        return outcome
-    return _verify(current, led, verify_input, batch, logits_output, outcome)
+    if current is not None and led is not None and not batch.forward_mode.is_idle():
+        _verify(current, led, verify_input, batch, logits_output, Outcome(*stock))
+    return stock
 
 
 def _verify(
@@ -75,21 +83,24 @@ def _verify(
     batch: "ScheduleBatch",
     logits_output: "LogitsProcessorOutput",
     stock: Outcome,
-) -> Outcome:
+) -> None:
     """After a fault of ours the requests keep the engine's outcome, and their thinking states follow it."""
-    inputs = attempt(current, VerifyInputs.begin, current, led, batch, verify_input) if led.our_rows else None
-    outcome, step = stock, None
-    has_failed = current.has_forward_failed
+    outcome, step, has_failed = stock, None, current.has_forward_failed
+    beginning = current, led, batch, verify_input
+    inputs = attempt(current, VerifyInputs.begin, *beginning) if led.our_rows else None
     if inputs is not None and not has_failed:
         decided = attempt(current, decide, inputs, logits_output.next_token_logits, stock)
-        has_failed = decided is None
         outcome, step = decided or (stock, None)
-    if inputs is not None:
-        attempt(current, _advance, inputs, outcome)
+        has_failed = decided is None
+    elif led.our_rows:
+        has_failed = True
+        inputs = inputs or attempt(current, VerifyInputs.begin, *beginning)
+    if inputs is not None:  # a state that is lost would be wrong from here on
+        _ = attempt(current, _advance, inputs, outcome) or attempt(current, _advance, inputs, outcome)
     record = attempt(current, StepRecord.of_verify, led, inputs, step, outcome, has_failed, current)
+    outcome.write(stock)
     if record is not None:
         logits_output.customized_info = {**(logits_output.customized_info or {}), RECORD_KEY: record}
-    return outcome
 
 
 def decide(inputs: VerifyInputs, logits: Tensor, stock: Outcome) -> tuple[Outcome, LedStep | None]:
@@ -133,7 +144,7 @@ def _led_step(inputs: VerifyInputs, logits: Tensor) -> LedStep:
     )
 
 
-def _advance(inputs: VerifyInputs, outcome: Outcome) -> None:
+def _advance(inputs: VerifyInputs, outcome: Outcome) -> bool:
     """The state of a request becomes that of the last node of its path, its token included."""
     current, rows = inputs.runtime, inputs.rows
     last = outcome.path.gather(1, (outcome.accept_lens.long() - 1)[:, None]).squeeze(1)  # (B,) token rows
@@ -141,3 +152,4 @@ def _advance(inputs: VerifyInputs, outcome: Outcome) -> None:
     current.advance(rows, inputs.of_requests(last), token_ids)
     if current.ranks is not None:
         current.ranks.note(rows.pick(token_ids).long())
+    return True

@@ -7,6 +7,7 @@ happens to lie: `--starts` takes several, `ratio_starts` tells the median of eac
 nothing.
 
     python benchmarks/bench_server.py --json
+    python benchmarks/bench_server.py --speculative --json    # LED inside speculative decoding: benchmarks.speculation
 """
 
 import argparse
@@ -23,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import speculation
 from benchmarks.load import Window, cpu_seconds, run_window
 from benchmarks.provenance import provenance
 from led_sglang.cli import files, http_client
@@ -173,6 +175,9 @@ def baseline_server(options: argparse.Namespace, more: list[str], enabled: list[
 
 
 def command() -> None:
+    if "--speculative" in sys.argv:
+        speculation.command()
+        return
     options = parse_arguments()
     if options.append:
         files.check_file(RESULTS)

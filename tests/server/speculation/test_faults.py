@@ -1,4 +1,4 @@
-"""What goes wrong in a verification stays there: the engine's outcome stands, thinking states follow it, LED goes on."""
+"""What goes wrong in a verification stays there: the engine's outcome stands, and the thinking states follow it."""
 
 import json
 from collections.abc import Iterator

@@ -34,8 +34,12 @@ class Case:
 
 
 def shape(num_steps: int, topk: int, num_draft_tokens: int) -> tuple[str, ...]:
-    values = {"num-steps": num_steps, "eagle-topk": topk, "num-draft-tokens": num_draft_tokens}
-    return tuple(word for name, value in values.items() for word in (f"--speculative-{name}", str(value)))
+    values = {
+        "--speculative-num-steps": num_steps,
+        "--speculative-eagle-topk": topk,
+        "--speculative-num-draft-tokens": num_draft_tokens,
+    }
+    return tuple(word for flag, value in values.items() for word in (flag, str(value)))
 
 
 def ngram(num_draft_tokens: int, breadth: int) -> tuple[str, ...]:

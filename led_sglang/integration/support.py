@@ -132,6 +132,7 @@ def resolve(config: ServerConfig, server_args: "ServerArgs") -> ServerConfig:
     from sglang.srt.configs.model_config import ModelConfig
 
     refuse_features(server_args)
+    refuse_speculation(config, server_args)
     decided = accept(server_args)
     refuse_features(decided)
     view = in_effect(decided)

@@ -33,7 +33,7 @@ HARMLESS = (
 )
 
 CASES = {
-    "speculative": Case(("--speculative-algorithm", "NGRAM"), ("speculative decoding", "--speculative-algorithm")),
+    "speculative": Case(("--speculative-algorithm", "DFLASH"), ("accepts drafts", "--speculative-algorithm DFLASH")),
     "pipeline": Case(("--pp-size", "2"), ("--pp-size 2", "--led disabled")),
     "depth": Case(("--led-depth", "13"), ("--led-max-depth", "[1, 12]", "layers", "got 13")),
     "max depth": Case(("--led-max-depth", "99"), ("--led-max-depth", "[1, 12]", "layers", "got 99")),

@@ -66,7 +66,7 @@ def prompts(number: int) -> list[list[int]]:
     """Questions as the chat template renders them: the generation prompt opens a thought."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     rendered = []
-    for problem in tasks.mixed("test", seed=3, arithmetic_share=0.5):
+    for problem in tasks.mixed("held_out", seed=3, arithmetic_share=0.5):
         if len(rendered) == number:
             break
         messages = [{"role": "user", "content": problem.question}]

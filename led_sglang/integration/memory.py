@@ -47,7 +47,7 @@ def _largest(phase: Any) -> int:
 class Sizes:
     """What the memory depends on."""
 
-    max_rows: int  # of the capture buffer
+    max_rows: int  # of the capture buffer, token rows
     hidden_size: int
     vocab_size: int
     itemsize: int  # bytes of an element of the hidden states
@@ -62,9 +62,14 @@ def eager_tokens_of(args: Any, graphs: GraphSizes) -> int:
     return most if most > graphs.prefill_tokens else 0
 
 
-def rows_of(num_slots: int, graphs: GraphSizes, num_nodes: int = 1) -> int:
-    """Rows of the tables that hold one for each token row of a batch or a graph; num_nodes: token rows of a request."""
-    most = max(num_slots + 1, graphs.decode_rows) * num_nodes
+def tokens_per_request_of(args: Any) -> int:
+    """Token rows of a request in a step: more than one where draft tokens are verified. args: as in `GraphSizes.of`."""
+    return int(getattr(args, "speculative_num_draft_tokens", None) or 1)
+
+
+def rows_of(num_slots: int, graphs: GraphSizes, tokens_per_request: int = 1) -> int:
+    """Rows of the tables that hold one for each token row of a batch or a graph."""
+    most = max(num_slots + 1, graphs.decode_rows) * tokens_per_request
     return -(-most // ALIGNMENT) * ALIGNMENT
 
 
@@ -95,18 +100,15 @@ def _text(num_bytes: int) -> str:
 def memory_plan(config: ServerConfig, sizes: Sizes) -> MemoryPlan:
     """Of a resolved configuration. The buffer and the soft tables are exact, the rest are upper bounds.
 
-    capture buffer: (layers, max_rows, H).
-    layers in decode graphs: the engine keeps each layer of the largest graph, a list of (rows, H) or one packed
-        (rows, layers * H), and the copy into the buffer stacks them once more; smaller graphs use the same pool.
-    layers in prefill graphs: once in the output that all graphs share, once in their pool.
-    layers in eager prefills: the engine keeps each layer of every token, where a prefill is larger than its graphs.
+    capture buffer: (layers, max_rows, H). A decode graph adds into it without a copy.
+    rows of prefill graphs, of eager prefills: the sampled rows of one layer's output and of its residual stream.
     soft tables: ids, weights and state of each slot. soft mixtures: the embeddings of every row's candidates, as the
         model's and twice as float32.
     step: all latent rows of the largest batch and their partial sums, or more. logits of methods: the copies of
         those that rewrite them.
     """
     num_layers = len(captured_layers(config))
-    layer = num_layers * sizes.hidden_size * sizes.itemsize
+    row = sizes.hidden_size * sizes.itemsize if num_layers else 0
     latent_row = sizes.hidden_size * sizes.itemsize + 4 * -(-sizes.vocab_size // TILE_COLUMNS)
     is_soft = any(METHOD_TABLE[method].feeds_mixtures for method in config.methods)
     mixed_rows = sizes.graphs.decode_rows or sizes.max_rows
@@ -114,10 +116,9 @@ def memory_plan(config: ServerConfig, sizes: Sizes) -> MemoryPlan:
     mixture = MAX_SOFT_TOP_K * sizes.hidden_size * (sizes.itemsize + 2 * 4)
     rewrites = any(METHOD_TABLE[method].rewrite for method in config.methods)
     parts = {
-        "capture buffer": layer * sizes.max_rows,
-        "layers in decode graphs": 2 * layer * sizes.graphs.decode_rows,
-        "layers in prefill graphs": 2 * layer * sizes.graphs.prefill_tokens,
-        "layers in eager prefills": layer * sizes.eager_tokens,
+        "capture buffer": num_layers * row * sizes.max_rows,
+        "rows of prefill graphs": 2 * row * min(sizes.graphs.prefill_tokens, sizes.max_rows),
+        "rows of eager prefills": 2 * row * min(sizes.eager_tokens, sizes.max_rows),
         "soft tables": is_soft * slot * sizes.max_rows,
         "soft mixtures": is_soft * mixture * mixed_rows,
         "step": max(STEP_BYTES, num_layers * sizes.max_rows * latent_row),
@@ -152,7 +153,7 @@ def memory_of_check(config: ServerConfig, server_args: "ServerArgs") -> tuple[Me
     graphs = GraphSizes.of(view)
     num_slots = view.max_running_requests or MAX_SLOTS
     sizes = Sizes(
-        rows_of(num_slots + 1, graphs),
+        rows_of(num_slots + 1, graphs, tokens_per_request_of(view)),
         int(model_config.hidden_size),
         int(model_config.vocab_size),
         model_config.dtype.itemsize,

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,27 +12,14 @@ from sglang.srt.environ import envs
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.markers import find_markers, with_markers
-from led_sglang.config.methods import captured_layers
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
+from led_sglang.integration.model_support import refuse_model
 from led_sglang.integration.soft_support import refuse_soft
 from led_sglang.integration.speculative_support import refuse_speculation
 
 if TYPE_CHECKING:
-    from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.server_args import ServerArgs
-
-INNER_CAPTURE = ("MiMoForCausalLM",)  # outer class without the setter, inner model with `layers_to_capture`
-# SGLang's classes that have the setter and keep something else than layer outputs: what is wrong with it.
-WRONG_CAPTURE = {
-    **dict.fromkeys(
-        ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
-        "what SGLang keeps of a layer lacks the residual stream",
-    ),
-    "Qwen4ExpForConditionalGeneration": "SGLang's inner model drops the layer outputs that the outer one unpacks",
-    "Glm5NextForConditionalGeneration": "its residual stream has several branches, of which none is the layer's output",
-}
-
 
 HIDES_ROWS = "the rows of the forward are not those of the sampler"
 HIDES_REQUESTS = "requests do not pass the functions that read their LED parameters"
@@ -142,7 +128,7 @@ def resolve(config: ServerConfig, server_args: "ServerArgs") -> ServerConfig:
         tokenizer = _tokenizer(view)
     resolved = replace(config, num_layers=int(model_config.num_hidden_layers), vocab_size=int(model_config.vocab_size))
     resolved.check()
-    _refuse_uncapturable(resolved, model_config)
+    refuse_model(resolved, model_config, view)
     _refuse_backend(resolved, view)
     _refuse_one_pass(resolved, view, model_config.hf_text_config)
     resolved = with_markers(resolved, find_markers(tokenizer, resolved, _parser_markers(view)))
@@ -200,24 +186,6 @@ def _refuse_lora_head(args: Any) -> None:
                 )
 
 
-def _refuse_uncapturable(config: ServerConfig, model_config: "ModelConfig") -> None:
-    if not captured_layers(config):
-        return
-    model_class, name = _model_class(model_config.hf_config.architectures or [])
-    if name in WRONG_CAPTURE:
-        raise CaptureError(
-            f"LED cannot use the layers of {name}: {WRONG_CAPTURE[name]}. Start with --led-max-depth 1 --led-depth 1 "
-            f"and no method that captures layers, or --led disabled"
-        )
-    if hasattr(model_class, "set_eagle3_layers_to_capture") or name in INNER_CAPTURE:
-        return
-    raise CaptureError(
-        f"LED cannot capture the layers of {name}: SGLang's class has no set_eagle3_layers_to_capture. Supported "
-        f"models are listed in docs/compat.md; start with --led-max-depth 1 --led-depth 1 and no method that captures "
-        f"layers, or --led disabled"
-    )
-
-
 def _refuse_backend(config: ServerConfig, args: Any) -> None:
     """Every step would fail, and the engine's tokens would be used."""
     if config.backend == "triton" and args.device == "cpu" and not _can_triton_run_on_cpu():
@@ -250,21 +218,6 @@ def _refuse_one_pass(config: ServerConfig, args: Any, text_config: Any) -> None:
     for name, is_set in engine_switches.items():
         if config.form == "one_pass" and is_set:
             raise LedParamError(f"--led-form one_pass is not possible with {name}: use auto")
-
-
-def _model_class(architectures: list[str]) -> tuple[Any, str]:
-    """SGLang's class for the model. Its registry imports every model file, which takes seconds; one is enough."""
-    import sglang.srt.models
-
-    folder = Path(sglang.srt.models.__path__[0])
-    for name in architectures:
-        for file in folder.glob("*.py"):
-            if f"class {name}(" in file.read_text():
-                return getattr(import_module(f"sglang.srt.models.{file.stem}"), name), name
-    from sglang.srt.models.registry import ModelRegistry
-
-    found: tuple[Any, str] = ModelRegistry.resolve_model_cls(architectures)
-    return found
 
 
 def _tokenizer(server_args: "ServerArgs") -> Any:

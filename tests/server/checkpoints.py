@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    GPT2Config,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -69,12 +68,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": Architecture("Qwen2ForCausalLM", lambda: Qwen2Config(**COMMON)),
     "llama": Architecture("LlamaForCausalLM", lambda: LlamaConfig(**COMMON)),
     "mimo": Architecture("MiMoForCausalLM", lambda: Qwen2Config(**COMMON)),  # transformers has no class of its own
-    "gpt2": Architecture(
-        "GPT2LMHeadModel",  # SGLang serves it, but its class cannot keep layer outputs
-        lambda: GPT2Config(
-            vocab_size=VOCAB_SIZE, n_embd=64, n_layer=4, n_head=2, n_positions=2048, eos_token_id=END_ID
-        ),
-    ),
 }
 
 MIMO_CONFIGURATION = '''\
@@ -94,9 +87,8 @@ def build(name: str, folder: Path, seed: int = 20260201) -> Path:
     config = ARCHITECTURES[name].config()
     config.dtype = torch.float32
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    if name != "gpt2":
-        sharpen(model)
-        place_marks(model)
+    sharpen(model)
+    place_marks(model)
     model.save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(MODEL_DIR / file, folder / file)

@@ -48,6 +48,7 @@ LED = "led_sglang.integration."
 SWITCH = "LED_FAULT_SWITCH"  # the file's place; its JSON: which target, and "first" or "last"
 AT_START = (  # called before anybody is served, and never again
     "sglang.srt.model_executor.model_runner.ModelRunner.init_attention_backends",
+    "sglang.srt.model_executor.model_runner.ModelRunner.init_cuda_graphs",
     "sglang.srt.layers.sampler.create_sampler",
 )
 IN_VERIFY = (EAGLE_SAMPLE,)  # called where drafts are verified, and nowhere else

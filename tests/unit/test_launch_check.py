@@ -44,10 +44,13 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "LoRA on all": (("--enable-lora", "--max-lora-rank", "8", "--lora-target-modules", "all"), ("'all'",)),
     "an adapter of the head": (("--lora-paths", "mine=ADAPTER"), ("lm_head", "the adapter 'mine'")),
     "no such model": (("--model-path", "ADAPTER"), ("SGLang refuses",)),
-    "no capture": (("--model-path", "GPT2", "--led-max-depth", "4"), ("GPT2LMHeadModel", "--led-max-depth 1")),
+    "no capture": (
+        ("--model-path", "LOOPED", "--led-max-depth", "4"),
+        ("IQuestLoopCoderForCausalLM", "several times", "--led-max-depth 1"),
+    ),
     "no capture, another method": (
-        ("--model-path", "GPT2", "--led-max-depth", "1", "--led-methods", "confident"),
-        ("GPT2LMHeadModel",),
+        ("--model-path", "LOOPED", "--led-max-depth", "1", "--led-methods", "confident"),
+        ("IQuestLoopCoderForCausalLM",),
     ),
     "a taken port": (("--port", "TAKEN"), ("cannot listen", "--port")),
 }
@@ -60,7 +63,7 @@ ACCEPTED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "the parser that the template tells": (("--reasoning-parser", "auto"), "markers: '<think>'"),
     "a parser without markers": (("--reasoning-parser", "response_template"), "markers: '<think>'"),
-    "the refusal's way out": (("--model-path", "GPT2", "--led-max-depth", "1"), "layers captured: 0"),
+    "the refusal's way out": (("--model-path", "LOOPED", "--led-max-depth", "1"), "layers captured: 0"),
     "LoRA elsewhere": (("--enable-lora", "--max-lora-rank", "8", "--lora-target-modules", "q_proj"), "captured: 11"),
     "without LED": (("--led", "disabled"), "led_sglang: ok"),
 }
@@ -71,17 +74,17 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     folder = tmp_path_factory.mktemp("check")
     (folder / "adapter").mkdir()
     (folder / "adapter/adapter_config.json").write_text(json.dumps({"target_modules": ["q_proj", "lm_head"], "r": 8}))
-    gpt2 = folder / "gpt2"
-    config = checkpoints.ARCHITECTURES["gpt2"].config()
-    config.architectures = ["GPT2LMHeadModel"]
-    config.save_pretrained(gpt2)
+    looped = folder / "looped"
+    config = checkpoints.ARCHITECTURES["llama"].config()
+    config.architectures = ["IQuestLoopCoderForCausalLM"]
+    config.save_pretrained(looped)
     for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(MODEL_DIR / file, gpt2 / file)
+        shutil.copy(MODEL_DIR / file, looped / file)
     with HeldPort() as free, HeldPort() as taken:
         taken._socket.listen(1)
         yield {
             "ADAPTER": str(folder / "adapter"),
-            "GPT2": str(gpt2),
+            "LOOPED": str(looped),
             "FREE": str(free.number),
             "TAKEN": str(taken.number),
         }
@@ -136,7 +139,7 @@ def test_a_check_says_what_memory_a_batch_takes(places: dict[str, str], capsys: 
     config = json.loads((MODEL_DIR / "config.json").read_text())
     for line, rows in zip(reported, (48, 4112), strict=True):
         buffer = (config["num_hidden_layers"] - 1) * rows * config["hidden_size"] * 4
-        assert f"batches of up to {rows} rows (capture buffer {buffer / 1e6:.1f} MB, layers in eager prefills " in line
+        assert f"batches of up to {rows} rows (capture buffer {buffer / 1e6:.1f} MB, rows of eager prefills " in line
         assert line.endswith(" MB, step 67.1 MB)")
 
 

@@ -46,8 +46,14 @@ HOOK_TARGETS: dict[str, HookTarget] = {
     S + "model_executor.model_runner.ModelRunner.init_attention_backends": HookTarget(
         "before",
         ("self",),
-        "ask the model for its layer outputs before CUDA graphs are captured; verify every hook",
+        "wrap the model's layers before CUDA graphs are captured; verify every hook",
         "scheduler.handlers.start",
+    ),
+    S + "model_executor.model_runner.ModelRunner.init_cuda_graphs": HookTarget(
+        "around",
+        ("self", "capture_decode_cuda_graph"),
+        "run the start check before and after CUDA graphs are captured",
+        "scheduler.handlers.init_graphs",
     ),
     S + "model_executor.model_runner.ModelRunner._forward_raw": HookTarget(
         "before",
@@ -72,7 +78,7 @@ HOOK_TARGETS: dict[str, HookTarget] = {
             "aux_hidden_states",
             "hidden_states_before_norm",
         ),
-        "take the captured layer outputs of the sampled rows",
+        "cover latent rows in the head's weight pass",
         "scheduler.handlers.logits",
     ),
     EAGLE_SAMPLE: HookTarget(
@@ -184,12 +190,12 @@ RELIED_ON: tuple[tuple[str, str], ...] = (
     ),
     (BATCH_INFO + "update_penalties", "tables of the accumulated penalties, additive and scaling"),
     (S + "sampling.penaltylib.repetition_penalty.apply_scaling_penalties", "the arithmetic of a repetition penalty"),
-    (S + "models.qwen2.Qwen2ForCausalLM.set_eagle3_layers_to_capture", "keeps layer outputs (0-based ids)"),
-    (S + "models.qwen2.Qwen2Model.forward", "returns (hidden_states, aux_hidden_states); MiMo's inner model"),
-    (S + "models.qwen3.Qwen3ForCausalLM.set_eagle3_layers_to_capture", "keeps layer outputs (0-based ids)"),
-    (S + "models.qwen3_moe.Qwen3MoeForCausalLM.set_eagle3_layers_to_capture", "keeps layer outputs (0-based ids)"),
-    (S + "models.llama.LlamaForCausalLM.set_eagle3_layers_to_capture", "keeps layer outputs (0-based ids)"),
-    (S + "models.mimo.MiMoForCausalLM.forward", "hands the inner model's result straight to the logits processor"),
+    (S + "managers.schedule_batch.ScheduleBatch.init_new", "makes the batch of the start's own forwards"),
+    (S + "managers.schedule_batch.ScheduleBatch.prepare_for_extend", "gives its prompts their slots"),
+    (S + "managers.schedule_batch.ScheduleBatch.prepare_for_decode", "and its next tokens theirs"),
+    (S + "model_executor.forward_batch_info.ForwardBatch.init_new", "what a forward reads of it"),
+    (S + "model_executor.runner.eager_runner.EagerRunner.__init__", "runs forwards before graphs are captured"),
+    (S + "model_executor.model_runner.ModelRunner.forward", "dispatches a batch to a graph or the eager runner"),
     (S + "sampling.sampling_params.SamplingParams.__post_init__", "writes temperature 0 as top_k 1"),
     (S + "entrypoints.http_server.ollama_chat", "its path comes from a variable; found by the function's name"),
     (S + "entrypoints.http_server.ollama_generate", "its path comes from a variable; found by the function's name"),
@@ -217,6 +223,10 @@ RELIED_ON: tuple[tuple[str, str], ...] = (
 
 RELIED_ON_SINCE: dict[str, tuple[tuple[str, str], ...]] = {  # by the first release known to have them
     "0.5.23": (
+        (
+            S + "layers.layer_boundary.residual.stream.ResidualStream.complete",
+            "sums a layer's contribution over the ranks; its addition stays pending",
+        ),
         (
             TOKENIZER + "_stream_one_response",
             "one answer without stream; chunks with it, whose completion_tokens and output_ids agree when it yields",

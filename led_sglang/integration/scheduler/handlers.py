@@ -3,7 +3,6 @@
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from led_sglang.integration.hooks import selfcheck
@@ -53,8 +52,19 @@ def before_forward(
 ) -> None:
     """BEFORE ModelRunner._forward_raw."""
     current = runtime.runtime()
-    if current is not None and current.runner is self:
+    if current is not None and self is current.runner:
+        current.capture.begin(forward_batch)
         sampler.before_forward(current, forward_batch)
+
+
+@handler(fail_step, call_original, always)
+def init_graphs(original: Call, self: "ModelRunner", capture_decode_cuda_graph: bool = True) -> None:
+    """AROUND ModelRunner.init_cuda_graphs."""
+    current = runtime.runtime()
+    is_ours = current is not None and self is current.runner
+    if current is not None and is_ours:
+        current.start_check.calibrate()
+    original(self, capture_decode_cuda_graph)
 
 
 @handler(fail_step, recovery.sample, recovery.is_first_forward)
@@ -84,44 +94,25 @@ def logits(
     aux_hidden_states: list[Tensor] | Tensor | None = None,
     hidden_states_before_norm: Tensor | None = None,
 ) -> "LogitsProcessorOutput":
-    """AROUND LogitsProcessor.forward.
-
-    `aux_hidden_states` are ours: the engine is shown None, so that `return_hidden_states` keeps its meaning.
-    """
+    """AROUND LogitsProcessor.forward. What the engine keeps of layer outputs is its own, and passes through."""
     current = runtime.runtime()
-    if current is None or not current.owns(self):
-        return original(
-            self, input_ids, hidden_states, lm_head, logits_metadata, aux_hidden_states, hidden_states_before_norm
-        )
+    states = aux_hidden_states, hidden_states_before_norm
+    if current is None or not current.owns(self) or not current.capture.is_ready:
+        return original(self, input_ids, hidden_states, lm_head, logits_metadata, *states)
     current.bind_head(self, lm_head)
-    if _keeps_layers(logits_metadata):
-        last_index = None
-        if logits_metadata.forward_mode.is_extend() and logits_metadata.extend_seq_lens is not None:
-            last_index = torch.cumsum(logits_metadata.extend_seq_lens, dim=0) - 1
-        current.capture.store(aux_hidden_states, last_index, len(hidden_states))
-    else:
-        current.capture.drop()
-    if _is_dummy(logits_metadata) and logits_metadata.forward_mode.is_decode():
+    if _is_dummy_decode(logits_metadata):
         current.one_pass_state.on_graph_warmup(len(hidden_states), runtime.is_capturing())
     latent_rows: AbstractContextManager[None] = nullcontext()
     if current.one_pass_state.is_one_pass:
         latent_rows = current.latent_rows(self, logits_metadata.forward_mode.is_decode())
     with latent_rows:
-        result = original(self, input_ids, hidden_states, lm_head, logits_metadata, None, hidden_states_before_norm)
+        result = original(self, input_ids, hidden_states, lm_head, logits_metadata, *states)
     current.has_started = True
     return result
 
 
-def _keeps_layers(forward_batch: "ForwardBatch") -> bool:
-    """Outside a graph capture and its warm-up, a batch without LED rows needs no copy."""
-    sampling_info = getattr(forward_batch, "sampling_info", None)
-    if getattr(sampling_info, "led", None) is not None:
-        return True
-    return _is_dummy(forward_batch) or runtime.is_capturing()
-
-
-def _is_dummy(forward_batch: "ForwardBatch") -> bool:
-    """The engine's own batch: the warm-up or the capture of a graph of decode steps, or of verifications.
+def _is_dummy_decode(forward_batch: "ForwardBatch") -> bool:
+    """The engine's own batch: the warm-up or the capture of a decode graph.
 
     The warm-up must run our kernels too, so that none is compiled inside a capture.
     """

@@ -49,9 +49,8 @@ def forward(call: Call) -> None:
 
 
 def logits(call: Call) -> Any:
-    """The engine is shown none of the layer outputs that it did not ask for."""
     _current().fail_forward(_forward_batch(call))
-    return call.once(aux_hidden_states=None)
+    return call.once()
 
 
 def sample(call: Call) -> Any:

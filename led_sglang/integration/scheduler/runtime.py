@@ -28,6 +28,7 @@ from led_sglang.integration.memory import (
 from led_sglang.integration.scheduler.latents.capture import Capture
 from led_sglang.integration.scheduler.latents.lm_head import build_head, why_no_one_pass
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
+from led_sglang.integration.scheduler.latents.start_check import StartCheck
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs
 from led_sglang.integration.scheduler.ranks import FailureCheck, RankCheck
 from led_sglang.integration.scheduler.reports.counters import Counts
@@ -85,8 +86,9 @@ class Runtime:
 
         self.memory = self._memory_plan(device, dtype)
         max_rows = self.memory.max_rows
-        self.capture = Capture(runner.model, captured_layers(config), self.allows_dynamic_shapes)
+        self.capture = Capture(runner.model, captured_layers(config), self.num_layers, self.fail_capture)
         self.capture.allocate(max_rows, self.hidden_size, dtype, device)
+        self.start_check = StartCheck(runner, self.capture)
         self.num_led_layers = config.num_captured if "led" in config.methods else 0
         num_latents = config.max_depth - 1 if self.num_led_layers else 0
         self.one_pass_state = OnePassState(
@@ -125,8 +127,8 @@ class Runtime:
         """Logged before it is taken."""
         args = in_effect(self.runner.server_args)
         graphs = GraphSizes.of(args)
-        num_nodes = max_speculative_num_draft_tokens() or 1
-        max_rows = rows_of(self.runner.req_to_token_pool.req_to_token.shape[0], graphs, num_nodes)
+        num_slots = self.runner.req_to_token_pool.req_to_token.shape[0]
+        max_rows = rows_of(num_slots, graphs, max_speculative_num_draft_tokens() or 1)
         eager_tokens = eager_tokens_of(args, graphs)
         plan = memory_plan(
             self.config, Sizes(max_rows, self.hidden_size, self.vocab_size, dtype.itemsize, graphs, eager_tokens)
@@ -167,24 +169,29 @@ class Runtime:
         """After a fault before or in a forward: no row of its step is LED's, and no earlier one's mixture is fed."""
         self.has_forward_failed = True
         self.one_pass_state.is_one_pass = False
-        self.capture.drop()
         try:
             self.forget_mixtures(forward_batch.req_pool_indices)
         except Exception:
             count_failure(self, "forget_mixtures")
 
+    def fail_capture(self, forward_batch: "ForwardBatch") -> None:
+        """In the `except` block of a fault behind a layer of a forward. Raises it where nobody is served yet."""
+        self._fail_in_forward(forward_batch, "the capture of a layer")
+
     def fail_mixture(self, forward_batch: "ForwardBatch") -> None:
         """In the `except` block of a fault in the embedding of a forward. Raises it where nobody is served yet."""
-        if is_dummy(forward_batch):
+        self._fail_in_forward(forward_batch, "the mixtures of a soft method")
+
+    def _fail_in_forward(self, forward_batch: "ForwardBatch", where: str) -> None:
+        if is_dummy(forward_batch) or not self.has_started:
             raise
-        fail_step(self, "the mixtures of a soft method")
+        fail_step(self, where)
         self.fail_forward(forward_batch)
 
     def bind_head(self, logits_processor: "LogitsProcessor", lm_head: "ParallelLMHead") -> None:
         """Remember the head the first time the logits processor uses it."""
         if self.head is None:
-            final_norm = getattr(getattr(self.runner.model, "model", None), "norm", None)
-            head = build_head(logits_processor, lm_head, final_norm, get_parallel().tp_group)
+            head = build_head(logits_processor, lm_head, self.capture.final_norm, get_parallel().tp_group)
             self.head = replace(head, is_batch_invariant=self.is_deterministic)
             self.one_pass_state.fault = why_no_one_pass(logits_processor, lm_head, self.head)
             if self.one_pass_state.fault and self.config.form == "one_pass":
@@ -233,6 +240,7 @@ class Runtime:
         return {
             "num_layers": self.num_layers,
             "captured_layers": sorted(self.capture.layers),
+            "start_check": self.start_check.numbers,
             "methods": ["none", *self.config.methods],
             "capture_buffer_bytes": buffer.numel() * buffer.element_size() if buffer is not None else 0,
             "memory": self.memory.to_dict(),

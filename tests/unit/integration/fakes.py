@@ -66,10 +66,30 @@ def break_handler(patch: pytest.MonkeyPatch, hook: Guarded, function: Callable[.
 class CapturedModel(nn.Module):
     """A model whose layers can be captured."""
 
-    layers_to_capture: list[int]
+    def __init__(self, num_layers: int = 12) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Identity() for _ in range(num_layers))
 
-    def set_eagle3_layers_to_capture(self, layer_ids: list[int]) -> None:
-        self.layers_to_capture = [layer + 1 for layer in layer_ids]
+
+def raise_fault(batch: Any) -> None:
+    raise
+
+
+def forward_batch(lengths: list[int] | None = None, num_tokens: int = 0, is_verify: bool = False, **led: Any) -> Any:
+    """As much of a ForwardBatch as a capture reads. lengths: of a prefill's prompts, None = a decode of `num_tokens`.
+
+    led: the LED rows; without it the batch is the engine's own.
+    """
+    is_decode = lengths is None
+    mode = SimpleNamespace(is_decode_or_idle=lambda: is_decode, is_target_verify=lambda: is_verify)
+    return SimpleNamespace(
+        forward_mode=mode,
+        req_pool_indices=None,
+        positions=torch.zeros(num_tokens if lengths is None else sum(lengths)),
+        extend_seq_lens=None if lengths is None else torch.tensor(lengths),
+        sampling_info=SimpleNamespace(**led) if led else None,
+        residual_stream=None,
+    )
 
 
 class InnerModel(nn.Module):
@@ -87,10 +107,6 @@ class EmbeddingModel(nn.Module):
 
     def forward(self, input_ids: Tensor, positions: Tensor, forward_batch: Any) -> Any:
         return self.model.embed_tokens(input_ids)
-
-
-def no_fault(batch: Any) -> None:
-    raise
 
 
 def decode_graph_sizes(max_rows: int, is_padded: bool) -> list[int]:

@@ -1,13 +1,11 @@
-"""What is told of memory is what is really allocated: tensors of a CPU, and SGLang's own keepers of layer outputs."""
+"""What is told of memory is what is really allocated: tensors of a CPU."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from sglang.srt.layers.aux_hidden_states import AuxHiddenStateList, AuxHiddenStatePacker
 from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig, PhaseConfig
-from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
 
 from led_sglang.config.methods import captured_layers
 from led_sglang.config.server import ServerConfig
@@ -20,10 +18,11 @@ from led_sglang.integration.memory import (
     memory_plan,
     rows_of,
     shortage,
+    tokens_per_request_of,
 )
 from led_sglang.integration.scheduler.latents.capture import Capture
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs
-from tests.unit.integration.fakes import CapturedModel, EmbeddingModel, no_fault
+from tests.unit.integration.fakes import CapturedModel, EmbeddingModel, forward_batch, raise_fault
 
 HIDDEN, VOCABULARY, DECODE_ROWS, PREFILL_TOKENS = 24, 97, 5, 11
 GRAPHS = GraphSizes(DECODE_ROWS, PREFILL_TOKENS)
@@ -44,52 +43,39 @@ def plan_of(config: ServerConfig, dtype: torch.dtype, graphs: GraphSizes = GRAPH
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_buffer(config: ServerConfig, dtype: torch.dtype) -> None:
-    capture = Capture(CapturedModel(), captured_layers(config))
+    capture = Capture(CapturedModel(), captured_layers(config), 12, raise_fault)
     capture.allocate(16, HIDDEN, dtype, "cpu")
     assert capture.buffer is not None
     assert plan_of(config, dtype).parts["capture buffer"] == capture.buffer.nbytes
 
 
-def kept_layers(is_packed: bool, num_rows: int, num_layers: int, dtype: torch.dtype) -> Any:
-    """As an inner model returns them."""
-    kept = AuxHiddenStatePacker(num_layers) if is_packed else AuxHiddenStateList()
-    for _ in range(num_layers):
-        kept.capture(torch.zeros(num_rows, HIDDEN, dtype=dtype))
-    return kept.finalize() if isinstance(kept, AuxHiddenStatePacker) else kept
-
-
-def num_bytes(output: Any) -> int:
-    return int(output.nbytes) if isinstance(output, torch.Tensor) else sum(map(num_bytes, output))
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("is_packed", [False, True])
-@pytest.mark.parametrize("name", ["led", "all"])
-def test_layers_that_graphs_keep(
-    name: str, is_packed: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_the_rows_that_a_layer_of_a_prefill_takes(
+    num_parts: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A decode graph: the model's output and the stack into the buffer. Prefill graphs: theirs, and a shared one."""
-    config = CONFIGS[name]
-    layers = captured_layers(config)
-    parts = plan_of(config, dtype).parts
-    capture = Capture(CapturedModel(), layers, allows_dynamic_shapes=False)
+    """A layer's output and its residual stream, of the sampled rows; of a decode step nothing is copied but once."""
+    layers = captured_layers(CONFIGS["led"])
+    capture = Capture(CapturedModel(), layers, 12, raise_fault)
     capture.allocate(16, HIDDEN, dtype, "cpu")
-    decode = kept_layers(is_packed, DECODE_ROWS, len(layers), dtype)
-    stacked: list[torch.Tensor] = []
-    stack = torch.stack
+    taken: list[int] = []
+    select = torch.Tensor.index_select
 
-    def spy(rows: list[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
-        stacked.append(out)
-        return stack(rows, out=out)
+    def spy(self: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+        found = select(self, dim, index)
+        taken.append(found.nbytes)
+        return found
 
-    monkeypatch.setattr(torch, "stack", spy)
-    capture.store(decode, None)
-    assert num_bytes(decode) + num_bytes(stacked) == parts["layers in decode graphs"]
-    backend = BreakableCudaGraphBackend.__new__(BreakableCudaGraphBackend)
-    prefill = kept_layers(is_packed, PREFILL_TOKENS, len(layers), dtype)
-    shared = backend._alloc_full_buffer((torch.zeros(3, HIDDEN, dtype=dtype), prefill), PREFILL_TOKENS)[1]
-    replayed = backend._slice_output(shared, PREFILL_TOKENS)
-    assert num_bytes(prefill) + num_bytes(replayed) == parts["layers in prefill graphs"]
+    monkeypatch.setattr(torch.Tensor, "index_select", spy)
+    parts = tuple(torch.zeros(PREFILL_TOKENS, HIDDEN, dtype=dtype) for _ in range(num_parts))
+    capture.store(0, parts, forward_batch([PREFILL_TOKENS]))
+    planned = plan_of(CONFIGS["led"], dtype).parts
+    assert sum(taken) * 2 // num_parts == planned["rows of prefill graphs"]
+    assert planned["rows of eager prefills"] == 0
+    taken.clear()
+    decode = tuple(torch.zeros(DECODE_ROWS, HIDDEN, dtype=dtype) for _ in range(num_parts))
+    capture.store(0, decode, forward_batch(num_tokens=DECODE_ROWS))
+    assert not taken
 
 
 def test_soft_tables_and_mixtures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +85,7 @@ def test_soft_tables_and_mixtures(monkeypatch: pytest.MonkeyPatch) -> None:
         req_to_token_pool=SimpleNamespace(req_to_token=torch.zeros(15, 1)),
         server_args=SimpleNamespace(),
     )
-    inputs = SoftInputs(runner, CONFIGS["all"], no_fault)
+    inputs = SoftInputs(runner, CONFIGS["all"], raise_fault)
     hidden_size = 3  # of the model's table
     parts = memory_plan(CONFIGS["all"], Sizes(16, hidden_size, 10, 4, GraphSizes())).parts
     assert parts["soft tables"] == inputs.num_bytes
@@ -144,6 +130,12 @@ def test_the_largest_graph_as_sglang_has_it(bs: Any, max_bs: Any, backend: str, 
     assert GraphSizes.of(SimpleNamespace()) == GraphSizes()
 
 
+def test_verified_draft_tokens_are_rows() -> None:
+    assert rows_of(20, GraphSizes(), tokens_per_request_of(SimpleNamespace(speculative_num_draft_tokens=4))) == 96
+    assert rows_of(20, GraphSizes(40), tokens_per_request_of(SimpleNamespace(speculative_num_draft_tokens=4))) == 160
+    assert tokens_per_request_of(SimpleNamespace(speculative_num_draft_tokens=None)) == 1
+
+
 @pytest.mark.parametrize("num_slots", [1, 14, 15, 16, 4097])
 def test_rows_are_whole_alignments(num_slots: int) -> None:
     rows = rows_of(num_slots, GraphSizes())
@@ -155,8 +147,8 @@ def test_it_is_said_in_one_line_with_its_parts() -> None:
     sizes = Sizes(4112, 2560, 151_936, 2, GraphSizes(256, 8192))
     plan = memory_plan(ServerConfig(num_layers=36), sizes)
     assert plan.text() == (
-        "1.19 GB of device memory for batches of up to 4112 rows (capture buffer 168.4 MB, "
-        "layers in decode graphs 21.0 MB, layers in prefill graphs 671.1 MB, step 324.6 MB)"
+        "535.2 MB of device memory for batches of up to 4112 rows (capture buffer 168.4 MB, "
+        "rows of prefill graphs 42.1 MB, step 324.6 MB)"
     )
     assert plan.to_dict()["total"] == sum(plan.parts.values())
     assert "\n" not in plan.text()
@@ -190,7 +182,7 @@ def test_a_check_compares_with_what_the_fraction_leaves(monkeypatch: pytest.Monk
         )
         plan, short = memory_of_check(CONFIGS["led"], args)
         assert plan.max_rows == 16 and (short is not None) == is_short
-        assert plan.parts["layers in eager prefills"] == 8 * HIDDEN * 2 * 7 and not plan.has_graphs
+        assert plan.parts["rows of eager prefills"] == 2 * HIDDEN * 2 * 7 and not plan.has_graphs
     args.max_running_requests = None  # as many as SGLang itself takes
     assert memory_of_check(CONFIGS["led"], args)[0].max_rows == 4112
 

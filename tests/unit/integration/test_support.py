@@ -3,19 +3,20 @@
 import argparse
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import sglang.srt.models
 from sglang.srt.server_args import ServerArgs
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
+from led_sglang.integration.model_support import NO_LAYER_OUTPUT, STREAMS_BY_CONFIG, refuse_model
 from led_sglang.integration.scheduler.startup import _refuse_another_model
 from led_sglang.integration.support import (
     UNSUPPORTED,
-    WRONG_CAPTURE,
     _refuse_backend,
-    _refuse_uncapturable,
     refuse_features,
 )
 
@@ -48,12 +49,39 @@ def test_the_table_names_arguments_of_the_installed_release() -> None:
     assert {flag for flag, _ in UNSUPPORTED.values()} <= flags | {"--grpc-mode"}, "0.5.17 alone has --grpc-mode"
 
 
-@pytest.mark.parametrize("name", WRONG_CAPTURE)
-def test_a_model_whose_setter_keeps_something_else_is_refused(name: str) -> None:
-    model_config = SimpleNamespace(hf_config=SimpleNamespace(architectures=[name]))
-    with pytest.raises(CaptureError, match=f"layers of {name}: "):
-        _refuse_uncapturable(ServerConfig(depth=2, max_depth=2, num_layers=12), model_config)
-    _refuse_uncapturable(ServerConfig(depth=1, max_depth=1, num_layers=12), model_config)
+CAPTURING = ServerConfig(depth=2, max_depth=2, num_layers=12)
+
+
+def model_config(name: str, **text: object) -> Any:
+    return SimpleNamespace(hf_config=SimpleNamespace(architectures=[name]), hf_text_config=SimpleNamespace(**text))
+
+
+@pytest.mark.parametrize("name", NO_LAYER_OUTPUT)
+def test_a_model_without_one_output_of_a_layer_is_refused(name: str) -> None:
+    with pytest.raises(CaptureError, match=f"layers of {name}: .*--led-max-depth 1 --led-depth 1"):
+        refuse_model(CAPTURING, model_config(name), SimpleNamespace())
+    refuse_model(ServerConfig(depth=1, max_depth=1, num_layers=12), model_config(name), SimpleNamespace())
+
+
+@pytest.mark.parametrize(("name", "setting"), STREAMS_BY_CONFIG.items())
+def test_streams_that_a_configuration_switches_on_are_refused(name: str, setting: str) -> None:
+    with pytest.raises(CaptureError, match=f"layers of {name}: .*several branches"):
+        refuse_model(CAPTURING, model_config(name, **{setting: {"hc_mult": 4}}), SimpleNamespace())
+    refuse_model(CAPTURING, model_config(name, **{setting: None}), SimpleNamespace())
+
+
+def test_what_is_refused_are_classes_of_the_installed_release() -> None:
+    folder = Path(sglang.srt.models.__path__[0])
+    text = "".join(file.read_text(encoding="utf-8") for file in folder.glob("*.py"))
+    assert [name for name in (*NO_LAYER_OUTPUT, *STREAMS_BY_CONFIG) if f"class {name}(" not in text] == []
+
+
+def test_compiled_prefills_are_refused() -> None:
+    args = SimpleNamespace(cuda_graph_config=SimpleNamespace(prefill=SimpleNamespace(backend="tc_piecewise")))
+    with pytest.raises(CaptureError, match=r"--cuda-graph-backend-prefill tc_piecewise: .*breakable"):
+        refuse_model(CAPTURING, model_config("Qwen3ForCausalLM"), args)
+    args.cuda_graph_config.prefill.backend = "breakable"
+    refuse_model(CAPTURING, model_config("Qwen3ForCausalLM"), args)
 
 
 @pytest.mark.parametrize("value", ["1", "true", "True"])

@@ -122,7 +122,8 @@ def test_a_fault_in_a_forward_ends_a_start_and_fails_a_served_step(
     assert not serving.failed and not serving.num_step_failures
     result = HANDLERS[target](*FORWARDS[target](served))
     assert serving.failed == [served] and serving.num_step_failures == 1
-    assert "aux" not in (result or ()), "the engine is not shown layer outputs that it did not ask for"
+    if "LogitsProcessor" in target:
+        assert "aux" in result, "layer outputs that the engine keeps are the engine's"
     serving.has_started = False  # without graphs a request's forward is the first
     with pytest.raises(error, match="the sizes 1 and 2"):
         HANDLERS[target](*FORWARDS[target](served))

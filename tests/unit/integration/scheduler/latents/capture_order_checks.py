@@ -21,7 +21,7 @@ from led_sglang.integration.scheduler.runtime import Runtime
 from led_sglang.integration.scheduler.served_backend import ServedBackend
 from led_sglang.ops.backends import one_pass
 from led_sglang.ops.backends.triton import TritonBackend
-from tests.unit.integration.fakes import CapturedModel, decode_graph_sizes
+from tests.unit.integration.fakes import CapturedModel, decode_graph_sizes, raise_fault
 
 triton.runtime.driver.set_active(Hopper())
 CPU = torch.device("cpu")
@@ -61,9 +61,10 @@ class Server:
             automaton=None,
             is_deterministic=False,
             is_warm=not is_warmed_up,
-            capture=Capture(CapturedModel(), LAYERS, served.backend.allows_dynamic_shapes),
+            capture=Capture(CapturedModel(), LAYERS, 12, raise_fault),
             one_pass_state=OnePassState(form, served.backend, len(LAYERS) - 1, max_rows + 2, CPU),
         )
+        made.capture.ending = "stream"
         made.capture.allocate(max_rows + 2, HIDDEN, torch.bfloat16, CPU)
         rows = VOCAB // num_ranks
         shard = SimpleNamespace(org_vocab_start_index=VOCAB - rows, num_org_elements=rows)
@@ -74,9 +75,8 @@ class Server:
         """The model's last call in a decode graph's warm-up or capture: no sampling_info, as SGLang's dummy batches."""
         mode = SimpleNamespace(is_decode=lambda: True, is_extend=lambda: False)
         hidden = torch.empty(num_rows, HIDDEN, dtype=torch.bfloat16)
-        aux = [torch.empty(num_rows, HIDDEN, dtype=torch.bfloat16) for _ in LAYERS]
         batch = SimpleNamespace(forward_mode=mode)
-        handlers.logits(Processor.forward, self.processor, None, hidden, self.lm_head, batch, aux)
+        handlers.logits(Processor.forward, self.processor, None, hidden, self.lm_head, batch)
 
 
 @pytest.fixture

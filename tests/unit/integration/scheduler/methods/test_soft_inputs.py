@@ -14,7 +14,7 @@ from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs
 from led_sglang.integration.soft_support import is_soft_enabled
-from tests.unit.integration.fakes import CLOSE_ID, EmbeddingModel, forward_mode, no_fault
+from tests.unit.integration.fakes import CLOSE_ID, EmbeddingModel, forward_mode, raise_fault
 
 CONFIG = ServerConfig(methods=("led", "soft_thinking"), open_ids=(6,), close_ids=(CLOSE_ID,), num_layers=4)
 NUM_SLOTS = 5
@@ -37,7 +37,7 @@ def batch(slots: list[int], is_decode: bool = True) -> Any:
 def engine() -> tuple[SoftInputs, EmbeddingModel, Tensor]:
     model = EmbeddingModel()
     table = model.model.embed_tokens.weight.detach().clone()
-    inputs = SoftInputs(runner(model), CONFIG, no_fault)
+    inputs = SoftInputs(runner(model), CONFIG, raise_fault)
     inputs.write(
         torch.tensor([3, 1]),
         torch.tensor([[4, 5], [8, 2]]),
@@ -102,7 +102,7 @@ def test_on_a_gpu_nothing_is_read_and_no_shape_depends_on_data() -> None:
     with FakeTensorMode(), torch.device("cuda"):
         model = EmbeddingModel()
         fake = SimpleNamespace(**{**vars(runner(model)), "device": "cuda"})
-        inputs = SoftInputs(fake, CONFIG, no_fault)
+        inputs = SoftInputs(fake, CONFIG, raise_fault)
         slots = torch.zeros(4, dtype=torch.int64)
         step = SimpleNamespace(req_pool_indices=slots, forward_mode=forward_mode(True))
         assert model.forward(slots, slots, step).shape == (4, 3)
@@ -131,7 +131,7 @@ def test_a_fault_in_the_model_leaves_no_batch_behind(engine: tuple[SoftInputs, E
 def test_half_precision_is_mixed_in_float32() -> None:
     model = EmbeddingModel().to(torch.bfloat16)
     table = model.model.embed_tokens.weight.detach().clone()
-    inputs = SoftInputs(runner(model), CONFIG, no_fault)
+    inputs = SoftInputs(runner(model), CONFIG, raise_fault)
     ids, weights = torch.arange(8)[None], torch.full((1, 8), 0.125)
     inputs.write(torch.tensor([0]), ids, weights, torch.tensor([True]), torch.tensor([0]))
     out = run(model, [0], batch([0]))
@@ -142,11 +142,11 @@ def test_what_cannot_be_mixed_is_refused() -> None:
     mixed = runner()
     mixed.server_args.enable_mixed_chunk = True
     with pytest.raises(CaptureError, match="--enable-mixed-chunk"):
-        SoftInputs(mixed, CONFIG, no_fault)
+        SoftInputs(mixed, CONFIG, raise_fault)
     with pytest.raises(CaptureError, match="has 2"):
-        SoftInputs(runner(), ServerConfig(methods=("soft_thinking",), close_ids=(7, 8)), no_fault)
+        SoftInputs(runner(), ServerConfig(methods=("soft_thinking",), close_ids=(7, 8)), raise_fault)
     with pytest.raises(CaptureError, match="embed_tokens in Linear"):
-        SoftInputs(runner(nn.Linear(2, 2)), CONFIG, no_fault)
+        SoftInputs(runner(nn.Linear(2, 2)), CONFIG, raise_fault)
 
 
 def test_soft_is_enabled_by_either_name() -> None:

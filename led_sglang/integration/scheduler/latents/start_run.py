@@ -1,0 +1,124 @@
+"""Forwards of the start: a prefill and a decode step of random tokens through the engine's own dispatch.
+
+Made of SGLang's own requests and batches, so that whatever a model wants of one (slots, mamba states, positions) is
+there. Runs before a scheduler serves anybody; the pools are cleared afterwards.
+"""
+
+import inspect
+from array import array
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.runner.eager_runner import EagerRunner
+from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+LENGTHS = (5, 9, 2)  # of the prompts: different, so that a wrong row shows
+SEED = 20260201
+
+
+class NoPrefixes(SimpleNamespace):
+    """As much of a prefix cache as a batch asks of it: it holds nothing."""
+
+    def supports_swa(self) -> bool:
+        return False
+
+    def supports_mamba(self) -> bool:
+        return False
+
+    def supports_prefix_sharing(self) -> bool:
+        return True
+
+    def is_chunk_cache(self) -> bool:
+        return False
+
+    def is_tree_cache(self) -> bool:
+        return True
+
+    def evict(self, params: object) -> None:
+        """Nothing is held."""
+
+    def maybe_hand_to_session(self, req: object) -> None:
+        """No request belongs to one."""
+
+
+class StartRun:
+    """A batch of random prompts. Every rank makes the same one."""
+
+    def __init__(self, runner: "ModelRunner", lengths: tuple[int, ...] = LENGTHS) -> None:
+        self.runner = runner
+        generator = torch.Generator().manual_seed(SEED)
+        vocab_size = int(runner.model_config.vocab_size)
+        requests = [
+            _request(number, torch.randint(vocab_size, (length,), generator=generator).tolist())
+            for number, length in enumerate(lengths)
+        ]
+        self._batch = ScheduleBatch.init_new(
+            reqs=requests,
+            req_to_token_pool=runner.req_to_token_pool,
+            token_to_kv_pool_allocator=runner.token_to_kv_pool_allocator,
+            tree_cache=NoPrefixes(
+                page_size=runner.token_to_kv_pool_allocator.page_size,
+                device=runner.device,
+                token_to_kv_pool_allocator=runner.token_to_kv_pool_allocator,
+            ),
+            model_config=runner.model_config,
+            enable_overlap=False,
+            spec_algorithm=SpeculativeAlgorithm.NONE,
+        )
+
+    def prefill(self) -> "LogitsProcessorOutput":
+        self._batch.prepare_for_extend()
+        waiting = getattr(self._batch, "prefill_input_ids_cpu", None)
+        if self._batch.input_ids is None and waiting is not None:
+            self._batch.input_ids = waiting.to(self._batch.device)
+            self._batch.prefill_input_ids_cpu = None
+        return self._forward()
+
+    def decode(self, token_ids: Tensor) -> "LogitsProcessorOutput":
+        """token_ids: (B,), what the prefill is taken to have sampled."""
+        self._batch.input_ids = token_ids.to(torch.int64)
+        self._batch.prepare_for_decode()
+        return self._forward()
+
+    @torch.no_grad()
+    def _forward(self) -> "LogitsProcessorOutput":
+        batch = ForwardBatch.init_new(self._batch, self.runner, return_hidden_states_before_norm=False)
+        output: LogitsProcessorOutput = self.runner.forward(batch).logits_output
+        return output
+
+    def close(self) -> None:
+        self.runner.req_to_token_pool.clear()
+        self.runner.token_to_kv_pool_allocator.clear()
+
+
+def _request(number: int, token_ids: list[int]) -> Req:
+    req = Req(
+        rid=f"led-start-{number}",
+        origin_input_text="",
+        origin_input_ids=array("q", token_ids),
+        sampling_params=SamplingParams(temperature=0, max_new_tokens=1),
+    )
+    req.full_untruncated_fill_ids = req.origin_input_ids
+    req.logprob_start_len = -1
+    if hasattr(req, "set_extend_range"):  # SGLang 0.5.17
+        req.set_extend_range(0, len(token_ids))
+    else:
+        req.extend_end = len(token_ids)
+    return req
+
+
+def prepare_eager(runner: "ModelRunner") -> None:
+    """Let a runner run forwards before it has captured its graphs; its own `init_cuda_graphs` comes afterwards."""
+    accepted = inspect.signature(EagerRunner).parameters
+    options: dict[str, Any] = {"run_warmup": False} if "run_warmup" in accepted else {}
+    runner.eager_runner = EagerRunner(runner, **options)
+    runner.prefill_cuda_graph_runner, runner.decode_cuda_graph_runner = runner.eager_runner, None

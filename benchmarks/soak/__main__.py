@@ -2,6 +2,7 @@
 
 python -m benchmarks.soak --minutes 10
 python -m benchmarks.soak --requests 20000 --minutes 60 --append
+python -m benchmarks.soak --led-alone --server-args "--speculative-algorithm NGRAM"
 """
 
 import argparse
@@ -13,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.provenance import provenance
+from benchmarks.soak.plan import OTHER_METHODS
 from benchmarks.soak.run import ARGUMENTS, ENVIRONMENT, Bounds, soak
 from led_sglang.cli import files
 from led_sglang.cli.arguments import integer, number
@@ -38,6 +40,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of the requests (default: 1)")
     parser.add_argument("--log", type=Path, default=None, help="keep the server's log in this file")
     parser.add_argument("--append", action="store_true", help=f"append the summary to {RESULTS.name} under results/")
+    parser.add_argument("--server-args", default="", help="more arguments for the server")
+    parser.add_argument("--led-alone", action="store_true", help="without the other methods, as speculation needs it")
     return parser.parse_args()
 
 
@@ -47,14 +51,16 @@ def command() -> int:
         if path is not None:
             files.check_file(path)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server goes with it
-    bounds = Bounds(options.minutes, options.requests, seed=options.seed)
+    methods = () if options.led_alone else OTHER_METHODS
+    bounds = Bounds(options.minutes, options.requests, seed=options.seed, methods=methods)
+    arguments = (*ARGUMENTS, "--led-methods", ",".join(("led", *methods)), *options.server_args.split())
     with tempfile.TemporaryDirectory() as folder:
         log = options.log or Path(folder) / "server.log"
-        with Server(*ARGUMENTS, log=log, environment=ENVIRONMENT) as server:
+        with Server(*arguments, log=log, environment=ENVIRONMENT) as server:
             found = soak(server, bounds)
     for fault in found["faults"]:
         print(f"soak: {fault:.600}", file=sys.stderr)
-    line = json.dumps({**provenance(), **asdict(bounds), **found})
+    line = json.dumps({**provenance(), **asdict(bounds), "server_args": options.server_args, **found})
     if options.append:
         files.append_line(RESULTS, line)
     print(line)

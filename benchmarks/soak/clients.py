@@ -124,7 +124,9 @@ async def _events(answer: httpx.Response) -> AsyncIterator[dict[str, Any] | None
             yield json.loads(line.removeprefix("data: "))
 
 
-async def run_phase(url: str, concurrency: int, numbers: Iterator[int], deadline: float, seed: int) -> list[Outcome]:
+async def run_phase(
+    url: str, concurrency: int, numbers: Iterator[int], deadline: float, seed: int, methods: tuple[str, ...]
+) -> list[Outcome]:
     """`concurrency` clients take turns with the numbers until there are no more, or until the deadline (monotonic)."""
     outcomes: list[Outcome] = []
     # No side hangs up on an idle connection (run.ENVIRONMENT): a request sent at that moment is lost, and the pool of
@@ -136,7 +138,7 @@ async def run_phase(url: str, concurrency: int, numbers: Iterator[int], deadline
         # A pool of its own: one for all looks at each of its connections, for each of them, at each request.
         async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S, limits=limits, verify=certificates) as client:
             for number in numbers:
-                outcomes.append(await send(client, draw(number, seed)))
+                outcomes.append(await send(client, draw(number, seed, methods)))
                 if time.monotonic() >= deadline:
                     return
 

@@ -42,8 +42,8 @@ def led_of(body: dict[str, Any]) -> Any:
     return (holder.get("custom_params") or {}).get("led")
 
 
-def draw(number: int, seed: int) -> Plan:
-    """Request `number` of the soak with this seed."""
+def draw(number: int, seed: int, methods: tuple[str, ...] = OTHER_METHODS) -> Plan:
+    """Request `number` of the soak with this seed; methods: those that the server has beside LED."""
     rng = random.Random(f"{seed} {number}")
     ending: Ending = rng.choices(("read", "leave", "abort", "refused"), (84, 6, 4, 6))[0]
     path = GENERATE if ending == "abort" else rng.choice((CHAT, COMPLETIONS, GENERATE, GENERATE))
@@ -52,7 +52,7 @@ def draw(number: int, seed: int) -> Plan:
         ending, path = "read", GENERATE
     if ending == "refused":
         return Plan(number, path, refused_body(rng, path), "none", 0, 0, False, ending, None)
-    led, method = draw_led(rng)
+    led, method = draw_led(rng, methods)
     max_tokens = rng.choices((rng.randint(1, 8), rng.randint(9, 40)), (88, 12))[0]
     if ending in ("leave", "abort"):
         max_tokens = rng.randint(20, 60)
@@ -68,16 +68,16 @@ def draw(number: int, seed: int) -> Plan:
     return Plan(number, path, body, method, num_samples, max_tokens, is_everywhere, ending, prompt_ids)
 
 
-def draw_led(rng: random.Random) -> tuple[Any, str]:
+def draw_led(rng: random.Random, methods: tuple[str, ...]) -> tuple[Any, str]:
     """A value of custom_params.led and the method it means (the server's default is LED on)."""
     numbers = {"depth": rng.randint(1, 12), "top_k": rng.randint(1, 16)}
     kind = rng.randrange(10)
-    if kind == 9:
-        method = rng.choice(OTHER_METHODS)
+    if kind == 9 and methods:
+        method = rng.choice(methods)
         return {"method": method}, method
     values: list[Any] = [None, True, {"trace": True}, {"trace": True, **numbers}, numbers]
     values += [{"phase": "all"}, {"phase": "all", "trace": True, "exploit": False}, False, {"method": "none"}]
-    return values[kind], "none" if kind in (7, 8) else "led"
+    return values[kind % len(values)], "none" if kind in (7, 8) else "led"
 
 
 def draw_prompt(rng: random.Random) -> tuple[int, ...]:

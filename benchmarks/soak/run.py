@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.soak import audit, watch
 from benchmarks.soak.clients import Outcome, run_phase
-from led_sglang.config.fields import ALL_METHODS
+from benchmarks.soak.plan import OTHER_METHODS
 from led_sglang.serving.child import Server
 
 # A small pool of KV cache and an admission that hopes for short answers: long requests are retracted.
@@ -20,8 +20,6 @@ ARGUMENTS = (
     "1024",
     "--max-running-requests",
     "64",
-    "--led-methods",
-    ALL_METHODS,
 )
 # SGLang hangs up after 5 s without a request. On a busy machine its event loop may be seconds late, and close a
 # connection that has a request in it: here it never does.
@@ -40,6 +38,7 @@ class Bounds:
     num_warm_phases: int = 4
     memory_growth: float = 0.02  # of the idle server's memory since warm-up
     seed: int = 1
+    methods: tuple[str, ...] = OTHER_METHODS  # that the server has beside LED
 
 
 def soak(server: Server, bounds: Bounds) -> dict[str, Any]:
@@ -51,7 +50,7 @@ def soak(server: Server, bounds: Bounds) -> dict[str, Any]:
     outcomes: list[Outcome] = []
     rss = []
     for concurrency, numbers, deadline in phases(bounds, started):
-        outcomes += asyncio.run(run_phase(server.url, concurrency, numbers, deadline, bounds.seed))
+        outcomes += asyncio.run(run_phase(server.url, concurrency, numbers, deadline, bounds.seed, bounds.methods))
         watch.wait_idle(server.url)
         rss.append(watch.rss_bytes(server.process.pid))
     seconds = time.monotonic() - started

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from led_sglang.ops.backend import Backend
 from led_sglang.ops.rows.automaton import ThinkingAutomaton, ThinkingTables
+from led_sglang.ops.rows.draft_tree import DraftTree
 from led_sglang.ops.types import Counters, Filters, Head, LedRows, LedStep, RowMeta, StepInputs
 
 TOKEN_DTYPES = (torch.int32, torch.int64)  # SGLang's: drawn, and greedy
@@ -48,13 +49,19 @@ def run_without_head(backend: Backend) -> None:
 
 
 def _step(backend: Backend, head: Head, latents: Tensor, num_columns: int, top_k: int) -> LedStep:
-    """A row that explores as deep as it can."""
+    """A row that explores as deep as it can, alone in its draft tree: without a tree the same is launched, or less."""
     device = latents.device
     rows = LedRows.uniform(1, len(latents) + 1, top_k, device, exploit=False)
     uniforms = torch.zeros(2, 1, 16, device=device).double()[:, :, 0]
     inputs = StepInputs(torch.ones(16, dtype=torch.bool, device=device)[:1], *uniforms)
     some = latents.new_zeros(len(latents), 1, latents.shape[2])
-    return backend.step(torch.zeros(1, num_columns, device=device), some, head, rows, inputs)
+    logits = torch.zeros(1, num_columns, device=device)
+    return backend.step(logits, some, head, rows, inputs, tree=_tree(backend, device, None))
+
+
+def _tree(backend: Backend, device: torch.device, tables: ThinkingTables | None) -> DraftTree:
+    node, none = torch.zeros(2, 1, 1, dtype=torch.int64, device=device)
+    return backend.draft_tree(node, none - 1, none - 1, node[0], tables)
 
 
 def _pass(backend: Backend, head: Head, latents: Tensor, num_rows: int) -> None:
@@ -79,6 +86,7 @@ def _surroundings(
     for decided in (step, None):
         backend.count(inputs, decided, False, row, counters)
     tables = ThinkingAutomaton([0], [1], 2).tables(device) if tables is None else tables
+    _tree(backend, device, tables)
     for dtype in TOKEN_DTYPES:
         token_ids = torch.zeros(16, dtype=dtype, device=device)[:1]
         backend.write_tokens(meta, token_ids, inputs, step)

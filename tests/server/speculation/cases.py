@@ -1,5 +1,6 @@
 """Requests whose answers are compared with and without speculation, and the servers that speculate."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ class Case:
     draft: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
-    def all_arguments(self, folders: dict[str, Path]) -> tuple[str, ...]:
-        model = () if self.draft is None else ("--speculative-draft-model-path", str(folders[self.draft]))
+    def all_arguments(self, folders: Callable[[str], Path]) -> tuple[str, ...]:
+        model = () if self.draft is None else ("--speculative-draft-model-path", str(folders(self.draft)))
         return "--speculative-algorithm", self.algorithm, *self.arguments, *model
 
 

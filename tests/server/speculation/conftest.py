@@ -1,5 +1,7 @@
 """Answers without speculation, and the drafts of servers that speculate."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,11 +30,13 @@ def all_replies(client: Client, concurrency: int = 20) -> list[Reply]:
 
 
 @pytest.fixture(scope="session")
-def draft_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Drafts for the embedded model by name."""
+def draft_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Drafts for the embedded model by name, made when they are asked for."""
     folder = tmp_path_factory.mktemp("drafts")
-    return {
-        "model_sft": SFT,
-        "eagle": drafts.eagle_head(folder / "eagle"),
-        "eagle3": drafts.eagle3_head(folder / "eagle3"),
-    }
+    heads = {"eagle": drafts.eagle_head, "eagle3": drafts.eagle3_head}
+
+    @cache
+    def find(name: str) -> Path:
+        return SFT if name == "model_sft" else heads[name](folder / name)
+
+    return find

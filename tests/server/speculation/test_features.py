@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -58,7 +58,9 @@ def plain_answers(client: Client, drafts: Path) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def stock(case: str, draft_folders: dict[str, Path], logs: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+def stock(
+    case: str, draft_folders: Callable[[str], Path], logs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[Any]:
     """Of a server without our hooks."""
     folder = tmp_path_factory.mktemp("stock")
     arguments = ("--led", "disabled", "--random-seed", "3", *CASES[case].all_arguments(draft_folders))
@@ -72,7 +74,9 @@ def folder(case: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(case: str, stock: list[Any], folder: Path, draft_folders: dict[str, Path], logs: Path) -> Iterator[Client]:
+def client(
+    case: str, stock: list[Any], folder: Path, draft_folders: Callable[[str], Path], logs: Path
+) -> Iterator[Client]:
     arguments = ("--random-seed", "3", *CASES[case].all_arguments(draft_folders))
     with Server(*arguments, log=logs / f"led {case}.log", environment=environment_of(folder)) as server:
         yield Client(server.url)

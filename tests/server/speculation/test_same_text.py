@@ -1,5 +1,6 @@
 """With and without speculation the same seeds give the same tokens, and the same is reported of them."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,7 @@ LEAST = {"NGRAM": 1.1, "STANDALONE": 2.0, "EAGLE": 1.2, "EAGLE3": 1.2}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_token_for_token(name: str, expected: list[Reply], draft_folders: dict[str, Path], logs: Path) -> None:
+def test_token_for_token(name: str, expected: list[Reply], draft_folders: Callable[[str], Path], logs: Path) -> None:
     case = CASES[name]
     log = logs / f"{name}.log"
     arguments = case.all_arguments(draft_folders)

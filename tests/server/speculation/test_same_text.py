@@ -36,7 +36,7 @@ def test_token_for_token(name: str, expected: list[Reply], draft_folders: Callab
         assert after[key] - before[key] == sum(row[key] for row in stats), key
     assert after["step_failures"] == 0
     flags = [reply.meta["led_think"] for reply in replies]
-    assert sum(any(a < b for a, b in pairwise(row)) for row in flags) > 20, "hardly a thought re-opened"
+    assert sum(any(a < b for a, b in pairwise(row)) for row in flags) > 10, "hardly a thought re-opened"
     assert sum(row["explored_tokens"] for row in stats) > 500
     num_verified = sum(reply.meta["spec_verify_ct"] for reply in replies)
     per_verify = sum(reply.meta["completion_tokens"] for reply in replies) / num_verified

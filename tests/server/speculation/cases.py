@@ -34,8 +34,8 @@ class Case:
 
 
 def shape(num_steps: int, topk: int, num_draft_tokens: int) -> tuple[str, ...]:
-    values = {"num-steps": num_steps, "eagle-topk": topk, "num-draft-tokens": num_draft_tokens}
-    return tuple(word for name, value in values.items() for word in (f"--speculative-{name}", str(value)))
+    steps = "--speculative-num-steps", str(num_steps), "--speculative-eagle-topk", str(topk)
+    return *steps, "--speculative-num-draft-tokens", str(num_draft_tokens)
 
 
 def ngram(num_draft_tokens: int, breadth: int) -> tuple[str, ...]:

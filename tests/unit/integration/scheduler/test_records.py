@@ -28,7 +28,7 @@ def counted(counts: Counts, flags: list[int] = FLAGS) -> StepRecord:
     values = counts.on_device.values.numpy()
     methods = [METHODS.index(method) for method in OURS]
     stats.count(flags, methods, 1, values, counts.on_device.method_offset)
-    return StepRecord(batch_of(*map(request_row, ROWS)), counts, torch.tensor(flags))
+    return StepRecord(batch_of(*map(request_row, ROWS)), counts, torch.tensor(flags)[:, None])
 
 
 def collect(record: StepRecord, row: int, finished_len: int | None = None) -> list[Any]:
@@ -101,7 +101,7 @@ def test_a_row_that_could_not_be_reported_counts_as_what_was_reported(
     record, current = counted(counts), SimpleNamespace(num_step_failures=0)
     monkeypatch.setattr(runtime, "_runtime", current)
     with monkeypatch.context() as patch:
-        patch.setattr(StepRecord, "entry", lambda *_: 1 / 0)
+        patch.setattr(StepRecord, "entries", lambda *_: 1 / 0)
         assert collect(record, 3) == [FALLBACK]
     assert collect(record, 0) == [FLAGS[0]]
     close(record)

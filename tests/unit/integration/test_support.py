@@ -26,7 +26,7 @@ def test_what_cannot_work_is_refused(name: str) -> None:
     """Every field of the table, as SGLang's parser would set it."""
     kinds: dict[str, object] = {
         **dict.fromkeys(("pp_size", "attn_dp_size", "tokenizer_worker_num", "attn_cp_size"), 2),
-        **dict.fromkeys(("speculative_algorithm", "watermark_config", "dllm_algorithm"), "NGRAM"),
+        **dict.fromkeys(("watermark_config", "dllm_algorithm"), "NGRAM"),
         "disaggregation_mode": "decode",
         "decoupled_spec_role": "verifier",
         "moe_a2a_backend": "deepep",

@@ -43,7 +43,8 @@ class StepRecord:
     def __init__(
         self, led: "LedBatch", counts: Counts, flags: Tensor | None = None, num_tokens: Tensor | None = None
     ) -> None:
-        """flags: (R, N) int64, already counted; None: no more is known of the step than its rows.
+        """flags: (R, N) int64, already counted; None: no more is known of the step than its rows, and their tokens
+        count as those of a failed step once they are given out.
 
         num_tokens: (R,), how many of the N tokens of each request there are; None: one.
         """
@@ -53,9 +54,7 @@ class StepRecord:
         self._num_tokens = num_tokens
         self._trace: tuple[Tensor, ...] | None = None
         self._num_reported = [0] * len(led.our_rows)
-        if flags is None:
-            counts.correct(*self.unreported(), 1)
-        if led.our_rows:
+        if led.our_rows and flags is not None:
             counts.pending.add(self)
 
     @classmethod
@@ -83,8 +82,7 @@ class StepRecord:
         """Of a verification: our requests' accepted tokens, in order."""
         counts = current.counts
         if inputs is None:
-            ours = torch.tensor(led.our_rows, dtype=torch.int64, device=outcome.accept_lens.device)
-            return cls(led, counts, None, to_host(outcome.accept_lens[ours]))
+            return cls(led, counts)
         rows, nodes = inputs.rows, inputs.nodes
         is_ours = outcome.is_path & nodes.is_ours[:, None]
         num_rows = len(nodes.method)
@@ -101,15 +99,16 @@ class StepRecord:
 
     @cached_property
     def num_tokens(self) -> list[int]:
-        """Of our rows."""
-        return [1] * len(self._led.our_rows) if self._num_tokens is None else self._num_tokens.tolist()
+        """Of our rows, as far as they are known."""
+        if self._num_tokens is None:
+            return [0 if self._flags is None else 1] * len(self._led.our_rows)
+        return self._num_tokens.tolist()
 
     @cached_property
     def flags(self) -> list[list[int]]:
-        """Of our rows' tokens."""
-        if self._flags is None:
-            return [[FALLBACK] * num_tokens for num_tokens in self.num_tokens]
-        return [flags[:num] for flags, num in zip(self._flags.tolist(), self.num_tokens, strict=True)]
+        """Of our rows' tokens, as far as they are known."""
+        known = [[] for _ in self.num_tokens] if self._flags is None else self._flags.tolist()
+        return [flags[:num] for flags, num in zip(known, self.num_tokens, strict=True)]
 
     @cached_property
     def _trace_lists(self) -> list[Any]:
@@ -120,7 +119,7 @@ class StepRecord:
     def entries(self, row: int, most: int) -> list[int | tuple[Any, ...]]:
         """Of the first `most` tokens of a row: flags and depth; a tuple: the same and the trace. Given out once.
 
-        None for a request that neither asked for LED nor gets it by default.
+        Empty for a request that neither asked for LED nor gets it by default.
         """
         request = self._led.request_rows[row].request
         if request is None:
@@ -129,8 +128,12 @@ class StepRecord:
         if position is None:  # plain sampling: the record does not know how many tokens there are
             self._counts.add_engine_tokens(most)
             return [0] * most
-        flags = self.flags[position][:most]
-        self._num_reported[position] = len(flags)
+        if self._flags is None:
+            flags = [FALLBACK] * most
+            self._counts.correct(flags, [METHODS.index(request.params.method)] * most, 1)
+        else:
+            flags = self.flags[position][:most]
+            self._num_reported[position] = len(flags)
         if not request.params.trace:
             return list(flags)
         return [(flag, *self._trace_at(position, n, request.params, flag)) for n, flag in enumerate(flags)]

@@ -98,9 +98,9 @@ def _verify(
     if inputs is not None:  # a state that is lost would be wrong from here on
         _ = attempt(current, _advance, inputs, outcome) or attempt(current, _advance, inputs, outcome)
     record = attempt(current, StepRecord.of_verify, led, inputs, step, outcome, has_failed, current)
+    record = record or StepRecord(led, current.counts)
     outcome.write(stock)
-    if record is not None:
-        logits_output.customized_info = {**(logits_output.customized_info or {}), RECORD_KEY: record}
+    logits_output.customized_info = {**(logits_output.customized_info or {}), RECORD_KEY: record}
 
 
 def decide(inputs: VerifyInputs, logits: Tensor, stock: Outcome) -> tuple[Outcome, LedStep | None]:

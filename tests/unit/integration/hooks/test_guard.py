@@ -62,10 +62,10 @@ def test_entries_that_nobody_took_reach_no_client(monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_hook_of_the_table_is_broken_by_the_test_of_faults() -> None:
-    """A new one is too: `tests/server/test_faults.py` breaks each that is called while serving."""
+    """A new one is too: each that is called while serving is broken by a `test_faults.py` of tests/server."""
     at_start = {target for target, guarded in HANDLERS.items() if guarded.is_start_only}
     assert at_start == set(fault_plugin.AT_START)
-    assert set(fault_plugin.HOOKS) == set(HOOK_TARGETS) - at_start
+    assert {*fault_plugin.HOOKS, *fault_plugin.IN_VERIFY} == set(HOOK_TARGETS) - at_start
     for target, guarded in HANDLERS.items():
         assert isinstance(guarded, Guarded) and guarded.target == target
         assert guarded.spec is HOOK_TARGETS[target] and isinstance(guarded.handler, Handler)
@@ -263,23 +263,21 @@ def test_a_failed_record_leaves_every_row_with_the_engines_token() -> None:
     record = sampler._record(LedBatch((request_row, RequestRow(None))), broken, current)  # type: ignore[arg-type]
     assert current.num_step_failures == 1
     assert isinstance(record, StepRecord)
-    first = record.entry(0)
-    assert isinstance(first, int) and first & FALLBACK
-    assert record.entry(1) is None
+    assert record.entries(0, 1) == [FALLBACK]
+    assert record.entries(1, 1) == []
     record.close()
     assert current.counts.status()["fallbacks"] == current.counts.status()["tokens"]["led"] == 1
 
 
 def test_a_lora_wrapped_head_is_refused_before_anything_is_served() -> None:
-    no_speculation = SimpleNamespace(is_none=lambda: True)
     for head, is_refused in ((SimpleNamespace(), False), (SimpleNamespace(apply_lora=None), True)):
         model, args = SimpleNamespace(lm_head=head), SimpleNamespace()
-        runner = SimpleNamespace(model=model, spec_algorithm=no_speculation, server_args=args)
+        runner = SimpleNamespace(model=model, server_args=args)
         if is_refused:
             with pytest.raises(CaptureError, match="--lora-target-modules"):
-                startup._refuse_unsupported(runner)
+                startup._refuse_unsupported(ServerConfig(), runner)
         else:
-            startup._refuse_unsupported(runner)
+            startup._refuse_unsupported(ServerConfig(), runner)
 
 
 def test_each_fault_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

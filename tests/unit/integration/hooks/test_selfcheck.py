@@ -162,6 +162,6 @@ def test_unsupported_releases_are_named(found: str) -> None:
 def test_another_plugins_sampler_in_the_place_of_ours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its hook on create_sampler is outside of ours and does not call the original: LED would never run."""
     monkeypatch.setattr(selfcheck, "verify", lambda process: None)
-    runner = types.SimpleNamespace(sampler=object())
+    runner = types.SimpleNamespace(sampler=object(), is_draft_worker=False)
     with pytest.raises(selfcheck.HookError, match="sampler is not in place"):
         register.HANDLERS["sglang.srt.model_executor.model_runner.ModelRunner.init_attention_backends"](runner)

@@ -13,7 +13,7 @@ from led_sglang.integration.scheduler.reports import records
 from led_sglang.integration.scheduler.reports.counters import Counts
 from led_sglang.integration.scheduler.reports.records import StepRecord
 from led_sglang.ops.rows import stats
-from led_sglang.wire import ACTIVE, EXPLORED, FALLBACK, RECORD_KEY, THINKING, WIRE_KEY
+from led_sglang.wire import ACTIVE, EXPLORED, FALLBACK, RECORD_KEY, THINKING, VALUE_COLUMNS, WIRE_KEY
 from tests.unit.integration.fakes import batch_of, request_row
 
 PROCESSOR = "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor."
@@ -28,7 +28,7 @@ def counted(counts: Counts, flags: list[int] = FLAGS) -> StepRecord:
     values = counts.on_device.values.numpy()
     methods = [METHODS.index(method) for method in OURS]
     stats.count(flags, methods, 1, values, counts.on_device.method_offset)
-    return StepRecord(batch_of(*map(request_row, ROWS)), counts, torch.tensor(flags))
+    return StepRecord(batch_of(*map(request_row, ROWS)), counts, torch.tensor(flags)[:, None])
 
 
 def collect(record: StepRecord, row: int, finished_len: int | None = None) -> list[Any]:
@@ -95,13 +95,29 @@ def test_a_step_that_failed_before_it_was_counted(counts: Counts) -> None:
     assert status["tokens"]["led"] == 2 and status["led_tokens"] == status["tokens"]["dola"] == 0
 
 
+@pytest.mark.parametrize(("num_tokens", "end", "num_visible"), [(1, None, 1), (5, None, 5), (5, 3, 3), (5, 0, 0)])
+def test_a_verification_that_failed_before_it_was_counted(
+    counts: Counts, num_tokens: int, end: int | None, num_visible: int
+) -> None:
+    """How many tokens the engine accepted is on the host by the time they are given out, and not before."""
+    record = StepRecord(batch_of(request_row("led"), request_row("led", trace=True), request_row("none")), counts)
+    assert not counts.pending and counts.status()["fallbacks"] == 0
+    for row, value in enumerate((FALLBACK, (FALLBACK, *[None] * len(VALUE_COLUMNS)), 0)):
+        request = SimpleNamespace(customized_info=None, output_ids=list(range(num_tokens)), finished_len=end)
+        records.collect(lambda *_: None, None, row, request, SimpleNamespace(customized_info={RECORD_KEY: record}))
+        assert (request.customized_info or {}).get(WIRE_KEY, []) == [value] * num_visible
+    close(record)
+    assert counts.status()["fallbacks"] == counts.status()["tokens"]["led"] == 2 * num_visible
+    assert counts.status()["tokens"]["none"] == num_visible and counts.status()["led_tokens"] == 0
+
+
 def test_a_row_that_could_not_be_reported_counts_as_what_was_reported(
     counts: Counts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record, current = counted(counts), SimpleNamespace(num_step_failures=0)
     monkeypatch.setattr(runtime, "_runtime", current)
     with monkeypatch.context() as patch:
-        patch.setattr(StepRecord, "entry", lambda *_: 1 / 0)
+        patch.setattr(StepRecord, "entries", lambda *_: 1 / 0)
         assert collect(record, 3) == [FALLBACK]
     assert collect(record, 0) == [FLAGS[0]]
     close(record)

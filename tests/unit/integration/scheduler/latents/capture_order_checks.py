@@ -46,7 +46,7 @@ class Server:
 
     def __init__(self, num_ranks: int, max_rows: int, is_warmed_up: bool, form: str) -> None:
         config = SimpleNamespace(backend="triton", form=form, max_top_k=64, max_depth=len(LAYERS), methods=("led",))
-        made = object.__new__(Runtime)
+        made, self.processor = object.__new__(Runtime), Processor()
         served = object.__new__(ServedBackend)
         served.__dict__.update(requested="triton", device=CPU, backend=TritonBackend(), fault=None)
         made.__dict__.update(
@@ -56,6 +56,7 @@ class Server:
             hidden_size=HIDDEN,
             tables=None,
             runner=SimpleNamespace(model=CapturedModel()),
+            _processors={id(self.processor)},
             num_led_layers=len(LAYERS),
             head=None,
             automaton=None,
@@ -69,11 +70,11 @@ class Server:
         rows = VOCAB // num_ranks
         shard = SimpleNamespace(org_vocab_start_index=VOCAB - rows, num_org_elements=rows)
         self.lm_head = SimpleNamespace(weight=torch.empty(rows, HIDDEN, dtype=torch.bfloat16), shard_indices=shard)
-        self.runtime, self.processor, self.is_capturing = made, Processor(), False
+        self.runtime, self.is_capturing = made, False
 
     def dummy_decode(self, num_rows: int) -> None:
         """The model's last call in a decode graph's warm-up or capture: no sampling_info, as SGLang's dummy batches."""
-        mode = SimpleNamespace(is_decode=lambda: True, is_extend=lambda: False)
+        mode = SimpleNamespace(is_decode=lambda: True, is_extend=lambda: False, is_target_verify=lambda: False)
         hidden = torch.empty(num_rows, HIDDEN, dtype=torch.bfloat16)
         batch = SimpleNamespace(forward_mode=mode)
         handlers.logits(Processor.forward, self.processor, None, hidden, self.lm_head, batch)

@@ -1,5 +1,4 @@
 """Answers as models write them, with the verdict that a careful reader gives: (task, expected, text, outcome)."""
-# ruff: noqa: E501, a row is a line
 
 from typing import Any
 

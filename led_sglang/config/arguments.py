@@ -96,6 +96,12 @@ ARGUMENTS: tuple[Argument, ...] = (
         f"methods a request may choose, comma-separated, of {', '.join(METHODS)} DEFAULT; each captures the layers it "
         "needs",
     ),
+    _with_default(
+        "--led-confident-layers",
+        Integer(2, 4096),
+        10,
+        "layers that confident may scan, the final one included; as many as the model has, or more: all DEFAULT",
+    ),
     _with_default("--led-backend", Choice(BACKENDS), "auto", "implementation of the LED step DEFAULT"),
     _with_default(
         "--led-form",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args
 
 from led_sglang.config.legal import Choice, Flag, Integer, Legal, Real
-from led_sglang.config.methods import CONFIDENT_LAYERS, METHOD_TABLE, METHODS
+from led_sglang.config.methods import METHOD_TABLE, METHODS
 
 __all__ = [
     "ALL_METHODS",
@@ -20,6 +20,7 @@ __all__ = [
     "MAX_SOFT_TOP_K",
     "METHOD_KEYS",
     "PHASES",
+    "SELECT_METHODS",
     "Field",
     "LedParams",
     "Phase",
@@ -29,6 +30,9 @@ Phase = Literal["think", "all"]
 PHASES: tuple[str, ...] = get_args(Phase)
 ALL_METHODS = ",".join(method for method in METHODS if method != "none")  # as --led-methods takes them
 ALWAYS_ENABLED = tuple(name for name, method in METHOD_TABLE.items() if method.is_always_enabled)
+SELECT_METHODS = (  # the authors' names
+    "trough", "trough-m1", "trough-m2", "trough-p1", "trough-p2", "last-m1", "last-m2", "last-m4", "last-m8",
+)  # fmt: skip
 MAX_SOFT_TOP_K = 32  # width of the per-slot table of embedding weights
 
 LED = ("led",)
@@ -72,7 +76,7 @@ class LedParams:
     """What is applied to one request; `to_dict()` is echoed as `meta_info.led_params`. Defaults are the papers'.
 
     Attributes that two methods or the model could claim have a longer name than their key: `soft_top_k` is the key
-    `max_topk`, `num_scanned_layers` is the key `num_layers`.
+    `max_topk`, `num_scanned_layers` is the key `num_layers`, `selection_probability` the key `p`.
     """
 
     method: str = "led"
@@ -119,18 +123,38 @@ class LedParams:
     early_stop_length: int = _parameter(
         256, SOFT, Integer(1, 1 << 20), "steps in a row below `early_stop_entropy` that end thinking"
     )
+    filters_first: bool = _parameter(
+        False,
+        SOFT,
+        Flag(),
+        "the request's top-k, top-p and min-p act before the mixture, as in the authors' released code",
+    )
     gumbel_temperature: float = _parameter(0.5, GUMBEL, Real(0.01, 100.0), "temperature of the noisy weights")
     num_scanned_layers: int = _parameter(
         10,
         CONFIDENT,
         Integer(
             2,
-            lambda config: min(CONFIDENT_LAYERS, config.num_layers or CONFIDENT_LAYERS),
-            "captured layers",
-            f"{CONFIDENT_LAYERS}",
+            lambda config: min(config.confident_layers, config.num_layers or config.confident_layers),
+            "captured layers; --led-confident-layers raises it",
+            "`--led-confident-layers` (10)",
         ),
         "layers scanned, the final one included",
         key="num_layers",
+    )
+    select_method: str = _parameter(
+        "trough",
+        CONFIDENT,
+        Choice(SELECT_METHODS),
+        "`trough`: the first entropy valley; `-m1`, `-m2`: one or two layers shallower, `-p1`, `-p2`: deeper; "
+        "`last-m1` .. `last-m8`: so many layers before the final one",
+    )
+    selection_probability: float = _parameter(
+        1.0,
+        CONFIDENT,
+        Real(0.0, 1.0),
+        "probability of decoding from the selected layer, else from the final one",
+        key="p",
     )
     evolution_rate: float = _parameter(2.0, SLED, Real(0.0, 10.0), "size of the step from the final logits")
     evolution_scale: int = _parameter(10, SLED, Integer(1, 256), "candidates: the others are dropped")

@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from led_sglang.config.fields import LedParams
     from led_sglang.config.server import ServerConfig
 
-__all__ = ["CONFIDENT_LAYERS", "METHODS", "METHOD_TABLE", "Method", "captured_layers"]
+__all__ = ["METHODS", "METHOD_TABLE", "Method", "captured_layers"]
 
-CONFIDENT_LAYERS = 10  # the paper's N; a request may scan fewer
 Layers = Callable[["ServerConfig", "LedParams | None"], tuple[int, ...]]
 
 
@@ -45,9 +44,9 @@ def led_layers(config: "ServerConfig", params: "LedParams | None" = None) -> tup
 
 
 def confident_layers(config: "ServerConfig", params: "LedParams | None" = None) -> tuple[int, ...]:
-    """h^{L-1} downwards."""
+    """h^{L-1} downwards, one less than are scanned."""
     last = _num_layers(config) - 1
-    return tuple(range(last, max(last - CONFIDENT_LAYERS + 1, 0), -1))
+    return tuple(range(last, max(last - config.confident_layers + 1, 0), -1))
 
 
 def dola_layers(config: "ServerConfig", params: "LedParams | None" = None) -> tuple[int, ...]:

@@ -38,6 +38,7 @@ class ServerConfig:
     backend: str = DEFAULTS["backend"]
     form: str = DEFAULTS["form"]
     methods: tuple[str, ...] = DEFAULTS["methods"]  # enabled beside "none"
+    confident_layers: int = DEFAULTS["confident_layers"]
     num_layers: int | None = None  # of the served model, once known
     open_ids: tuple[int, ...] = ()  # token ids of the marker that opens the thinking phase, once known
     close_ids: tuple[int, ...] = ()

@@ -2,6 +2,7 @@
 
 python -m led_sglang.evals run --task embedded --methods cot,led,led:depth=4 --samples 16 --out out/run
 python -m led_sglang.evals report out/run --out docs/results/embedded
+python -m led_sglang.evals grade --task gsm8k answers.jsonl
 python -m led_sglang.evals reproduce --task countdown '--serve=--page-size 32' --runs out/all --out docs/results/all
 
 Exit status: 0 if everything asked for was done (`run`: every request answered), else 1 with the reason; 2 for bad
@@ -19,6 +20,8 @@ from pathlib import Path
 from led_sglang.cli.arguments import api_key, integer, number, text, url
 from led_sglang.cli.endings import guarded, write_stderr
 from led_sglang.evals.methods import parse_methods
+from led_sglang.evals.prompts import STYLES
+from led_sglang.evals.regrade import add_grade_parser, grade_file
 from led_sglang.evals.reproduce import (
     add_reproduce_parser,
     evaluated_server,
@@ -50,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--model", type=text, help="served model's name; default: the first the server lists")
     run.add_argument("--out", type=Path, required=True, help="folder of the run")
     run.add_argument("--data", type=Path, help="folder with <task>.jsonl; default: the hub")
+    run.add_argument("--prompts", choices=STYLES, default="ours", help="ours, or as in the released evaluation")
     run.add_argument("--limit", type=integer(1), help="questions of each task; default: all (embedded: 500)")
     run.add_argument("--seed", type=integer(0), default=0, help="of embedded problems and of the sampling")
     run.add_argument("--concurrency", type=integer(1), default=32, help="requests at a time")
@@ -65,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--no-text", action="store_true", help="do not keep the answers' texts")
     run.add_argument("--quiet", action="store_true")
     add_reproduce_parser(commands)
+    add_grade_parser(commands)
     small = commands.add_parser("compact", help="counts in place of samples: small enough for a repository")
     small.add_argument("runs", type=Path, nargs="+", help="folders of `run`; reported on and continued as before")
     report = commands.add_parser("report", help="tables, figures and a page from finished runs")
@@ -106,8 +111,9 @@ def run_command(args: argparse.Namespace) -> int:
         resume=args.resume,
         keep_text=not args.no_text,
         is_quiet=args.quiet,
+        prompts=args.prompts,
     )
-    questions = {task.name: load(task, args.data, args.limit, args.seed) for task in settings.tasks}
+    questions = {task.name: load(task, args.data, args.limit, args.seed, args.prompts) for task in settings.tasks}
     message, is_done = asyncio.run(Runner(settings, questions).run())
     if message:
         write_stderr(f"evals: {message}")
@@ -142,7 +148,13 @@ def compact_command(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"compact": compact_command, "run": run_command, "report": report_command, "reproduce": reproduce_command}
+COMMANDS = {
+    "compact": compact_command,
+    "grade": grade_file,
+    "run": run_command,
+    "report": report_command,
+    "reproduce": reproduce_command,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -158,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _is_kept(requested: list[argparse.Namespace], message: str) -> bool:
     """Whether there are samples to go on from, and the message does not speak of that itself."""
-    if not requested or requested[0].command in ("report", "compact") or "--resume" in message:
+    if not requested or requested[0].command in ("report", "compact", "grade") or "--resume" in message:
         return False
     args = requested[0]
     folders = [args.out] if args.command == "run" else [args.runs / name for name in args.stages]

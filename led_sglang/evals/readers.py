@@ -14,21 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from led_sglang.cli import files
-from led_sglang.cli.endings import CommandError
+from led_sglang.cli.endings import CommandError, write_stderr
+from led_sglang.evals.answers.choices import LETTERS, to_letter
+from led_sglang.evals.answers.mathematics import bare_latex
+from led_sglang.evals.answers.numbers import to_number
+from led_sglang.evals.answers.text import braces_close
 from led_sglang.evals.errors import EvalError
 
 __all__ = ["SHAPES", "UnusableRow", "hub_rows", "is_in_window", "local_rows", "question_id"]
 
 ID_KEYS = ("id", "unique_id", "ID", "Record ID", "question_id")
-LETTERS = "ABCDEFGHIJ"
 WINDOW = ("2024-08-01", "2025-01-31")  # LiveCodeBench v5 as in the paper: 279 problems
-STDIN_FORM = (
-    "Read the inputs from stdin, solve the problem and write the answer to stdout (do not test directly on the sample "
-    "inputs). Put the whole program into one block:\n```python\n# your code\n```"
-)
-STARTER_FORM = "Use this starter code and put the whole program into one block:\n```python\n{starter}\n```"
 
-Shaped = tuple[dict[str, str], str]  # (what the prompt's slots hold, gold answer)
+# How a problem begins, and its published answer: AIME 2024 I, problem 8, where the inradius is 192/5.
+ERRATA = {("Eight circles of radius $34$", "480"): "197"}
+
+Shaped = tuple[dict[str, Any], str]  # (the slots of `prompts`, gold answer)
 
 
 class UnusableRow(ValueError):
@@ -92,11 +93,8 @@ def _answer(row: dict[str, Any]) -> str:
 
 def number_row(row: dict[str, Any]) -> Shaped:
     """GSM8K's own rows have the answer after `####` of a worked solution."""
-    from led_sglang.evals.grade.graders import to_number
-
     gold = _answer(row).rpartition("####")[2].strip()
-    value = to_number(gold)
-    if value is None or not value.is_finite():
+    if to_number(gold) is None:
         raise UnusableRow(f"the answer {gold[:80]!r} is not a number: no answer could be right")
     return {"problem": _problem(row)}, gold
 
@@ -112,20 +110,26 @@ def countdown_row(row: dict[str, Any]) -> Shaped:
 
 def math_row(row: dict[str, Any]) -> Shaped:
     """A gold answer is compared as it is written or as mathematics; it must be something, and its braces must close."""
-    from led_sglang.evals.grade.answers import braces_close
-    from led_sglang.evals.grade.graders import bare_latex
-
     gold = _answer(row)
     if not bare_latex(gold) or not braces_close(gold):
         raise UnusableRow(f"the answer {gold[:80]!r} is empty or its braces do not close: no answer could be right")
-    return {"problem": _problem(row)}, gold
+    return {"problem": _problem(row)}, _corrected(_problem(row), gold)
+
+
+def _corrected(problem: str, gold: str) -> str:
+    """The right answer of a problem whose published one is known to be wrong."""
+    for (start, wrong), right in ERRATA.items():
+        if problem.startswith(start) and gold == wrong:
+            write_stderr(f"evals: the published answer {wrong} to {start!r} ... is wrong: {right} is used")
+            return right
+    return gold
 
 
 def choice_row(row: dict[str, Any]) -> Shaped:
     """Local rows: `choices` in order and a letter; GPQA's own: four texts, shuffled by a seed made of the question."""
     problem = _problem(row)
     if row.get("choices") is not None:
-        choices, gold = _choices(row["choices"]), _answer(row).strip("() ")
+        choices, gold = _choices(row["choices"]), to_letter(_answer(row))
     else:
         right = _first(row, "Correct Answer", what="answer")
         wrong = [_first(row, f"Incorrect Answer {i}", what="choice") for i in (1, 2, 3)]
@@ -134,8 +138,7 @@ def choice_row(row: dict[str, Any]) -> Shaped:
         gold = LETTERS[choices.index(right)]
     if gold not in list(LETTERS[: len(choices)]):
         raise UnusableRow(f"the answer {gold[:80]!r} is none of {LETTERS[: len(choices)]}: no answer could be right")
-    shown = "\n".join(f"({letter}) {choice.strip()}" for letter, choice in zip(LETTERS, choices, strict=False))
-    return {"problem": problem, "choices": shown}, gold
+    return {"problem": problem, "choices": [choice.strip() for choice in choices]}, gold
 
 
 def _choices(value: Any) -> list[str]:
@@ -147,8 +150,6 @@ def _choices(value: Any) -> list[str]:
 
 def code_row(row: dict[str, Any]) -> Shaped:
     """LiveCodeBench's own rows, or local ones with `tests`: a list of {input, output, function?}."""
-    starter = str(row.get("starter_code") or "")
-    form = STARTER_FORM.format(starter=starter) if starter.strip() else STDIN_FORM
     tests = row.get("tests")
     if tests is None:
         written = [*_tests(row, "public_test_cases"), *_tests(row, "private_test_cases")]
@@ -159,7 +160,7 @@ def code_row(row: dict[str, Any]) -> Shaped:
     for number, test in enumerate(tests, 1):
         if fault := _test_fault(test):
             raise UnusableRow(f"no answer: test {number} {fault}")
-    return {"problem": _problem(row), "form": form}, json.dumps(tests)
+    return {"problem": _problem(row), "starter": str(row.get("starter_code") or "")}, json.dumps(tests)
 
 
 def _function(row: dict[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from led_sglang.cli import files
 from led_sglang.cli.arguments import api_key, integer, text, url
 from led_sglang.config.fields import ALL_METHODS
 from led_sglang.evals.errors import EvalError
+from led_sglang.evals.prompts import STYLES
 from led_sglang.evals.tasks import find_tasks, load
 from led_sglang.serving.child import Server
 
@@ -49,6 +50,7 @@ def add_reproduce_parser(commands: argparse._SubParsersAction[argparse.ArgumentP
     parser.add_argument("--few", type=integer(1), default=16, help="of each question in the other stages")
     parser.add_argument("--limit", type=integer(1), default=500, help="questions of each task")
     parser.add_argument("--data", type=Path, help="folder with <task>.jsonl; default: the hub")
+    parser.add_argument("--prompts", choices=STYLES, default="ours", help="as in run")
     parser.add_argument("--seed", type=integer(0), default=0)
     parser.add_argument("--concurrency", type=integer(1), default=128, help="requests at a time")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs; one that is there goes on")
@@ -73,7 +75,7 @@ def prepare(args: argparse.Namespace) -> None:
     files.check_folder(args.out)
     read_analyses(args.analysis)
     for task in find_tasks(args.task):
-        load(task, args.data, args.limit, args.seed)
+        load(task, args.data, args.limit, args.seed, args.prompts)
 
 
 @contextmanager
@@ -107,6 +109,7 @@ def stage_arguments(name: str, args: argparse.Namespace, base_url: str) -> list[
     words = ["run", "--task", args.task, "--methods", stage.methods, "--temperature", stage.temperatures]
     words += ["--samples", str(samples), "--limit", str(args.limit), "--seed", str(args.seed)]
     words += ["--concurrency", str(args.concurrency), "--base-url", base_url, "--out", str(out), "--no-text", "--quiet"]
+    words += ["--prompts", args.prompts]
     words += ["--data", str(args.data)] if args.data else []
     words += ["--api-key", args.api_key] if args.api_key else []
     return [*words, "--resume"] if (out / "run.json").is_file() else words

@@ -11,20 +11,12 @@ from typing import Any
 
 from led_sglang.cli import files
 from led_sglang.evals import readers
+from led_sglang.evals.answers.text import Thinking
 from led_sglang.evals.errors import EvalError
-from led_sglang.evals.grade.answers import Thinking
+from led_sglang.evals.prompts import PromptKind, PromptStyle, write_prompt
 
-__all__ = ["TASKS", "Question", "Task", "find_tasks", "fingerprint", "load"]
+__all__ = ["TASKS", "Question", "Task", "find_tasks", "fingerprint", "load", "max_tokens"]
 
-BOXED = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}."
-CHOICE = (
-    "{problem}\n\n{choices}\n\nPlease reason step by step, and put the letter of the right choice, and nothing else, "
-    "within \\boxed{{}}."
-)
-CODE = (
-    "You will be given a question (problem specification) and will generate a correct Python program that matches the "
-    "specification and passes all tests.\n\n{problem}\n\n{form}"
-)
 WHOLE_DISTRIBUTION = {"top_p": 1.0, "top_k": -1}
 
 
@@ -49,7 +41,7 @@ class Hub:
 class Task:
     name: str
     grader: str  # number | countdown | math | choice | code
-    prompt: str
+    prompt: PromptKind
     hub: Hub | None = None
     thinking: Thinking = "auto"
     max_tokens: int = 32_768
@@ -61,21 +53,31 @@ TASKS = {
     task.name: task
     for task in (
         # The embedded models' tasks are drawn from a seed; the whole distribution is sampled, as in their training.
-        Task("embedded", "number", "{problem}", None, "required", 256, WHOLE_DISTRIBUTION, default_limit=500),
-        Task("countdown", "countdown", "{problem}", None, "required", 256, WHOLE_DISTRIBUTION, default_limit=500),
-        Task("gsm8k", "number", BOXED, Hub("openai/gsm8k", subset="main")),
-        Task("math500", "math", BOXED, Hub("HuggingFaceH4/MATH-500")),
-        Task("aime2024", "math", BOXED, Hub("HuggingFaceH4/aime_2024", split="train")),
-        Task("aime2025", "math", BOXED, Hub("math-ai/aime25")),
-        Task("gpqa_diamond", "choice", CHOICE, Hub("Idavidrein/gpqa", split="train", subset="gpqa_diamond")),
+        Task("embedded", "number", "plain", None, "required", 256, WHOLE_DISTRIBUTION, default_limit=500),
+        Task("countdown", "countdown", "plain", None, "required", 256, WHOLE_DISTRIBUTION, default_limit=500),
+        Task("gsm8k", "number", "boxed", Hub("openai/gsm8k", subset="main")),
+        Task("math500", "math", "boxed", Hub("HuggingFaceH4/MATH-500")),
+        Task("aime2024", "math", "boxed", Hub("HuggingFaceH4/aime_2024", split="train")),
+        Task("aime2025", "math", "boxed", Hub("math-ai/aime25")),
+        Task("gpqa_diamond", "choice", "choice", Hub("Idavidrein/gpqa", split="train", subset="gpqa_diamond")),
         Task(
             "livecodebench",
             "code",
-            CODE,
+            "code",
             Hub("livecodebench/code_generation_lite", files=tuple(f"test{i}.jsonl" for i in ("", 2, 3, 4, 5))),
         ),
     )
 }
+
+
+# As in the released evaluation: a context of 32k less a prompt of up to 4k.
+MODEL_MAX_TOKENS = {"mimo-7b-rl": 28 * 1024}
+
+
+def max_tokens(task: Task, model: str) -> int:
+    """Of one answer, for a model by its served name or path."""
+    limit = MODEL_MAX_TOKENS.get(model.rstrip("/").rpartition("/")[2].lower(), task.max_tokens)
+    return min(limit, task.max_tokens)
 
 
 def find_tasks(text: str) -> list[Task]:
@@ -87,7 +89,7 @@ def find_tasks(text: str) -> list[Task]:
     return [TASKS[name] for name in dict.fromkeys(names)]
 
 
-def load(task: Task, data: Path | None, limit: int | None, seed: int) -> list[Question]:
+def load(task: Task, data: Path | None, limit: int | None, seed: int, prompts: PromptStyle = "ours") -> list[Question]:
     """The task's questions, in their source's order. Raises CommandError where it is missing or one is unusable."""
     limit = limit if limit is not None else task.default_limit
     if task.hub is None:
@@ -103,7 +105,7 @@ def load(task: Task, data: Path | None, limit: int | None, seed: int) -> list[Qu
             break
         if task.grader == "code" and not readers.is_in_window(row):
             continue
-        question = _question(task, where, row, len(questions))
+        question = _question(task, where, row, len(questions), prompts)
         if question.id in questions:
             raise EvalError(f"{where}: the id {question.id!r} comes twice, first in {first_seen[question.id]}")
         questions[question.id], first_seen[question.id] = question, where
@@ -131,13 +133,14 @@ def _drawn(name: str, count: int, seed: int) -> Iterator[tuple[str, dict[str, An
         yield f"{name} problem {index}", {"id": f"{name}-{seed}-{index}", **row}
 
 
-def _question(task: Task, where: str, row: dict[str, Any], index: int) -> Question:
+def _question(task: Task, where: str, row: dict[str, Any], index: int, prompts: PromptStyle) -> Question:
     try:
         slots, gold = readers.SHAPES[task.grader](row)
         question_id = readers.question_id(row) or f"{task.name}-{index}"
     except readers.UnusableRow as error:
         raise EvalError(f"{where}: {error}") from error
-    return Question(*(files.whole_text(text, where) for text in (question_id, task.prompt.format(**slots), gold)))
+    prompt = write_prompt(prompts, task.prompt, slots)
+    return Question(*(files.whole_text(text, where) for text in (question_id, prompt, gold)))
 
 
 def fingerprint(questions: list[Question]) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from led_sglang.evals.answers.programs import find_program
 from led_sglang.evals.grade import sandbox
-from led_sglang.evals.grade.answers import last_code_block
 from led_sglang.evals.grade.graders import JUDGE_TIMEOUT, NO_ANSWER, RIGHT, WRONG, Verdict
 
 __all__ = ["CodeTest", "grade_code", "same_output", "to_tests"]
@@ -39,6 +40,9 @@ _called = Solution().{name} if "Solution" in globals() else {name}
 _out.write(_json.dumps(_called(*_arguments)))
 _out.close()
 """
+
+
+FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -73,18 +77,28 @@ def same_value(printed: str, expected: str) -> bool:
     return bool(mine == gold)
 
 
+def _with_prelude(source: str) -> str:
+    """What the language demands at the top of a file stays there."""
+    futures = FUTURE.findall(source)
+    return "".join(f"{line}\n" for line in futures) + PRELUDE + FUTURE.sub("", source)
+
+
 def run_test(source: str, test: CodeTest, limits: sandbox.Limits | None = None) -> tuple[bool, sandbox.Run]:
     compare: Callable[[str, str], bool] = same_value if test.function else same_output
-    program = PRELUDE + source + (CALL.format(name=test.function) if test.function else "")
+    program = _with_prelude(source) + (CALL.format(name=test.function) if test.function else "")
     result = sandbox.run(program, test.stdin, limits)
     return result.status == sandbox.OK and compare(result.stdout, test.expected), result
 
 
 def grade_code(text: str, tests: list[CodeTest], limits: sandbox.Limits | None = None) -> Verdict:
-    """`detail`: how the first failing test ended, wrong_output or a status of the sandbox."""
-    source = last_code_block(text)
+    """`answer`: the program; `detail`: how the first failing test ended, wrong_output or a status of the sandbox."""
+    source = find_program(text, frozenset(test.function for test in tests if test.function))
     if source is None:
         return Verdict(NO_ANSWER)
+    return replace(_judge(source, tests, limits), answer=source)
+
+
+def _judge(source: str, tests: list[CodeTest], limits: sandbox.Limits | None) -> Verdict:
     deadline = time.monotonic() + MAX_QUESTION_S
     for index, test in enumerate(tests):
         if time.monotonic() > deadline:

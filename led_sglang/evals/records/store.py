@@ -189,6 +189,9 @@ class Store:
             if before.get("fixed", {}).get(key) != value:
                 was = before.get("fixed", {}).get(key)
                 raise EvalError(f"--resume: {key} was {was!r} in {self.folder} and is {value!r} now")
+        was, now = before.get("prompts", "ours"), self.settings.get("prompts", "ours")
+        if was != now:
+            raise EvalError(f"--resume: --prompts was {was} in {self.folder} and is {now} now")
         for task, mark in before.get("questions", {}).items():
             if self.settings["questions"].get(task, mark) != mark:
                 raise EvalError(f"--resume: the questions of {task} are not those of the run in {self.folder}")

@@ -23,7 +23,8 @@ def _overview_lines(run: Run) -> list[str]:
     fixed = run.get("fixed", {})
     requested = ", ".join(f"{count} of {task}" for task, count in sorted(run.get("num_questions", {}).items()))
     samples = f"{run.get('samples')} samples a question"
-    lines = [f"Model {fixed.get('model')}; {requested}; {samples}; seed {fixed.get('seed')}."]
+    prompts = f"; prompts {run['prompts']}" if "prompts" in run else ""  # of a run before 2027: ours
+    lines = [f"Model {fixed.get('model')}; {requested}; {samples}; seed {fixed.get('seed')}{prompts}."]
     if versions := ", ".join(f"{name} {value}" for name, value in sorted(run.get("server", {}).items())):
         lines.append(f"Server: {versions}.")
     if held := "; ".join(f"{what}: {how}" for what, how in sorted(run.get("sandbox", {}).items())):

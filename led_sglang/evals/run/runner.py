@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib.util
 import json
 import time
 from collections.abc import Iterator
@@ -15,22 +14,22 @@ from typing import Any
 
 from led_sglang.cli import files
 from led_sglang.cli.endings import CommandError, write_stderr
+from led_sglang.evals.answers.text import final_text
 from led_sglang.evals.errors import EvalError, NotApplied
-from led_sglang.evals.grade import code_grader, sandbox
-from led_sglang.evals.grade.answers import final_text
-from led_sglang.evals.grade.graders import GRADERS, REFUSED, TIMED_OUT, Verdict
+from led_sglang.evals.grade import sandbox
+from led_sglang.evals.grade.dispatch import Marking, check_installed
+from led_sglang.evals.grade.graders import REFUSED, TIMED_OUT, Verdict
 from led_sglang.evals.grade.judge import Judges
 from led_sglang.evals.methods import Method
+from led_sglang.evals.prompts import PromptStyle
 from led_sglang.evals.records.results import Cell, Cells, read_runs
 from led_sglang.evals.records.store import CellKey, Sample, Store, holds_run, read_settings
 from led_sglang.evals.run import outcome
 from led_sglang.evals.run.client import Answer, Client, Query, Refused
 from led_sglang.evals.run.progress import LiveTable
-from led_sglang.evals.tasks import Question, Task, fingerprint
+from led_sglang.evals.tasks import Question, Task, fingerprint, max_tokens
 
 __all__ = ["Runner", "Settings"]
-
-INLINE_GRADERS = ("number", "countdown", "choice")  # microseconds; the others get processes
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,14 @@ class Settings:
     resume: bool = False
     keep_text: bool = True
     is_quiet: bool = False
+    prompts: PromptStyle = "ours"  # of the questions that are given to the Runner
 
     def sampling(self, task: Task) -> dict[str, Any]:
         given = {"top_p": self.top_p, "top_k": self.top_k}
         return {**task.sampling, **{key: value for key, value in given.items() if value is not None}}
 
-    def max_tokens_of(self, task: Task) -> int:
-        return self.max_tokens or task.max_tokens
+    def max_tokens_of(self, task: Task, model: str) -> int:
+        return self.max_tokens or max_tokens(task, model)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,6 @@ class Runner:
         self.done: Cells = {}
         self.reasons = outcome.Reasons()
         self.slots = asyncio.Semaphore(settings.concurrency)
-        self.code_slots = asyncio.Semaphore(settings.judges)
 
     def jobs(self) -> Iterator[Job]:
         settings = self.settings
@@ -119,9 +118,13 @@ class Runner:
         settings = self.settings
         fixed: dict[str, Any] = {"model": model, "seed": settings.seed}
         for task in settings.tasks:
-            fixed[f"sampling of {task.name}"] = {**settings.sampling(task), "max_tokens": settings.max_tokens_of(task)}
+            fixed[f"sampling of {task.name}"] = {
+                **settings.sampling(task),
+                "max_tokens": settings.max_tokens_of(task, model),
+            }
         return {
             "fixed": fixed,
+            "prompts": settings.prompts,
             "questions": {task.name: fingerprint(self.questions[task.name]) for task in settings.tasks},
             "num_questions": {task.name: len(self.questions[task.name]) for task in settings.tasks},
             "methods": [method.name for method in settings.methods],
@@ -133,8 +136,7 @@ class Runner:
     def check(self) -> None:
         """What can be known before the first request. Raises CommandError."""
         settings = self.settings
-        if any(task.grader == "math" for task in settings.tasks) and importlib.util.find_spec("math_verify") is None:
-            raise EvalError("mathematics is judged by math-verify, which is missing: pip install 'led_sglang[evals]'")
+        check_installed({task.grader for task in settings.tasks})
         files.check_folder(settings.out)
         if settings.resume and holds_run(settings.out):
             read_settings(settings.out)
@@ -196,23 +198,26 @@ class Runner:
                 Judges(self.settings.judges, self.settings.judge_timeout_s) as judges,
                 asyncio.TaskGroup() as group,
             ):
+                marking = Marking(judges, self.settings.judges)
                 for _ in range(count):
-                    group.create_task(self.worker(jobs, client, judges, store, live))
+                    group.create_task(self.worker(jobs, client, marking, store, live))
         except* (CommandError, OSError) as errors:
             raise _first_of(errors) from None
         finally:
             session["wall_s"] = round(time.monotonic() - started, 3)
 
-    async def worker(self, jobs: Iterator[Job], client: Client, judges: Judges, store: Store, live: LiveTable) -> None:
+    async def worker(
+        self, jobs: Iterator[Job], client: Client, marking: Marking, store: Store, live: LiveTable
+    ) -> None:
         for job in jobs:
-            sample = await self.one(job, client, judges)
+            sample = await self.one(job, client, marking)
             store.append(sample)
             cell = self.done.setdefault(sample.cell, Cell(sample.cell))
             cell.add(sample)
             self.reasons.add(sample)
             live.show(cell)
 
-    async def one(self, job: Job, client: Client, judges: Judges) -> Sample:
+    async def one(self, job: Job, client: Client, marking: Marking) -> Sample:
         settings, task = self.settings, job.task
         seed = seed_of(settings.seed, job.question.id, job.sample)
         requested = Query(
@@ -220,7 +225,7 @@ class Runner:
             job.method,
             job.temperature,
             seed,
-            settings.max_tokens_of(task),
+            settings.max_tokens_of(task, client.model),
             settings.sampling(task),
         )
         answer = Answer("", "", None, 0, 0, 0.0, {})
@@ -237,7 +242,7 @@ class Runner:
                 raise NotApplied(
                     f"{job.method.name}: applied was {before} at the start of this run, is {answer.applied}"
                 )
-            verdict = await self.grade(job, answer, judges)
+            verdict = await self.grade(job, answer, marking)
         return Sample(
             task=task.name,
             method=job.method.name,
@@ -246,7 +251,7 @@ class Runner:
             sample=job.sample,
             seed=seed,
             outcome=verdict.outcome,
-            answer=verdict.answer,
+            answer=verdict.answer if settings.keep_text or task.grader != "code" else None,  # of code: the program
             detail=verdict.detail,
             tokens=answer.tokens,
             prompt_tokens=answer.prompt_tokens,
@@ -257,15 +262,9 @@ class Runner:
             led=answer.applied,
         )
 
-    async def grade(self, job: Job, answer: Answer, judges: Judges) -> Verdict:
+    async def grade(self, job: Job, answer: Answer, marking: Marking) -> Verdict:
         text = final_text(answer.content, answer.reasoning, answer.finish, job.task.thinking)
-        if job.task.grader in INLINE_GRADERS:
-            return GRADERS[job.task.grader](text, job.question.gold)
-        if job.task.grader == "code":
-            tests = code_grader.to_tests(json.loads(job.question.gold))
-            async with self.code_slots:
-                return await asyncio.to_thread(code_grader.grade_code, text, tests)
-        return await judges.grade(job.task.grader, text, job.question.gold)
+        return await marking.grade(job.task.grader, text, job.question.gold)
 
 
 def _first_of(group: BaseExceptionGroup[Any]) -> BaseException:

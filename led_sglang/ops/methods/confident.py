@@ -9,6 +9,9 @@ from led_sglang.ops.methods.rows import MethodRows
 from led_sglang.ops.methods.vocabulary import layers_at_once, vocabulary_logits, without_padding
 from led_sglang.ops.types import Head
 
+# Of `config.fields.SELECT_METHODS`: trough, -m1, -m2 (layers shallower), -p1, -p2 (deeper), last-m1, -m2, -m4, -m8.
+FIRST_DEEPER, FIRST_LAST = 3, 5
+
 
 def confident_logits(
     final_logits: Tensor,
@@ -17,6 +20,8 @@ def confident_logits(
     head: Head,
     unedited_logits: Tensor | None = None,
     edits: LogitEdits | None = None,
+    selection: Tensor | None = None,
+    keeps_final: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits that the engine then samples with the request's own temperature, top-p and top-k.
 
@@ -25,19 +30,21 @@ def confident_logits(
         z[0]   = final_logits
         z[j]   = head(final_norm(latents[j-1]))  for 0 < j < n,  -inf where final_logits is -inf
         H[j]   = entropy(softmax(z[j]))
-        chosen = the smallest j with H[j] < H[j+1], j + 1 < n
+        valley = the largest j < n with H[0] > H[1] > ... > H[j]
+        chosen = valley, shifted, or the fixed layer of "last-m..", kept within 0 .. n-1;  0 where keeps_final
         logits = z[chosen]
 
-    The valley needs a witness on its far side. So the final layer itself is decoded (chosen 0) where entropy rises at
-    once on the way back, and also where it never rises within the window: the window's last layer is a minimum only
-    because the scan ends there. Equal neighbours are no rise: of a flat valley the earliest layer is taken.
+    So the scan goes back while entropy falls and stops at the first layer where it does not, a tie included; a window
+    in which it falls to the end gives its shallowest layer. Where entropy rises at once on the way back, the final
+    layer itself is decoded (chosen 0).
 
     With edits, penalties and bias that `final_logits` have and `unedited_logits` (R, V) have not: layers are compared
     without them (z[0] = unedited_logits, -inf where final_logits is), so that no bias decides where the valley is, and
     the chosen layer's logits are edited.
 
     final_logits (R, V) before temperature; latents (N-1, R, H): latents[j] = h[L-1-j], un-normed, in the model's dtype;
-    num_layers (R,) int64, how many layers the row scans, the final one included.
+    num_layers (R,) int64, how many layers the row scans, the final one included; selection (R,) int64, which of
+    `SELECT_METHODS`, None: "trough"; keeps_final (R,) bool, None: no row.
 
     Returns logits (R, V) float32, exactly final_logits where chosen is 0, and chosen (R,) int64. Rows in which a layer
     of the window is not finite, or in which the edits leave no token, get chosen 0. Nothing is modified; no host sync;
@@ -54,7 +61,9 @@ def confident_logits(
     if unedited_logits is not None:
         final = without_padding(unedited_logits, head).masked_fill(is_forbidden, -torch.inf)
     entropies = layer_entropies(final, normed, is_forbidden, head)  # (N, R)
-    chosen = first_valley(entropies, num_layers)
+    chosen = selected_layer(entropies, num_layers, selection)
+    if keeps_final is not None:
+        chosen = chosen.masked_fill(keeps_final, 0)
 
     hidden = normed[(chosen - 1).clamp_min(0), torch.arange(num_rows, device=chosen.device)]  # (R, H)
     logits = vocabulary_logits(hidden, head, final.shape[1]).masked_fill(is_forbidden, -torch.inf)
@@ -64,14 +73,19 @@ def confident_logits(
     return torch.where((chosen > 0)[:, None], logits, final_logits.float()), chosen
 
 
-def first_valley(entropies: Tensor, num_layers: Tensor) -> Tensor:
+def selected_layer(entropies: Tensor, num_layers: Tensor, selection: Tensor | None) -> Tensor:
     """(N, R), final layer first -> (R,): see `confident_logits`."""
     layer_ids = torch.arange(1, entropies.shape[0], device=entropies.device)[:, None]  # (N-1, 1)
     is_inside = layer_ids < num_layers
-    is_valley = (entropies[:-1] < entropies[1:]) & is_inside
+    falls = (entropies[1:] < entropies[:-1]) & is_inside
+    chosen = falls.to(torch.int64).cumprod(0).sum(0)
+    if selection is not None:
+        is_last = selection >= FIRST_LAST
+        offset = torch.where(selection < FIRST_DEEPER, selection, FIRST_DEEPER - 1 - selection)
+        chosen = torch.where(is_last, 1 << (selection - FIRST_LAST).clamp_min(0), chosen + offset)
+        chosen = chosen.clamp_min(0).minimum((num_layers - 1).clamp_max(len(layer_ids)))
     is_broken = ~(entropies[1:].isfinite() | ~is_inside).all(0)
-    first = is_valley.to(torch.uint8).argmax(0)  # 0 where there is none
-    return first.masked_fill(is_broken | ~entropies[0].isfinite(), 0)
+    return chosen.masked_fill(is_broken | ~entropies[0].isfinite(), 0)
 
 
 def layer_entropies(final: Tensor, normed: Tensor, is_forbidden: Tensor, head: Head) -> Tensor:
@@ -85,8 +99,14 @@ def layer_entropies(final: Tensor, normed: Tensor, is_forbidden: Tensor, head: H
 
 def rewrite(rows: MethodRows) -> Tensor:
     """Of `led_sglang.config.methods`."""
-    num_layers = rows.column("num_layers", torch.int64)
     logits, _ = confident_logits(
-        rows.final_logits, rows.latents, num_layers, rows.head, rows.unedited_logits, rows.edits
+        rows.final_logits,
+        rows.latents,
+        rows.column("num_layers", torch.int64),
+        rows.head,
+        rows.unedited_logits,
+        rows.edits,
+        rows.column("select_method", torch.int64),
+        rows.uniform() >= rows.column("p", torch.float32),
     )
     return logits

@@ -64,6 +64,8 @@ def confident_row(
     head: Head,
     unedited: Logits | None = None,
     edit: Edit | None = None,
+    select_method: str = "trough",
+    keeps_final: bool = False,
 ) -> tuple[Logits, int]:
     """Confident Decoding, arXiv 2606.21906: entropy-guided backward search. (logits, layers back from the final).
 
@@ -75,14 +77,17 @@ def confident_row(
         logits.append(forbid(head_logits(hidden.double(), head).tolist(), final))
     posteriors = [softmax(layer) for layer in logits]
     entropies = [entropy(p) for p in posteriors if p is not None]
-    if len(entropies) < len(posteriors):
+    if len(entropies) < len(posteriors) or keeps_final:
         return final, 0
-    for j in range(len(entropies) - 1):
-        if entropies[j] < entropies[j + 1]:  # the way back rises: an entropy valley
-            if j == 0:
-                return final, 0
-            return (logits[j] if edit is None else edit(logits[j])), j
-    return final, 0  # no valley inside the window
+    chosen = 0
+    while chosen + 1 < len(entropies) and entropies[chosen + 1] < entropies[chosen]:
+        chosen += 1  # the way back falls
+    base, _, shift = select_method.partition("-")  # "trough-m1": one layer shallower; "last-m4": four from the last
+    offset = int(shift[1:] or 0) * (-1 if shift.startswith("p") else 1)
+    chosen = min(max((chosen if base == "trough" else 0) + offset, 0), len(logits) - 1)
+    if chosen == 0:
+        return final, 0
+    return (logits[chosen] if edit is None else edit(logits[chosen])), chosen
 
 
 def sled_row(
@@ -132,14 +137,24 @@ def cosine(a: list[float], b: list[float]) -> float:
 
 
 def soft_row(
-    final: Logits, tau: float, max_topk: int, gumbel_temperature: float, uniforms: list[float] | None
+    final: Logits,
+    tau: float,
+    max_topk: int,
+    gumbel_temperature: float,
+    uniforms: list[float] | None,
+    filters: tuple[int, float, float] | None = None,
 ) -> tuple[list[int], list[float], float] | None:
-    """Soft Thinking, arXiv 2505.15778; Gumbel-softmax, 2508.03440. (ids, weights, entropy); None where it is broken."""
+    """Soft Thinking, arXiv 2505.15778; Gumbel-softmax, 2508.03440. (ids, weights, entropy); None where it is broken.
+
+    `filters`: (top-k, top-p, min-p) of the request, where they act before the mixture.
+    """
     posterior = softmax([z / tau for z in final])
     if posterior is None:
         return None
     ids = torch.tensor(posterior, dtype=torch.float64).topk(min(max_topk, len(posterior))).indices.tolist()
     ids = [i for i in ids if posterior[i] > 0]
+    if filters is not None:
+        ids = filtered(posterior, ids, *filters)
     weights = normalise([posterior[i] for i in ids])  # the concept token: top-k, renormalised
     if uniforms is not None and gumbel_temperature > 0:
         noisy = [(math.log(posterior[i]) + gumbel(u)) / gumbel_temperature for i, u in zip(ids, uniforms, strict=False)]
@@ -148,6 +163,17 @@ def soft_row(
         assert perturbed is not None
         ids, weights = [ids[j] for j in order], perturbed
     return ids, weights, entropy(posterior)
+
+
+def filtered(posterior: list[float], ids: list[int], top_k: int, top_p: float, min_p: float) -> list[int]:
+    """Of `ids`, heaviest first, those that top-k, then top-p on what that leaves, then min-p keep."""
+    left = sorted(posterior, reverse=True)[:top_k]
+    kept = []
+    for rank, i in enumerate(ids):
+        before = sum(left[:rank]) / sum(left)
+        is_kept = rank < top_k and before < top_p and posterior[i] >= min_p * left[0]
+        kept += [i] if is_kept or rank == 0 else []
+    return kept
 
 
 def gumbel(uniform: float) -> float:

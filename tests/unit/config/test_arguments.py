@@ -77,8 +77,14 @@ def test_the_keys_of_requests_keep_their_names() -> None:
     params = LedParams.from_keys({"method": "soft_thinking", "max_topk": 3})
     assert params.soft_top_k == 3
     assert params.to_dict() == {"method": "soft_thinking", "max_topk": 3, "early_stop_entropy": 0.01} | {
-        "early_stop_length": 256
+        "early_stop_length": 256,
+        "filters_first": False,
     }
-    assert LedParams("confident").to_dict() == {"method": "confident", "num_layers": 10}
+    assert LedParams("confident").to_dict() == {
+        "method": "confident",
+        "num_layers": 10,
+        "select_method": "trough",
+        "p": 1.0,
+    }
     with pytest.raises(KeyError):
         LedParams.from_keys({"soft_top_k": 3})

@@ -14,7 +14,8 @@ import pytest
 from led_sglang.cli.endings import CommandError
 from led_sglang.evals import readers
 from led_sglang.evals.errors import EvalError
-from led_sglang.evals.tasks import TASKS, Question, find_tasks, fingerprint, load
+from led_sglang.evals.prompts import STYLES
+from led_sglang.evals.tasks import TASKS, Question, find_tasks, fingerprint, load, max_tokens
 
 
 def write(folder: Path, task: str, *rows: Any) -> Path:
@@ -118,9 +119,9 @@ RIGHT: dict[str, dict[str, Any]] = {
 # What no answer of a model could ever match, and values of another kind than text.
 NOT_TEXT: tuple[Any, ...] = (None, "", " \n", True, [], ["1"], {}, {"a": 1}, float("nan"), float("inf"))
 NEVER_RIGHT: dict[str, tuple[Any, ...]] = {
-    "gsm8k": ("NaN", "-Infinity", "sNaN", "many", "1/2", "#### ", "3 #### x"),
+    "gsm8k": ("NaN", "-Infinity", "sNaN", "many", "1/0", "5 apples", "#### ", "3 #### x"),
     "math500": ("$$", "\\text{ }", ".", "\\frac{1}{2", "1}", "{"),
-    "gpqa_diamond": ("AB", "D", "b", "1", "()"),
+    "gpqa_diamond": ("AB", "D", "d", "1", "()"),
     "livecodebench": (),
 }
 CALL = {"function": "f", "input": "[1]", "output": "1"}
@@ -174,3 +175,53 @@ def test_unknown_tasks() -> None:
         find_tasks("gsm8k,poker")
     with pytest.raises(EvalError, match="none given"):
         find_tasks(" ")
+
+
+CHOICE_ROW = {"problem": "Pick {it}", "choices": ["x", "y"], "answer": "B"}
+STDIN_ROW = {"problem": "Double it", "tests": [{"input": "1", "output": "2"}]}
+STARTER_ROW = {**STDIN_ROW, "starter_code": "def f(x):"}
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "start", "parts", "end"),
+    [
+        ("gsm8k", {"problem": "Q?", "answer": "1"}, "Please reason", ["\\boxed{}.\n\nQ?"], "Q?"),
+        ("math500", {"problem": "Q?", "answer": "1"}, "Please reason", ["\\boxed{}.\n\nQ?"], "Q?"),
+        ("gpqa_diamond", CHOICE_ROW, "Solve", ['"answer": "C".\n\nPick {it}\nA. x\nB. y'], "B. y"),
+        ("livecodebench", STDIN_ROW, "You will", ["\n\nQuestion: Double it\n\n", "stdin"], "# YOUR CODE HERE\n```\n\n"),
+        ("livecodebench", STARTER_ROW, "You will", ["\n\nQuestion: Double it\n\n"], "\n```python\ndef f(x):\n```\n\n"),
+    ],
+)
+def test_released_prompts(
+    task: str, row: dict[str, Any], start: str, parts: list[str], end: str, tmp_path: Path
+) -> None:
+    """Order and format of the released evaluation."""
+    folder = write(tmp_path, task, row)
+    (released,), (ours,) = (load(TASKS[task], folder, None, 0, style) for style in ("released", "ours"))
+    assert released.prompt.startswith(start) and released.prompt.endswith(end)
+    assert all(part in released.prompt for part in parts)
+    assert (released.id, released.gold) == (ours.id, ours.gold) and released.prompt != ours.prompt
+    assert ours == load(TASKS[task], folder, None, 0)[0], "ours is the default"
+    assert fingerprint([released]) != fingerprint([ours])
+
+
+def test_tasks_without_instructions_read_the_same_in_both_styles() -> None:
+    for task in ("embedded", "countdown"):
+        assert len({fingerprint(load(TASKS[task], None, 5, 0, style)) for style in STYLES}) == 1
+
+
+def test_token_limits_of_models() -> None:
+    task = TASKS["gsm8k"]
+    for name in ("MiMo-7B-RL", "XiaomiMiMo/MiMo-7B-RL", "/models/mimo-7b-rl/"):
+        assert max_tokens(task, name) == 28 * 1024
+    assert max_tokens(task, "Qwen/Qwen3-4B-Thinking-2507") == 32_768
+    assert max_tokens(TASKS["countdown"], "MiMo-7B-RL") == 256
+
+
+def test_a_published_answer_that_is_wrong_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"problem": "Eight circles of radius $34$ can be placed ...", "answer": "480"}
+    assert only(tmp_path, "aime2024", row).gold == "197"
+    assert "480" in capsys.readouterr().err
+    assert only(tmp_path, "aime2024", {**row, "answer": "481"}).gold == "481"
+    assert only(tmp_path, "aime2024", {**row, "problem": "Nine circles"}).gold == "480"
+    assert not capsys.readouterr().err

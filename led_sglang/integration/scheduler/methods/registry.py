@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from led_sglang.config.fields import FIELDS, MAX_SOFT_TOP_K
-from led_sglang.config.legal import Integer
+from led_sglang.config.legal import Choice, Integer
 from led_sglang.config.methods import METHOD_TABLE, Method
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.scheduler.batch import MethodGroup
 from led_sglang.integration.scheduler.methods.edits import unedited
 from led_sglang.ops.methods.rows import MethodRows
-from led_sglang.ops.methods.soft_thinking import cold_stop, soft_mixture
+from led_sglang.ops.methods.soft_thinking import Filters, cold_stop, soft_mixture
 from led_sglang.ops.rows.noise import uniforms
 
 if TYPE_CHECKING:
@@ -58,10 +58,19 @@ def method_rows(method: Method, inputs: "SamplerInputs", group: MethodGroup, log
         current.capture.states[picked[:, None], group.batch_rows[None, :]],
         group.tensor("candidates", candidates, torch.bool),
         current.head,
-        group.column,
+        partial(_column, group),
+        lambda: _noise(inputs, group, 1)[:, 0],
         partial(largest_legal, current.config),
         *edits,
     )
+
+
+def _column(group: MethodGroup, key: str, dtype: torch.dtype) -> Tensor:
+    """One parameter of every row by its key, of a choice its place among the legal values: (n,)."""
+    legal = FIELDS[key].legal
+    if not isinstance(legal, Choice):
+        return group.column(key, dtype)
+    return group.tensor(key, lambda: [legal.values.index(params.get(key)) for params in group.params], dtype)
 
 
 def largest_legal(config: ServerConfig, key: str) -> int:
@@ -85,8 +94,9 @@ def soft(inputs: "SamplerInputs", group: MethodGroup, logits: Tensor) -> Overrid
         inputs.rows.params.greedy[rows],
         group.column("max_topk", torch.int64),
         group.column("gumbel_temperature", torch.float32),
-        _gumbel_noise(inputs, group, max_k) if is_gumbel else None,
+        _noise(inputs, group, max_k) if is_gumbel else None,
         max_k,
+        _filters(inputs, group),
     )
     count = tables.num_low_entropy[slots] if batch.forward_mode.is_decode() else torch.zeros_like(slots)
     count, stop = cold_stop(
@@ -101,7 +111,16 @@ def soft(inputs: "SamplerInputs", group: MethodGroup, logits: Tensor) -> Overrid
     return group.batch_rows, forced, is_forced
 
 
-def _gumbel_noise(inputs: "SamplerInputs", group: MethodGroup, num_columns: int) -> Tensor:
+def _filters(inputs: "SamplerInputs", group: MethodGroup) -> Filters | None:
+    """None where no row of the group has its filters act on mixtures: the vocabulary is not sorted for nothing."""
+    if not any(params.filters_first for params in group.params):
+        return None
+    info, rows = inputs.info, group.batch_rows
+    is_first = group.column("filters_first", torch.bool)
+    return Filters(info.top_ks[rows].long(), info.top_ps[rows], info.min_ps[rows], is_first)
+
+
+def _noise(inputs: "SamplerInputs", group: MethodGroup, num_columns: int) -> Tensor:
     """(n, num_columns), of streams of their own: the first two are LED's coin and token."""
     rows, own = inputs.rows, group.rows
     return uniforms(rows.seed[own], rows.sample[own], inputs.row_inputs.positions[own], 2 + num_columns)[2:].T

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from led_sglang.evals.grade.answers import final_text, last_boxed, last_code_block
+from led_sglang.evals.answers.text import final_text, last_boxed
 from led_sglang.evals.grade.graders import GRADERS, grade_choice, grade_math, grade_number
 from led_sglang.evals.tasks import TASKS, load
 
@@ -148,10 +148,8 @@ def test_thinking_may_be_required() -> None:
     assert final_text("x</think>5", "", "stop", "required") == "5"
 
 
-def test_boxes_and_code_blocks() -> None:
+def test_boxes() -> None:
     assert last_boxed("\\boxed{1} and \\boxed{\\frac{1}{2}}") == "\\frac{1}{2}"
     assert last_boxed("\\boxed{a\\}b}") == "a\\}b"
     assert last_boxed("\\boxed{1} and \\boxed{2") == "1"
     assert last_boxed("none") is None
-    assert last_code_block("```python\na = 1\n```\ntext\n```py\nb = 2\n```") == "b = 2\n"
-    assert last_code_block("```python\na = 1") is None

@@ -31,6 +31,7 @@ CHANCE = {"cot": 0.3, "led": 0.45, "led:depth=4": 0.5, "led:depth=12": 0.4, "led
 BLANK = Sample("embedded", "cot", 0.6, "q0", 0, 1, "right", "1", "", 10, 5, "stop", 0.5, led={"method": "none"})
 SETTINGS = {
     "fixed": {"model": "fake", "seed": 0},
+    "prompts": "ours",
     "questions": {},
     "num_questions": {"embedded": 12, "livecodebench": 4},
     "temperatures": [0.1, 0.6],

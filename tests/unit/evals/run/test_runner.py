@@ -318,6 +318,32 @@ def test_more_samples_may_be_added_but_nothing_changed(
         assert "seed was 0" in capsys.readouterr().err
         assert start(server.url, "--resume", "--limit", "2") == 1
         assert "questions of gsm8k are not those" in capsys.readouterr().err
+        assert start(server.url, "--resume", "--prompts", "released") == 1
+        assert "--prompts was ours" in capsys.readouterr().err
+
+
+def test_released_prompts_are_sent_and_recorded(data: Path, start: Start) -> None:
+    with FakeServer(echo) as server:
+        assert start(server.url, "--prompts", "released", samples=1) == 0
+    prompts = {body["messages"][0]["content"] for body in server.bodies}
+    assert all(prompt.startswith("Please reason") and re.search(r"\nSay \d$", prompt) for prompt in prompts)
+    assert json.loads((data / "run" / "run.json").read_text())["prompts"] == "released"
+    assert main(["report", str(data / "run"), "--out", str(data / "report")]) == 0
+    assert "; prompts released." in (data / "report" / "report.md").read_text()
+
+
+def test_a_model_with_a_smaller_context_gets_fewer_tokens(
+    data: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def models(self: FakeServer, request: Any) -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [{"id": "XiaomiMiMo/MiMo-7B-RL", "object": "model"}]})
+
+    monkeypatch.setattr(FakeServer, "models", models)
+    with FakeServer(echo) as server:
+        assert start(server.url, methods="cot", samples=1) == 0
+    assert {body["max_tokens"] for body in server.bodies[1:]} == {28 * 1024}
+    fixed = json.loads((data / "run" / "run.json").read_text())["fixed"]
+    assert fixed["sampling of gsm8k"]["max_tokens"] == 28 * 1024
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from led_sglang.config.fields import SELECT_METHODS
 from led_sglang.ops import Head
 from led_sglang.ops.methods.confident import confident_logits
 from led_sglang.ops.methods.dola import dola_logits
@@ -60,13 +61,30 @@ class Confident:
     latents: Tensor
     num_layers: Tensor
     head: Head
+    select_methods: tuple[str, ...] = ()  # of each row; empty: none is given
+    keeps_final: Tensor | None = None
 
     def run(self) -> tuple[Tensor, Tensor]:
-        return confident_logits(self.final_logits, self.latents, self.num_layers, self.head)
+        selection = torch.tensor([SELECT_METHODS.index(name) for name in self.select_methods], dtype=torch.int64)
+        return confident_logits(
+            self.final_logits,
+            self.latents,
+            self.num_layers,
+            self.head,
+            selection=selection.to(self.latents.device) if self.select_methods else None,
+            keeps_final=self.keeps_final,
+        )
 
     def reference(self) -> tuple[Tensor, Tensor]:
         rows = [
-            confident_row(self.final_logits[r].tolist(), list(self.latents[:, r]), int(self.num_layers[r]), self.head)
+            confident_row(
+                self.final_logits[r].tolist(),
+                list(self.latents[:, r]),
+                int(self.num_layers[r]),
+                self.head,
+                select_method=self.select_methods[r] if self.select_methods else "trough",
+                keeps_final=self.keeps_final is not None and bool(self.keeps_final[r]),
+            )
             for r in range(len(self.final_logits))
         ]
         return torch.tensor([logits for logits, _ in rows]), torch.tensor([chosen for _, chosen in rows])

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from led_sglang.config.fields import SELECT_METHODS
 from led_sglang.ops import Head
 from led_sglang.ops.methods import vocabulary
 from led_sglang.ops.methods.confident import confident_logits
@@ -31,12 +32,13 @@ def four_tokens(*layers: list[float], num_layers: int | None = None) -> Confiden
         ([SHARP, SOFT, FLAT], 0),  # rises at once
         ([SHARP, FLAT, SHARP, FLAT], 0),  # the first valley, not the deepest
         ([FLAT, SOFT, SHARP, FLAT], 2),
-        ([FLAT, SOFT, SHARP], 0),  # falls to the end of the window: no valley seen
-        ([SOFT, SOFT, FLAT], 1),  # a flat valley: its earliest layer
-        ([SOFT, SOFT, SHARP, FLAT], 2),  # equal neighbours are no rise
+        ([FLAT, SOFT, SHARP], 2),  # falls to the end of the window: its shallowest layer
+        ([SOFT, SOFT, FLAT], 0),  # a tie stops the scan
+        ([SOFT, SOFT, SHARP, FLAT], 0),
+        ([FLAT, SOFT, SOFT, SHARP], 1),
         ([SOFT, SOFT], 0),
         ([SOFT, FLAT], 0),
-        ([FLAT, SOFT], 0),
+        ([FLAT, SOFT], 1),
     ],
 )
 def test_by_hand(layers, chosen):
@@ -48,7 +50,39 @@ def test_by_hand(layers, chosen):
 
 def test_the_window_ends_the_scan():
     assert four_tokens(FLAT, SOFT, SHARP, FLAT, num_layers=4).run()[1].tolist() == [2]
-    assert four_tokens(FLAT, SOFT, SHARP, FLAT, num_layers=3).run()[1].tolist() == [0]
+    assert four_tokens(FLAT, SOFT, SHARP, FLAT, num_layers=3).run()[1].tolist() == [2]
+    assert four_tokens(FLAT, SOFT, SHARP, FLAT, num_layers=2).run()[1].tolist() == [1]
+
+
+VALLEY_AT_TWO = [FLAT, SOFT, SHARP, FLAT, SHARP, FLAT, SOFT, SHARP, SOFT, FLAT]
+SELECTED = {
+    "trough": 2, "trough-m1": 3, "trough-m2": 4, "trough-p1": 1, "trough-p2": 0,
+    "last-m1": 1, "last-m2": 2, "last-m4": 4, "last-m8": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SELECT_METHODS)
+def test_every_way_to_select(name):
+    """By hand; in a smaller window the layer is kept inside it."""
+    case = replace(four_tokens(*VALLEY_AT_TWO), select_methods=(name,))
+    for num_layers in (10, 4, 3, 2):
+        clipped, last = replace(case, num_layers=torch.tensor([num_layers])), num_layers - 1
+        shift = SELECTED[name] - 2 if name.startswith("trough") else None
+        chosen = min(SELECTED[name], last) if shift is None else min(max(min(2, last) + shift, 0), last)
+        expected = torch.tensor([VALLEY_AT_TWO[chosen]]).log(), torch.tensor([chosen])
+        assert_agree(clipped.run(), expected)
+        assert_agree(clipped.reference(), expected)
+    assert set(SELECTED) == set(SELECT_METHODS)
+
+
+def test_rows_select_each_in_its_own_way():
+    names = tuple(SELECT_METHODS[r % len(SELECT_METHODS)] for r in range(36))
+    keeps_final = torch.arange(36) % 5 == 0
+    case = replace(random_confident(36, num_layers=10), select_methods=names, keeps_final=keeps_final)
+    logits, chosen = case.run()
+    assert_agree((logits, chosen), case.reference())
+    assert not chosen[keeps_final].any() and torch.equal(logits[keeps_final], case.final_logits[keeps_final])
+    assert len(chosen.unique()) > 4
 
 
 @pytest.mark.parametrize("num_layers", [2, 3, 6])
@@ -67,9 +101,9 @@ def test_bfloat16_head_stays_within_its_rounding():
 
 
 def test_final_layer_is_returned_exactly():
-    case = random_confident()
+    case = random_confident(64)
     logits, chosen = case.run()
-    assert 0 < (chosen == 0).sum() < 17
+    assert 0 < (chosen == 0).sum() < 64
     assert torch.equal(logits[chosen == 0], case.final_logits[chosen == 0])
 
 
@@ -132,7 +166,9 @@ def test_never_waits_for_the_device():
     case = random_confident()
     head = replace(case.head, weight=case.head.weight.to("meta"))
     tensors = (t.to("meta") for t in (case.final_logits, case.latents, case.num_layers))
-    assert confident_logits(*tensors, head)[0].shape == case.final_logits.shape
+    selection, keeps_final = torch.zeros(17, dtype=torch.int64), torch.zeros(17, dtype=torch.bool)
+    chosen = {"selection": selection.to("meta"), "keeps_final": keeps_final.to("meta")}
+    assert confident_logits(*tensors, head, **chosen)[0].shape == case.final_logits.shape
 
 
 MUTATIONS = {

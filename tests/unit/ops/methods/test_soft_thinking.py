@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from led_sglang.ops.methods.reference import cold_stop_row, soft_row
-from led_sglang.ops.methods.soft_thinking import SoftStep, cold_stop, soft_mixture
-from tests.unit.ops.cases.method_cases import mix
+from led_sglang.ops.methods.soft_thinking import Filters, SoftStep, cold_stop, soft_mixture
+from tests.unit.ops.cases.method_cases import columns, mix
 
 INF, NAN = torch.inf, torch.nan
 FINAL = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
@@ -31,6 +31,65 @@ def assert_agrees(step: SoftStep, logits: Tensor, settings: tuple[Any, ...], noi
         assert step.ids[r, : len(ids)].tolist() == ids
         close(step.weights[r], weights + [0.0] * (step.weights.shape[1] - len(ids)))
         assert step.entropy[r].item() == pytest.approx(entropy, abs=1e-5)
+
+
+def filters(num_rows: int, top_k: Any = 1 << 30, top_p: Any = 1.0, min_p: Any = 0.0, is_first: Any = True) -> Filters:
+    values = (top_k, torch.int64), (top_p, torch.float32), (min_p, torch.float32), (is_first, torch.bool)
+    return Filters(*(torch.as_tensor(value, dtype=dtype).expand(num_rows) for value, dtype in values))
+
+
+def soft_filtered(logits: Tensor, used: Filters, max_topk: Any = 4, max_k: int = 4, **settings: Any) -> SoftStep:
+    values = {"temperature": 1.0, "greedy": False, "gumbel": 0.0} | settings
+    columns_ = columns(len(logits), values["temperature"], values["greedy"], max_topk, values["gumbel"])
+    return soft_mixture(logits, *columns_, values.get("noise"), max_k, used)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, 4),
+        ({"top_k": 2}, 2),
+        ({"top_k": 1}, 1),
+        ({"top_p": 0.5}, 1),  # the first token alone has it
+        ({"top_p": 0.51}, 2),
+        ({"top_p": 0.9}, 3),
+        ({"top_p": 0.01}, 1),
+        ({"min_p": 0.5}, 2),  # .5, .3 of .5, .3, .15, .05
+        ({"min_p": 1.0}, 1),
+        ({"top_k": 3, "top_p": 0.8}, 2),  # of what top-k leaves, .5 + .3 are .842
+        ({"top_k": 3, "top_p": 0.85}, 3),
+        ({"top_k": 2, "top_p": 0.2, "min_p": 0.9, "is_first": False}, 4),
+    ],
+)
+def test_filters_first_by_hand(settings, kept):
+    probs = [0.5, 0.3, 0.15, 0.05][:kept]
+    step = soft_filtered(FINAL, filters(1, **settings))
+    close(step.weights, [[p / sum(probs) for p in probs] + [0.0] * (4 - kept)])
+    close(step.entropy, [1.142121])  # of the full posterior
+
+
+@pytest.mark.parametrize("vocab", [201, 6])
+@pytest.mark.parametrize("has_noise", [False, True])
+def test_filters_first_agree_with_the_reference(vocab, has_noise):
+    logits, settings, noise = random_inputs(vocab=vocab)
+    rng = torch.Generator().manual_seed(5)
+    top_k = torch.tensor([1, 3, 20, 1 << 30, 64]).repeat(7)[:33]
+    top_p, min_p = torch.rand(33, generator=rng).clamp_min(0.05), torch.rand(33, generator=rng) * 0.2
+    is_first = torch.arange(33) % 4 > 0
+    used = Filters(top_k, top_p, min_p, is_first)
+    step = soft_mixture(logits, *settings, noise if has_noise else None, 10, used)
+    plain = soft_mixture(logits, *settings, noise if has_noise else None, 10)
+    for r in range(33):
+        tau, greedy, max_topk, gumbel = (setting[r].item() for setting in settings)
+        row_filters = (int(top_k[r]), top_p[r].item(), min_p[r].item()) if is_first[r] else None
+        uniforms = noise[r].tolist() if has_noise else None
+        expected = soft_row(logits[r].tolist(), 1.0 if greedy else tau, max_topk, gumbel, uniforms, row_filters)
+        assert expected is not None
+        ids, weights, _ = expected
+        assert step.ids[r, : len(ids)].tolist() == ids
+        close(step.weights[r], weights + [0.0] * (10 - len(ids)))
+    assert torch.equal(step.weights[~is_first], plain.weights[~is_first]), "a neighbour's filters act on other rows"
+    assert not torch.equal(step.weights[is_first], plain.weights[is_first])
 
 
 def test_by_hand():
@@ -161,7 +220,8 @@ def test_inputs_untouched_and_no_rows():
 
 def test_never_waits_for_the_device():
     logits, settings, noise = random_inputs()
-    step = soft_mixture(logits.to("meta"), *(s.to("meta") for s in settings), noise.to("meta"), 10)
+    used = Filters(*(getattr(filters(33), name).to("meta") for name in ("top_k", "top_p", "min_p", "is_first")))
+    step = soft_mixture(logits.to("meta"), *(s.to("meta") for s in settings), noise.to("meta"), 10, used)
     assert step.ids.shape == (33, 10)
     assert cold_stop(step.entropy, settings[2].to("meta"), settings[0].to("meta"), settings[2].to("meta"))[1].is_meta
 

@@ -1,10 +1,12 @@
 """The handlers of the other methods: which rows they rewrite, which tokens they force, what they remember."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from led_sglang.config.fields import SELECT_METHODS
 from led_sglang.config.methods import METHODS
 from led_sglang.integration.scheduler.methods.registry import HANDLERS, largest_legal, soft
 from led_sglang.ops.methods.confident import confident_logits
@@ -139,3 +141,40 @@ def test_a_neighbours_wider_mixture_changes_no_bit(max_topk: int) -> None:
         soft(context, group_of(context, "soft_thinking"), logits_for(len(request_rows)))
         noted.append(context.runtime.soft.written[2])
     assert noted[0] == noted[1] == noted[2]
+
+
+def test_confident_draws_from_its_own_noise_and_selects_as_each_row_says() -> None:
+    """Stream 2 of (seed, sample, position); half the rows keep the final layer at p = 0.5."""
+    num_rows, methods = 8, ("trough-m1", "last-m2")
+    rows = [
+        request_row("confident", seed=i, select_method=methods[i % 2], selection_probability=0.5)
+        for i in range(num_rows)
+    ]
+    context, logits = context_of(batch_of(*rows)), logits_for(num_rows)
+    before = logits.clone()
+    HANDLERS["confident"](context, group_of(context, "confident"), logits)
+    picked = [LAYERS.index(layer) for layer in range(11, 2, -1)]
+    keeps_final = uniforms(torch.arange(num_rows), torch.zeros(num_rows, dtype=torch.int64), torch.arange(30, 38), 3)[2]
+    assert 0 < (keeps_final >= 0.5).sum() < num_rows
+    selection = torch.tensor([SELECT_METHODS.index(methods[i % 2]) for i in range(num_rows)])
+    expected, chosen = confident_logits(
+        before,
+        context.runtime.capture.states[picked][:, :num_rows],
+        torch.full((num_rows,), 10),
+        head(),
+        selection=selection,
+        keeps_final=keeps_final >= 0.5,
+    )
+    torch.testing.assert_close(logits, expected)
+    assert chosen[keeps_final < 0.5].any() and not chosen[keeps_final >= 0.5].any()
+
+
+def test_filters_act_on_the_mixtures_of_rows_that_say_so() -> None:
+    led = batch_of(request_row("soft_thinking", filters_first=True), request_row("soft_thinking"))
+    context, logits = context_of(led), logits_for(2)
+    context.info = SimpleNamespace(
+        top_ks=torch.tensor([2, 2], dtype=torch.int32), top_ps=torch.ones(2), min_ps=torch.zeros(2)
+    )
+    soft(context, group_of(context, "soft_thinking"), logits)
+    notes = context.runtime.soft.written
+    assert [sum(weight > 0 for weight in notes[slot][1]) for slot in (2, 3)] == [2, 10]

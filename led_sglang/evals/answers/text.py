@@ -1,14 +1,15 @@
-"""From a chat message to the text that may hold the answer, and from there to the answer."""
+"""From a chat message to the text that may hold the answer, and the box in it."""
 
 from __future__ import annotations
 
 import re
 from typing import Literal
 
-__all__ = ["Thinking", "braces_close", "final_text", "last_boxed", "last_code_block"]
+__all__ = ["Thinking", "braces_close", "bracketed", "final_text", "last_boxed"]
 
 Thinking = Literal["auto", "required"]
 END_THINK = "</think>"
+BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?:\{|(?P<bare>-?\w+))")
 
 
 def final_text(content: str, reasoning: str, finish_reason: str | None, thinking: Thinking) -> str:
@@ -25,13 +26,21 @@ def final_text(content: str, reasoning: str, finish_reason: str | None, thinking
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Contents of the last \boxed{...} whose braces close."""
-    for start in reversed([match.end() for match in re.finditer(r"\\f?boxed\s*\{", text)]):
-        depth = 1
-        for position in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0) if text[position - 1] != "\\" else 0
-            if depth == 0:
-                return text[start:position].strip()
+    r"""Contents of the last \boxed{...} (or \fbox{...}, or \boxed 5) whose braces close."""
+    for box in reversed(list(BOX.finditer(text))):
+        inside = box["bare"] if box["bare"] is not None else bracketed(text, box.end())
+        if inside is not None:
+            return inside.strip()
+    return None
+
+
+def bracketed(text: str, start: int) -> str | None:
+    """What stands between an opening brace that ends at `start` and its other half; None where that is missing."""
+    depth = 1
+    for position in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0) if text[position - 1] != "\\" else 0
+        if depth == 0:
+            return text[start:position]
     return None
 
 
@@ -43,9 +52,3 @@ def braces_close(text: str) -> bool:
         if depth < 0:
             return False
     return depth == 0
-
-
-def last_code_block(text: str) -> str | None:
-    """The last fenced block; None where there is none or it never closes."""
-    blocks = re.findall(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", text, flags=re.DOTALL | re.MULTILINE)
-    return str(blocks[-1]) if blocks else None

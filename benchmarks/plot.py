@@ -1,7 +1,8 @@
-"""Draw benchmarks/results/gpu.jsonl, the lines of benchmarks/gpu: `python benchmarks/plot.py [--out FOLDER]`.
+"""Draw what benchmarks/results has: `python benchmarks/plot.py [--out FOLDER]`.
 
-Writes ops.svg (time over batch size, each path) and server.svg (LED over stock, time of a decode step). SVG by hand:
-no plotting library is among our dependencies.
+Of gpu.jsonl ops.svg (time over batch size, each path) and server.svg (LED over stock, time of a decode step); of
+speculation.jsonl speculation.svg (tokens per verification by way to draft). SVG by hand: no plotting library is among
+our dependencies.
 """
 
 import argparse
@@ -47,6 +48,33 @@ def server_series(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[fl
     return series
 
 
+def speculation_bars(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Newest measurement of each way to draft: tokens per verification of each kind of request."""
+    bars = {line["shape"]: line["tokens_per_verify"] for line in lines}
+    return {shape: values for shape, values in bars.items() if all(values.values())}
+
+
+def draw_bars(bars: Mapping[str, Mapping[str, float]], label: str) -> str:
+    """An SVG with a group of bars for each key, from zero."""
+    top = max(value for values in bars.values() for value in values.values())
+    kinds = list(next(iter(bars.values())))
+    group, height = (WIDTH - LEFT - RIGHT) / len(bars), HEIGHT - TOP - BOTTOM
+    width = 0.8 * group / len(kinds)
+    body = [f'<text x="4" y="14">{label}</text>']
+    for g, (name, values) in enumerate(bars.items()):
+        middle = LEFT + (g + 0.5) * group
+        body.append(f'<text x="{middle:.0f}" y="{HEIGHT - 30}" text-anchor="middle" font-size="10">{name}</text>')
+        for k, kind in enumerate(kinds):
+            x, size = LEFT + g * group + 0.1 * group + k * width, height * values[kind] / top
+            y = TOP + height - size
+            body.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{size:.1f}" fill="{COLOURS[k]}"/>')
+            at = f'x="{x + width / 2:.1f}" y="{y - 4:.1f}"'
+            body.append(f'<text {at} text-anchor="middle" font-size="10">{values[kind]:.2f}</text>')
+    for k, kind in enumerate(kinds):
+        body.append(f'<text x="{WIDTH - RIGHT + 12}" y="{TOP + 20 * k + 12}" fill="{COLOURS[k]}">{kind}</text>')
+    return svg(body)
+
+
 def draw(series: Mapping[str, Points], label: str, is_log: bool) -> str:
     """An SVG with batch size on a logarithmic axis; the values' axis is logarithmic where `is_log`."""
     points = [point for line in series.values() for point in line if not is_log or point[1] > 0]
@@ -71,6 +99,10 @@ def draw(series: Mapping[str, Points], label: str, is_log: bool) -> str:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(p) for p in line if not is_log or p[1] > 0))
         body.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>')
         body.append(f'<text x="{WIDTH - RIGHT + 12}" y="{TOP + 20 * number + 12}" fill="{colour}">{name}</text>')
+    return svg(body)
+
+
+def svg(body: Sequence[str]) -> str:
     style = 'font-family="sans-serif" font-size="12"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" {style}>'
@@ -87,8 +119,12 @@ def command(argv: list[str] | None) -> None:
     files.check_folder(args.out)
     lines = read(args.results / "gpu.jsonl")
     ops, server = ops_series(lines), server_series(lines)
-    if not ops and not server:
-        raise CommandError(f"no gpu.jsonl with times in {args.results}: run benchmarks/gpu first")
+    bars = speculation_bars(read(args.results / "speculation.jsonl"))
+    if not ops and not server and not bars:
+        raise CommandError(f"nothing to draw in {args.results}: run benchmarks/gpu or benchmarks.speculation first")
+    if bars:
+        files.write_text(args.out / "speculation.svg", draw_bars(bars, "tokens per verification"))
+        print(args.out / "speculation.svg")
     pictures = {"ops": (ops, "ms", True), "server": (server, "LED / stock, time of a decode step", False)}
     for name, (series, label, is_log) in pictures.items():
         if series:

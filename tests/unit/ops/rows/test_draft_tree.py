@@ -29,6 +29,14 @@ def test_no_automaton_and_foreign_ids(backend):
     assert torch.equal(found.states & 1, (trees.root_states & 1)[:, None].expand(4, 6))
 
 
+@pytest.mark.parametrize("backend", BACKENDS, ids=NAMES)
+def test_one_request(backend):
+    for seed in range(8):
+        trees = tree_cases.draw_trees(1, 7, seed)
+        found = backend.draft_tree(*trees.links(), tree_cases.TABLES)
+        assert found.parents.tolist() == trees.parents and torch.equal(found.states, tree_cases.states_of(trees))
+
+
 def test_reach_is_what_is_decided_so_far():
     tokens, parents = torch.tensor([[9, 5, 6, 7, 8]]), torch.tensor([[-1, 0, 0, 1, -1]])
     tree = DraftTree(tokens, parents, torch.zeros_like(tokens))

@@ -1,0 +1,246 @@
+"""A kernel's machine code for sm_90: instructions by pipe along one path, and the cycles that one warp takes for it.
+
+Stalls, scoreboards and what waits for them are in the code itself: the compiler schedules, the hardware does not. The
+upper word of an instruction holds, from bit 41: stall cycles (4 bits), yield, the scoreboard that a result sets (3), the
+one that its operands' reads set (3), the mask of those it waits for (6). Scoreboard 7 is none.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import triton
+
+from benchmarks.gpu.cost import device
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);\s+/\* 0x([0-9a-f]{16}) \*/")
+UPPER = re.compile(r"^\s+/\* 0x([0-9a-f]{16}) \*/")
+LABEL = re.compile(r"^(\.L_x_\d+):")
+MATRIX = re.compile(r"HGMMA\.(\d+)x(\d+)x(\d+)")
+NONE = 7
+
+_ALU = "ISETP SEL LOP3 PLOP3 IADD3 SHF LEA PRMT FSEL FSETP FMNMX IMNMX VIMNMX FLO POPC BMSK SGXT LOP IABS ICMP VOTE FCHK"
+_ALU += " P2R R2P MOV FADD.FTZ_ALU HMNMX2 IDP"
+PIPES = {
+    "alu": set(_ALU.split()),
+    "fma": {"FADD", "FMUL", "FFMA", "HFMA2", "HADD2", "HMUL2", "FSWZADD"},
+    "imad": {"IMAD"},
+    "fp64": {"DADD", "DMUL", "DFMA", "DSETP"},
+    "xu": {"MUFU", "F2F", "I2F", "F2I", "FRND", "F2FP", "I2FP", "F2IP", "REDUX"},
+    "lsu": {"SHFL", "LDS", "STS", "LDSM", "STSM", "LDG", "STG", "LDGSTS", "ATOM", "ATOMG", "ATOMS", "RED", "LD", "ST"},
+}
+PIPE_OF = {name: pipe for pipe, names in PIPES.items() for name in names}
+PIPE_OF |= dict.fromkeys(("F2FP", "I2FP"), "alu")  # packed 32-bit conversions
+
+
+@dataclass(frozen=True)
+class Instruction:
+    address: int
+    predicate: str  # "" where it is always executed
+    opcode: str
+    operands: str
+    target: int | None  # of a branch
+    stall: int
+    sets: int  # scoreboard of its result
+    sets_read: int  # of its operands
+    waits: int  # mask
+
+    @property
+    def name(self) -> str:
+        return self.opcode.split(".")[0]
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of a warp, moved to or from shared memory."""
+        if self.name not in ("LDS", "STS", "LDSM", "STSM", "LDGSTS"):
+            return 0
+        width = re.search(r"\.(64|128)\b", self.opcode)
+        return 32 * (int(width.group(1)) // 8 if width else 4)
+
+    @property
+    def matrix_cycles(self) -> float:
+        """Of a warpgroup's product, at the datasheet's rate."""
+        found = MATRIX.match(self.opcode)
+        if found is None:
+            return 0.0
+        rows, columns, depth = map(int, found.groups())
+        return rows * columns * depth / device.MATRIX_MULTIPLY_ADDS
+
+
+@dataclass(frozen=True)
+class Path_:
+    """What one warp executes."""
+
+    instructions: int
+    pipes: dict[str, int]  # instructions by pipe
+    shared_bytes: int
+    matrix_cycles: float
+    latency: float  # cycles, alone on its SM
+
+    def busy_cycles(self, num_warps: int) -> dict[str, float]:
+        """Cycles of an SM, by pipe, that a block of so many warps needs."""
+        found = {pipe: count * num_warps * device.PIPE_CYCLES[pipe] for pipe, count in self.pipes.items()}
+        found["issue"] = self.instructions * num_warps * device.PIPE_CYCLES["issue"]
+        found["shared"] = self.shared_bytes * num_warps / device.SHARED_BYTES_PER_CYCLE
+        found["matrix"] = self.matrix_cycles * num_warps / 4 / device.MATRIX_SHARE
+        return found
+
+
+class Code:
+    """A cubin with one kernel."""
+
+    def __init__(self, cubin: bytes) -> None:
+        self.instructions = _read(cubin)
+        self.num_registers = _registers(cubin)
+        self._position = {found.address: i for i, found in enumerate(self.instructions)}
+
+    @cached_property
+    def loops(self) -> list[tuple[int, int]]:
+        """(first, last) position of every loop, outer ones before what they contain."""
+        found = []
+        for i, instruction in enumerate(self.instructions):
+            target = instruction.target
+            is_back = target is not None and target < instruction.address and instruction.predicate
+            if is_back and instruction.name == "BRA" and target in self._position:
+                found.append((self._position[target], i))
+        return sorted(found, key=lambda loop: (loop[0], -loop[1]))
+
+    def path(self, num_warps: int, trips: Sequence[int] = ()) -> Path_:
+        """Of a program that has work: no early exit, no branch ahead is taken; trips: how often each loop runs.
+
+        Raises ValueError where the code has another number of loops than trips are given for.
+        """
+        if len(trips) != len(self.loops):
+            raise ValueError(f"{len(trips)} trip counts for a kernel of {len(self.loops)} loops")
+        return _walk(self._unrolled(0, len(self.instructions), dict(zip(self.loops, trips, strict=True))), num_warps)
+
+    def early_exit(self, num_warps: int) -> Path_:
+        """Of a program that has nothing to do: up to the first branch ahead, which it takes."""
+        return _walk(self._until_branch(), num_warps)
+
+    def _until_branch(self) -> Iterator[Instruction]:
+        for instruction in self.instructions:
+            yield instruction
+            is_ahead = instruction.target is not None and instruction.target > instruction.address
+            if instruction.predicate and (instruction.name == "EXIT" or (instruction.name == "BRA" and is_ahead)):
+                return
+
+    def _unrolled(self, start: int, stop: int, trips: dict[tuple[int, int], int]) -> Iterator[Instruction]:
+        position = start
+        while position < stop:
+            loop = next((loop for loop in trips if loop[0] == position), None)
+            if loop is not None:
+                inner = {other: count for other, count in trips.items() if other != loop}
+                for _ in range(trips[loop]):
+                    yield from self._unrolled(loop[0], loop[1] + 1, inner)
+                position = loop[1] + 1
+                continue
+            instruction = self.instructions[position]
+            yield instruction
+            if instruction.name == "EXIT" and not instruction.predicate:
+                return
+            is_jump = instruction.name == "BRA" and not instruction.predicate and instruction.target is not None
+            if is_jump and instruction.target > instruction.address:  # type: ignore[operator]
+                position = self._position[instruction.target]  # type: ignore[index]
+                continue
+            position += 1
+
+
+def _tool(cubin: bytes, name: str, *arguments: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [TOOLS / name, *arguments, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _registers(cubin: bytes) -> int:
+    found = re.search(r"REG:(\d+)", _tool(cubin, "cuobjdump", "--dump-resource-usage"))
+    if found is None:
+        raise ValueError("no kernel in the cubin")
+    return int(found.group(1))
+
+
+def _read(cubin: bytes) -> list[Instruction]:
+    lines, labels, found = _tool(cubin, "nvdisasm", "-c", "-hex").splitlines(), {}, []
+    waiting: list[str] = []
+    for line, below in zip(lines, [*lines[1:], ""], strict=True):
+        if label := LABEL.match(line):
+            waiting.append(label.group(1))
+        if not (match := LINE.search(line)):
+            continue
+        address, control = int(match.group(1), 16), UPPER.match(below)
+        if control is None:
+            raise ValueError(f"no control word below {line!r}")
+        labels |= dict.fromkeys(waiting, address)
+        waiting = []
+        bits = int(control.group(1), 16) >> 41
+        found.append((address, match, bits))
+    return [_instruction(address, match, bits, labels) for address, match, bits in found]
+
+
+def _instruction(address: int, match: re.Match[str], bits: int, labels: dict[str, int]) -> Instruction:
+    name = re.search(r"`\((\.L_x_\d+)\)", match.group(4))
+    target = labels.get(name.group(1)) if name and match.group(3).startswith("BRA") else None
+    return Instruction(
+        address=address,
+        predicate=(match.group(2) or "").strip(),
+        opcode=match.group(3),
+        operands=match.group(4).strip(),
+        target=target,
+        stall=bits & 15,
+        sets=bits >> 5 & 7,
+        sets_read=bits >> 8 & 7,
+        waits=bits >> 11 & 63,
+    )
+
+
+def _latency(instruction: Instruction) -> int:
+    name = instruction.name
+    if name in ("LDG", "LD", "LDGSTS"):
+        return device.GLOBAL_LATENCY
+    if name in ("ATOM", "ATOMG", "RED"):
+        return device.ATOMIC_LATENCY
+    if name in ("LDS", "LDSM", "STS", "ATOMS"):
+        return device.SHARED_LATENCY
+    return device.SHUFFLE_LATENCY if name == "SHFL" else device.OTHER_LATENCY
+
+
+def _walk(instructions: Iterator[Instruction], num_warps: int) -> Path_:
+    """One warp's time, in order; products of its warpgroups share the matrix units."""
+    now, count, shared, matrix = 0.0, 0, 0, 0.0
+    ready, pipes = [0.0] * 6, Counter[str]()
+    groups, is_matrix_free = [], 0.0  # asynchronous copies, by group; when the products so far are done
+    for instruction in instructions:
+        name = instruction.name
+        count += 1
+        pipes[PIPE_OF.get(name, "issue")] += 1
+        shared += instruction.shared_bytes
+        for scoreboard in range(6):
+            if instruction.waits >> scoreboard & 1:
+                now = max(now, ready[scoreboard])
+        if name == "LDGDEPBAR":
+            groups.append(now + device.GLOBAL_LATENCY)
+        elif name == "DEPBAR" and "SB0" in instruction.operands and groups:
+            kept = int(instruction.operands.split(",")[1].strip(), 16)
+            if len(groups) > kept:
+                now = max(now, groups[len(groups) - 1 - kept])
+        elif name == "WARPGROUP" and "DEPBAR" in instruction.opcode:
+            now = max(now, is_matrix_free)
+        elif name == "BAR":
+            now += device.BARRIER_CYCLES
+        if cycles := instruction.matrix_cycles:
+            matrix += cycles
+            is_matrix_free = max(now, is_matrix_free) + cycles * (num_warps // 4) / device.MATRIX_SHARE
+        if instruction.sets != NONE:
+            ready[instruction.sets] = max(ready[instruction.sets], now + _latency(instruction))
+        if instruction.sets_read != NONE:
+            ready[instruction.sets_read] = max(ready[instruction.sets_read], now + device.OTHER_LATENCY)
+        now += max(1, instruction.stall)
+    return Path_(count, {pipe: n for pipe, n in pipes.items() if pipe != "issue"}, shared, matrix, now)

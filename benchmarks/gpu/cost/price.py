@@ -58,7 +58,8 @@ def kernel_us(launch: KernelLaunch, work: Work) -> float:
 
 
 def _cycles(kernel: Kernel, work: Work, launch: KernelLaunch) -> float:
-    early, path = kernel.early_exit(), kernel.path(tuple(work.trips))
+    path = kernel.path(tuple(work.trips))
+    early = kernel.early_exit() if work.idle_trips is None else kernel.path(tuple(work.idle_trips))
     if launch.kernel in WORKS_BEHIND_BRANCH:
         early, path = path, early
     per_sm, idle_per_sm = ceil(work.programs, device.NUM_SMS), ceil(launch.num_programs - work.programs, device.NUM_SMS)
@@ -71,7 +72,7 @@ def _cycles(kernel: Kernel, work: Work, launch: KernelLaunch) -> float:
 
 
 def _memory_cycles(kernel: Kernel, work: Work, rounds: int) -> float:
-    """A block's code before and behind its loops loads nothing: it delays the others' loads where few are resident."""
+    """What is before and behind a block's innermost loop loads little, and is exposed where few blocks are resident."""
     is_cached = work.memory_bytes <= device.L2_BYTES
     seconds = max(
         work.memory_bytes / (device.L2_BYTES_PER_S if is_cached else device.DRAM_BYTES_PER_S),
@@ -79,7 +80,7 @@ def _memory_cycles(kernel: Kernel, work: Work, rounds: int) -> float:
     )
     exposed = 0.0
     if work.trips:
-        exposed = rounds * kernel.path((0,) * len(work.trips)).latency / kernel.resident
+        exposed = rounds * kernel.path((*work.trips[:-1], 0)).latency / kernel.resident
     return seconds * device.CLOCK_HZ + exposed
 
 

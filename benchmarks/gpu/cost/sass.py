@@ -24,9 +24,12 @@ UPPER = re.compile(r"^\s+/\* 0x([0-9a-f]{16}) \*/")
 LABEL = re.compile(r"^(\.L_x_\d+):")
 MATRIX = re.compile(r"HGMMA\.(\d+)x(\d+)x(\d+)")
 NONE = 7
+MOST_ROUNDS = 3  # of a loop that are walked
 
-_ALU = "ISETP SEL LOP3 PLOP3 IADD3 SHF LEA PRMT FSEL FSETP FMNMX IMNMX VIMNMX FLO POPC BMSK SGXT LOP IABS ICMP VOTE FCHK"
-_ALU += " P2R R2P MOV FADD.FTZ_ALU HMNMX2 IDP"
+_ALU = (
+    "ISETP SEL LOP3 PLOP3 IADD3 SHF LEA PRMT FSEL FSETP FMNMX IMNMX VIMNMX FLO POPC BMSK SGXT LOP IABS ICMP VOTE FCHK"
+)
+_ALU += " P2R R2P MOV HMNMX2 VIADD"
 PIPES = {
     "alu": set(_ALU.split()),
     "fma": {"FADD", "FMUL", "FFMA", "HFMA2", "HADD2", "HMUL2", "FSWZADD"},
@@ -83,6 +86,16 @@ class Path_:
     matrix_cycles: float
     latency: float  # cycles, alone on its SM
 
+    def plus(self, fewer: "Path_", times: int) -> "Path_":
+        """And so many times what it has more than the other."""
+        return Path_(
+            self.instructions + times * (self.instructions - fewer.instructions),
+            {pipe: n + times * (n - fewer.pipes.get(pipe, 0)) for pipe, n in self.pipes.items()},
+            self.shared_bytes + times * (self.shared_bytes - fewer.shared_bytes),
+            self.matrix_cycles + times * (self.matrix_cycles - fewer.matrix_cycles),
+            self.latency + times * (self.latency - fewer.latency),
+        )
+
     def busy_cycles(self, num_warps: int) -> dict[str, float]:
         """Cycles of an SM, by pipe, that a block of so many warps needs."""
         found = {pipe: count * num_warps * device.PIPE_CYCLES[pipe] for pipe, count in self.pipes.items()}
@@ -101,24 +114,37 @@ class Code:
         self._position = {found.address: i for i, found in enumerate(self.instructions)}
 
     @cached_property
+    def _end(self) -> int:
+        """Position of what runs only where the lanes of a warp have parted, which is behind all else."""
+        apart = [self._position[i.target] for i in self.instructions if i.opcode == "BRA.DIV" and i.target is not None]
+        return min(apart, default=len(self.instructions))
+
+    @cached_property
     def loops(self) -> list[tuple[int, int]]:
         """(first, last) position of every loop, outer ones before what they contain."""
-        found = []
-        for i, instruction in enumerate(self.instructions):
+        last: dict[int, int] = {}  # by the first; a loop may be continued from several places
+        for i, instruction in enumerate(self.instructions[: self._end]):
             target = instruction.target
-            is_back = target is not None and target < instruction.address and instruction.predicate
-            if is_back and instruction.name == "BRA" and target in self._position:
-                found.append((self._position[target], i))
-        return sorted(found, key=lambda loop: (loop[0], -loop[1]))
+            if target is not None and target < instruction.address and target in self._position:
+                last[self._position[target]] = i
+        return sorted(last.items(), key=lambda loop: (loop[0], -loop[1]))
 
     def path(self, num_warps: int, trips: Sequence[int] = ()) -> Path_:
         """Of a program that has work: no early exit, no branch ahead is taken; trips: how often each loop runs.
 
-        Raises ValueError where the code has another number of loops than trips are given for.
+        What a loop adds from its third round on it adds in every round. Raises ValueError where the code has another
+        number of loops than trips are given for.
         """
         if len(trips) != len(self.loops):
             raise ValueError(f"{len(trips)} trip counts for a kernel of {len(self.loops)} loops")
-        return _walk(self._unrolled(0, len(self.instructions), dict(zip(self.loops, trips, strict=True))), num_warps)
+        many = next((i for i, count in enumerate(trips) if count > MOST_ROUNDS), None)
+        if many is not None:
+            some, fewer = (
+                self.path(num_warps, (*trips[:many], count, *trips[many + 1 :]))
+                for count in (MOST_ROUNDS, MOST_ROUNDS - 1)
+            )
+            return some.plus(fewer, trips[many] - MOST_ROUNDS)
+        return _walk(self._unrolled(0, self._end, dict(zip(self.loops, trips, strict=True))), num_warps)
 
     def early_exit(self, num_warps: int) -> Path_:
         """Of a program that has nothing to do: up to the first branch ahead, which it takes."""
@@ -212,11 +238,17 @@ def _latency(instruction: Instruction) -> int:
     return device.SHUFFLE_LATENCY if name == "SHFL" else device.OTHER_LATENCY
 
 
+def _done(groups: list[float], operands: str) -> float:
+    """When all but the last few groups are, as many as the second operand leaves."""
+    left = int(operands.split(",")[1].strip(), 16)
+    return groups[-1 - left] if len(groups) > left else 0.0
+
+
 def _walk(instructions: Iterator[Instruction], num_warps: int) -> Path_:
     """One warp's time, in order; products of its warpgroups share the matrix units."""
     now, count, shared, matrix = 0.0, 0, 0, 0.0
     ready, pipes = [0.0] * 6, Counter[str]()
-    groups, is_matrix_free = [], 0.0  # asynchronous copies, by group; when the products so far are done
+    copies, products, matrix_free = list[float](), list[float](), 0.0  # when each group of them is done, in order
     for instruction in instructions:
         name = instruction.name
         count += 1
@@ -226,18 +258,16 @@ def _walk(instructions: Iterator[Instruction], num_warps: int) -> Path_:
             if instruction.waits >> scoreboard & 1:
                 now = max(now, ready[scoreboard])
         if name == "LDGDEPBAR":
-            groups.append(now + device.GLOBAL_LATENCY)
-        elif name == "DEPBAR" and "SB0" in instruction.operands and groups:
-            kept = int(instruction.operands.split(",")[1].strip(), 16)
-            if len(groups) > kept:
-                now = max(now, groups[len(groups) - 1 - kept])
-        elif name == "WARPGROUP" and "DEPBAR" in instruction.opcode:
-            now = max(now, is_matrix_free)
+            copies.append(now + device.GLOBAL_LATENCY)
+        elif "DEPBAR" in instruction.opcode and "," in instruction.operands:
+            now = max(now, _done(products if name == "WARPGROUP" else copies, instruction.operands))
         elif name == "BAR":
             now += device.BARRIER_CYCLES
         if cycles := instruction.matrix_cycles:
             matrix += cycles
-            is_matrix_free = max(now, is_matrix_free) + cycles * (num_warps // 4) / device.MATRIX_SHARE
+            matrix_free = max(now, matrix_free) + cycles * (num_warps // 4) / device.MATRIX_SHARE
+            if "gsb0" in instruction.operands:
+                products.append(matrix_free)
         if instruction.sets != NONE:
             ready[instruction.sets] = max(ready[instruction.sets], now + _latency(instruction))
         if instruction.sets_read != NONE:

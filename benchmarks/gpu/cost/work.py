@@ -20,6 +20,7 @@ class Work:
     trips: Sequence[int] = ()  # of each loop of the code, outer ones first
     memory_bytes: float = 0  # moved once, from or to memory
     cache_bytes: float = 0  # all that the programs load, from wherever
+    idle_trips: Sequence[int] | None = None  # of a program without work; None: it returns at the first branch
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,17 @@ def _gathered(launch: KernelLaunch, rows: Rows) -> int:
     return int(launch.arguments["num_final"]) + num_layers * (rows.one_pass if launch.is_in_graph else rows.missing)
 
 
-def _gather(launch: KernelLaunch, rows: Rows) -> Work:
-    given, count = launch.arguments, _gathered(launch, rows)
-    num_bytes = 2 * 2 * given["hidden"] * count
-    return Work(count, (ceil(given["hidden"], given["BLOCK_H"]),), num_bytes, num_bytes)
-
-
 def _head(launch: KernelLaunch, rows: Rows) -> Work:
+    """As many programs as run at once share the pieces."""
     given, count = launch.arguments, _gathered(launch, rows)
     num_blocks, hidden, columns = ceil(count, given["BLOCK_N"]), given["hidden"], given["num_columns"]
     weight, states = 2 * columns * hidden, 2 * count * hidden
     cached = num_blocks * weight + states * given["num_tiles"]
     written = 2 * given["num_final"] * columns + 4 * count * given["num_tiles"]
-    loops = (ceil(hidden, given["BLOCK_H"]),)
-    return Work(num_blocks * given["num_tiles"], loops, (weight + written) * (count > 0), cached)
+    pieces, looks = num_blocks * given["num_tiles"], ceil(given["num_batch"], given["BLOCK_COUNT"])
+    trips = looks, ceil(pieces, launch.num_programs), ceil(hidden, given["BLOCK_H"])
+    memory = (weight + written) * (count > 0)
+    return Work(min(pieces, launch.num_programs), trips, memory, cached, (looks, 0, 0))
 
 
 def _merge(launch: KernelLaunch, rows: Rows) -> Work:
@@ -96,7 +94,6 @@ def _draw(launch: KernelLaunch, rows: Rows) -> Work:
 WORK: dict[str, Callable[[KernelLaunch, Rows], Work]] = {
     "row_inputs_kernel": _all,
     "one_pass_mask_kernel": _all,
-    "gather_kernel": _gather,
     "head_kernel": _head,
     "merge_kernel": _merge,
     "scan_kernel": _scan,
@@ -110,7 +107,7 @@ WORK: dict[str, Callable[[KernelLaunch, Rows], Work]] = {
     "draw_kernel": _draw,
 }
 # Kernels whose first branch ahead leads to the work, not past it.
-WORKS_BEHIND_BRANCH = {"merge_kernel"}
+WORKS_BEHIND_BRANCH: set[str] = set()
 
 
 def work_of(launch: KernelLaunch, rows: Rows) -> Work:

@@ -58,12 +58,14 @@ def pack_flags_kernel(  # type: ignore[no-untyped-def]
 
     one = tl.full((BLOCK,), 1, tl.int64)
     nowhere = tl.zeros((BLOCK,), tl.int64)
-    tl.atomic_add(counters + nowhere + LED_OFFSET, one, mask=is_active)
-    tl.atomic_add(counters + nowhere + THINKING_OFFSET, one, mask=thinks)
-    tl.atomic_add(counters + nowhere + (REASON_OFFSET + NOT_FINITE), one, mask=is_broken)
-    tl.atomic_add(counters + CONFIDENCE_OFFSET + bucket, one, mask=is_fine)
-    tl.atomic_add(counters + DEPTH_OFFSET + deep, one, mask=explores)
-    tl.atomic_add(counters + method_offset + tl.load(method + rows, mask=is_row, other=0), one, mask=is_row)
+    tl.atomic_add(counters + nowhere + LED_OFFSET, one, mask=is_active, sem="relaxed")
+    tl.atomic_add(counters + nowhere + THINKING_OFFSET, one, mask=thinks, sem="relaxed")
+    tl.atomic_add(counters + nowhere + (REASON_OFFSET + NOT_FINITE), one, mask=is_broken, sem="relaxed")
+    tl.atomic_add(counters + CONFIDENCE_OFFSET + bucket, one, mask=is_fine, sem="relaxed")
+    tl.atomic_add(counters + DEPTH_OFFSET + deep, one, mask=explores, sem="relaxed")
+    tl.atomic_add(
+        counters + method_offset + tl.load(method + rows, mask=is_row, other=0), one, mask=is_row, sem="relaxed"
+    )
 
 
 def pack_flags(inputs: RowInputs, step: LedStep, method: Tensor, counters: Counters) -> Tensor:

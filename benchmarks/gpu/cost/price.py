@@ -1,15 +1,15 @@
-"""Microseconds of a launch and of a step: the slowest of issue, memory and the chain of one warp, and the gap before it."""
+"""Microseconds of a launch and of a step: slowest of pipes, memory and the chain of one warp, and the gap before it."""
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from math import comb
 from typing import Any
 
 from benchmarks.gpu.cost import device
 from benchmarks.gpu.cost.plan import KernelLaunch, Plan, Scenario, TorchCall, plan_of
-from benchmarks.gpu.cost.sass import Code, Path_
+from benchmarks.gpu.cost.sass import Code, Run
 from benchmarks.gpu.cost.work import EXPLORE_RATE, ONE_PASS_RATE, WORKS_BEHIND_BRANCH, Rows, Work, ceil, work_of
 
 NEGLIGIBLE = 1e-4  # numbers of exploring rows less likely than this are left out
@@ -24,12 +24,12 @@ class Kernel:
     num_warps: int
     resident: int
 
-    @lru_cache(maxsize=None)  # noqa: B019, as many as there are kernels
-    def path(self, trips: tuple[int, ...]) -> Path_:
+    @cache  # noqa: B019, kernels stay for as long as the process
+    def path(self, trips: tuple[int, ...]) -> Run:
         return self.code.path(self.num_warps, trips)
 
-    @lru_cache(maxsize=None)  # noqa: B019
-    def early_exit(self) -> Path_:
+    @cache  # noqa: B019
+    def early_exit(self) -> Run:
         return self.code.early_exit(self.num_warps)
 
 

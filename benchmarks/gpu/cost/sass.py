@@ -1,8 +1,8 @@
 """A kernel's machine code for sm_90: instructions by pipe along one path, and the cycles that one warp takes for it.
 
 Stalls, scoreboards and what waits for them are in the code itself: the compiler schedules, the hardware does not. The
-upper word of an instruction holds, from bit 41: stall cycles (4 bits), yield, the scoreboard that a result sets (3), the
-one that its operands' reads set (3), the mask of those it waits for (6). Scoreboard 7 is none.
+upper word of an instruction holds, from bit 41: stall cycles (4 bits), yield, the scoreboard that a result sets (3),
+the one that its operands' reads set (3), the mask of those it waits for (6). Scoreboard 7 is none.
 """
 
 import re
@@ -26,9 +26,7 @@ MATRIX = re.compile(r"HGMMA\.(\d+)x(\d+)x(\d+)")
 NONE = 7
 MOST_ROUNDS = 3  # of a loop that are walked
 
-_ALU = (
-    "ISETP SEL LOP3 PLOP3 IADD3 SHF LEA PRMT FSEL FSETP FMNMX IMNMX VIMNMX FLO POPC BMSK SGXT LOP IABS ICMP VOTE FCHK"
-)
+_ALU = "ISETP SEL LOP3 PLOP3 IADD3 SHF LEA PRMT FSEL FSETP FMNMX IMNMX VIMNMX FLO POPC BMSK SGXT LOP IABS VOTE FCHK"
 _ALU += " P2R R2P MOV HMNMX2 VIADD"
 PIPES = {
     "alu": set(_ALU.split()),
@@ -77,7 +75,7 @@ class Instruction:
 
 
 @dataclass(frozen=True)
-class Path_:
+class Run:
     """What one warp executes."""
 
     instructions: int
@@ -86,9 +84,9 @@ class Path_:
     matrix_cycles: float
     latency: float  # cycles, alone on its SM
 
-    def plus(self, fewer: "Path_", times: int) -> "Path_":
+    def plus(self, fewer: "Run", times: int) -> "Run":
         """And so many times what it has more than the other."""
-        return Path_(
+        return Run(
             self.instructions + times * (self.instructions - fewer.instructions),
             {pipe: n + times * (n - fewer.pipes.get(pipe, 0)) for pipe, n in self.pipes.items()},
             self.shared_bytes + times * (self.shared_bytes - fewer.shared_bytes),
@@ -129,7 +127,7 @@ class Code:
                 last[self._position[target]] = i
         return sorted(last.items(), key=lambda loop: (loop[0], -loop[1]))
 
-    def path(self, num_warps: int, trips: Sequence[int] = ()) -> Path_:
+    def path(self, num_warps: int, trips: Sequence[int] = ()) -> Run:
         """Of a program that has work: no early exit, no branch ahead is taken; trips: how often each loop runs.
 
         What a loop adds from its third round on it adds in every round. Raises ValueError where the code has another
@@ -146,7 +144,7 @@ class Code:
             return some.plus(fewer, trips[many] - MOST_ROUNDS)
         return _walk(self._unrolled(0, self._end, dict(zip(self.loops, trips, strict=True))), num_warps)
 
-    def early_exit(self, num_warps: int) -> Path_:
+    def early_exit(self, num_warps: int) -> Run:
         """Of a program that has nothing to do: up to the first branch ahead, which it takes."""
         return _walk(self._until_branch(), num_warps)
 
@@ -244,7 +242,7 @@ def _done(groups: list[float], operands: str) -> float:
     return groups[-1 - left] if len(groups) > left else 0.0
 
 
-def _walk(instructions: Iterator[Instruction], num_warps: int) -> Path_:
+def _walk(instructions: Iterator[Instruction], num_warps: int) -> Run:
     """One warp's time, in order; products of its warpgroups share the matrix units."""
     now, count, shared, matrix = 0.0, 0, 0, 0.0
     ready, pipes = [0.0] * 6, Counter[str]()
@@ -273,4 +271,4 @@ def _walk(instructions: Iterator[Instruction], num_warps: int) -> Path_:
         if instruction.sets_read != NONE:
             ready[instruction.sets_read] = max(ready[instruction.sets_read], now + device.OTHER_LATENCY)
         now += max(1, instruction.stall)
-    return Path_(count, {pipe: n for pipe, n in pipes.items() if pipe != "issue"}, shared, matrix, now)
+    return Run(count, {pipe: n for pipe, n in pipes.items() if pipe != "issue"}, shared, matrix, now)

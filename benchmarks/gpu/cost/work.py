@@ -5,7 +5,6 @@ Only what the code of a kernel cannot tell by itself stands here. A kernel that 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from benchmarks.gpu.cost.plan import KernelLaunch
 

@@ -110,8 +110,8 @@ def head_kernel(  # type: ignore[no-untyped-def]
     """final_logits = x W^T of final rows; sums[tile, n] = log sum_v exp(softcap(scale (x W^T + b)) / tau) of latents.
 
     Row n is final row n, and behind these, layer by layer, a latent row that is needed and not known. A program: some
-    pieces of BLOCK_N rows by BLOCK_V columns of the vocabulary, float32 in registers, over H in steps of BLOCK_H. Pieces
-    of one tile are done side by side, so that its part of W is read once.
+    pieces of BLOCK_N rows by BLOCK_V columns of the vocabulary, float32 in registers, over H in steps of BLOCK_H.
+    Pieces of one tile are done side by side, so that its part of W is read once.
     """
     num_missing = list_missing(listed, ranks, explore_mask, has_lse, num_batch, has_known, BLOCK_COUNT)
     num_rows = num_final + num_layers * num_missing

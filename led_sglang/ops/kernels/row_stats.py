@@ -56,6 +56,7 @@ def pack_flags_kernel(  # type: ignore[no-untyped-def]
     packed += is_broken.to(tl.int64) * (FALLBACK + (NOT_FINITE << DETAIL_SHIFT))
     tl.store(flags + rows, packed, mask=is_row)
 
+    # Relaxed: otherwise each addition would wait until the one before has reached memory.
     one = tl.full((BLOCK,), 1, tl.int64)
     nowhere = tl.zeros((BLOCK,), tl.int64)
     tl.atomic_add(counters + nowhere + LED_OFFSET, one, mask=is_active, sem="relaxed")
@@ -63,9 +64,8 @@ def pack_flags_kernel(  # type: ignore[no-untyped-def]
     tl.atomic_add(counters + nowhere + (REASON_OFFSET + NOT_FINITE), one, mask=is_broken, sem="relaxed")
     tl.atomic_add(counters + CONFIDENCE_OFFSET + bucket, one, mask=is_fine, sem="relaxed")
     tl.atomic_add(counters + DEPTH_OFFSET + deep, one, mask=explores, sem="relaxed")
-    tl.atomic_add(
-        counters + method_offset + tl.load(method + rows, mask=is_row, other=0), one, mask=is_row, sem="relaxed"
-    )
+    method_at = counters + method_offset + tl.load(method + rows, mask=is_row, other=0)
+    tl.atomic_add(method_at, one, mask=is_row, sem="relaxed")
 
 
 def pack_flags(inputs: RowInputs, step: LedStep, method: Tensor, counters: Counters) -> Tensor:

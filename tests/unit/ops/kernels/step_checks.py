@@ -178,9 +178,8 @@ def check_ties_go_to_the_smaller_id(k: int, num_vocab: int) -> None:
     num_rows = len(logits)
     half = torch.full((num_rows,), 0.5, dtype=torch.float64)
     for some in (logits, torch.stack([logits, logits + 9], 2)[:, :, 0]):  # contiguous, and strided in both axes
-        found = final_layer.final_rows(
-            some, torch.ones(num_rows), make_rows(num_rows, top_k=k), make_inputs(half, half)
-        )
+        rows = make_rows(num_rows, top_k=k)
+        found = final_layer.final_rows(some, torch.ones(num_rows), rows, make_inputs(half, half))
         order = (logits + 0.0).argsort(descending=True, stable=True)[:, :k]
         assert torch.equal(found.candidate_ids[:-1], order[:-1])
         assert found.candidate_ids[-1, 0] == num_vocab - 1 and found.candidate_ids[-1].max() < num_vocab

@@ -37,38 +37,52 @@ class WholeStep:
 
     def two_pass(self) -> LedStep:
         """Beside the engine's head product."""
-        self._capture()
-        return self._decide(self._inputs(), None)
+        self.capture()
+        return self.finish(self.inputs(), None)
 
     def one_pass(self) -> LedStep:
         """With the engine's head product."""
-        case = self.case
-        self.flags.zero_()
-        inputs = self._inputs()
-        self.backend.one_pass_mask(case.rows, replace(inputs, coin_uniform=case.uniform), None, self.mask, self.tau)
-        self._capture()
-        self.backend.head_pass(case.hidden, self._latents(), case.head, self.tau, self.mask, self.lse)
-        self.lse_ready.copy_(self.mask)
-        threshold = self.backend.coin_threshold
-        return self._decide(inputs, one_pass.known_lse_of(case.rows, self.lse, self.lse_ready, threshold))
+        inputs = self.begin()
+        self.capture()
+        return self.finish(inputs, self.head_pass())
 
-    def _capture(self) -> None:
+    def begin(self) -> RowInputs:
+        """Of a step in one pass, before its forward: which rows go through the head."""
+        self.flags.zero_()
+        inputs = self.inputs()
+        mask_inputs = replace(inputs, coin_uniform=self.case.uniform)
+        self.backend.one_pass_mask(self.case.rows, mask_inputs, None, self.mask, self.tau)
+        return inputs
+
+    def capture(self) -> None:
         """The engine clones each layer's output, and LED's buffer takes them."""
         torch.stack([output.clone() for output in self.outputs], out=self.buffer[:, : len(self.case.hidden)])
 
-    def _latents(self) -> torch.Tensor:
+    def head_pass(self) -> KnownLse:
+        """The engine's head product, with latent rows."""
+        case = self.case
+        self.backend.head_pass(case.hidden, self.latents, case.head, self.tau, self.mask, self.lse)
+        self.lse_ready.copy_(self.mask)
+        return one_pass.known_lse_of(case.rows, self.lse, self.lse_ready, self.backend.coin_threshold)
+
+    @property
+    def latents(self) -> torch.Tensor:
         return self.buffer[:-1, : len(self.case.hidden)]
 
-    def _inputs(self) -> RowInputs:
+    def inputs(self) -> RowInputs:
         inputs = self.backend.row_inputs(self.meta, self.slots, self.positions, None, self.states)
         drawn = self.case.inputs  # drawn all the same; the case says which rows explore
         return replace(inputs, coin_uniform=drawn.coin_uniform, token_uniform=drawn.token_uniform)
 
-    def _decide(self, inputs: RowInputs, known_lse: KnownLse | None) -> LedStep:
-        case, latents = self.case, self._latents()
-        step = led_step(
-            case.batch_logits, latents, case.head, case.rows, inputs, backend=self.backend, known_lse=known_lse
+    def decide(self, inputs: RowInputs, known_lse: KnownLse | None) -> LedStep:
+        case = self.case
+        return led_step(
+            case.batch_logits, self.latents, case.head, case.rows, inputs, backend=self.backend, known_lse=known_lse
         )
+
+    def finish(self, inputs: RowInputs, known_lse: KnownLse | None) -> LedStep:
+        """The decision, and what follows a token."""
+        step = self.decide(inputs, known_lse)
         self.backend.write_tokens(self.meta, self.tokens, inputs, step)
         self.backend.count(inputs, step, False, self.method, self.counters)
         self.backend.advance(self.meta, self.tables, self.states, inputs, self.tokens)

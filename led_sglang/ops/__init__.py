@@ -129,7 +129,7 @@ def led_step(
         draws_inactive: rows that are not active are given a token too, of the final layer's whole distribution. Backend
             "numba" only.
         tree: the rows are the nodes of draft trees, R = B * N. Those that cannot be accepted whatever the latent layers
-            say cost no latent work, and their entries are meaningless. None: every row is a request's next token.
+            say cost no latent work and come back with ok = False. None: every row is a request's next token.
         head, rows, inputs and the result: see `led_sglang.ops.types`. V may be smaller than K: the tail of
             `candidate_ids` is then 0 with probability 0. Columns beyond a whole head's num_rows are ignored.
 

@@ -24,16 +24,15 @@ def run_with_head(
     latents: Tensor,
     vocab_size: int,
     widths: Sequence[int],
-    batches: Sequence[int],
+    num_rows: int,
     tables: ThinkingTables | None,
 ) -> None:
-    """See `Backend.warm_up`; steps of so many candidates, and passes of the head over so many latent rows."""
+    """See `Backend.warm_up`; steps of so many candidates, and a pass of the head over so many latent rows."""
     own = replace(head, all_gather=None)  # makes no collective: a kernel sees its own shard alone
     columns = vocab_size if head.all_gather is not None else min(vocab_size, head.num_rows)
     steps = [_step(backend, own, latents, columns, width) for width in widths]
     if len(latents) and head.project is None:
-        for num_rows in batches:
-            _pass(backend, own, latents, num_rows)
+        _pass(backend, own, latents, num_rows)
     _surroundings(backend, steps[0], len(latents) + 1, latents.device, tables)
     probs = torch.zeros(1, vocab_size, device=latents.device)
     _draw(backend, probs)

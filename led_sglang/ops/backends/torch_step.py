@@ -4,7 +4,7 @@ On a small model on CPU a step is bounded by the number of torch calls (1 to 3 u
 plainness for fewer of them; `tests/unit/ops/backends/test_op_count.py` counts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,9 @@ def led_step(
     needs_latents = explored | (rows.trace & inputs.active) if rows.any_trace else explored
     if tree is not None:
         chosen = final.candidate_ids.gather(1, choose(exploit, rows, inputs)).squeeze(1)
-        needs_latents = needs_latents & reachable(tree, chosen, explored | ~inputs.active)
+        is_reached = reachable(tree, chosen, explored | ~inputs.active)
+        needs_latents = needs_latents & is_reached
+        final = replace(final, confidence=final.confidence.where(is_reached, torch.nan))  # the others are not ok
     if not allows_dynamic_shapes:
         explore = explore_branch(final, latents, head, rows, None, known_lse, edits)
         explore = where_needed(explore, needs_latents, exploit)

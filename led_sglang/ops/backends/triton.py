@@ -11,7 +11,7 @@ from led_sglang.ops.backends import one_pass, triton_step
 from led_sglang.ops.backends.torch import TorchBackend
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.kernels import draft_tree, filtered_draw, lm_head, one_pass_mask, row_inputs
-from led_sglang.ops.kernels.common import BATCH_SIZES, WIDTHS, sizes_up_to
+from led_sglang.ops.kernels.common import WIDTHS, sizes_up_to
 from led_sglang.ops.rows.automaton import ThinkingTables
 from led_sglang.ops.rows.draft_tree import DraftTree
 from led_sglang.ops.types import (
@@ -53,11 +53,7 @@ class TritonBackend(TorchBackend):
         tables: ThinkingTables | None = None,
     ) -> None:
         widths = [min(width, max_top_k) for width in sizes_up_to(max_top_k, WIDTHS)]
-        batches = [
-            size // 4 + 1 if size > BATCH_SIZES[0] else lm_head.SMALL_TILE.rows
-            for size in sizes_up_to(max_rows, BATCH_SIZES)
-        ]
-        warm_up.run_with_head(self, head, latents, vocab_size, widths, batches, tables)
+        warm_up.run_with_head(self, head, latents, vocab_size, widths, lm_head.SMALL_TILE.rows, tables)
 
     def row_inputs(
         self, meta: RowMeta, slots: Tensor, positions: Tensor, lengths: Tensor | None, states: Tensor

@@ -13,7 +13,7 @@ from led_sglang.ops.backends.lm_head import PROJECT_ROWS, engine_product
 from led_sglang.ops.kernels.common import tanh, width_of
 from led_sglang.ops.types import Head
 
-BLOCK_HIDDEN = 128
+BLOCK_HIDDEN = 512
 MAX_TILE = 1 << 14  # products held at once by a program
 BLOCK_VOCAB = 4096  # logits of a row read at once, of an engine's product
 BLOCK_CANDIDATES = 16  # of them candidates

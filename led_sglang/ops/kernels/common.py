@@ -14,7 +14,6 @@ from torch import Tensor
 from led_sglang.ops.types import ALIGNMENT
 
 WIDTHS = (8, 16, 64, 256)  # columns of candidates that kernels are compiled for; beyond, the next power of 4
-BATCH_SIZES = (256, 1024, 4096)  # the same of a batch's rows, where one program looks at all of them
 
 
 def size_up(count: int, sizes: tuple[int, ...]) -> int:

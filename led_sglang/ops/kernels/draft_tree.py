@@ -57,11 +57,11 @@ def prune_kernel(  # type: ignore[no-untyped-def]
     parents,
     logprobs,  # (T, K) float32, of the final layer
     ids,  # (T, K) int64
-    explored,  # (T,) bool
+    explored,  # (T,) uint8, written where a node is out of reach
     active,  # (T,) bool
     greedy,  # (T,) bool
     uniforms,  # (T,) float64
-    explore_mask,  # (T,) uint8, written where a node is out of reach
+    explore_mask,  # (T,) uint8, the same
     is_reached,  # (T,) uint8, written
     num_nodes,
     num_candidates,
@@ -90,6 +90,7 @@ def prune_kernel(  # type: ignore[no-untyped-def]
         reached = has_parent & leads_here & (tl.load(is_reached + row) != 0)
         tl.store(is_reached + base + node, reached.to(tl.uint8))
         tl.store(explore_mask + base + node, 0, mask=reached == 0)
+        tl.store(explored + base + node, 1, mask=reached == 0)  # explored without its latents: not ok
         tl.debug_barrier()
 
 
@@ -114,15 +115,15 @@ def draft_tree(
 def pruned(
     final: FinalRows, rows: LedRows, inputs: StepInputs, tree: DraftTree, has_fixed_width: bool = False
 ) -> FinalRows:
-    """`final` without the need for latents where a node is out of reach."""
+    """`final` without the need for latents where a node is out of reach, which comes out of the step as not ok."""
     num_requests, num_nodes = tree.token_ids.shape
     num_candidates = final.logprobs.shape[1]
-    mask = final.explore_mask.to(torch.uint8, copy=True)
+    mask, explored = (flags.to(torch.uint8, copy=True) for flags in (final.explore_mask, final.explored))
     if num_requests:
         prune_kernel[(num_requests,)](
             tree.token_ids.contiguous(), tree.parents.contiguous(), final.logprobs.contiguous(),
-            final.candidate_ids.contiguous(), final.explored, inputs.active, rows.greedy,
+            final.candidate_ids.contiguous(), explored, inputs.active, rows.greedy,
             inputs.token_uniform.contiguous(), mask, torch.empty_like(mask), num_nodes, num_candidates,
             BLOCK=width_of(num_candidates, has_fixed_width),
         )  # fmt: skip
-    return replace(final, explore_mask=mask.view(torch.bool))
+    return replace(final, explore_mask=mask.view(torch.bool), explored=explored.view(torch.bool))

@@ -1,12 +1,13 @@
 """Rows through the LM head in one Triton kernel: no (rows, V) logits of latent rows.
 
-Which latent rows matter is known only on the device. One kernel puts them behind the final rows, without gaps, and the
-next multiplies: its grid is sized for all of them, and blocks beyond their count return at once. So shapes are fixed,
-nothing waits for the host, and a CUDA graph can hold it. Blocks that read the same part of the weight run side by side,
-so that it comes from memory once.
+Which latent rows matter is known only on the device. They are numbered there behind the final rows, without gaps, and
+read where they lie. As many programs as the GPU runs at once share the blocks of these rows and the tiles of the
+vocabulary. So shapes are fixed, nothing waits for the host, a CUDA graph can hold it, and rows that are not there have
+no program. Blocks of rows that read the same tile run side by side, so that it comes from memory once.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -14,10 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from led_sglang.ops.kernels.common import BATCH_SIZES, size_up, tanh
+from led_sglang.ops.kernels.common import aligned, tanh
 from led_sglang.ops.types import Head, KnownLse
 
-BLOCK_COPY = 1024
+BLOCK_COUNT = 256  # rows of the batch that a program looks at at once
+COUNTS = ["num_final", "num_batch", "num_sums", "has_known"]  # one code for any of them
+NUM_SMS = 132  # of an H200; of the GPU at hand where there is one
 
 
 class Tile(NamedTuple):
@@ -28,11 +31,12 @@ class Tile(NamedTuple):
     row_bytes: int  # of a row's hidden dimensions at once
     warps: int
     stages: int
+    resident: int  # programs that an SM holds, by their shared memory
 
 
 # Chosen by what the compiler makes of them for Hopper (benchmarks/results/gpu_build.jsonl); not timed yet.
-SMALL_TILE = Tile(rows=64, vocab=128, row_bytes=128, warps=4, stages=4)
-LARGE_TILE = Tile(rows=128, vocab=256, row_bytes=128, warps=8, stages=4)
+SMALL_TILE = Tile(rows=64, vocab=128, row_bytes=128, warps=4, stages=4, resident=2)
+LARGE_TILE = Tile(rows=128, vocab=256, row_bytes=128, warps=8, stages=4, resident=1)
 
 
 def tile_of(num_rows: int, head: Head) -> Tile:
@@ -48,62 +52,48 @@ def is_missing(explore_mask, has_lse, rows, mask, has_known):  # type: ignore[no
     return is_needed & (tl.load(has_lse + rows, mask=mask & (has_known != 0), other=0) == 0)
 
 
-@triton.jit(do_not_specialize=["num_final", "num_layers", "num_batch", "rows_per_layer", "has_known"])  # type: ignore[untyped-decorator]
-def gather_kernel(  # type: ignore[no-untyped-def]
+@triton.jit  # type: ignore[untyped-decorator]
+def list_missing(listed, ranks, explore_mask, has_lse, num_batch, has_known, BLOCK_COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Write the rows of the batch that are missing, in order, and each row's rank among them; return their number.
+
+    Every program writes all of it, for itself: all write the same.
+    """
+    found = 0
+    for start in range(0, num_batch, BLOCK_COUNT):
+        batch = start + tl.arange(0, BLOCK_COUNT)
+        is_row = batch < num_batch
+        lse_missing = is_missing(explore_mask, has_lse, batch, is_row, has_known)
+        upto = tl.cumsum(lse_missing.to(tl.int32), 0)
+        tl.store(listed + found + upto - 1, batch, mask=lse_missing)
+        tl.store(ranks + batch, tl.where(lse_missing, found + upto - 1, -1), mask=is_row)
+        found += tl.max(upto, 0)
+    tl.store(ranks + num_batch, found)
+    tl.debug_barrier()
+    return found
+
+
+@triton.jit(do_not_specialize=[*COUNTS, "num_layers", "rows_per_layer"])  # type: ignore[untyped-decorator]
+def head_kernel(  # type: ignore[no-untyped-def]
     final,  # (num_final, H), contiguous
     latents,  # (J, B, H), of a contiguous (J, rows_per_layer, H)
     explore_mask,  # (B,) bool
     has_lse,  # (B,) bool, where has_known
     tau,  # (B,) float32
-    states,  # (num_final + J B, H), written: the final rows, then layer by layer the latents that are missing
-    taus,  # (num_final + J B,) float32, written: theirs
-    count,  # (1,) int32, written: how many that are
-    num_final,
-    num_layers,
-    num_batch,
-    hidden,
-    rows_per_layer,  # of the latents' buffer, which holds more rows than the batch
-    has_known,
-    BLOCK_BATCH: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-):
-    """states = [final rows; latents of the rows that are needed and not known, layer by layer], without gaps.
-
-    A program: one row of `states`, H elements copied BLOCK_H at a time; it counts the missing rows of the whole batch.
-    """
-    row_idx = tl.program_id(0)
-    batch = tl.arange(0, BLOCK_BATCH)
-    lse_missing = is_missing(explore_mask, has_lse, batch, batch < num_batch, has_known).to(tl.int32)
-    num_missing = tl.sum(lse_missing, 0)
-    num_gathered = num_final + num_layers * num_missing
-    if row_idx == 0:
-        tl.store(count, num_gathered)
-    if row_idx < num_gathered:
-        source = final + row_idx.to(tl.int64) * hidden
-        if row_idx >= num_final:
-            layer, rank = (row_idx - num_final) // num_missing, (row_idx - num_final) % num_missing
-            row = tl.sum((tl.cumsum(lse_missing, 0) <= rank).to(tl.int64), 0)
-            source = latents + (layer.to(tl.int64) * rows_per_layer + row) * hidden
-            tl.store(taus + row_idx, tl.load(tau + row))
-        for start in range(0, hidden, BLOCK_H):
-            dims = start + tl.arange(0, BLOCK_H)
-            state = tl.load(source + dims, mask=dims < hidden)
-            tl.store(states + row_idx.to(tl.int64) * hidden + dims, state, mask=dims < hidden)
-
-
-@triton.jit(do_not_specialize=["num_final"])  # type: ignore[untyped-decorator]
-def head_kernel(  # type: ignore[no-untyped-def]
-    states,  # (N, H): final rows, then latents
-    taus,  # (N,) float32, of the latents
-    count,  # (1,) int32: how many of the rows are real
+    listed,  # (B,) int32, written: the rows that are missing
+    ranks,  # (B + 1,) int32, written: each row's rank among them, -1 where it is not missing; their number
     weight,  # (num_columns, H)
     bias,  # (num_vocab,)
     final_logits,  # (num_final, num_columns), written
-    sums,  # (N, num_tiles) float32, written for latents: log-sum-exp over one tile of the vocabulary
+    sums,  # (num_tiles, N) float32, written for latents: log-sum-exp over one tile of the vocabulary
     num_final,
+    num_layers,
+    num_batch,
+    rows_per_layer,  # of the latents' buffer, which holds more rows than the batch
+    has_known,
     num_columns,  # rows of the weight
     num_vocab,  # of them real vocabulary
     num_tiles,
+    num_sums,  # num_final + J B
     hidden,
     stride_weight,
     scale,
@@ -111,26 +101,36 @@ def head_kernel(  # type: ignore[no-untyped-def]
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     WIDEN: tl.constexpr,
+    IS_EVEN: tl.constexpr,  # H is a multiple of BLOCK_H
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    BLOCK_COUNT: tl.constexpr,
 ):
-    """final_logits = x W^T of final rows; sums[n, tile] = log sum_v exp(softcap(scale (x W^T + b)) / tau) of latents.
+    """final_logits = x W^T of final rows; sums[tile, n] = log sum_v exp(softcap(scale (x W^T + b)) / tau) of latents.
 
-    A program: BLOCK_N rows by BLOCK_V columns of the vocabulary, float32 in registers, over H in steps of BLOCK_H.
-    Blocks beyond `count` return at once; those of one tile run side by side, so that its part of W is read once.
+    Row n is final row n, and behind these, layer by layer, a latent row that is needed and not known. A program: some
+    pieces of BLOCK_N rows by BLOCK_V columns of the vocabulary, float32 in registers, over H in steps of BLOCK_H.
+    Pieces of one tile are done side by side, so that its part of W is read once.
     """
-    block, tile = tl.program_id(0), tl.program_id(1)
-    num_rows = tl.load(count)
-    if block * BLOCK_N < num_rows:
-        rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    num_missing = list_missing(listed, ranks, explore_mask, has_lse, num_batch, has_known, BLOCK_COUNT)
+    num_rows = num_final + num_layers * num_missing
+    num_blocks, over = tl.cdiv(num_rows, BLOCK_N), tl.maximum(num_missing, 1)
+    # Nothing is kept in registers from piece to piece: it would not fit beside the sums.
+    for item in tl.range(tl.program_id(0), num_blocks * num_tiles, tl.num_programs(0), disable_licm=True):
+        block, tile = item % num_blocks, item // num_blocks
+        rows, dims = block * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_H)
         ids = tile * BLOCK_V + tl.arange(0, BLOCK_V)
-        is_row, is_column, dims = rows < num_rows, ids < num_columns, tl.arange(0, BLOCK_H)
-        state_at = states + rows[:, None].to(tl.int64) * hidden + dims[None, :]
+        is_row, is_column, is_latent = rows < num_rows, ids < num_columns, (rows >= num_final) & (rows < num_rows)
+        latent = tl.where(is_latent, rows - num_final, 0)
+        batch_row = tl.load(listed + latent % over, mask=is_latent, other=0)
+        source = (latent // over).to(tl.int64) * rows_per_layer + batch_row
+        state_of = tl.where(is_latent, latents + source * hidden, final + rows.to(tl.int64) * hidden)
+        state_at = tl.multiple_of(state_of, 16)[:, None] + dims[None, :]
         weight_at = weight + ids[None, :].to(tl.int64) * stride_weight + dims[:, None]
         logits = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
         for start in range(0, hidden, BLOCK_H):
-            is_dim = dims < hidden - start
+            is_dim = (dims < hidden - start) | IS_EVEN
             x = tl.load(state_at + start, mask=is_row[:, None] & is_dim[None, :], other=0.0)
             w = tl.load(weight_at + start, mask=is_column[None, :] & is_dim[:, None], other=0.0)
             if WIDEN:
@@ -146,10 +146,9 @@ def head_kernel(  # type: ignore[no-untyped-def]
             logits *= scale
             if HAS_SOFTCAP:
                 logits = softcap * tanh(logits / softcap)
-            is_latent = is_row & (rows >= num_final)
-            logits *= (1.0 / tl.load(taus + rows, mask=is_latent, other=1.0))[:, None]
+            logits *= (1.0 / tl.load(tau + batch_row, mask=is_latent, other=1.0))[:, None]
             logits = tl.where(is_token[None, :], logits, float("-inf"))
-            tl.store(sums + rows.to(tl.int64) * num_tiles + tile, log_sum_exp(logits), mask=is_latent)
+            tl.store(sums + tile.to(tl.int64) * num_sums + rows, log_sum_exp(logits), mask=is_latent)
 
 
 @triton.jit
@@ -160,37 +159,32 @@ def log_sum_exp(values):  # type: ignore[no-untyped-def]
     return peak + tl.log(tl.sum(tl.exp(values - shift[:, None]), 1))
 
 
-@triton.jit(do_not_specialize=["num_final", "num_batch", "num_tiles", "stride_known", "stride_layer", "has_known"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=[*COUNTS, "num_tiles", "stride_known", "stride_layer"])  # type: ignore[untyped-decorator]
 def merge_kernel(  # type: ignore[no-untyped-def]
-    sums,  # (num_final + J B, num_tiles) float32
-    explore_mask,  # (B,) bool
-    has_lse,  # (B,) bool, where has_known
+    sums,  # (num_tiles, num_final + J B) float32
+    ranks,  # (B + 1,) int32
     known,  # (J, B) float32, where has_known
     lse,  # (J, B) float32, written
     num_final,
     num_batch,
     num_tiles,
+    num_sums,
     stride_known,
     stride_layer,
     has_known,
-    BLOCK_BATCH: tl.constexpr,
     BLOCK_TILES: tl.constexpr,
 ):
-    """lse[j, b] = log sum_tile exp(sums[row of (j, b), tile]) where it was missing, what is known elsewhere.
+    """lse[j, b] = log sum_tile exp(sums[tile, row of (j, b)]) where it was missing, what is known elsewhere.
 
     A program: one row of the batch in one layer, BLOCK_TILES sums.
     """
     row, layer = tl.program_id(0), tl.program_id(1)
-    batch = tl.arange(0, BLOCK_BATCH)
-    lse_missing = is_missing(explore_mask, has_lse, batch, batch < num_batch, has_known).to(tl.int32)
-    if tl.sum(tl.where(batch == row, lse_missing, 0), 0) != 0:
-        rank = tl.sum(tl.where(batch < row, lse_missing, 0), 0)
-        row_idx = num_final + layer * tl.sum(lse_missing, 0) + rank
+    rank, num_missing = tl.load(ranks + row), tl.load(ranks + num_batch)
+    result = tl.load(known + layer * stride_known + row, mask=has_known != 0, other=0.0)
+    if rank >= 0:
         tiles = tl.arange(0, BLOCK_TILES)
-        parts = tl.load(sums + row_idx.to(tl.int64) * num_tiles + tiles, mask=tiles < num_tiles, other=float("-inf"))
-        result = tl.sum(log_sum_exp(parts[None, :]), 0)
-    else:
-        result = tl.load(known + layer * stride_known + row, mask=has_known != 0, other=0.0)
+        at = sums + tiles.to(tl.int64) * num_sums + num_final + layer * num_missing + rank
+        result = tl.sum(log_sum_exp(tl.load(at, mask=tiles < num_tiles, other=float("-inf"))[None, :]), 0)
     tl.store(lse + layer * stride_layer + row, result)
 
 
@@ -198,6 +192,12 @@ def most_tiles(num_columns: int) -> int:
     """A power of two that holds the number of tiles of either kind."""
     width = min(SMALL_TILE.vocab, LARGE_TILE.vocab)
     return triton.next_power_of_2(triton.cdiv(num_columns, width))  # type: ignore[no-any-return]
+
+
+@cache
+def num_sms(device: torch.device) -> int:
+    """Of the GPU; of an H200 where kernels are interpreted, or compiled only."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else NUM_SMS
 
 
 def is_interpreted() -> bool:
@@ -232,30 +232,35 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, lse: Tensor
     num_rows = num_final + num_layers * num_batch
     tile, device = tile_of(num_rows, head), hidden.device
     num_tiles = triton.cdiv(num_columns, tile.vocab)
-    states, logits = weight.new_empty(num_rows, width), weight.new_empty(num_final, num_columns)
-    taus, sums = torch.empty(num_rows, device=device), torch.empty(num_rows, num_tiles, device=device)
-    count = torch.empty(1, dtype=torch.int32, device=device)
+    logits, sums = weight.new_empty(num_final, num_columns), torch.empty(num_tiles, num_rows, device=device)
     explore_mask, tau = latents.explore_mask.contiguous(), latents.tau.float().contiguous()
     has_lse, known = (explore_mask, lse) if known_lse is None else (known_lse.has_lse.contiguous(), known_lse.lse)
-    has_known, block_batch = int(known_lse is not None), size_up(num_batch, BATCH_SIZES)
+    has_known = int(known_lse is not None)
     if not num_rows:
         return logits
-    gather_kernel[(num_rows,)](
-        final, hidden, explore_mask, has_lse, tau, states, taus, count, num_final, num_layers, num_batch, width,
-        hidden.stride(0) // width, has_known, BLOCK_BATCH=block_batch, BLOCK_H=BLOCK_COPY,
-    )  # fmt: skip
-    head_kernel[(triton.cdiv(num_rows, tile.rows), num_tiles)](
-        states,
-        taus,
-        count,
+    listed, ranks = aligned(2, num_batch + 1, torch.int32, device)
+    most_programs = triton.cdiv(num_rows, tile.rows) * num_tiles
+    head_kernel[(min(most_programs, num_sms(device) * tile.resident),)](
+        final,
+        hidden,
+        explore_mask,
+        has_lse,
+        tau,
+        listed,
+        ranks,
         weight,
         weight if head.bias is None else head.bias,
         logits,
         sums,
         num_final,
+        num_layers,
+        num_batch,
+        hidden.stride(0) // width,
+        has_known,
         num_columns,
         head.num_rows,
         num_tiles,
+        num_rows,
         width,
         weight.stride(0),
         head.scale,
@@ -264,15 +269,17 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, lse: Tensor
         HAS_SOFTCAP=head.softcap is not None,
         # The interpreter would multiply bfloat16's bit patterns as integers.
         WIDEN=weight.dtype == torch.bfloat16 and is_interpreted(),
+        IS_EVEN=width % (tile.row_bytes // weight.element_size()) == 0,
         BLOCK_N=tile.rows,
         BLOCK_V=tile.vocab,
         BLOCK_H=tile.row_bytes // weight.element_size(),
+        BLOCK_COUNT=BLOCK_COUNT,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
     merge_kernel[(num_batch, num_layers)](
-        sums, explore_mask, has_lse, known, lse, num_final, num_batch, num_tiles, known.stride(0),
-        lse.stride(0), has_known, BLOCK_BATCH=block_batch, BLOCK_TILES=most_tiles(num_columns),
+        sums, ranks, known, lse, num_final, num_batch, num_tiles, num_rows, known.stride(0), lse.stride(0), has_known,
+        BLOCK_TILES=most_tiles(num_columns),
     )  # fmt: skip
     return logits
 

@@ -178,12 +178,14 @@ def pack_flags_kernel(  # type: ignore[no-untyped-def]
     is_row = is_row & ((has_counted == 0) | (tl.load(counted + rows, mask=is_row & (has_counted != 0), other=0) != 0))
     thinks, is_active, is_broken = thinks & is_row, is_active & is_row, is_broken & is_row
     is_fine, explores = is_fine & is_row, explores & is_row
-    tl.atomic_add(counters + nowhere + LED_OFFSET, one, mask=is_active)
-    tl.atomic_add(counters + nowhere + THINKING_OFFSET, one, mask=thinks)
-    tl.atomic_add(counters + nowhere + (REASON_OFFSET + NOT_FINITE), one, mask=is_broken)
-    tl.atomic_add(counters + CONFIDENCE_OFFSET + bucket, one, mask=is_fine)
-    tl.atomic_add(counters + DEPTH_OFFSET + deep, one, mask=explores)
-    tl.atomic_add(counters + method_offset + tl.load(method + rows, mask=is_row, other=0), one, mask=is_row)
+    # Relaxed: otherwise each addition would wait until the one before has reached memory.
+    tl.atomic_add(counters + nowhere + LED_OFFSET, one, mask=is_active, sem="relaxed")
+    tl.atomic_add(counters + nowhere + THINKING_OFFSET, one, mask=thinks, sem="relaxed")
+    tl.atomic_add(counters + nowhere + (REASON_OFFSET + NOT_FINITE), one, mask=is_broken, sem="relaxed")
+    tl.atomic_add(counters + CONFIDENCE_OFFSET + bucket, one, mask=is_fine, sem="relaxed")
+    tl.atomic_add(counters + DEPTH_OFFSET + deep, one, mask=explores, sem="relaxed")
+    method_at = counters + method_offset + tl.load(method + rows, mask=is_row, other=0)
+    tl.atomic_add(method_at, one, mask=is_row, sem="relaxed")
 
 
 def _grid(num_rows: int) -> tuple[int]:

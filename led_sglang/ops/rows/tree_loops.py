@@ -29,8 +29,10 @@ def grow(
 
 
 @jit
-def prune(node_tokens: Any, parents: Any, token_ids: Any, explored: Any, active: Any, needs_latents: Any) -> None:
-    """node_tokens, parents: (B, N); the others: (B * N,). Rows out of reach no longer need their latents."""
+def prune(
+    node_tokens: Any, parents: Any, token_ids: Any, explored: Any, active: Any, needs_latents: Any, ok: Any
+) -> None:
+    """node_tokens, parents: (B, N); the others: (B * N,). Rows out of reach need no latents and are not ok."""
     num_requests, num_nodes = node_tokens.shape
     for b in range(num_requests):
         start = b * num_nodes
@@ -42,4 +44,4 @@ def prune(node_tokens: Any, parents: Any, token_ids: Any, explored: Any, active:
             leads_here = parent >= 0 and (is_open or token_ids[row] == node_tokens[b, node])
             is_reached[node] = leads_here and is_reached[parent]
             if not is_reached[node]:
-                needs_latents[start + node] = False
+                needs_latents[start + node] = ok[start + node] = False

@@ -1,6 +1,5 @@
 """What a server that speculates does beside single answers, with LED and without, and what stock SGLang would do."""
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import httpx
 import pytest
 
 from led_sglang.testing import check_trace
+from tests.server.api import joined, streamed
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
 from tests.server.clients import Client, Request
 from tests.server.recompute import Query
@@ -92,13 +92,13 @@ def test_streams_and_samples(client: Client) -> None:
     request = Request(PROMPTS[0], Query(temperature=1.0), 60, 5, ignore_eos=False, return_logprob=True)
     whole = client.generate(request)
     check_trace(whole.meta)
-    body = request.body() | {"stream": True}
-    with httpx.stream("POST", f"{client.url}/generate", json=body, timeout=200) as stream:
-        chunks = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: {")]
-    assert chunks[-1]["output_ids"] == whole.output_ids
-    assert chunks[-1]["meta_info"]["led_stats"] == whole.meta["led_stats"]
-    assert chunks[-1]["meta_info"]["led_depth"] == whole.meta["led_depth"]
-    assert max(len(b["output_ids"]) - len(a["output_ids"]) for a, b in pairwise(chunks)) > 1
+    with httpx.Client(base_url=client.url, timeout=200) as http:
+        chunks = list(streamed(http, request.body()))
+    [stream] = joined(chunks, is_incremental=False)
+    assert stream["output_ids"] == whole.output_ids
+    for name in ("led_stats", "led_depth", "led_explored", "led_candidates"):
+        assert stream["meta_info"][name] == whole.meta[name], name
+    assert max(len(b["output_ids"]) - len(a["output_ids"]) for a, b in pairwise(chunks)) > 1, "no run of several tokens"
     samples = client.samples(request, 3)
     assert samples[0].output_ids == whole.output_ids
     assert len({tuple(sample.output_ids) for sample in samples}) > 1
@@ -125,7 +125,8 @@ def test_stops_and_lengths_inside_a_run(client: Client) -> None:
     full = client.generate(Request(PROMPTS[2], Query(temperature=0.0), 40, None, ignore_eos=False))
     for stop in {*full.output_ids[4:20:3]}:
         sampling = {"stop_token_ids": [stop]}
-        reply = client.generate(Request(PROMPTS[2], Query(temperature=0.0), 40, None, sampling=sampling))
+        request = Request(PROMPTS[2], Query(temperature=0.0), 40, None, ignore_eos=False, sampling=sampling)
+        reply = client.generate(request)
         assert reply.output_ids == full.output_ids[: full.output_ids.index(stop) + 1]
         check_trace(reply.meta)
 

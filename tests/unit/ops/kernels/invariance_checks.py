@@ -21,7 +21,8 @@ NUM_LAYERS = 3
 def _deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a server: products that do not know their neighbours. The sizes of a real vocabulary, scaled down."""
     if is_interpreted():
-        monkeypatch.setattr(final_layer, "BLOCK", 64)
+        monkeypatch.setattr(final_layer, "PART", 64)
+        monkeypatch.setattr(final_layer, "STRIP", 8)
         monkeypatch.setattr(lm_head, "SMALL_TILE", lm_head.SMALL_TILE._replace(rows=8, vocab=32))
         monkeypatch.setattr(lm_head, "LARGE_TILE", lm_head.LARGE_TILE._replace(rows=16, vocab=64))
     else:

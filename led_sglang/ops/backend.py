@@ -167,6 +167,12 @@ class Backend(Protocol):
         (R,) bool, the rows that the counters get; None: all.
         """
 
+    def softmax_rows(self, logits: Tensor, rows: Tensor, skip: Tensor, tau: Tensor) -> Tensor:
+        """softmax(logits / tau) of some rows of logits, (B, V) of any float type: (S, V) float32.
+
+        rows: (S,) int64; skip: (S,) bool, rows that hold any values; tau: (S,) float32 > 0.
+        """
+
     def sample_filtered(
         self, probs: Tensor, rows: Tensor, skip: Tensor, uniform: Tensor, filters: Filters
     ) -> tuple[Tensor, Support]:

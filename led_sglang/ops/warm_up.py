@@ -95,5 +95,6 @@ def _surroundings(
 def _draw(backend: Backend, probs: Tensor) -> None:
     """A token outside the phase of a request that named its seed."""
     row, column = torch.zeros(1, dtype=torch.int64, device=probs.device), torch.ones(1, device=probs.device)
+    backend.softmax_rows(probs, row, column > 1, column)
     filters = Filters(column.int(), column, column)  # SGLang's dtypes
     backend.sample_filtered(probs, row, column > 1, column.double() / 2, filters)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from led_sglang.ops import baseline, reference
@@ -122,6 +123,9 @@ class TorchBackend:
         is_counted: Tensor | None = None,
     ) -> Tensor:
         return stats.pack_flags(inputs, step, has_failed, method, counters, is_counted)
+
+    def softmax_rows(self, logits: Tensor, rows: Tensor, skip: Tensor, tau: Tensor) -> Tensor:
+        return torch.softmax(logits[rows].float().div_(tau[:, None]), -1)
 
     def sample_filtered(
         self, probs: Tensor, rows: Tensor, skip: Tensor, uniform: Tensor, filters: Filters

@@ -115,6 +115,9 @@ class TritonBackend(TorchBackend):
             return super().count(inputs, step, has_failed, method, counters, is_counted)
         return row_inputs.pack_flags(inputs, step, method, counters, is_counted)
 
+    def softmax_rows(self, logits: Tensor, rows: Tensor, skip: Tensor, tau: Tensor) -> Tensor:
+        return filtered_draw.softmax_rows(logits, rows, skip, tau)
+
     def sample_filtered(
         self, probs: Tensor, rows: Tensor, skip: Tensor, uniform: Tensor, filters: Filters
     ) -> tuple[Tensor, Support]:

@@ -136,6 +136,46 @@ def draw_kernel(  # type: ignore[no-untyped-def]
     tl.store(ties + slot, num_ties)
 
 
+@triton.jit(do_not_specialize=["vocab", "stride"])  # type: ignore[untyped-decorator]
+def softmax_kernel(  # type: ignore[no-untyped-def]
+    logits,  # (B, V)
+    rows,  # (S,) int64
+    skip,  # (S,) bool
+    tau,  # (S,) float32
+    probs,  # (S, V) float32, written where not skipped
+    vocab,
+    stride,
+    PART: tl.constexpr,
+):
+    """softmax(logits / tau). A program: one row, read twice."""
+    slot = tl.program_id(0).to(tl.int64)
+    if tl.load(skip + slot) == 0:
+        row, scale = tl.load(rows + slot), tl.load(tau + slot)
+        peak, total = tl.full((), float("-inf"), tl.float32), tl.full((), 0.0, tl.float32)
+        for start in range(0, vocab, PART):
+            ids = start + tl.arange(0, PART)
+            part = tl.load(logits + row * stride + ids, mask=ids < vocab, other=float("-inf")).to(tl.float32) / scale
+            larger = tl.maximum(peak, tl.max(part, 0))
+            shift = tl.where(larger == float("-inf"), 0.0, larger)
+            total = total * tl.exp(peak - shift) + tl.sum(tl.exp(part - shift), 0)
+            peak = larger
+        for start in range(0, vocab, PART):
+            ids = start + tl.arange(0, PART)
+            part = tl.load(logits + row * stride + ids, mask=ids < vocab, other=float("-inf")).to(tl.float32) / scale
+            tl.store(probs + slot * vocab + ids, tl.exp(part - peak) / total, mask=ids < vocab)
+
+
+def softmax_rows(logits: Tensor, rows: Tensor, skip: Tensor, tau: Tensor) -> Tensor:
+    """See `led_sglang.ops.backend.Backend.softmax_rows`."""
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    probs = torch.empty(len(rows), logits.shape[1], device=logits.device)
+    if len(rows):
+        softmax_kernel[(len(rows),)](
+            logits, rows, skip, tau, probs, logits.shape[1], logits.stride(0), PART=4 * PART, num_warps=8
+        )
+    return probs
+
+
 def sample_filtered(
     probs: Tensor, rows: Tensor, skip: Tensor, uniform: Tensor, filters: Filters
 ) -> tuple[Tensor, Support]:

@@ -26,19 +26,19 @@ def draw_seeded(inputs: VerifyInputs, nodes: Tensor, logits: Tensor, token_ids: 
     draw = _draw if inputs.info.sampling_seed is None else _draw_as_engine
     for some in torch.split(nodes, chunk) if len(nodes) else ():
         skip = inputs.active[some]
-        token_ids[some] = torch.where(skip, token_ids[some], draw(inputs, some, skip, logits[some].float()).long())
+        token_ids[some] = torch.where(skip, token_ids[some], draw(inputs, some, skip, logits).long())
     return token_ids
 
 
 def _draw(inputs: VerifyInputs, nodes: Tensor, skip: Tensor, logits: Tensor) -> Tensor:
-    """(n,) with LED's noise; logits, (n, V), are overwritten."""
-    info, requests = inputs.info, inputs.nodes.request_idx[nodes]
-    probs = torch.softmax(logits.div_(info.temperatures.view(-1)[requests][:, None]), -1)
+    """(n,) with LED's noise."""
+    info, requests, backend = inputs.info, inputs.nodes.request_idx[nodes], inputs.runtime.backend
+    probs = backend.softmax_rows(logits, nodes, skip, info.temperatures.view(-1)[requests].float())
     is_any = info.need_top_k_sampling or info.need_top_p_sampling or info.need_min_p_sampling
     filters = Filters(info.top_ks[requests], info.top_ps[requests], info.min_ps[requests], is_any)
     number = torch.arange(len(nodes), device=nodes.device)
     uniform = inputs.row_inputs.token_uniform[nodes]
-    token_ids, _ = inputs.runtime.backend.sample_filtered(probs, number, skip, uniform, filters)
+    token_ids, _ = backend.sample_filtered(probs, number, skip, uniform, filters)
     return token_ids
 
 
@@ -47,7 +47,7 @@ def _draw_as_engine(inputs: VerifyInputs, nodes: Tensor, skip: Tensor, logits: T
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
     info = _of_nodes(inputs.info, inputs.nodes.request_idx[nodes])
-    output = LogitsProcessorOutput(next_token_logits=logits)
+    output = LogitsProcessorOutput(next_token_logits=logits[nodes].float())  # which the sampler overwrites
     positions = inputs.row_inputs.positions[nodes]
     token_ids: Tensor = inputs.runtime.runner.sampler(output, info, False, [], [], positions)
     return token_ids

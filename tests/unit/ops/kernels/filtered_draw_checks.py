@@ -96,3 +96,16 @@ def check_filters(small_parts: None, vocab: int, has_ties: bool) -> None:
 
 def check_no_rows(small_parts: None) -> None:
     compare(every_filter(97, seed=9).take([]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def check_softmax_of_some_rows(small_parts: None, dtype: torch.dtype) -> None:
+    """Strided, forbidden and equal logits, rows that come twice; a row that is skipped is neither read nor written."""
+    logits = torch.randn(5, 1001, generator=torch.Generator().manual_seed(1)).mul_(9).to(dtype)[:, :1000]
+    logits[1, 3:900], logits[2] = -torch.inf, 0.5
+    rows, tau = torch.tensor([4, 1, 2, 1, 0]), torch.tensor([1.0, 0.3, 2.0, 0.7, 1.0])
+    skip = torch.tensor([False, False, False, False, True])
+    logits[0] = torch.nan
+    found = filtered_draw.softmax_rows(logits, rows, skip, tau)
+    expected = torch.softmax(logits[rows].float() / tau[:, None], -1)
+    torch.testing.assert_close(found[:4], expected[:4], rtol=1e-5, atol=1e-7)

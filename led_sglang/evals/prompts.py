@@ -15,7 +15,7 @@ from led_sglang.evals.answers.choices import LETTERS
 __all__ = ["STYLES", "PromptKind", "PromptStyle", "write_prompt"]
 
 PromptStyle = Literal["ours", "released"]
-PromptKind = Literal["plain", "boxed", "choice", "code"]
+PromptKind = Literal["plain", "boxed", "choice", "code", "function"]
 STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -54,6 +54,10 @@ def _code(problem: str, starter: str) -> str:
     return f"{CODE}\n\n{problem}\n\n{form}"
 
 
+def _function(problem: str) -> str:
+    return f"Complete this Python function, and put the whole of it into one block:\n{_block(problem.rstrip())}"
+
+
 def _released_boxed(problem: str) -> str:
     return f"{BOXED}\n\n{problem}"
 
@@ -83,8 +87,14 @@ def _block(code: str) -> str:
 
 
 PROMPTS: dict[PromptStyle, dict[PromptKind, Callable[..., str]]] = {
-    "ours": {"plain": _problem, "boxed": _boxed, "choice": _choice, "code": _code},
-    "released": {"plain": _problem, "boxed": _released_boxed, "choice": _released_choice, "code": _released_code},
+    "ours": {"plain": _problem, "boxed": _boxed, "choice": _choice, "code": _code, "function": _function},
+    "released": {
+        "plain": _problem,
+        "boxed": _released_boxed,
+        "choice": _released_choice,
+        "code": _released_code,
+        "function": _function,
+    },
 }
 
 

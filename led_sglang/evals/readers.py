@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import io
 import json
@@ -23,7 +24,7 @@ from led_sglang.evals.errors import EvalError
 
 __all__ = ["SHAPES", "UnusableRow", "hub_rows", "is_in_window", "local_rows", "question_id"]
 
-ID_KEYS = ("id", "unique_id", "ID", "Record ID", "question_id")
+ID_KEYS = ("id", "unique_id", "ID", "Record ID", "question_id", "task_id")
 WINDOW = ("2024-08-01", "2025-01-31")  # LiveCodeBench v5 as in the paper: 279 problems
 
 # How a problem begins, and its published answer: AIME 2024 I, problem 8, where the inradius is 192/5.
@@ -149,7 +150,9 @@ def _choices(value: Any) -> list[str]:
 
 
 def code_row(row: dict[str, Any]) -> Shaped:
-    """LiveCodeBench's own rows, or local ones with `tests`: a list of {input, output, function?}."""
+    """LiveCodeBench's own rows, HumanEval's, or local ones with `tests`: a list of {input, output, function?}."""
+    if "entry_point" in row:
+        return _function_row(row)
     tests = row.get("tests")
     if tests is None:
         written = [*_tests(row, "public_test_cases"), *_tests(row, "private_test_cases")]
@@ -163,6 +166,15 @@ def code_row(row: dict[str, Any]) -> Shaped:
     return {"problem": _problem(row), "starter": str(row.get("starter_code") or "")}, json.dumps(tests)
 
 
+def _function_row(row: dict[str, Any]) -> Shaped:
+    """HumanEval's own: the head of a function, and code that defines check(candidate)."""
+    texts = {key: _first(row, key, what=key) for key in ("prompt", "entry_point", "test")}
+    test = {"function": texts["entry_point"], "setup": texts["prompt"], "check": texts["test"]}
+    if fault := _test_fault(test):
+        raise UnusableRow(f"no answer: the test {fault}")
+    return {"problem": texts["prompt"]}, json.dumps([test])
+
+
 def _function(row: dict[str, Any]) -> Any:
     """Raises UnusableRow."""
     metadata = row.get("metadata") or "{}"
@@ -174,13 +186,16 @@ def _function(row: dict[str, Any]) -> Any:
 
 def _test_fault(test: Any) -> str | None:
     """Why no program could pass it."""
-    if not isinstance(test, dict) or not (_is_said(test.get("input")) and _is_said(test.get("output"))):
+    has_check = isinstance(test, dict) and "check" in test
+    if not has_check and not (isinstance(test, dict) and _is_said(test.get("input")) and _is_said(test.get("output"))):
         return "is without input and output as texts"
     function = test.get("function") or ""
-    if not function:
+    if not function and not has_check:
         return None
     if not isinstance(function, str) or not function.isidentifier():
         return f"calls {str(function)[:80]!r}, which is no name of a function"
+    if has_check:
+        return _check_fault(test)
     lines = [line for line in str(test["input"]).split("\n") if line.strip()]
     for text in (*lines, str(test["output"])):
         try:
@@ -190,6 +205,15 @@ def _test_fault(test: Any) -> str | None:
         if not is_json:
             return f"calls a function, and {text[:80]!r} is not JSON: one argument a line, and the result"
     return None
+
+
+def _check_fault(test: dict[str, Any]) -> str | None:
+    for key in ("setup", "check"):
+        try:
+            ast.parse(str(test.get(key) or ""))
+        except (SyntaxError, ValueError, RecursionError) as error:
+            return f"has a {key} that is no Python: {error}"
+    return None if "def check(" in str(test["check"]) else "defines no check(candidate)"
 
 
 def _is_said(value: Any) -> bool:

@@ -59,6 +59,7 @@ TASKS = {
         Task("math500", "math", "boxed", Hub("HuggingFaceH4/MATH-500")),
         Task("aime2024", "math", "boxed", Hub("HuggingFaceH4/aime_2024", split="train")),
         Task("aime2025", "math", "boxed", Hub("math-ai/aime25")),
+        Task("humaneval", "code", "function", Hub("openai/openai_humaneval")),
         Task("gpqa_diamond", "choice", "choice", Hub("Idavidrein/gpqa", split="train", subset="gpqa_diamond")),
         Task(
             "livecodebench",

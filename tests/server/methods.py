@@ -64,7 +64,7 @@ def soft_query(request: Request) -> Soft:
     led = {key: value for key, value in request.led.items() if key != "method"}
     if request.led["method"] == "soft_thinking_gumbel":
         led.setdefault("gumbel_temperature", 0.5)
-    return Soft(request.query.temperature, edits=request.query, **led)
+    return Soft(request.query.temperature, edits=request.query, filters=request.filters, **led)
 
 
 def case_of(request: Request, fault: Fault = NO_FAULT) -> SoftCase:

@@ -76,8 +76,10 @@ def dola_choices(
     return {j: [contrast(j, floor + shift) for shift in (-TIE, TIE)] for j in early if scores[j] >= best - TIE}
 
 
-def confident_choices(layers: Layers, row: int, num_layers: int, fault: Fault, edit: Edit) -> dict[int, list[Array]]:
-    """Layers back from the final one -> logits, for every one that may be the first entropy valley.
+def confident_choices(
+    layers: Layers, row: int, num_layers: int, select_method: str, fault: Fault, edit: Edit
+) -> dict[int, list[Array]]:
+    """Layers back from the final one -> logits, for every one that may be selected.
 
     Layers are compared without the edits, and the chosen one's logits are edited.
     """
@@ -89,14 +91,23 @@ def confident_choices(layers: Layers, row: int, num_layers: int, fault: Fault, e
     logits = [np.where(is_forbidden, -np.inf, values) for values in logits]
     entropies = [entropy(softmax(values)) for values in logits]
     edited = [values if fault.no_edits and j else edit(values) for j, values in enumerate(logits)]
-    choices: dict[int, list[Array]] = {}
-    for j in range(len(logits) - 1):
-        rise = entropies[j + 1] - entropies[j]
-        if rise > -TIE:
-            choices[j] = [edited[j]]
-        if rise > TIE:
-            return choices
-    return choices | {0: [edited[0]]}
+    base, _, shift = select_method.partition("-")
+    offset = int(shift[1:] or 0) * (-1 if shift.startswith("p") else 1)
+    stops = valleys(entropies) if base == "trough" else [0]
+    chosen = {min(max(stop + offset, 0), len(logits) - 1) for stop in stops}
+    return {j: [edited[j]] for j in chosen}
+
+
+def valleys(entropies: list[float]) -> list[int]:
+    """Where a scan may stop that goes back while entropy falls: several places where neighbours are as good as tied."""
+    found = []
+    for j in range(len(entropies) - 1):
+        fall = entropies[j] - entropies[j + 1]
+        if fall <= TIE:
+            found.append(j)
+        if fall < -TIE:
+            return found
+    return [*found, len(entropies) - 1]
 
 
 def sled_choices(
@@ -194,6 +205,8 @@ class Soft:
     max_topk: int = 10
     early_stop_entropy: float = 0.01
     early_stop_length: int = 256
+    filters_first: bool = False
+    filters: dict[str, float] = field(default_factory=dict)  # top_k, top_p, min_p
     gumbel_temperature: float = 0.0  # 0: no noise
     edits: Query = field(default_factory=Query)  # its penalties and bias
 
@@ -308,12 +321,21 @@ def free_run(model: Any, case: SoftCase, num_tokens: int) -> SoftRun:
 def mixture(logprobs: Array, query: Soft, noise: Array | None) -> tuple[Any, Array, float]:
     """Ids and weights, heaviest first, and the entropy of the whole posterior, temperature included."""
     ids = np.argsort(-logprobs, kind="stable")[: query.max_topk]
+    if query.filters_first:
+        ids = ids[: num_kept(np.exp(logprobs[np.argsort(-logprobs, kind="stable")]), **query.filters)]
     scores = logprobs[ids]
     if noise is not None:
         scores = (scores - np.log(-np.log(noise[: len(ids)]))) / query.gumbel_temperature
         order = np.argsort(-scores, kind="stable")
         ids, scores = ids[order], scores[order]
     return ids, softmax(scores), entropy(np.exp(logprobs))
+
+
+def num_kept(probs: Array, top_k: float = 1 << 30, top_p: float = 1.0, min_p: float = 0.0) -> int:
+    """Of probabilities in falling order: what top-k leaves, of that what top-p leaves, of that what min-p leaves."""
+    left = probs[: int(top_k)]
+    before = (left.cumsum() - left) / left.sum()
+    return max(1, int(((before < top_p) & (left >= min_p * left[0])).sum()))
 
 
 def compare_soft(run: SoftRun, reported: list[Array], output_ids: list[int]) -> Outcome:

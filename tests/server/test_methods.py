@@ -4,6 +4,7 @@ The engine's log-probabilities of the whole vocabulary show the distribution tha
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
@@ -70,6 +71,7 @@ enable_batch_invariant_mode()
 def methods_server(qwen3_folder: Path, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Prefix cache on, prompts cut into chunks of 32 tokens, every method enabled, few slots for many requests."""
     arguments = ("--chunked-prefill-size", "32", "--max-total-tokens", "8192", "--led-methods", ",".join(METHODS))
+    arguments += ("--led-confident-layers", "12")
     arguments += ("--max-running-requests", str(NUM_SLOTS))
     environment = install_plugin(tmp_path_factory.mktemp("plugin"), SAME_BITS_FOR_ANY_BATCH)
     with sharp_server(qwen3_folder, logs / "methods.log", *arguments, environment=environment) as server:
@@ -102,7 +104,8 @@ def against_layers(oracle: Oracle, reply: Reply, fault: Fault = NO_FAULT) -> Out
             settings = led.get("evolution_rate", 2.0), led.get("evolution_scale", 10)
             return sled_choices(layers, row, *settings, fault, edit)
         assert led["method"] == "confident", f"no recomputation of {led['method']}"
-        return confident_choices(layers, row, led.get("num_layers", 10), fault, edit)
+        num_layers = led.get("num_layers", 10) if led.get("p", 1.0) else 1
+        return confident_choices(layers, row, num_layers, led.get("select_method", "trough"), fault, edit)
 
     reported = distributions(reply)
     return compare_logits(choices, reported, request.prompt_ids, reply.output_ids, request.query.temperature)
@@ -127,10 +130,27 @@ def test_confident(num_layers: int, temperature: float, logprob_client: LogprobC
     led = {"method": "confident", "num_layers": num_layers}
     reply = logprob_client.generate(request_for(led, thinking_prompt(2), temperature))
     outcome = agreed(against_layers(oracle, reply))
-    if num_layers > 2:
-        assert any(outcome.chosen), "the valley was never behind the final layer"
-    else:
-        assert set(outcome.chosen) == {0}
+    assert any(outcome.chosen), "the valley was never behind the final layer"
+    assert max(outcome.chosen) < num_layers
+
+
+@pytest.mark.parametrize(
+    ("more", "fewest", "most"),
+    [
+        ({"select_method": "trough-m1"}, 1, 9),
+        ({"select_method": "trough-p1"}, 0, 8),
+        ({"select_method": "last-m4"}, 4, 4),
+        ({"select_method": "last-m8", "num_layers": 5}, 4, 4),
+        ({"p": 0.0}, 0, 0),
+        ({"num_layers": 12}, 0, 11),  # the unlimited window
+    ],
+)
+def test_the_authors_options(
+    more: dict[str, Any], fewest: int, most: int, logprob_client: LogprobClient, oracle: Oracle
+) -> None:
+    reply = logprob_client.generate(request_for({"method": "confident", **more}, thinking_prompt(2), 0.6))
+    outcome = agreed(against_layers(oracle, reply))
+    assert fewest <= min(outcome.chosen) and max(outcome.chosen) <= most
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
@@ -277,6 +297,16 @@ def test_soft_thinking(max_topk: int, temperature: float, logprob_client: Logpro
     agreed(outcome, 32)
     assert all(run.is_thinking)
     assert max_topk == 1 or sum(n > 1 for n in run.num_mixed) > 16, "hardly anything was mixed"
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 3}, {"top_p": 0.7, "min_p": 0.05}, {"top_k": 4, "top_p": 0.8}])
+def test_filters_first(filters: dict[str, float], logprob_client: LogprobClient, oracle: Oracle) -> None:
+    led = {"method": "soft_thinking", "filters_first": True}
+    prompt = thinking_prompt(10, 45)
+    reply = logprob_client.generate(request_for(led, prompt, FREE_TEMPERATURE, num_tokens=32, filters=filters))
+    agreed(against_mixtures(oracle, reply)[0], 32)
+    later = Reply(replace(reply.request, led={**led, "filters_first": False}), reply.document)
+    held(against_mixtures(oracle, later)[0], 8)
 
 
 def test_soft_thinking_from_the_prompt_alone(logprob_client: LogprobClient, oracle: Oracle) -> None:
@@ -540,12 +570,21 @@ def test_a_slot_is_handed_on_without_its_mixture(logprob_client: LogprobClient) 
 
 ECHOES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dola": ({"layers": "high"}, {"layers": "high", "relative_top": 0.1}),
-    "confident": ({}, {"num_layers": 10}),
+    "confident": ({}, {"num_layers": 10, "select_method": "trough", "p": 1.0}),
     "sled": ({"evolution_rate": 1.5}, {"evolution_rate": 1.5, "evolution_scale": 10}),
-    "soft_thinking": ({"max_topk": 5}, {"max_topk": 5, "early_stop_entropy": 0.01, "early_stop_length": 256}),
+    "soft_thinking": (
+        {"max_topk": 5},
+        {"max_topk": 5, "early_stop_entropy": 0.01, "early_stop_length": 256, "filters_first": False},
+    ),
     "soft_thinking_gumbel": (
         {"early_stop_length": 7},
-        {"max_topk": 10, "early_stop_entropy": 0.01, "early_stop_length": 7, "gumbel_temperature": 0.5},
+        {
+            "max_topk": 10,
+            "early_stop_entropy": 0.01,
+            "early_stop_length": 7,
+            "filters_first": False,
+            "gumbel_temperature": 0.5,
+        },
     ),
     "none": ({}, {}),
 }

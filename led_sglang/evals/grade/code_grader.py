@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -50,6 +51,8 @@ class CodeTest:
     stdin: str
     expected: str
     function: str = ""  # empty: a whole program that reads stdin; else called with one JSON argument a line
+    setup: str = ""  # comes before the program: what the question gave it
+    check: str = ""  # code that defines check(candidate), which is called with the function and must not raise
 
 
 def _same_token(one: str, other: str) -> bool:
@@ -85,9 +88,20 @@ def _with_prelude(source: str) -> str:
 
 def run_test(source: str, test: CodeTest, limits: sandbox.Limits | None = None) -> tuple[bool, sandbox.Run]:
     compare: Callable[[str, str], bool] = same_value if test.function else same_output
+    if test.check:
+        return _run_check(source, test, limits)
     program = _with_prelude(source) + (CALL.format(name=test.function) if test.function else "")
     result = sandbox.run(program, test.stdin, limits)
     return result.status == sandbox.OK and compare(result.stdout, test.expected), result
+
+
+def _run_check(source: str, test: CodeTest, limits: sandbox.Limits | None) -> tuple[bool, sandbox.Run]:
+    """The last line is printed behind the check, and cannot be guessed: a program that ends early has not passed."""
+    passed = secrets.token_hex(16)
+    lines = test.setup, source, test.check, f"check({test.function})", f"print('{passed}')", ""
+    program = _with_prelude("\n".join(lines))
+    result = sandbox.run(program, "", limits)
+    return result.status == sandbox.OK and result.stdout.rstrip("\n").endswith(passed), result
 
 
 def grade_code(text: str, tests: list[CodeTest], limits: sandbox.Limits | None = None) -> Verdict:
@@ -113,4 +127,6 @@ def _judge(source: str, tests: list[CodeTest], limits: sandbox.Limits | None) ->
 
 
 def to_tests(wire: list[dict[str, Any]]) -> list[CodeTest]:
-    return [CodeTest(str(test["input"]), str(test["output"]), str(test.get("function") or "")) for test in wire]
+    """Of JSON objects; what one leaves out is empty."""
+    keys = ("input", "output", "function", "setup", "check")
+    return [CodeTest(*("" if test.get(key) is None else str(test[key]) for key in keys)) for test in wire]

@@ -14,6 +14,7 @@ import pytest
 from led_sglang.cli.endings import CommandError
 from led_sglang.evals import readers
 from led_sglang.evals.errors import EvalError
+from led_sglang.evals.grade.code_grader import to_tests
 from led_sglang.evals.prompts import STYLES
 from led_sglang.evals.tasks import TASKS, Question, find_tasks, fingerprint, load, max_tokens
 
@@ -225,3 +226,27 @@ def test_a_published_answer_that_is_wrong_is_replaced(tmp_path: Path, capsys: py
     assert only(tmp_path, "aime2024", {**row, "answer": "481"}).gold == "481"
     assert only(tmp_path, "aime2024", {**row, "problem": "Nine circles"}).gold == "480"
     assert not capsys.readouterr().err
+
+
+HUMANEVAL_ROW = {
+    "task_id": "HumanEval/0",
+    "prompt": 'def double(n):\n    """Double it."""\n',
+    "entry_point": "double",
+    "test": "def check(candidate):\n    assert candidate(2) == 4\n",
+}
+
+
+def test_humaneval_as_published(tmp_path: Path) -> None:
+    question = only(tmp_path, "humaneval", HUMANEVAL_ROW)
+    assert question.id == "HumanEval/0" and '"""Double it."""\n```' in question.prompt
+    (test,) = to_tests(json.loads(question.gold))
+    assert (test.function, test.setup, test.check) == ("double", HUMANEVAL_ROW["prompt"], HUMANEVAL_ROW["test"])
+    for change, reason in (
+        ({"test": "def check("}, "no Python"),
+        ({"test": "assert True"}, "no check"),
+        ({"prompt": "def double(n"}, "no Python"),
+        ({"entry_point": "2x"}, "no name of a function"),
+        ({"test": ""}, "no test"),
+    ):
+        with pytest.raises(EvalError, match=reason):
+            only(tmp_path, "humaneval", {**HUMANEVAL_ROW, **change})

@@ -143,6 +143,14 @@ CHOICES: list[tuple[str, str, list[str]]] = [
 DOUBLE = "n = int(input())\nprint(n * 2)\n"
 DOUBLE_TESTS = [{"input": "3\n", "output": "6\n"}, {"input": "-4\n", "output": "-8\n"}]
 CALL_TESTS = [{"input": "3", "output": "6", "function": "double"}]
+HEAD = 'def half(n):\n    return n // 2\n\ndef double_half(n):\n    """Twice the half."""\n'
+CHECK_TESTS = [
+    {
+        "function": "double_half",
+        "setup": HEAD,
+        "check": "def check(candidate):\n    assert candidate(5) == 4\n    assert candidate(6) == 6\n",
+    }
+]
 INDENTED = "".join(f"   {line}\n" for line in DOUBLE.splitlines())
 PROGRAMS: list[tuple[list[dict[str, str]], str, list[str]]] = [
     (
@@ -183,6 +191,24 @@ PROGRAMS: list[tuple[list[dict[str, str]], str, list[str]]] = [
             "```python\ndef double(n):\n    return 2 * n\n```\nUsage:\n```python\nprint(double(3))\n```",
             "```python\nclass Solution:\n    def double(self, n):\n        return 2 * n\n```",
             "def double(n):\n    return 2 * n",
+        ],
+    ),
+    (
+        CHECK_TESTS,
+        R,
+        [
+            "```python\ndef double_half(n):\n    return 2 * half(n)\n```",  # what the question gave is there
+            "```python\ndef double_half(n):\n    return n - n % 2\n```\n\n```python\nprint(double_half(3))\n```",
+        ],
+    ),
+    (
+        CHECK_TESTS,
+        W,
+        [
+            "```python\ndef double_half(n):\n    return n\n```",
+            "```python\ndef other(n):\n    return 2 * half(n)\n```",
+            "```python\nimport sys\ndef double_half(n):\n    sys.exit(0)\n```",
+            "```python\nimport os\ndef double_half(n):\n    os._exit(0)\n```",
         ],
     ),
     (CALL_TESTS, W, ["```python\ndef double(n):\n    return n\n```", "```python\nprint(6)\n```"]),

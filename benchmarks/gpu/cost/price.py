@@ -8,9 +8,10 @@ from math import comb
 from typing import Any
 
 from benchmarks.gpu.cost import device
+from benchmarks.gpu.cost.models import SHARE, Model
 from benchmarks.gpu.cost.plan import KernelLaunch, Plan, Scenario, TorchCall, plan_of
 from benchmarks.gpu.cost.sass import Code, Run
-from benchmarks.gpu.cost.work import EXPLORE_RATE, ONE_PASS_RATE, WORKS_BEHIND_BRANCH, Rows, Work, ceil, work_of
+from benchmarks.gpu.cost.work import EXPLORE_RATE, ONE_PASS_RATE, Rows, Work, ceil, work_of
 
 NEGLIGIBLE = 1e-4  # numbers of exploring rows less likely than this are left out
 NUM_LARGEST = 6
@@ -58,10 +59,8 @@ def kernel_us(launch: KernelLaunch, work: Work) -> float:
 
 
 def _cycles(kernel: Kernel, work: Work, launch: KernelLaunch) -> float:
-    path = kernel.path(tuple(work.trips))
-    early = kernel.early_exit() if work.idle_trips is None else kernel.path(tuple(work.idle_trips))
-    if launch.kernel in WORKS_BEHIND_BRANCH:
-        early, path = path, early
+    path = kernel.path(work.trips)
+    early = kernel.early_exit() if work.idle_trips is None else kernel.path(work.idle_trips)
     per_sm, idle_per_sm = ceil(work.programs, device.NUM_SMS), ceil(launch.num_programs - work.programs, device.NUM_SMS)
     rounds, idle_rounds = ceil(per_sm, kernel.resident), ceil(idle_per_sm, kernel.resident)
     idle = max(idle_rounds * early.latency, idle_per_sm * max(early.busy_cycles(kernel.num_warps).values()))
@@ -104,30 +103,37 @@ def gaps_us(is_in_graph: bool, num_kernels: int = 1) -> float:
     return num_kernels * (device.NODE_US if is_in_graph else device.LAUNCH_US)
 
 
+def likely_counts(num_rows: int, rate: float) -> dict[int, float]:
+    """How likely so many of the rows are picked, each by itself."""
+    shares = {n: comb(num_rows, n) * rate**n * (1 - rate) ** (num_rows - n) for n in range(num_rows + 1)}
+    likely = {n: share for n, share in shares.items() if share >= NEGLIGIBLE}
+    return {n: share / sum(likely.values()) for n, share in likely.items()}
+
+
 def likely_rows(scenario: Scenario) -> Iterator[tuple[float, Rows]]:
-    """How likely so many rows explore, each by itself."""
-    num_rows, is_one_pass = scenario.num_rows, scenario.form == "one_pass"
-    for explored in range(num_rows + 1):
-        share = comb(num_rows, explored) * EXPLORE_RATE**explored * (1 - EXPLORE_RATE) ** (num_rows - explored)
-        if share >= NEGLIGIBLE:
-            one_pass = round(ONE_PASS_RATE * num_rows) if is_one_pass else 0
-            yield share, Rows(explored, one_pass, 0 if is_one_pass else explored)
+    """What the coins say, and how likely. Rows of the one pass that explore are in it: hardly one is not."""
+    for explored, share in likely_counts(scenario.num_rows, EXPLORE_RATE).items():
+        if scenario.form != "one_pass":
+            yield share, Rows(explored, 0, explored)
+            continue
+        for one_pass, chance in likely_counts(scenario.num_rows, ONE_PASS_RATE).items():
+            yield share * chance, Rows(explored, one_pass, 0)
 
 
 def step_us(scenario: Scenario, plan: Plan) -> dict[str, float]:
     """Mean GPU microseconds of one step, by kernel."""
-    found: Counter[str] = Counter()
-    for share, rows in likely_rows(scenario):
-        for launch in plan.launches:
-            us = kernel_us(launch, work_of(launch, rows)) + gaps_us(launch.is_in_graph)
-            if launch.kernel == "head_kernel" and launch.is_in_graph:
-                us -= engine_product_us(scenario) + gaps_us(True)
-            found[launch.kernel] += share * us
-    total = sum(share for share, _ in likely_rows(scenario))
-    named = {name: us / total for name, us in found.items()}
+    named: Counter[str] = Counter()
+    for launch in plan.launches:
+        chances: Counter[Work] = Counter()
+        for share, rows in likely_rows(scenario):
+            chances[work_of(launch, rows)] += share  # type: ignore[assignment]
+        us = sum(share * kernel_us(launch, work) for work, share in chances.items()) + gaps_us(launch.is_in_graph)
+        if launch.kernel == "head_kernel" and launch.is_in_graph:
+            us -= engine_product_us(scenario) + gaps_us(True)
+        named[launch.kernel] += us  # type: ignore[assignment]
     for call in plan.calls:
         us = torch_us(call) + gaps_us(call.is_in_graph, call.num_kernels)
-        named[f"torch.{call.name}"] = named.get(f"torch.{call.name}", 0.0) + us
+        named[f"torch.{call.name}"] += us  # type: ignore[assignment]
     if plan.num_collectives:
         named["collective"] = plan.num_collectives * (device.COLLECTIVE_US + device.LAUNCH_US)
     return named
@@ -156,6 +162,18 @@ def line_of(scenario: Scenario) -> dict[str, Any]:
         "gpu_us": round(gpu, 1),
         "host_us": round(host_us(plan), 1),
         "budget_us": round(budget, 1),
-        "share": round(0.02 * gpu / budget, 4),
+        "share": round(SHARE * gpu / budget, 4),
         "largest": [[name, round(us, 1)] for name, us in largest],
     }
+
+
+def crossing(model: Model, most: int = 64) -> int:
+    """The largest batch, of up to so many rows, at which one pass is not the dearer form; 0: there is none."""
+    for rows in range(most, 0, -1):
+        if _total(Scenario(model, rows, "one_pass")) <= _total(Scenario(model, rows, "coin_first")):
+            return rows
+    return 0
+
+
+def _total(scenario: Scenario) -> float:
+    return sum(step_us(scenario, plan_of(scenario)).values())

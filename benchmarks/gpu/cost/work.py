@@ -3,7 +3,7 @@
 Only what the code of a kernel cannot tell by itself stands here. A kernel that is missing raises KeyError.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.gpu.cost.plan import KernelLaunch
@@ -16,10 +16,10 @@ ANSWERING_RATE = 0.1  # of seeded rows: outside their phase, drawn by LED
 @dataclass(frozen=True)
 class Work:
     programs: int  # that have work; the others return early
-    trips: Sequence[int] = ()  # of each loop of the code, outer ones first
+    trips: tuple[int, ...] = ()  # of each loop of the code, outer ones first
     memory_bytes: float = 0  # moved once, from or to memory
     cache_bytes: float = 0  # all that the programs load, from wherever
-    idle_trips: Sequence[int] | None = None  # of a program without work; None: it returns at the first branch
+    idle_trips: tuple[int, ...] | None = None  # of a program without work; None: it returns at the first branch
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,6 @@ WORK: dict[str, Callable[[KernelLaunch, Rows], Work]] = {
     "parts_kernel": _parts,
     "draw_kernel": _draw,
 }
-# Kernels whose first branch ahead leads to the work, not past it.
-WORKS_BEHIND_BRANCH: set[str] = set()
 
 
 def work_of(launch: KernelLaunch, rows: Rows) -> Work:

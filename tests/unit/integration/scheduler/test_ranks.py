@@ -97,3 +97,22 @@ def test_the_guard_lets_a_lone_failure_through() -> None:
     with pytest.raises(RankDivergence, match="failed on 1 of 2"):
         SamplerCall(SimpleNamespace(runtime=runtime))._or_fail(lambda: 1 / 0)  # type: ignore[arg-type]
     assert runtime.num_step_failures == 2
+
+
+def test_ranks_take_the_first_ones_tokens_and_those_that_had_others_are_found() -> None:
+    """What is accepted of drafts sets the shapes of what follows, so it is agreed upon before it is used."""
+    own = [torch.tensor([5, 6, 7]), torch.tensor([5, 6, 8])]
+    for different in (False, True):
+        reported: list[int] = []
+
+        def all_gather(digest: torch.Tensor, reported: list[int] = reported) -> torch.Tensor:
+            reported.append(int(digest))
+            return torch.stack([digest, digest])
+
+        for tokens in own[:1] * 2 if not different else own:
+            rank = RankCheck(all_gather, max_rows=8, device=CPU, broadcast=lambda token_ids: own[0])
+            assert torch.equal(rank.agree(tokens), own[0])
+            rank.check(torch.zeros(2, 3, dtype=torch.float64))
+        assert (reported[0] != reported[1]) == different
+    alone = RankCheck(lambda digest: torch.stack([digest, digest]), max_rows=8, device=CPU)
+    assert alone.agree(own[1]) is own[1]

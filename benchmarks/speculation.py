@@ -1,12 +1,14 @@
 """LED inside speculative decoding: tokens per verification and tokens/s of LED, plain sampling and greedy.
 
 One server for each way to draft, with the embedded model (or --model-path); the three kinds of requests alternate on
-it, with the same questions. `python benchmarks/bench_server.py --speculative` is the same command.
+it. Each has questions of its own: NGRAM drafts what it has seen, an answer to the same question too.
+`python benchmarks/bench_server.py --speculative` is the same command.
 
     python -m benchmarks.speculation --json
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -109,15 +111,16 @@ def run_round(url: str, texts: list[str], sampling: dict[str, Any], options: arg
 
 
 def measure(url: str, options: argparse.Namespace) -> dict[str, Cell]:
-    texts = [problem.question for problem in generate("held_out", options.requests * options.rounds, seed=7)]
     asked = kinds(options.temperature)
     cells = {kind: Cell() for kind in asked}
+    number = options.requests * options.rounds * len(cells) + options.concurrency
+    texts = iter([problem.question for problem in generate("held_out", number, seed=7)])
+    first = list(itertools.islice(texts, options.concurrency))
     for kind in cells:  # what is compiled or cached at a first request
-        run_round(url, texts[: options.concurrency], asked[kind], options, Cell())
+        run_round(url, first, asked[kind], options, Cell())
     for i in range(options.rounds):
-        part = texts[i * options.requests : (i + 1) * options.requests]
         for kind in cells if i % 2 == 0 else reversed(cells):
-            run_round(url, part, asked[kind], options, cells[kind])
+            run_round(url, list(itertools.islice(texts, options.requests)), asked[kind], options, cells[kind])
     return cells
 
 

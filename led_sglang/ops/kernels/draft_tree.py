@@ -85,7 +85,8 @@ def prune_kernel(  # type: ignore[no-untyped-def]
         exploit = final / tl.sum(final, 0)
         choice = choose(exploit, is_column, tl.load(uniforms + row), tl.load(greedy + row) != 0)
         token = tl.load(ids + row * num_candidates + tl.minimum(choice, num_candidates - 1))
-        is_open = (tl.load(explored + row) != 0) | (tl.load(active + row) == 0)
+        is_broken = (tl.sum(tl.where(columns == 0, final, 0.0), 0) > 0.0) == 0
+        is_open = (tl.load(explore_mask + row) != 0) | (tl.load(active + row) == 0) | is_broken
         leads_here = is_open | (token == tl.load(node_tokens + base + node))
         reached = has_parent & leads_here & (tl.load(is_reached + row) != 0)
         tl.store(is_reached + base + node, reached.to(tl.uint8))

@@ -29,9 +29,7 @@ def grow(
 
 
 @jit
-def prune(
-    node_tokens: Any, parents: Any, token_ids: Any, explored: Any, active: Any, needs_latents: Any, ok: Any
-) -> None:
+def prune(node_tokens: Any, parents: Any, token_ids: Any, active: Any, needs_latents: Any, ok: Any) -> None:
     """node_tokens, parents: (B, N); the others: (B * N,). Rows out of reach need no latents and are not ok."""
     num_requests, num_nodes = node_tokens.shape
     for b in range(num_requests):
@@ -40,7 +38,7 @@ def prune(
         for node in range(1, num_nodes):
             parent = parents[b, node]
             row = start + parent
-            is_open = parent >= 0 and (explored[row] or not active[row])
+            is_open = parent >= 0 and (needs_latents[row] or not active[row] or not ok[row])
             leads_here = parent >= 0 and (is_open or token_ids[row] == node_tokens[b, node])
             is_reached[node] = leads_here and is_reached[parent]
             if not is_reached[node]:

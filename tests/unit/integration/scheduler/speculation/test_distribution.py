@@ -84,5 +84,5 @@ def test_two_tokens_have_their_probabilities(name: str, serve: Serve) -> None:
     server.give_out(server.verify())
     found = Counter((request.output_ids[0], request.output_ids[1]) for request in requests)
     assert p_value(found, pairs(prompt, temperature)) > LEVEL
-    assert p_value(found, pairs(prompt, temperature, exponent=0.7)) < LEVEL, "another distribution would be seen"
-    assert 0.02 * NUM_REQUESTS < num_long < 0.98 * NUM_REQUESTS, num_long
+    assert p_value(found, pairs(prompt, temperature, exponent=0.5)) < LEVEL, "another distribution would be seen"
+    assert 0 < num_long < NUM_REQUESTS, num_long

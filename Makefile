@@ -3,13 +3,14 @@ PYTHON_VENV := .venv/bin/python
 # Nothing here ever fetches a model or a data set.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help env serve test check accuracy bench soak fuzz constraints manifests clean
+.PHONY: help env serve test test-all check accuracy bench soak fuzz constraints manifests clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make env                 the pinned environment in .venv"
 	@echo "make serve ARGS='...'    the LED server; without --model-path it serves the embedded model"
 	@echo "make test                the tests, by two workers; ARGS='...' for other pytest arguments, by one"
+	@echo "make test-all            those and the whole matrix of models"
 	@echo "make check               lint, types, import rules"
 	@echo "make accuracy ARGS='...' the embedded model on 500 held-out problems (without a server)"
 	@echo "make bench ARGS='...'    LED on against LED off on this machine"
@@ -27,6 +28,9 @@ serve: env
 
 test: env
 	@exec $(PYTHON_VENV) -m pytest $(or $(ARGS),-n 2)
+
+test-all: env
+	@exec $(PYTHON_VENV) -m pytest --full $(or $(ARGS),-n 2)
 
 check: env
 	@scripts/check

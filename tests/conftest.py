@@ -17,10 +17,12 @@ LONGEST = "tests/server/test_soak.py"
 
 
 class ByServer(LoadScopeScheduling):
-    """Work goes out by file; a folder under tests/server stays whole, for its files ask one server."""
+    """Work goes out by file. A folder under tests/server stays whole, for its files ask one server; the matrix too."""
 
     def _split_scope(self, nodeid: str) -> str:
         parts = nodeid.split("::")[0].split("/")
+        if parts[:2] == ["tests", "models"]:
+            return "/".join(parts[:2])
         return "/".join(parts[:3] if parts[:2] == ["tests", "server"] else parts)
 
 
@@ -29,6 +31,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByServer:
     return ByServer(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help='run the tests marked "full" too')
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes longest begins first, or one worker would end with it while the other has nothing left."""
+    if not config.getoption("--full"):
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))

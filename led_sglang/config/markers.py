@@ -9,7 +9,7 @@ from unicodedata import category
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.server import ServerConfig
 
-__all__ = ["Markers", "find_markers", "with_markers"]
+__all__ = ["Markers", "ParserMarkers", "find_markers", "with_markers"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,14 +24,29 @@ class Markers:
     close_text: str
     open_ids: tuple[int, ...]
     close_ids: tuple[int, ...]
+    more_open: tuple[tuple[int, ...], ...] = ()  # of the same two meanings
+    more_close: tuple[tuple[int, ...], ...] = ()
 
 
-def find_markers(tokenizer: Any, config: ServerConfig, parser_markers: tuple[str, str] | None) -> Markers | None:
+@dataclass(frozen=True)
+class ParserMarkers:
+    """Of a reasoning parser: the pair it splits at, and what else opens or ends a thought for it."""
+
+    texts: tuple[str, str]
+    more_open: tuple[str, ...] = ()
+    more_close: tuple[str, ...] = ()  # a tool call that begins inside a thought ends it
+
+
+def find_markers(
+    tokenizer: Any, config: ServerConfig, parser_markers: tuple[str, str] | ParserMarkers | None
+) -> Markers | None:
     """From --led-think-open/--led-think-close where set, else `--reasoning-parser`'s, else the tokenizer's <think>.
 
-    Returns None where none is found and no phase needs one. Raises LedParamError where phase "think" needs one, and for
-    named markers that cannot be distinguished.
+    Returns None where none is found and no phase needs one. Raises LedParamError where phase "think" needs one, for
+    named markers that cannot be distinguished, and for those that the tokenizer writes otherwise in running text.
     """
+    parser = ParserMarkers(parser_markers) if isinstance(parser_markers, tuple) else parser_markers
+    parser_markers = None if parser is None else parser.texts
     is_explicit = config.think_open is not None or config.think_close is not None
     if config.think_open is not None and config.think_close is not None:
         texts = (config.think_open, config.think_close)
@@ -49,9 +64,13 @@ def find_markers(tokenizer: Any, config: ServerConfig, parser_markers: tuple[str
     fault = _fault_of_texts(texts)
     ids = ((), ()) if fault else (_encode(tokenizer, texts[0]), _encode(tokenizer, texts[1]))
     fault = fault or _fault_of_ids(texts, ids, config.vocab_size, getattr(tokenizer, "unk_token_id", None))
+    fault = fault or _fault_in_text(tokenizer, dict(zip(texts, ids, strict=True)))
     is_known = is_explicit or parser_markers is not None or all(len(i) == 1 for i in ids)
     if is_known and fault is None:
-        return Markers(*texts, *ids)
+        if parser is None or parser.texts != texts:
+            return Markers(*texts, *ids)
+        more = (_findable(tokenizer, config, more) for more in (parser.more_open, parser.more_close))
+        return Markers(*texts, *ids, *more)
     if is_explicit:
         raise LedParamError(f"--led-think-open {texts[0]!r}, --led-think-close {texts[1]!r}: {fault}")
     if config.phase == "all":
@@ -87,6 +106,38 @@ def _fault_of_ids(
     return None
 
 
+NEIGHBOURS = ("", "a", ".", " ", "\n", "\n\n", ".\n\n", "\u4e2d")  # of each kind that a text has beside a marker
+
+
+def _fault_in_text(tokenizer: Any, markers: dict[str, tuple[int, ...]]) -> str | None:
+    """A tokenizer may join a marker that is plain text to what stands beside it: then its own tokens never come."""
+    for text, ids in markers.items():
+        for before in NEIGHBOURS:
+            for after in NEIGHBOURS:
+                found = _encode(tokenizer, before + text + after)
+                if not any(found[i : i + len(ids)] == ids for i in range(len(found))):
+                    return (
+                        f"the tokenizer joins {text!r} to its neighbours: in {before + text + after!r} its tokens "
+                        f"{list(ids)} do not appear, so the phase would be missed"
+                    )
+    return None
+
+
+def _findable(tokenizer: Any, config: ServerConfig, texts: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """The tokens of the parser's other markers; one that cannot be found in running text is logged and left out."""
+    kept = []
+    for text in texts:
+        ids = _encode(tokenizer, text)
+        is_known = bool(ids) and getattr(tokenizer, "unk_token_id", None) not in ids
+        is_legal = is_known and all(0 <= token < (config.vocab_size or token + 1) for token in ids)
+        fault = _fault_in_text(tokenizer, {text: ids}) if is_legal else f"the tokenizer cannot spell {text!r}"
+        if fault is None:
+            kept.append(ids)
+        else:
+            logger.warning("LED does not see the reasoning parser's %r in a thought: %s", text, fault)
+    return tuple(kept)
+
+
 def _is_prefix(one: Sequence[Any], other: Sequence[Any]) -> bool:
     length = min(len(one), len(other))
     return one[:length] == other[:length]
@@ -101,6 +152,8 @@ def with_markers(config: ServerConfig, markers: Markers | None) -> ServerConfig:
         think_close=markers.close_text,
         open_ids=markers.open_ids,
         close_ids=markers.close_ids,
+        more_open=markers.more_open,
+        more_close=markers.more_close,
     )
 
 

@@ -42,6 +42,8 @@ class ServerConfig:
     num_layers: int | None = None  # of the served model, once known
     open_ids: tuple[int, ...] = ()  # token ids of the marker that opens the thinking phase, once known
     close_ids: tuple[int, ...] = ()
+    more_open: tuple[tuple[int, ...], ...] = ()  # other markers of the same two meanings
+    more_close: tuple[tuple[int, ...], ...] = ()
     vocab_size: int = 0
 
     @property
@@ -92,4 +94,6 @@ def _parse_config(text: str) -> ServerConfig:
     values = json.loads(text)
     for key in ("open_ids", "close_ids", "methods"):
         values[key] = tuple(values[key])
+    for key in ("more_open", "more_close"):
+        values[key] = tuple(map(tuple, values[key]))
     return ServerConfig(**values)

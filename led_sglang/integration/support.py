@@ -15,6 +15,7 @@ from led_sglang.config.markers import find_markers, with_markers
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.model_support import refuse_model
+from led_sglang.integration.parser_markers import parser_markers
 from led_sglang.integration.soft_support import refuse_soft
 from led_sglang.integration.speculative_support import refuse_speculation
 
@@ -131,7 +132,7 @@ def resolve(config: ServerConfig, server_args: "ServerArgs") -> ServerConfig:
     refuse_model(resolved, model_config, view)
     _refuse_backend(resolved, view)
     _refuse_one_pass(resolved, view, model_config.hf_text_config)
-    resolved = with_markers(resolved, find_markers(tokenizer, resolved, _parser_markers(view)))
+    resolved = with_markers(resolved, find_markers(tokenizer, resolved, parser_markers(view, tokenizer)))
     refuse_soft(resolved, view)
     refuse_speculation(resolved, view)
     return resolved
@@ -229,17 +230,3 @@ def _tokenizer(server_args: "ServerArgs") -> Any:
         trust_remote_code=server_args.trust_remote_code,
         revision=server_args.revision,
     )
-
-
-def _parser_markers(server_args: "ServerArgs") -> tuple[str, str] | None:
-    """None without a parser, and for one that has no markers of its own."""
-    name = getattr(server_args, "reasoning_parser", None)
-    if not name:
-        return None
-    from sglang.srt.parser.reasoning_parser import ReasoningParser
-
-    try:
-        detector = ReasoningParser(name, stream_reasoning=False).detector
-    except ValueError:  # "response_template" reads them from each request's template
-        return None
-    return detector.think_start_token, detector.think_end_token

@@ -73,6 +73,8 @@ async def describe(tokenizer_manager: "TokenizerManager") -> dict[str, Any]:
         "markers": {
             "open": {"text": config.think_open, "ids": list(config.open_ids)},
             "close": {"text": config.think_close, "ids": list(config.close_ids)},
+            "more_open_ids": [list(ids) for ids in config.more_open],
+            "more_close_ids": [list(ids) for ids in config.more_close],
         },
         "hooks": {target: _hook(target, faults) for target, spec in HOOK_TARGETS.items() if spec.is_in(release)},
         "counters": {

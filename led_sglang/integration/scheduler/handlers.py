@@ -1,6 +1,7 @@
 """The hooks around a model runner's forward and its batches: what is captured, which rows are ours, who samples."""
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -61,10 +62,11 @@ def before_forward(
 def init_graphs(original: Call, self: "ModelRunner", capture_decode_cuda_graph: bool = True) -> None:
     """AROUND ModelRunner.init_cuda_graphs."""
     current = runtime.runtime()
-    is_ours = current is not None and self is current.runner
-    if current is not None and is_ours:
-        current.start_check.calibrate()
-    original(self, capture_decode_cuda_graph)
+    capture_graphs = partial(original, self, capture_decode_cuda_graph)
+    if current is not None and self is current.runner:
+        current.start_check.run(capture_graphs, lambda: current.head)
+    else:
+        capture_graphs()
 
 
 @handler(fail_step, recovery.sample, recovery.is_first_forward)
@@ -107,7 +109,7 @@ def logits(
         latent_rows = current.latent_rows(self, logits_metadata.forward_mode.is_decode())
     with latent_rows:
         result = original(self, input_ids, hidden_states, lm_head, logits_metadata, *states)
-    current.has_started = True
+    current.has_started = not current.capture.takes_all_batches  # the start's own forwards are none that is served
     return result
 
 

@@ -80,7 +80,9 @@ class Runtime:
         self.automaton: ThinkingAutomaton | None = None
         self.tables: ThinkingTables | None = None
         if config.open_ids and config.close_ids:
-            self.automaton = ThinkingAutomaton(config.open_ids, config.close_ids, self.vocab_size)
+            self.automaton = ThinkingAutomaton(
+                config.open_ids, config.close_ids, self.vocab_size, config.more_open, config.more_close
+            )
             self.tables = self.automaton.tables(runner.device)
         self._states: Tensor | None = None
 
@@ -191,7 +193,14 @@ class Runtime:
     def bind_head(self, logits_processor: "LogitsProcessor", lm_head: "ParallelLMHead") -> None:
         """Remember the head the first time the logits processor uses it."""
         if self.head is None:
-            head = build_head(logits_processor, lm_head, self.capture.final_norm, get_parallel().tp_group)
+            head = build_head(
+                logits_processor,
+                lm_head,
+                self.capture.final_norm,
+                get_parallel().tp_group,
+                head_dtype(self.runner),
+                self.start_check.head_scale,
+            )
             self.head = replace(head, is_batch_invariant=self.is_deterministic)
             self.one_pass_state.fault = why_no_one_pass(logits_processor, lm_head, self.head)
             if self.one_pass_state.fault and self.config.form == "one_pass":

@@ -1,9 +1,9 @@
 """The thinking phase as a finite automaton over token ids.
 
-Two markers open and close the phase; each may be several tokens long. The automaton is Aho-Corasick over both, with the
+Markers open and close the phase; each may be several tokens long. The automaton is Aho-Corasick over all, with the
 thinking flag in the state, so that one integer per request is all there is to keep and a step is two gathers.
 
-state = 2 * node + flag; 0 is "nothing matched, not thinking". Where both markers end on the same token (one is a suffix
+state = 2 * node + flag; 0 is "nothing matched, not thinking". Where two markers end on the same token (one is a suffix
 of the other) the longer one wins.
 """
 
@@ -43,12 +43,22 @@ class ThinkingTables:
 
 
 class ThinkingAutomaton:
-    """Built once per server from the two markers."""
+    """Built once per server from its markers."""
 
-    def __init__(self, open_ids: Sequence[int], close_ids: Sequence[int], vocab_size: int) -> None:
-        markers = [tuple(open_ids), tuple(close_ids)]
-        check_markers(markers, vocab_size)
-        tokens = sorted(set(markers[0] + markers[1]))
+    def __init__(
+        self,
+        open_ids: Sequence[int],
+        close_ids: Sequence[int],
+        vocab_size: int,
+        more_open: Sequence[Sequence[int]] = (),
+        more_close: Sequence[Sequence[int]] = (),
+    ) -> None:
+        """more_open, more_close: other markers of the same two meanings. Raises ValueError for markers of both."""
+        opening = {tuple(marker) for marker in (open_ids, *more_open)}
+        closing = {tuple(marker) for marker in (close_ids, *more_close)}
+        check_markers(opening, closing, vocab_size)
+        markers = {**dict.fromkeys(opening, 1), **dict.fromkeys(closing, 0)}
+        tokens = sorted({token for marker in markers for token in marker})
         self.vocab_size = vocab_size
         self.num_symbols = len(tokens) + 1
         self.next_state = build_transitions(markers, [0, *tokens])  # (num_states, num_symbols)
@@ -77,18 +87,22 @@ class ThinkingAutomaton:
         )
 
 
-def check_markers(markers: list[tuple[int, ...]], vocab_size: int) -> None:
-    if not all(markers) or markers[0] == markers[1]:
-        raise ValueError(f"the thinking markers must be two different, non-empty sequences, got {markers}")
+def check_markers(opening: set[tuple[int, ...]], closing: set[tuple[int, ...]], vocab_size: int) -> None:
+    markers = sorted(opening) + sorted(closing)
+    if not all(markers) or opening & closing:
+        raise ValueError(f"the thinking markers must be different, non-empty sequences, got {markers}")
     if not all(0 <= token < vocab_size for marker in markers for token in marker):
         raise ValueError(f"thinking markers {markers} lie outside the vocabulary of {vocab_size}")
 
 
 def build_transitions(
-    markers: list[tuple[int, ...]], tokens: list[int]
+    markers: dict[tuple[int, ...], int], tokens: list[int]
 ) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """(2 * num_nodes, num_symbols); a node is a prefix of a marker, a symbol an index into `tokens`, 0 the rest."""
-    prefixes = sorted({marker[:n] for marker in markers for n in range(len(marker) + 1)}, key=len)
+    """(2 * num_nodes, num_symbols); a node is a prefix of a marker, a symbol an index into `tokens`, 0 the rest.
+
+    markers: to the thinking flag behind each.
+    """
+    prefixes = sorted({marker[:n] for marker in markers for n in range(len(marker) + 1)}, key=lambda p: (len(p), p))
     node_of = {prefix: node for node, prefix in enumerate(prefixes)}
     table = np.zeros((2 * len(prefixes), len(tokens)), dtype=np.int64)
     for prefix, node in node_of.items():
@@ -101,9 +115,9 @@ def build_transitions(
     return table
 
 
-def completed(seen: tuple[int, ...], markers: list[tuple[int, ...]], flag: int) -> int:
+def completed(seen: tuple[int, ...], markers: dict[tuple[int, ...], int], flag: int) -> int:
     """The thinking flag after `seen`, which holds the longest marker prefix that can end here."""
-    for marker, value in sorted(zip(markers, (1, 0), strict=True), key=lambda pair: -len(pair[0])):
+    for marker in sorted(markers, key=len, reverse=True):
         if seen[-len(marker) :] == marker:
-            return value
+            return markers[marker]
     return flag

@@ -1,10 +1,12 @@
 """Where the markers of the thinking phase come from, and when none is an error."""
 
+import re
+
 import pytest
 
 from led_sglang.config.checks import LedParamError
-from led_sglang.config.markers import Markers, find_markers, with_markers
-from led_sglang.config.server import ServerConfig
+from led_sglang.config.markers import Markers, ParserMarkers, find_markers, with_markers
+from led_sglang.config.server import ENV_CONFIG, ServerConfig, export_config, server_config
 from led_sglang.ops.rows.automaton import ThinkingAutomaton
 
 
@@ -16,7 +18,20 @@ class FakeTokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         assert not add_special_tokens, "a beginning-of-text token is no part of a marker"
-        return [self.tokens[text]] if text in self.tokens else [ord(letter) for letter in text]
+        if not self.tokens:
+            return self.letters(text)
+        pieces = re.split("(" + "|".join(map(re.escape, self.tokens)) + ")", text)
+        return [i for piece in pieces for i in ([self.tokens[piece]] if piece in self.tokens else self.letters(piece))]
+
+    def letters(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+
+class JoiningTokenizer(FakeTokenizer):
+    """As Llama 3's does with a marker that is plain text: ">" and the line breaks behind it are one token."""
+
+    def letters(self, text: str) -> list[int]:
+        return super().letters(text.replace(">\n", "\u2000"))
 
 
 QWEN = FakeTokenizer("<think>", "</think>", "[THINK]", "[/THINK]")
@@ -131,3 +146,35 @@ def test_markers_join_the_configuration() -> None:
     assert (config.depth, config.think_open, config.think_close) == (3, "<a>", "</a>")
     assert (config.open_ids, config.close_ids) == ((1,), (2, 3))
     assert with_markers(config, None) is config
+
+
+@pytest.mark.parametrize("texts", [("<t>", "</t>"), ("<think>", "</t>")])
+def test_a_marker_that_running_text_hides_is_refused(texts: tuple[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    """It would be accepted, and then never close: LED would explore in the answer."""
+    tokenizer = JoiningTokenizer("<think>")
+    explicit = ServerConfig(think_open=texts[0], think_close=texts[1])
+    with pytest.raises(LedParamError, match=r"--led-think-close '</t>': the tokenizer joins '<?/?t>.*would be missed"):
+        find_markers(tokenizer, explicit, None)
+    with pytest.raises(LedParamError, match=r"the reasoning parser's, .* cannot be used: the tokenizer joins"):
+        find_markers(tokenizer, ServerConfig(), texts)
+    assert find_markers(tokenizer, ServerConfig(phase="all"), texts) is None
+
+
+def test_a_parsers_tool_call_ends_a_thought_and_other_pairs_count(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = JoiningTokenizer("<think>", "</think>", "<tool_call>", "<fast>", "</fast>")
+    parser = ParserMarkers(("<think>", "</think>"), ("<fast>",), ("</fast>", "<tool_call>", "<calls>"))
+    found = find_markers(tokenizer, ServerConfig(), parser)
+    assert found is not None
+    assert (found.more_open, found.more_close) == (((1003,),), ((1004,), (1002,)))
+    assert "does not see the reasoning parser's '<calls>'" in caplog.text, "it is text, and hidden in running text"
+    config = with_markers(ServerConfig(), found)
+    assert (config.more_open, config.more_close) == (found.more_open, found.more_close)
+    explicit = ServerConfig(think_open="<fast>", think_close="</fast>")
+    assert find_markers(tokenizer, explicit, parser) == Markers("<fast>", "</fast>", (1003,), (1004,))
+
+
+def test_the_other_markers_reach_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ServerConfig(open_ids=(1,), close_ids=(2,), more_open=((3, 4),), more_close=((5,), (6, 7)))
+    monkeypatch.setenv(ENV_CONFIG, "")
+    export_config(config)
+    assert server_config() == config

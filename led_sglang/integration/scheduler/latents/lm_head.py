@@ -1,9 +1,9 @@
 """Describe the engine's LM head to `ops`."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from torch import Tensor, empty
+from torch import Tensor, dtype, empty
 
 from led_sglang.integration.faults import CaptureError
 from led_sglang.ops.types import Head
@@ -15,17 +15,26 @@ if TYPE_CHECKING:
 
 
 def build_head(
-    logits_processor: "LogitsProcessor", lm_head: "ParallelLMHead", final_norm: Any, tp_group: "GroupCoordinator"
+    logits_processor: "LogitsProcessor",
+    lm_head: "ParallelLMHead",
+    final_norm: Callable[[Tensor], Tensor] | None,
+    tp_group: "GroupCoordinator",
+    dtype: dtype,
+    input_scale: float = 1.0,
 ) -> Head:
-    """The head as `ops` needs it; a quantised one is multiplied by the engine. Raises CaptureError for a LoRA one."""
+    """The head as `ops` needs it; a quantised one, or one in another dtype, is multiplied by the engine.
+
+    dtype: of the hidden states. input_scale: what the model multiplies the final norm's output with before the head.
+    A bias of the head is left out, as the engine leaves it out. Raises CaptureError for a LoRA head.
+    """
     refuse_lora(lm_head)
-    is_dense = has_dense_weight(lm_head)
+    is_dense = has_dense_weight(lm_head) and lm_head.weight.dtype == dtype
     weight = lm_head.weight if is_dense else _placeholder(logits_processor, lm_head)
     vocab_size = int(logits_processor.vocab_size)
-    num_ranks = tp_group.world_size
+    shard = getattr(lm_head, "shard_indices", None)  # Gemma's tied embedding has none: each rank holds all of it
+    is_sharded = shard is not None and min(tp_group.world_size, getattr(lm_head, "tp_size", tp_group.world_size)) > 1
     first_id, num_rows = 0, vocab_size
-    if num_ranks > 1:
-        shard = lm_head.shard_indices
+    if is_sharded and shard is not None:
         first_id, num_rows = shard.org_vocab_start_index, shard.num_org_elements
 
     def all_gather(packed: Tensor) -> Tensor:
@@ -35,11 +44,10 @@ def build_head(
         weight=weight,
         num_rows=min(num_rows, weight.shape[0]),
         first_id=first_id,
-        bias=getattr(lm_head, "bias", None) if is_dense else None,
-        scale=float(logits_processor.logit_scale or 1.0),
+        scale=float(logits_processor.logit_scale or 1.0) * input_scale,
         softcap=logits_processor.final_logit_softcapping,
         final_norm=final_norm,
-        all_gather=all_gather if num_ranks > 1 else None,
+        all_gather=all_gather if is_sharded else None,
         project=None if is_dense else _engine_product(logits_processor, lm_head),
     )
 

@@ -18,10 +18,11 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-LENGTHS = (5, 9, 2)  # of the prompts: different, so that a wrong row shows
+# Of the prompts: different, so that a wrong row shows. Four requests and 16 tokens are sizes of SGLang's own graphs, so
+# that a replay and an eager step compute in the same shapes.
+LENGTHS = (5, 7, 1, 3)
 SEED = 20260201
 
 
@@ -55,6 +56,7 @@ class StartRun:
 
     def __init__(self, runner: "ModelRunner", lengths: tuple[int, ...] = LENGTHS) -> None:
         self.runner = runner
+        self.was_replayed = False  # the last forward was a graph's
         generator = torch.Generator().manual_seed(SEED)
         vocab_size = int(runner.model_config.vocab_size)
         requests = [
@@ -75,7 +77,11 @@ class StartRun:
             spec_algorithm=SpeculativeAlgorithm.NONE,
         )
 
-    def prefill(self) -> "LogitsProcessorOutput":
+    def step(self, name: str) -> Tensor:
+        """The logits (B, V) of a "prefill", or of the "decode" step behind it."""
+        return self.prefill() if name == "prefill" else self.decode()
+
+    def prefill(self) -> Tensor:
         self._batch.prepare_for_extend()
         waiting = getattr(self._batch, "prefill_input_ids_cpu", None)
         if self._batch.input_ids is None and waiting is not None:
@@ -83,17 +89,20 @@ class StartRun:
             self._batch.prefill_input_ids_cpu = None
         return self._forward()
 
-    def decode(self, token_ids: Tensor) -> "LogitsProcessorOutput":
-        """token_ids: (B,), what the prefill is taken to have sampled."""
-        self._batch.input_ids = token_ids.to(torch.int64)
+    def decode(self) -> Tensor:
+        """Of the prompts' first tokens once more, whatever the prefill would have sampled."""
+        first = [req.origin_input_ids[0] for req in self._batch.reqs]
+        self._batch.input_ids = torch.tensor(first, dtype=torch.int64, device=self._batch.device)
         self._batch.prepare_for_decode()
         return self._forward()
 
     @torch.no_grad()
-    def _forward(self) -> "LogitsProcessorOutput":
+    def _forward(self) -> Tensor:
         batch = ForwardBatch.init_new(self._batch, self.runner, return_hidden_states_before_norm=False)
-        output: LogitsProcessorOutput = self.runner.forward(batch).logits_output
-        return output
+        output = self.runner.forward(batch)
+        self.was_replayed = bool(output.can_run_graph)
+        logits: Tensor = output.logits_output.next_token_logits
+        return logits
 
     def close(self) -> None:
         self.runner.req_to_token_pool.clear()

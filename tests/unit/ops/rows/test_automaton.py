@@ -96,3 +96,33 @@ def test_long_prompts_take_milliseconds():
 def test_impossible_markers_are_refused(open_ids, close_ids):
     with pytest.raises(ValueError, match="thinking markers"):
         ThinkingAutomaton(open_ids, close_ids, vocab_size=6)
+
+
+SEVERAL = {
+    "a tool call": ([[1]], [[2], [3]]),
+    "pairs by effort": ([[1, 0], [1, 2], [1, 3]], [[4, 0], [4, 2], [5]]),
+    "one within another": ([[1, 2, 3], [2]], [[2, 3], [1]]),
+}
+
+
+def oracle_of_several(ids, opening, closing):
+    """The marker that ends last decides; of those that end together, the longest."""
+    thinking = False
+    markers = sorted([(m, True) for m in opening] + [(m, False) for m in closing], key=lambda pair: len(pair[0]))
+    for end in range(1, len(ids) + 1):
+        for marker, value in markers:
+            if list(ids[max(0, end - len(marker)) : end]) == marker:
+                thinking = value
+    return thinking
+
+
+@given(st.sampled_from(sorted(SEVERAL)), streams)
+def test_several_markers_open_and_close(name, ids):
+    (opening, *more_open), (closing, *more_close) = SEVERAL[name]
+    automaton = ThinkingAutomaton(opening, closing, 6, more_open, more_close)
+    assert automaton.thinking(automaton.run(ids)) == oracle_of_several(ids, *SEVERAL[name])
+
+
+def test_a_marker_of_both_meanings_is_refused():
+    with pytest.raises(ValueError, match="must be different"):
+        ThinkingAutomaton([1], [2], 6, more_close=[[1]])

@@ -13,7 +13,7 @@ from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.ops import Head, LedRows, StepInputs
 from led_sglang.ops.backend import Backend
 from led_sglang.ops.backends import one_pass, torch_step
-from led_sglang.ops.backends.lm_head import latent_probs
+from led_sglang.ops.backends.lm_head import latent_probs, layer_logits
 from led_sglang.ops.backends.torch import TorchBackend
 from tests.unit.integration.fakes import decode_graph_sizes
 
@@ -118,6 +118,9 @@ def test_a_fault_gives_the_engines_product_and_is_reported() -> None:
     assert one_pass_state.fault and "RuntimeError" in one_pass_state.fault and one_pass_state.form(1) == "coin_first"
 
 
+ONE_RANK: Any = SimpleNamespace(world_size=1)
+
+
 class QuantisedHead(nn.Module):
     """As much of a quantised ParallelLMHead as we read: packed weights and a method that multiplies with them."""
 
@@ -136,7 +139,7 @@ def processor(head: QuantisedHead, **changes: Any) -> Any:
 def test_a_quantised_head_is_multiplied_by_the_engine(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("led_sglang.ops.backends.lm_head.TILE_ELEMENTS", 3 * V)  # a few rows at a time
     quantised = QuantisedHead(torch.randn(V, H))
-    head = build_head(processor(quantised, **changes), quantised, None, SimpleNamespace(world_size=1))
+    head = build_head(processor(quantised, **changes), quantised, None, ONE_RANK, torch.float32)
     assert head.project is not None and "QuantisedHead" in str(why_no_one_pass(None, quantised, head))
     same = Head(quantised.qweight.float() / 100, V, scale=head.scale, softcap=head.softcap)
     latents, tau = torch.randn(J, 5, H), torch.linspace(0.3, 2, 5)[:, None]
@@ -149,4 +152,59 @@ def test_a_quantised_head_is_multiplied_by_the_engine(changes: dict[str, Any], m
 def test_a_lora_head_is_refused() -> None:
     lora = SimpleNamespace(set_lora=True, apply_lora=None, weight=torch.zeros(V, H))
     with pytest.raises(CaptureError, match="another adapter to each row"):
-        build_head(processor(QuantisedHead(torch.zeros(V, H))), lora, None, SimpleNamespace(world_size=1))
+        build_head(processor(QuantisedHead(torch.zeros(V, H))), lora, None, ONE_RANK, torch.float32)
+
+
+class DenseHead(nn.Module):
+    """As much of a ParallelLMHead as we read."""
+
+    def __init__(self, num_rows: int = V, bias: Tensor | None = None, shard: Any = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_rows, H), requires_grad=False)
+        self.bias = bias
+        if shard is not None:
+            self.shard_indices = shard
+
+
+def dense_processor(**changes: Any) -> Any:
+    def product(rows: Tensor, lm_head: Any) -> Tensor:
+        return rows.to(lm_head.weight.dtype) @ lm_head.weight.T  # SGLang's, which knows no bias
+
+    fields = {"vocab_size": V, "logit_scale": None, "final_logit_softcapping": None} | changes
+    return SimpleNamespace(_compute_lm_head=product, **fields)
+
+
+def test_a_bias_that_the_engine_leaves_out_is_left_out() -> None:
+    lm_head = DenseHead(bias=torch.randn(V))
+    head = build_head(dense_processor(), lm_head, None, ONE_RANK, torch.float32)
+    rows = torch.randn(3, H)
+    torch.testing.assert_close(layer_logits(rows, head, 0, V), dense_processor()._compute_lm_head(rows, lm_head))
+
+
+def test_an_embedding_that_every_rank_has_whole_is_no_shard() -> None:
+    two: Any = SimpleNamespace(world_size=2)
+    whole = build_head(dense_processor(), DenseHead(), None, two, torch.float32)
+    assert (whole.first_id, whole.num_rows, whole.all_gather) == (0, V, None)
+    shard = SimpleNamespace(org_vocab_start_index=V // 2, num_org_elements=V // 2)
+    half = build_head(dense_processor(), DenseHead(V // 2, shard=shard), None, two, torch.float32)
+    assert (half.first_id, half.num_rows) == (V // 2, V // 2) and half.all_gather is not None
+    replicated = DenseHead(V, shard=SimpleNamespace(org_vocab_start_index=0, num_org_elements=V))
+    replicated.tp_size = 1
+    assert build_head(dense_processor(), replicated, None, two, torch.float32).all_gather is None
+
+
+def test_a_head_in_another_dtype_is_multiplied_by_the_engine() -> None:
+    head = build_head(dense_processor(), DenseHead(), None, ONE_RANK, torch.bfloat16)
+    assert head.project is not None
+    rows = torch.randn(3, H)
+    torch.testing.assert_close(layer_logits(rows.bfloat16(), head, 0, V), rows.bfloat16().float() @ head_weight(head))
+
+
+def head_weight(head: Head) -> Tensor:
+    assert head.project is not None
+    return head.project(torch.eye(H))
+
+
+def test_what_a_model_multiplies_the_norms_output_with_is_in_the_scale() -> None:
+    head = build_head(dense_processor(logit_scale=0.5), DenseHead(), None, ONE_RANK, torch.float32, 4.0)
+    assert head.scale == 2.0

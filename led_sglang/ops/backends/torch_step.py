@@ -69,8 +69,7 @@ def led_step(
     needs_latents = explored | (rows.trace & inputs.active) if rows.any_trace else explored
     if tree is not None:
         chosen = final.candidate_ids.gather(1, choose(exploit, rows, inputs)).squeeze(1)
-        is_open = needs_latents | ~inputs.active | ~(final.confidence > 0)  # whose token this step may not decide
-        is_reached = reachable(tree, chosen, is_open)
+        is_reached = reachable(tree, chosen, needs_latents | ~inputs.active | ~(final.confidence > 0))
         needs_latents = needs_latents & is_reached
         final = replace(final, confidence=final.confidence.where(is_reached, torch.nan))  # the others are not ok
     if not allows_dynamic_shapes:

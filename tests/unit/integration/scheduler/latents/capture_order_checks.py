@@ -135,7 +135,7 @@ def check_the_first_use_of_the_head_runs_what_requests_reach(form: str, serve: A
     assert step <= names
     with launches() as seen:
         server.dummy_decode(1)
-    assert len(seen) == (0 if form == "coin_first" else 3), "once"
+    assert len(seen) == (0 if form == "coin_first" else 2), "once"
 
 
 def check_nothing_is_run_at_start_inside_a_capture(serve: Any) -> None:

@@ -63,7 +63,7 @@ def test_the_form_is_that_of_the_graph_and_beyond_the_largest_that_of_the_batch(
         one_pass_state.on_graph_warmup(size, is_captured=True)
         assert one_pass_state.is_one_pass == (size <= one_pass.MAX_ROWS)
     forms = {num_rows: one_pass_state.form(num_rows) for num_rows in (1, 48, 49, 64, 65, 256)}
-    assert forms == {n: "one_pass" if n <= 48 else "coin_first" for n in forms}
+    assert forms == {n: "one_pass" if n <= one_pass.MAX_ROWS else "coin_first" for n in forms}
     assert one_pass_state.status()["one_pass_up_to_rows"] == 48
 
 

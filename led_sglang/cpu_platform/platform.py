@@ -78,6 +78,10 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """Sets the arguments that plain PyTorch needs, where they have no other value."""
         if server_args.device != "cpu":
             return
+        if getattr(server_args, "speculative_algorithm", None):
+            from led_sglang.cpu_platform import speculative
+
+            speculative.check(server_args)
         # SGLang fills in "intel_amx" for any CPU before this call; its kernels are not installed.
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = "torch_native"
@@ -105,9 +109,12 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def get_speculative_worker_cls(self, algorithm: str) -> None:
         """SGLang's own worker, whose kernels are replaced here: it is imported after this call."""
+        from sglang.srt.runtime_context import get_spec
+
         from led_sglang.cpu_platform import speculative
 
         speculative.refuse(algorithm)
+        speculative.check(get_spec())  # again: some models switch options on by themselves
         from led_sglang.cpu_platform.speculative.install import install
 
         install()

@@ -130,3 +130,20 @@ def _save(folder: Path, architecture: str, tensors: dict[str, Tensor]) -> Path:
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
     return folder
+
+
+def add_mimo_mtp(folder: Path, seed: int = 0) -> Path:
+    """Put a layer for multi-token prediction (NEXTN) of random weights into a MiMo checkpoint of `checkpoints`."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"num_nextn_predict_layers": 1}, indent=2))
+    size, generator = config["hidden_size"], torch.Generator().manual_seed(seed)
+    prefix = "model.mtp_layers.0."
+    tensors = {f"{prefix}input_proj.weight": torch.randn(size, 2 * size, generator=generator) * 0.05}
+    norms = ("token_layernorm", "hidden_layernorm", "final_layernorm", "input_layernorm")
+    tensors |= {f"{prefix}{name}.weight": torch.ones(size) for name in norms}
+    tensors |= _layer(prefix, size, size)
+    widths = {"q": size, "k": size // 2, "v": size // 2}
+    tensors |= {f"{prefix}self_attn.{name}_proj.bias": torch.zeros(width) for name, width in widths.items()}
+    save_file(tensors, folder / "mtp.safetensors")
+    return folder

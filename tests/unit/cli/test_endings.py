@@ -44,6 +44,7 @@ COMMANDS = {
     "patches": ["led_sglang.patches", "check"],
     "problems": ["led_sglang.embedded.problems", "--count", "20"],
     "countdown": ["led_sglang.embedded.countdown", "--count", "20"],
+    "draft": ["led_sglang.embedded.draft", "--out", "{folder}/draft"],
     "evaluate": ["training.evaluate", "--problems", "2", "--base-url", "{url}/v1"],
     "plot": ["benchmarks.plot", "--results", "{folder}", "--out", "{folder}/pictures"],
 }

@@ -16,7 +16,7 @@ from benchmarks import plot
 from benchmarks.soak import __main__ as soak
 from led_sglang import analysis, patches, trace
 from led_sglang.compat.sources import installed_release
-from led_sglang.embedded import tokenizer
+from led_sglang.embedded import draft, tokenizer
 from led_sglang.evals import __main__ as evals
 from led_sglang.evals.report import compose
 from tests.unit.evals.fake_server import FakeServer
@@ -255,6 +255,7 @@ WRITERS = {
         is_folder=True,
     ),
     "soak --log": Writer(lambda folder, out, url: ["--log", str(out)], partial(command_of, soak)),
+    "draft --out": Writer(lambda folder, out, url: ["--out", str(out)], draft.main, is_folder=True),
     "tokenizer --out": Writer(lambda folder, out, url: ["--out", str(out)], tokenizer.main, is_folder=True),
     "train --out": Writer(lambda folder, out, url: ["--out", str(out)], train.main, is_folder=True),
 }

@@ -11,7 +11,8 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBack
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from led_sglang.cpu_platform.attention import PagedAttention
-from led_sglang.cpu_platform.speculative.attention import SpeculativeAttention, node_slots
+from led_sglang.cpu_platform.speculative.attention import Slots, SpeculativeAttention, extend_slots, node_slots
+from led_sglang.cpu_platform.speculative.draft_attention import DraftAttention, branch_slots
 from tests.unit.cpu_platform.speculative import random_trees
 from tests.unit.cpu_platform.speculative.random_trees import Tree
 
@@ -103,13 +104,16 @@ class Case:
         return torch.cat(outputs)
 
 
+def read(slots: Slots) -> list[list[int]]:
+    return [slots.table[row, :length].tolist() for row, length in zip(slots.rows, slots.lengths, strict=True)]
+
+
 @pytest.mark.parametrize("size", [1, 2, 6, 12])
 @pytest.mark.parametrize("seed", range(4))
 def test_slots_are_those_of_the_path(seed: int, size: int) -> None:
     case = Case(size, seed)
     slots = node_slots(case.table, case.requests, torch.tensor(PREFIXES), case.own, case.mask())
-    rows = zip(slots.table.tolist(), slots.lengths.tolist(), strict=True)
-    assert [row[:length] for row, length in rows] == case.paths()
+    assert read(slots) == case.paths()
 
 
 @pytest.mark.parametrize("size", [1, 6, 12])
@@ -152,3 +156,81 @@ def test_the_next_decode_step_reads_the_table_again() -> None:
         each.forward_decode(case.q[one], case.k[one], case.v[one], case.layer, batch) for each in (backend, expected)
     )
     assert torch.equal(first, second)
+
+
+def test_the_tokens_of_an_extend_read_what_is_before_them() -> None:
+    table = torch.arange(500).view(5, 100).int()
+    slots = extend_slots(table, torch.tensor([2, 0, 4]), torch.tensor([3, 0, 9]), torch.tensor([2, 1, 4]))
+    expected = [(2, 4), (2, 5), (0, 1), (4, 10), (4, 11), (4, 12), (4, 13)]
+    assert read(slots) == [list(range(100 * request, 100 * request + length)) for request, length in expected]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_extend_of_the_draft_has_the_bits_of_decode_steps(seed: int) -> None:
+    """Its tokens are a chain: what a verification of that chain gives, and the loop up to rounding."""
+    case = Case(4, seed)
+    case.trees = [Tree((-1, 0, 1, 2), (0, 1, 2, 3))] * len(PREFIXES)
+    for i, (request, prefix) in enumerate(zip(case.requests, PREFIXES, strict=True)):
+        case.table[request, prefix : prefix + 4] = case.own[4 * i : 4 * i + 4].int()
+    verified, _ = case.verified()
+    batch = SimpleNamespace(
+        encoder_lens=None, forward_mode=ForwardMode.DRAFT_EXTEND_V2, seq_lens=torch.tensor(PREFIXES) + 4,
+        req_pool_indices=case.requests, out_cache_loc=case.own, extend_prefix_lens=torch.tensor(PREFIXES),
+        extend_seq_lens=torch.tensor([4] * len(PREFIXES)),
+    )  # fmt: skip
+    outputs = []
+    for kind in (SpeculativeAttention, TorchNativeAttnBackend):
+        backend = case.backend(kind, case.table)
+        backend.init_forward_metadata(batch)
+        outputs.append(backend.forward_extend(case.q, case.k, case.v, case.layer, batch))
+    assert torch.equal(outputs[0], verified)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("topk", "num_steps"), [(1, 3), (3, 2), (2, 5)])
+def test_a_branch_reads_the_prefix_and_its_own_tokens(topk: int, num_steps: int) -> None:
+    case = Case(1)
+    backend = DraftAttention(
+        SimpleNamespace(
+            device="cpu", req_to_token_pool=SimpleNamespace(req_to_token=case.table), token_to_kv_pool=Pool(case.dtype)
+        ),
+        topk,
+        num_steps,
+    )
+    assert len(backend.attn_backends) == num_steps - 1
+    backend.init_forward_metadata(SimpleNamespace(req_pool_indices=case.requests, seq_lens=torch.tensor(PREFIXES)))
+    for step, each in enumerate(backend.attn_backends):
+        expected = []
+        for request, prefix in zip(case.requests, PREFIXES, strict=True):
+            for branch in range(topk):
+                first = prefix + branch * num_steps
+                row = case.table[request]
+                expected.append(row[:prefix].tolist() + row[first : first + step + 1].tolist())
+        assert read(each._slots) == expected
+    assert read(branch_slots(case.table, case.requests, torch.tensor(PREFIXES), topk, num_steps)) == [
+        path[: len(path)] for path in read(backend.attn_backends[0]._slots)
+    ]
+
+
+def test_a_step_of_the_draft_is_a_decode_step_over_its_branch() -> None:
+    """Two branches of each request in their second step."""
+    case = Case(2)
+    runner = SimpleNamespace(
+        device="cpu", req_to_token_pool=SimpleNamespace(req_to_token=case.table), token_to_kv_pool=Pool(case.dtype)
+    )
+    draft = DraftAttention(runner, topk=2, num_steps=3)
+    batch = SimpleNamespace(req_pool_indices=case.requests, seq_lens=torch.tensor(PREFIXES))
+    draft.init_forward_metadata(batch)
+    backend = draft.attn_backends[1]
+    paths = read(backend._slots)
+    batch.out_cache_loc = torch.tensor([path[-1] for path in paths])
+    output = backend.forward_decode(case.q, case.k, case.v, case.layer, batch)
+    for row, path in enumerate(paths):
+        one, plain = slice(row, row + 1), case.backend(PagedAttention, torch.tensor([path]).int())
+        plain.token_to_kv_pool = runner.token_to_kv_pool
+        single = SimpleNamespace(
+            encoder_lens=None, forward_mode=ForwardMode.DECODE, seq_lens=torch.tensor([len(path)]),
+            req_pool_indices=torch.tensor([0]), out_cache_loc=batch.out_cache_loc[one],
+        )  # fmt: skip
+        plain.init_forward_metadata(single)
+        assert torch.equal(plain.forward_decode(case.q[one], case.k[one], case.v[one], case.layer, single), output[one])

@@ -1,5 +1,6 @@
 """The platform's functions stand where SGLang's workers look, and only after a worker was asked for."""
 
+import argparse
 import subprocess
 import sys
 from types import ModuleType
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 from sglang.srt.platforms import _load_platform_class
+from sglang.srt.server_args import ServerArgs
 
 from led_sglang.cpu_platform import PLATFORM_CLASS, speculative
 from led_sglang.cpu_platform.speculative.install import replace
@@ -30,10 +32,13 @@ from sglang.srt.platforms import _load_platform_class
 
 platform = _load_platform_class(PLATFORM_CLASS)()
 
+from types import SimpleNamespace
+from sglang.srt import runtime_context
 import sglang.srt.mem_cache.allocation  # modules that are imported before a worker is made
 import sglang.srt.speculative.spec_utils
 
 platform.init_backend()
+runtime_context.get_spec = lambda: SimpleNamespace(speculative_adaptive=False)
 assert platform.get_speculative_worker_cls(algorithm="NGRAM") is None
 from led_sglang.cpu_platform.speculative.install import REPLACEMENTS
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
@@ -50,6 +55,25 @@ assert importers > len(REPLACEMENTS), importers
 assert ATTENTION_BACKENDS["torch_native"].__name__ == "SpeculativeAttention"
 assert platform.get_kv_pool_cls(kind="mha").__name__ == "MovableKVPool"
 assert platform.get_kv_pool_cls(kind="mla") is None
+
+from sglang.srt.speculative import draft_utils, spec_utils
+
+assert not hasattr(spec_utils._select_top_k_tokens_later, "_torchdynamo_orig_callable")
+draft_utils.attention_backends = lambda: ("torch_native", "torch_native")
+pools = dict(req_to_token_pool=None, token_to_kv_pool=None)
+runner = SimpleNamespace(draft_attention_backend=None, device="cpu", **pools,
+                         model_config=SimpleNamespace(hf_config=None, hf_text_config=None))
+factory = draft_utils.DraftBackendFactory(runner, 2, 4)
+steps = factory.create_decode_backend()
+assert (type(steps).__name__, len(steps.attn_backends), steps.topk) == ("DraftAttention", 3, 2)
+assert {backend.decode_attention_backend_str for backend in steps.attn_backends} == {"torch_native"}
+factory.draft_attn_backend = "flex_attention"
+try:
+    factory.create_decode_backend()
+except ValueError as error:
+    assert "flex_attention" in str(error)
+else:
+    raise AssertionError("another backend was taken for ours")
 print("installed")
 """
 
@@ -59,7 +83,7 @@ def make_platform() -> Any:
 
 
 def run(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip().splitlines()[-1]
 
@@ -100,3 +124,13 @@ def test_what_is_not_served_is_refused_by_name(name: str) -> None:
 
 def test_what_is_served_is_supported() -> None:
     assert all(make_platform().supports_speculative_algorithm(name) for name in speculative.ALGORITHMS)
+
+
+@pytest.mark.parametrize("field", speculative.UNSUPPORTED)
+def test_an_option_that_is_not_served_ends_the_start(field: str) -> None:
+    flag = f"--{field.replace('_', '-')}"
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    arguments = parser.parse_args(["--model-path", "m", "--device", "cpu", "--speculative-algorithm", "EAGLE", flag])
+    with pytest.raises(ValueError, match=f"{flag} is not served by led_sglang's CPU platform"):
+        make_platform().apply_server_args_defaults(arguments)

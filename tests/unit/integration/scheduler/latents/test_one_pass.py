@@ -59,12 +59,12 @@ def test_a_padded_graph_serves_the_real_rows_alone(is_gpu_path: bool) -> None:
 def test_the_form_is_that_of_the_graph_and_beyond_the_largest_that_of_the_batch() -> None:
     one_pass_state = state_of("auto", FIXED, max_rows=300)
     assert one_pass_state.status()["one_pass_up_to_rows"] == one_pass.MAX_ROWS
-    for size in (8, 48, 64):
+    for size in (8, 32, 64):
         one_pass_state.on_graph_warmup(size, is_captured=True)
         assert one_pass_state.is_one_pass == (size <= one_pass.MAX_ROWS)
-    forms = {num_rows: one_pass_state.form(num_rows) for num_rows in (1, 48, 49, 64, 65, 256)}
-    assert forms == {n: "one_pass" if n <= one_pass.MAX_ROWS else "coin_first" for n in forms}
-    assert one_pass_state.status()["one_pass_up_to_rows"] == 48
+    forms = {num_rows: one_pass_state.form(num_rows) for num_rows in (1, 32, 33, 64, 65, 256)}
+    assert forms == {n: "one_pass" if n <= 32 else "coin_first" for n in forms}
+    assert one_pass_state.status()["one_pass_up_to_rows"] == 32
 
 
 def test_a_warm_up_that_is_no_capture_makes_no_graph() -> None:

@@ -50,8 +50,8 @@ def ngram(num_draft_tokens: int, breadth: int) -> tuple[str, ...]:
 CASES: dict[str, Case] = {
     "NGRAM chain": Case("NGRAM", ngram(6, 1)),
     "NGRAM tree": Case("NGRAM", ngram(12, 4)),
-    "STANDALONE chain": Case("STANDALONE", shape(3, 1, 4), "model_sft"),
-    "STANDALONE tree": Case("STANDALONE", shape(3, 3, 8), "model_sft"),
+    "STANDALONE chain": Case("STANDALONE", shape(3, 1, 4), "draft"),
+    "STANDALONE tree": Case("STANDALONE", shape(3, 3, 8), "draft"),
     "EAGLE chain": Case("EAGLE", shape(3, 1, 4), "eagle"),
     "EAGLE tree": Case("EAGLE", shape(3, 3, 8), "eagle"),
     "EAGLE3 chain": Case("EAGLE3", shape(3, 1, 4), "eagle3"),
@@ -59,7 +59,7 @@ CASES: dict[str, Case] = {
     "NGRAM tree, chunks and retractions": Case(
         "NGRAM", (*ngram(6, 2), "--chunked-prefill-size", "32"), environment={"SGLANG_TEST_RETRACT": "1"}
     ),
-    "STANDALONE chain, two ranks": Case("STANDALONE", (*shape(3, 1, 4), "--tp", "2"), "model_sft"),
+    "STANDALONE chain, two ranks": Case("STANDALONE", (*shape(3, 1, 4), "--tp", "2"), "draft"),
 }
 
 

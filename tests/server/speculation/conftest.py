@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from led_sglang.embedded import draft
 from led_sglang.testing import Reply
 from tests.server import drafts
 from tests.server.clients import Client
 from tests.server.servers import Server
 from tests.server.speculation.cases import DETERMINISTIC, NUM_REQUESTS, requests
-
-SFT = Path(__file__).parents[3] / "training" / "model_sft"
 
 
 @pytest.fixture(scope="package")
@@ -33,10 +32,10 @@ def all_replies(client: Client, concurrency: int = 20) -> list[Reply]:
 def draft_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Drafts for the embedded model by name, made when they are asked for."""
     folder = tmp_path_factory.mktemp("drafts")
-    heads = {"eagle": drafts.eagle_head, "eagle3": drafts.eagle3_head}
+    makers = {"draft": draft.save, "eagle": drafts.eagle_head, "eagle3": drafts.eagle3_head}
 
     @cache
     def find(name: str) -> Path:
-        return SFT if name == "model_sft" else heads[name](folder / name)
+        return makers[name](folder / name)
 
     return find

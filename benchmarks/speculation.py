@@ -23,12 +23,13 @@ from benchmarks.provenance import provenance
 from led_sglang.cli import files, http_client
 from led_sglang.cli.arguments import integer, number
 from led_sglang.cli.endings import guarded
+from led_sglang.embedded import draft
 from led_sglang.embedded.problems import generate
 from led_sglang.serving.child import Server
 
 RESULTS = Path(__file__).parent / "results" / "speculation.jsonl"
-SFT = Path(__file__).parents[1] / "training" / "model_sft"  # of the same tokenizer
-STANDALONE = ("--speculative-algorithm", "STANDALONE", "--speculative-draft-model-path", str(SFT))
+DRAFT = "DRAFT"  # stands for the folder of the embedded model's draft
+STANDALONE = ("--speculative-algorithm", "STANDALONE", "--speculative-draft-model-path", DRAFT)
 STEPS = ("--speculative-num-steps", "3", "--speculative-eagle-topk")
 NGRAM = ("--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens")
 SHAPES: dict[str, tuple[str, ...]] = {
@@ -151,11 +152,11 @@ def command() -> None:
     lines = []
     model = ["--model-path", options.model_path] if options.model_path else []
     for shape in options.shapes:
-        with (
-            tempfile.TemporaryDirectory() as logs,
-            Server(*model, *SHAPES[shape], log=Path(logs) / "server.log") as server,
-        ):
-            lines.append(line(shape, options, measure(server.url, options)))
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            arguments = [str(draft.save(folder / "draft")) if word == DRAFT else word for word in SHAPES[shape]]
+            with Server(*model, *arguments, log=folder / "server.log") as server:
+                lines.append(line(shape, options, measure(server.url, options)))
         print(json.dumps(lines[-1]), flush=True)
         if options.append:
             files.append_line(RESULTS, json.dumps({**provenance(), **lines[-1]}))

@@ -61,10 +61,10 @@ def before_forward(
 def init_graphs(original: Call, self: "ModelRunner", capture_decode_cuda_graph: bool = True) -> None:
     """AROUND ModelRunner.init_cuda_graphs."""
     current = runtime.runtime()
-    is_ours = current is not None and self is current.runner
-    if current is not None and is_ours:
+    if current is not None and self is current.runner:
         current.start_check.calibrate()
     original(self, capture_decode_cuda_graph)
+    startup.share_status(self)
 
 
 @handler(fail_step, recovery.sample, recovery.is_first_forward)
@@ -126,7 +126,7 @@ def attach_rows(
     result: "SamplingBatchInfo", self: "SamplingBatchInfo", batch: "ScheduleBatch", vocab_size: int
 ) -> None:
     """AFTER SamplingBatchInfo.adjusted_from_schedule_batch."""
-    current = runtime.runtime()
+    current = runtime.stage()
     if current is not None:
         self.led = LedBatch.of(tuple(request_row_of(req, current.automaton) for req in batch.reqs))
 

@@ -61,8 +61,11 @@ class Seen:
 
 
 @contextmanager
-def watched(model: nn.Module, decoder: nn.ModuleList) -> Iterator[Seen]:
-    """Forwards inside the block are seen. What is watched are `forward`s of instances, which no module hook misses."""
+def watched(model: nn.Module, decoder: nn.ModuleList, num_here: int) -> Iterator[Seen]:
+    """Forwards inside the block are seen. What is watched are `forward`s of instances, which no module hook misses.
+
+    num_here: how many of the decoder's layers this process runs.
+    """
     seen = Seen()
     changed: list[tuple[nn.Module, Any]] = []
 
@@ -88,7 +91,7 @@ def watched(model: nn.Module, decoder: nn.ModuleList) -> Iterator[Seen]:
             @wraps(original)
             def forward(*args: Any, **kwargs: Any) -> Any:
                 output = original(*args, **kwargs)
-                if len(seen.order) == len(decoder):
+                if len(seen.order) == num_here:
                     first = output[0] if isinstance(output, tuple | list) else output
                     seen.norms.append((Norm(name, original), flat(first).clone()))
                 return output
@@ -129,7 +132,7 @@ class StartCheck:
         prepare_eager(self.runner)
         run = StartRun(self.runner)
         try:
-            with watched(self.runner.model, self.capture.decoder) as seen:
+            with watched(self.runner.model, self.capture.decoder, len(self.capture.indices_here)) as seen:
                 run.prefill()
         finally:
             run.close()
@@ -138,7 +141,7 @@ class StartCheck:
         self.capture.end_start()
 
     def _require_order(self, seen: Seen) -> None:
-        if seen.order != list(range(len(self.capture.decoder))):
+        if seen.order != self.capture.indices_here:
             raise CaptureError(
                 f"LED cannot capture the layers of {self.name}: those of {self.capture.decoder_name} ran in the order "
                 f"{[index + 1 for index in seen.order]} instead of each once. {WAY_OUT}"

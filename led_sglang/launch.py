@@ -145,9 +145,11 @@ def _run(server_args: Any, with_led: bool) -> int:
 
             from led_sglang.integration.hooks import entry
             from led_sglang.integration.http import app
+            from led_sglang.integration.http.workers.start import for_workers
 
             app.attach(http_server.app)
-            http_server.launch_server(server_args, run_scheduler_process_func=entry.run_scheduler_process)
+            with for_workers():
+                http_server.launch_server(server_args, run_scheduler_process_func=entry.run_scheduler_process)
         else:
             from sglang.launch_server import run_server
 

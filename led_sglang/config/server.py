@@ -13,10 +13,11 @@ from led_sglang.config.arguments import ARGUMENTS
 from led_sglang.config.checks import LedParamError, show
 from led_sglang.config.fields import LedParams
 
-__all__ = ["ENV_CONFIG", "ENV_HOST", "ServerConfig", "default_host", "export_config", "server_config"]
+__all__ = ["ENV_ANSWERS", "ENV_CONFIG", "ENV_HOST", "ServerConfig", "default_host", "export_config", "server_config"]
 
 ENV_CONFIG = "LED_SGLANG_CONFIG"
 ENV_HOST = "LED_SGLANG_HOST"
+ENV_ANSWERS = "LED_SGLANG_ANSWERS"  # set by the launcher: the file in which tokenizer workers count
 DEFAULTS = {argument.field: argument.default for argument in ARGUMENTS}
 
 

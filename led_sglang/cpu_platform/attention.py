@@ -51,6 +51,10 @@ class PagedAttention(TorchNativeAttnBackend):
         self._step: DecodeStep | None = None
         self._threads = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="attention")
 
+    def get_cpu_graph_seq_len_fill_value(self) -> int:
+        """Of rows that SGLang adds to a batch, so that data-parallel ranks have as many: they attend to one token."""
+        return 1
+
     def init_forward_metadata(self, forward_batch: Any) -> None:
         super().init_forward_metadata(forward_batch)
         self._step = None

@@ -12,7 +12,7 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
-from led_sglang.cpu_platform import deterministic
+from led_sglang.cpu_platform import deterministic, parallel
 
 __all__ = ["TorchCpuPlatform"]
 
@@ -54,7 +54,7 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
         register_attention_backend("torch_native")(PagedAttention)
         deterministic.install()
-        _keep_layer_outputs()
+        parallel.install()
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"
@@ -94,7 +94,9 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
             server_args.max_total_tokens = max(DEFAULT_MAX_TOTAL_TOKENS, server_args.context_length or 0)
         # A scheduler that spins while it is idle occupies a core that the next request needs.
         server_args.sleep_on_idle = True
-        ranks = server_args.tp_size * server_args.pp_size * server_args.dp_size
+        # The older spelling of data-parallel attention counts its ranks, which are tensor-parallel ones, in dp_size.
+        replicas = 1 if server_args.enable_dp_attention else server_args.dp_size
+        ranks = server_args.tp_size * server_args.pp_size * replicas
         if ranks > 1:
             # Read by the ranks, which inherit it. Unset, SGLang refuses more ranks than the machine has NUMA nodes, and
             # each starts a thread for every core, which makes every operator up to 40 times slower.
@@ -150,19 +152,3 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         from led_sglang.cpu_platform.allocator import SingleTokenPageAllocator
 
         return SingleTokenPageAllocator
-
-
-def _keep_layer_outputs() -> None:
-    """Captured layer outputs as they are: SGLang copies each, since a GPU's fused norm would write over it.
-
-    `forward_native` of the norms makes a new residual stream in every layer and writes into none.
-    """
-    try:
-        from sglang.srt.layers.aux_hidden_states import AuxHiddenStateList
-    except ImportError:  # SGLang 0.5.17 keeps sums of its own
-        return
-
-    def capture(self: list[torch.Tensor], hidden: torch.Tensor, *, owned: bool = False) -> None:
-        self.append(hidden)
-
-    AuxHiddenStateList.capture = capture

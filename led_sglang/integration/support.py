@@ -18,6 +18,7 @@ from led_sglang.integration.model_support import refuse_model
 from led_sglang.integration.parser_markers import parser_markers
 from led_sglang.integration.soft_support import refuse_soft
 from led_sglang.integration.speculative_support import refuse_speculation
+from led_sglang.integration.topology_support import refuse_topology
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -39,10 +40,6 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
         "--return-aux-hidden-state-layer-ids",
         "it asks the model for layer outputs of its own",
     ),
-    "pp_size": ("--pp-size", "the sampler's stage does not have every layer"),
-    "attn_dp_size": ("--attn-dp-size", HIDES_ROWS),
-    "enable_dp_attention": ("--enable-dp-attention", HIDES_ROWS),
-    "enable_dp_lm_head": ("--enable-dp-lm-head", HIDES_ROWS),
     "enable_layernorm_sp": ("--enable-layernorm-sp", HIDES_ROWS),
     "enable_attn_tp_input_scattered": ("--enable-attn-tp-input-scattered", HIDES_ROWS),
     "attn_cp_size": ("--attn-cp-size", HIDES_ROWS),
@@ -59,8 +56,6 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
         "--disaggregation-mode",
         "a decode server does not see the prompt that opens the thinking phase",
     ),
-    "tokenizer_worker_num": ("--tokenizer-worker-num", HIDES_REQUESTS),
-    "skip_tokenizer_init": ("--skip-tokenizer-init", "no test has shown it"),
     "smg_grpc_mode": ("--smg-grpc-mode", HIDES_REQUESTS),
     "grpc_mode": ("--grpc-mode", HIDES_REQUESTS),
     "use_ray": ("--use-ray", HIDES_REQUESTS),
@@ -76,7 +71,7 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
     "ep_join_mode": ("--elastic-ep-join-mode", RANKS_CHANGE),
 }
 UNSET: dict[str, object] = {  # values beside None, False and 0 that ask for nothing
-    **dict.fromkeys(("pp_size", "attn_dp_size", "tokenizer_worker_num", "attn_cp_size"), 1),
+    "attn_cp_size": 1,
     **dict.fromkeys(("disaggregation_mode", "decoupled_spec_role"), "null"),
     **dict.fromkeys(("moe_a2a_backend", "elastic_ep_backend"), "none"),
 }
@@ -134,6 +129,7 @@ def resolve(config: ServerConfig, server_args: "ServerArgs") -> ServerConfig:
     _refuse_one_pass(resolved, view, model_config.hf_text_config)
     resolved = with_markers(resolved, find_markers(tokenizer, resolved, parser_markers(view, tokenizer)))
     refuse_soft(resolved, view)
+    refuse_topology(resolved, view)
     refuse_speculation(resolved, view)
     return resolved
 

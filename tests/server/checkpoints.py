@@ -52,6 +52,10 @@ COMMON: dict[str, Any] = {
 EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
 
 
+def moe(**changes: Any) -> Qwen3MoeConfig:
+    return Qwen3MoeConfig(**COMMON | EXPERTS | changes, head_dim=32, norm_topk_prob=True)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """What SGLang serves, and the transformers configuration that computes the same."""
@@ -62,9 +66,9 @@ class Architecture:
 
 ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": Architecture("Qwen3ForCausalLM", lambda: Qwen3Config(**COMMON, head_dim=32)),
-    "qwen3_moe": Architecture(
-        "Qwen3MoeForCausalLM", lambda: Qwen3MoeConfig(**COMMON, **EXPERTS, head_dim=32, norm_topk_prob=True)
-    ),
+    # SGLang joins the parts of a head that is cut over the ranks of data-parallel attention only if they are equal.
+    "qwen3_moe_even": Architecture("Qwen3MoeForCausalLM", lambda: moe(vocab_size=VOCAB_SIZE + 1)),
+    "qwen3_moe": Architecture("Qwen3MoeForCausalLM", lambda: moe()),
     "qwen2": Architecture("Qwen2ForCausalLM", lambda: Qwen2Config(**COMMON)),
     "llama": Architecture("LlamaForCausalLM", lambda: LlamaConfig(**COMMON)),
     "mimo": Architecture("MiMoForCausalLM", lambda: Qwen2Config(**COMMON)),  # transformers has no class of its own

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from led_sglang.integration.hooks.table import EAGLE_SAMPLE, HOOK_TARGETS
+from led_sglang.integration.hooks.table import EAGLE_SAMPLE, HOOK_TARGETS, PP_PREPARE, PP_RECEIVE
 from tests.server.servers import install_plugin
 
 NAN, INF = float("nan"), float("inf")
@@ -52,7 +52,8 @@ AT_START = (  # called before anybody is served, and never again
     "sglang.srt.layers.sampler.create_sampler",
 )
 IN_VERIFY = (EAGLE_SAMPLE,)  # called where drafts are verified, and nowhere else
-HOOKS = tuple(target for target in HOOK_TARGETS if target not in AT_START + IN_VERIFY)
+IN_PIPELINE = (PP_PREPARE, PP_RECEIVE)  # called where there are several pipeline stages
+HOOKS = tuple(target for target in HOOK_TARGETS if target not in AT_START + IN_VERIFY + IN_PIPELINE)
 INNER = {  # what the engine reaches by way of the hooks, with what it raises
     "scheduler.latents.capture.Capture.store": torch.OutOfMemoryError,
     "scheduler.methods.soft_inputs.SoftInputs._mix": torch.OutOfMemoryError,

@@ -31,8 +31,15 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "watermark's keys": (("--watermark-config", '{"key": "1"}'), ("--watermark-config", "--led disabled")),
     "what SGLang's launch refuses": (("--served-model-name", "a:b"), ("SGLang refuses", "colon")),
     "what SGLang's resolution refuses": (("--ssl-keyfile", "key.pem"), ("SGLang refuses", "--ssl-certfile")),
-    "attention DP, new spelling": (("--attn-dp-size", "2", "--tp-size", "2"), ("--attn-dp-size 2", "--led disabled")),
-    "attention DP": (("--enable-dp-attention", "--dp-size", "2", "--tp-size", "2"), ("--enable-dp-attention",)),
+    "attention DP, new spelling": (
+        ("--attn-dp-size", "2", "--tp-size", "2"),
+        ("--attn-dp-size 2 without --enable-dp-lm-head",),
+    ),
+    "attention DP": (
+        ("--enable-dp-attention", "--dp-size", "2", "--tp-size", "2"),
+        ("--attn-dp-size 2 without --enable-dp-lm-head",),
+    ),
+    "a short last stage": (("--pp-size", "2"), ("--pp-size 2", "layers 7 to 12", "Use --led-max-depth 5, or start")),
     "soft, mixed chunks": ((*SOFT, "--enable-mixed-chunk"), ("--enable-mixed-chunk",)),
     "soft, long marker": ((*SOFT, MARKERS[0], "<think>", MARKERS[1], "Done."), ("with one token", "Done.")),
     "triton on a CPU": (("--led-backend", "triton"), ("--led-backend triton", "cpu")),
@@ -55,6 +62,13 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "a taken port": (("--port", "TAKEN"), ("cannot listen", "--port")),
 }
 ACCEPTED: dict[str, tuple[tuple[str, ...], str]] = {
+    "attention DP": (
+        ("--enable-dp-attention", "--dp-size", "2", "--tp-size", "2", "--enable-dp-lm-head"),
+        "layers captured: 11",
+    ),
+    "a pipeline": (("--pp-size", "2", "--led-max-depth", "5"), "layers captured: 5"),
+    "tokenizer workers": (("--tokenizer-worker-num", "2"), "layers captured: 11"),
+    "token ids": (("--skip-tokenizer-init",), "layers captured: 11"),
     "the embedded model": ((), "layers captured: 11, markers: '<think>'"),
     "markers of several tokens": ((MARKERS[0], "<think>", MARKERS[1], "Done."), "markers: '<think>'"),
     "explicit markers before the parser's": (

@@ -40,6 +40,8 @@ class HookTarget:
 S = "sglang.srt."
 BATCH_INFO = S + "sampling.sampling_batch_info.SamplingBatchInfo."
 EAGLE_SAMPLE = S + "speculative.eagle_utils.eagle_sample"
+PP_PREPARE = S + "managers.scheduler_pp_mixin.SchedulerPPMixin._pp_prepare_tensor_dict"
+PP_RECEIVE = S + "managers.scheduler_pp_mixin.SchedulerPPMixin._pp_prep_batch_result"
 TOKENIZER = S + "managers.tokenizer_manager.TokenizerManager."
 
 HOOK_TARGETS: dict[str, HookTarget] = {
@@ -154,11 +156,31 @@ HOOK_TARGETS: dict[str, HookTarget] = {
         "give each request its own step records only",
         "scheduler.reports.records.collect",
     ),
+    S + "managers.scheduler.Scheduler._add_request_to_queue": HookTarget(
+        "around",
+        ("self", "req", "is_retracted"),
+        "refuse requests whose LED parameters no front end has resolved",
+        "scheduler.intake.admit",
+    ),
     S + "managers.scheduler.Scheduler.process_batch_result": HookTarget(
         "after",
         ("self", "batch", "result"),
         "take out of the counters what the overlap scheduler drops",
         "scheduler.reports.records.close",
+    ),
+    PP_PREPARE: HookTarget(
+        "after",
+        ("self", "result", "batch"),
+        "a step's record travels with its tokens to the pipeline stage that answers",
+        "scheduler.pipeline.outputs.send",
+        since="0.5.23",
+    ),
+    PP_RECEIVE: HookTarget(
+        "after",
+        ("self", "batch", "mb_metadata", "pp_outputs"),
+        "it arrives there",
+        "scheduler.pipeline.outputs.receive",
+        since="0.5.23",
     ),
     S + "managers.scheduler.Scheduler.get_internal_state": HookTarget(
         "after",
@@ -201,6 +223,7 @@ RELIED_ON: tuple[tuple[str, str], ...] = (
     (S + "entrypoints.http_server.ollama_generate", "its path comes from a variable; found by the function's name"),
     (S + "entrypoints.http_server.vertex_generate", "its path comes from a variable; found by the function's name"),
     (S + "utils.common.add_prometheus_middleware", "wrapped: /metrics answers with LED's numbers too"),
+    (S + "disaggregation.utils.prepare_abort", "ends a request that is refused in the scheduler"),
     (S + "plugins.load_plugins", "runs our register() and applies the hooks"),
     (S + "plugins.hook_registry.HookRegistry.apply_hooks", "patches the targets and swallows failures"),
     (S + "managers.io_struct.wrap_as_pickle", "how customized_info travels between processes"),
@@ -223,6 +246,11 @@ RELIED_ON: tuple[tuple[str, str], ...] = (
 
 RELIED_ON_SINCE: dict[str, tuple[tuple[str, str], ...]] = {  # by the first release known to have them
     "0.5.23": (
+        (
+            S + "entrypoints.http_server._setup_and_run_http_server",
+            "tokenizer workers import the app that SGLANG_HTTP_SERVER_APP_PATH names",
+        ),
+        (S + "managers.scheduler.Scheduler._release_aborted_request", "lets go of a request that is refused"),
         (
             S + "layers.layer_boundary.residual.stream.ResidualStream.complete",
             "sums a layer's contribution over the ranks; its addition stays pending",

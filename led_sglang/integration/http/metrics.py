@@ -48,6 +48,8 @@ class LedCollector:
         yield counter("explored_tokens", "Tokens sampled from the explore branch.", "explored_tokens")
         reasons = counters["fallback_reasons"]
         yield labelled("fallbacks", "LED tokens replaced by the engine's own, by reason.", "reason", reasons)
+        text = "Requests refused because no front end has read their LED parameters."
+        yield counter("unresolved_requests", text, "unresolved_requests")
         tokens = {method: counters["tokens"][method] for method in self._methods}
         yield labelled("rows", "Generated tokens of requests, by decoding method.", "method", tokens)
         answers = {method: counters["requests"].get(method, 0) for method in self._methods}

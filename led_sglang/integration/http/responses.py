@@ -1,10 +1,8 @@
 """Answers on their way out: LED's entries leave the scheduler's answer, and join `meta_info` as the client reads it."""
 
 import logging
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
@@ -12,6 +10,7 @@ from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
 from led_sglang.integration.faults import is_new
 from led_sglang.integration.hooks.guard import Call, handler
 from led_sglang.integration.http.request_view import RequestView
+from led_sglang.integration.http.workers.answers import Answers
 from led_sglang.wire import WIRE_KEY
 
 if TYPE_CHECKING:
@@ -22,23 +21,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class Answers:
-    """What this process alone counts, since start; the other counters of /led/info and /metrics are the scheduler's."""
-
-    num_report_failures: int = 0
-    requests: Counter[str] = field(default_factory=Counter)  # by decoding method
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"report_failures": self.num_report_failures, "requests": dict(self.requests)}
-
-
 ANSWERS = Answers()
 
 
 def count_failure(where: str) -> None:
     """Called in the `except` block of a fault of ours. What is new is logged, counted are all."""
-    ANSWERS.num_report_failures += 1
+    ANSWERS.add_report_failure()
     if is_new(where):
         logger.exception("LED could not report (%s); what it lost is counted as `unreported` in led_stats", where)
 
@@ -131,5 +119,5 @@ def _view(state: "ReqState | None") -> RequestView | None:
     view: RequestView | None = getattr(state, "led_view", None)
     if view is not None and not view.is_counted:
         view.is_counted = True
-        ANSWERS.requests[view.params.method] += 1
+        ANSWERS.add_request(view.params.method)
     return view

@@ -67,6 +67,7 @@ def init_graphs(original: Call, self: "ModelRunner", capture_decode_cuda_graph: 
         current.start_check.run(capture_graphs, lambda: current.head)
     else:
         capture_graphs()
+    startup.share_status(self)
 
 
 @handler(fail_step, recovery.sample, recovery.is_first_forward)
@@ -128,7 +129,7 @@ def attach_rows(
     result: "SamplingBatchInfo", self: "SamplingBatchInfo", batch: "ScheduleBatch", vocab_size: int
 ) -> None:
     """AFTER SamplingBatchInfo.adjusted_from_schedule_batch."""
-    current = runtime.runtime()
+    current = runtime.stage()
     if current is not None:
         self.led = LedBatch.of(tuple(request_row_of(req, current.automaton) for req in batch.reqs))
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 MULTIPLIER = 6364136223846793005  # odd: a step's difference stays in the digest
 CUDA_INTERVAL = 32  # a small collective costs about 0.1 ms there: 3 us a step
 MEETING_LIMIT_S = 10.0  # the ranks are in step: what fails on all of them fails within milliseconds
+
+
+def row_group() -> "GroupCoordinator":
+    """The ranks that share a batch's rows: those of one data-parallel rank of the attention, else all tensor-parallel
+    ranks. Others have other batches, or none, and may be in no collective of this one's.
+    """
+    parallel = get_parallel()
+    group: GroupCoordinator = parallel.attn_tp_group if parallel.attn_dp_size > 1 else parallel.tp_group
+    return group
 
 
 class RankCheck:

@@ -6,7 +6,7 @@ Each recovery and each test of a start gets the call of the hook that failed (`h
 from typing import TYPE_CHECKING, Any
 
 from led_sglang.integration.hooks.guard import Call
-from led_sglang.integration.scheduler import runtime
+from led_sglang.integration.scheduler import runtime, stage
 from led_sglang.integration.scheduler.batch import LedBatch
 
 if TYPE_CHECKING:
@@ -16,12 +16,18 @@ if TYPE_CHECKING:
 
 def fail_step(target: str) -> None:
     """Where tokens or thinking states depend on it."""
-    runtime.fail_step(_current(), target)
+    stage.fail_step(_stage(), target)
 
 
 def count_failure(target: str) -> None:
     """Where neither tokens nor thinking states depend on it."""
-    runtime.count_failure(_current(), target)
+    stage.count_failure(_stage(), target)
+
+
+def _stage() -> stage.Stage:
+    current = runtime.stage()
+    assert current is not None
+    return current
 
 
 def _current() -> runtime.Runtime:
@@ -31,7 +37,7 @@ def _current() -> runtime.Runtime:
 
 
 def before_start(call: Call) -> bool:
-    return runtime.runtime() is None
+    return runtime.stage() is None
 
 
 def is_first_forward(call: Call) -> bool:

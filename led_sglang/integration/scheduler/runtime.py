@@ -14,7 +14,7 @@ from torch import Tensor
 
 from led_sglang.config.methods import captured_layers
 from led_sglang.config.server import ServerConfig
-from led_sglang.integration.faults import CaptureError, is_new
+from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.memory import (
     GraphSizes,
     MemoryPlan,
@@ -26,17 +26,18 @@ from led_sglang.integration.memory import (
     shortage,
 )
 from led_sglang.integration.scheduler.latents.capture import Capture
-from led_sglang.integration.scheduler.latents.lm_head import build_head, why_no_one_pass
+from led_sglang.integration.scheduler.latents.lm_head import build_head, head_group, why_no_one_pass
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.latents.start_check import StartCheck
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs
-from led_sglang.integration.scheduler.ranks import FailureCheck, RankCheck
-from led_sglang.integration.scheduler.reports.counters import Counts
+from led_sglang.integration.scheduler.pipeline.earlier import EarlierStage
+from led_sglang.integration.scheduler.ranks import RankCheck, row_group
 from led_sglang.integration.scheduler.served_backend import ServedBackend
+from led_sglang.integration.scheduler.stage import Stage, count_failure, fail_step
 from led_sglang.integration.soft_support import is_soft_enabled
 from led_sglang.integration.support import in_effect
 from led_sglang.ops.backend import Backend
-from led_sglang.ops.rows.automaton import ThinkingAutomaton, ThinkingTables
+from led_sglang.ops.rows.automaton import ThinkingTables
 from led_sglang.ops.types import Head, RowInputs, RowMeta
 
 if TYPE_CHECKING:
@@ -63,27 +64,21 @@ def is_dummy(forward_batch: "ForwardBatch") -> bool:
     return getattr(forward_batch, "sampling_info", None) is None or is_capturing()
 
 
-class Runtime:
-    """Made at model load (`startup.start`), read by the hooks and the sampler of this process."""
+class Runtime(Stage):
+    """Made at model load (`startup.start`), read by the hooks and the sampler of this process, which samples."""
 
     def __init__(self, config: ServerConfig, runner: "ModelRunner") -> None:
         device, dtype, model_config = torch.device(runner.device), head_dtype(runner), runner.model_config
-        self.config = config
-        self.runner = runner
+        super().__init__(config, runner, device)
+        self.sends_records = get_parallel().pp_size > 1  # another process answers for the steps of this one
         self._processors = {id(module) for module in runner.model.modules() if isinstance(module, LogitsProcessor)}
         self.served_backend = ServedBackend(config.backend, device, dtype)
         self.num_layers = int(model_config.num_hidden_layers)
-        self.vocab_size, self.hidden_size = int(model_config.vocab_size), int(model_config.hidden_size)
+        self.hidden_size = int(model_config.hidden_size)
         self.is_deterministic = bool(getattr(runner.server_args, "enable_deterministic_inference", False))
         self.is_sanitized = bool(envs.SGLANG_SANITIZE_NAN_LOGITS.get())
 
-        self.automaton: ThinkingAutomaton | None = None
-        self.tables: ThinkingTables | None = None
-        if config.open_ids and config.close_ids:
-            self.automaton = ThinkingAutomaton(
-                config.open_ids, config.close_ids, self.vocab_size, config.more_open, config.more_close
-            )
-            self.tables = self.automaton.tables(runner.device)
+        self.tables: ThinkingTables | None = None if self.automaton is None else self.automaton.tables(runner.device)
         self._states: Tensor | None = None
 
         self.memory = self._memory_plan(device, dtype)
@@ -100,11 +95,8 @@ class Runtime:
         self.head: Head | None = None
         self.is_warm = self.allows_dynamic_shapes  # no kernel is compiled at its first launch any more
 
-        self.counts = Counts(config.max_depth, device)
-        self.num_step_failures = 0
         self.num_engine_head_steps = 0
-        self.ranks = RankCheck.of(get_parallel().tp_group, max_rows, device)
-        self.failed_ranks = FailureCheck.of(get_parallel().tp_group)
+        self.ranks = RankCheck.of(row_group(), max_rows, device)
         self.has_started = False  # a forward has gone through: until then every fault is one of the start
 
         # Of the step under way.
@@ -130,7 +122,8 @@ class Runtime:
         args = in_effect(self.runner.server_args)
         graphs = GraphSizes.of(args)
         num_slots = self.runner.req_to_token_pool.req_to_token.shape[0]
-        max_rows = rows_of(num_slots, graphs, max_speculative_num_draft_tokens() or 1)
+        padding = get_parallel().attn_tp_size - 1  # the engine fills a batch up to a multiple of it
+        max_rows = rows_of(num_slots + padding, graphs, max_speculative_num_draft_tokens() or 1)
         eager_tokens = eager_tokens_of(args, graphs)
         plan = memory_plan(
             self.config, Sizes(max_rows, self.hidden_size, self.vocab_size, dtype.itemsize, graphs, eager_tokens)
@@ -197,7 +190,7 @@ class Runtime:
                 logits_processor,
                 lm_head,
                 self.capture.final_norm,
-                get_parallel().tp_group,
+                head_group(lm_head),
                 head_dtype(self.runner),
                 self.start_check.head_scale,
             )
@@ -269,28 +262,22 @@ class Runtime:
 
 
 _runtime: Runtime | None = None
-
-
-def count_failure(current: Runtime, where: str = "its step") -> None:
-    """Called in the `except` block of an exception of ours. What is new is logged, counted are all."""
-    current.num_step_failures += 1
-    if is_new(where):
-        logger.exception("LED step failed in %s; the engine's own result stands", where)
-
-
-def fail_step(current: Runtime, where: str = "its step") -> None:
-    """The same where tokens or thinking states depend on it. Raises RankDivergence if it failed on some ranks only."""
-    count_failure(current, where)
-    if current.failed_ranks is not None:
-        current.failed_ranks.meet()
+_earlier: EarlierStage | None = None
 
 
 def runtime() -> Runtime | None:
-    """None: LED has not started in this process."""
+    """None: LED has not started in this process, or its stage samples nothing."""
     return _runtime
 
 
-def install(current: Runtime) -> Runtime:
-    global _runtime
-    _runtime = current
-    return current
+def stage() -> Stage | None:
+    """None: LED has not started in this process."""
+    return _earlier if _runtime is None else _runtime
+
+
+def install(current: Runtime | EarlierStage) -> None:
+    global _runtime, _earlier
+    if isinstance(current, EarlierStage):
+        _earlier = current
+    else:
+        _runtime = current

@@ -85,7 +85,7 @@ def make_platform() -> object:
 
 
 def make_args(**given: object) -> SimpleNamespace:
-    ranks = {"tp_size": 1, "pp_size": 1, "dp_size": 1, "nnodes": 1}
+    ranks = {"tp_size": 1, "pp_size": 1, "dp_size": 1, "nnodes": 1, "enable_dp_attention": False}
     unset = {"attention_backend": None, "sampling_backend": None, "max_total_tokens": None, "sleep_on_idle": False}
     unset |= {"mem_fraction_static": None, "context_length": None}
     fixed = {"device": "cpu", "enable_deterministic_inference": False}
@@ -125,6 +125,7 @@ def test_ranks_are_bound_to_cores_unless_the_user_did(monkeypatch: pytest.Monkey
         ({}, None),
         ({"tp_size": 2}, "4"),
         ({"dp_size": 2, "tp_size": 2}, "2"),
+        ({"dp_size": 2, "tp_size": 2, "enable_dp_attention": True}, "4"),  # those of the attention are among the two
         ({"dp_size": 16}, "1"),
         ({"tp_size": 4, "nnodes": 2}, "4"),  # two of the ranks are on another machine
     ],

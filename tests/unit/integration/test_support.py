@@ -25,7 +25,7 @@ from led_sglang.integration.support import (
 def test_what_cannot_work_is_refused(name: str) -> None:
     """Every field of the table, as SGLang's parser would set it."""
     kinds: dict[str, object] = {
-        **dict.fromkeys(("pp_size", "attn_dp_size", "tokenizer_worker_num", "attn_cp_size"), 2),
+        **dict.fromkeys(("pp_size", "attn_cp_size"), 2),
         **dict.fromkeys(("watermark_config", "dllm_algorithm"), "NGRAM"),
         "disaggregation_mode": "decode",
         "decoupled_spec_role": "verifier",
@@ -94,13 +94,13 @@ def test_the_rust_front_end_is_refused(value: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_what_sglang_decided_counts_too() -> None:
-    decided = [("a hook of SGLang's", {"attn_dp_size": 2})]
-    with pytest.raises(CaptureError, match="--attn-dp-size 2"):
-        refuse_features(SimpleNamespace(attn_dp_size=1, _resolved_overrides=decided))
+    decided = [("a hook of SGLang's", {"attn_cp_size": 2})]
+    with pytest.raises(CaptureError, match="--attn-cp-size 2"):
+        refuse_features(SimpleNamespace(attn_cp_size=1, _resolved_overrides=decided))
 
 
 def test_the_rest_starts() -> None:
-    refuse_features(SimpleNamespace(pp_size=1, tokenizer_worker_num=1, enable_dp_attention=False))
+    refuse_features(SimpleNamespace(pp_size=1, tokenizer_worker_num=2, attn_dp_size=2))
     refuse_features(SimpleNamespace(moe_a2a_backend="none", decoupled_spec_role="null", elastic_ep_backend="none"))
     refuse_features(SimpleNamespace(disaggregation_mode="null", attn_dp_size=1, speculative_algorithm=None))
 

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from led_sglang.integration.faults import CaptureError
-from led_sglang.integration.scheduler.latents.decoder import find_decoder, forward_batch_of, read_output
+from led_sglang.integration.scheduler.latents.decoder import (
+    find_decoder,
+    forward_batch_of,
+    indices_here,
+    read_output,
+)
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -45,6 +50,10 @@ class Capture:
         self._last_rows: Tensor | None = None  # (max rows,) int64: sampled rows of the prefill under way, then zeros
         self._on_fault = on_fault
         self.decoder_name, self.decoder = find_decoder(model, num_layers) if layers else ("", nn.ModuleList())
+        self.indices_here = indices_here(self.decoder)  # 0-based
+        elsewhere = [layer for layer in sorted(layers) if layer - 1 not in self.indices_here]
+        if elsewhere:
+            raise CaptureError(f"layers {elsewhere} are not in this process, whose pipeline stage samples the tokens")
         for position, layer in enumerate(layers):
             self._wrap(self.decoder[layer - 1], position)
 
@@ -58,7 +67,15 @@ class Capture:
 
     def begin(self, batch: "ForwardBatch") -> None:
         """Before a forward of this batch: where its sampled rows are. A graph of a prefill reads it at a replay."""
-        if samples_every_row(batch) or self._last_rows is None:
+        if self._last_rows is None:
+            return
+        if samples_every_row(batch):
+            if getattr(batch, "global_num_tokens_cpu", None) is not None:
+                # Beside ranks that prefill, the engine may make prefills of one token each of the rows of a decode
+                # step, and one prefill of what is no request on a rank that is idle.
+                self._last_rows.zero_()
+                num_rows = min(len(batch.positions), len(self._last_rows))
+                torch.arange(num_rows, out=self._last_rows[:num_rows])
             return
         lengths = batch.extend_seq_lens
         if len(lengths) > len(self._last_rows):

@@ -12,6 +12,7 @@ model itself.
 
 from typing import TYPE_CHECKING, Any
 
+from sglang.srt.layers.utils import PPMissingLayer
 from torch import Tensor, nn
 
 from led_sglang.integration.faults import CaptureError
@@ -47,6 +48,11 @@ def find_decoder(model: nn.Module, num_layers: int) -> tuple[str, nn.ModuleList]
     raise CaptureError(
         f"LED cannot find the decoder of {type(model).__name__}: lists of {num_layers} layers: {names}. {WAY_OUT}"
     )
+
+
+def indices_here(decoder: nn.ModuleList) -> list[int]:
+    """0-based, of the layers that this process runs: the others are another pipeline stage's."""
+    return [index for index, layer in enumerate(decoder) if not isinstance(layer, PPMissingLayer)]
 
 
 def forward_batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> "ForwardBatch | None":

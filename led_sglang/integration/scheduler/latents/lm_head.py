@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, dtype, empty
 
 from led_sglang.integration.faults import CaptureError
+from led_sglang.integration.scheduler.ranks import row_group
 from led_sglang.ops.types import Head
 
 if TYPE_CHECKING:
@@ -18,26 +19,29 @@ def build_head(
     logits_processor: "LogitsProcessor",
     lm_head: "ParallelLMHead",
     final_norm: Callable[[Tensor], Tensor] | None,
-    tp_group: "GroupCoordinator",
+    tp_group: "GroupCoordinator | None",
     dtype: dtype,
     input_scale: float = 1.0,
 ) -> Head:
     """The head as `ops` needs it; a quantised one, or one in another dtype, is multiplied by the engine.
 
-    dtype: of the hidden states. input_scale: what the model multiplies the final norm's output with before the head.
-    A bias of the head is left out, as the engine leaves it out. Raises CaptureError for a LoRA head.
+    tp_group: the ranks that have its parts (`head_group`). dtype: of the hidden states. input_scale: what the model
+    multiplies the final norm's output with before the head. A bias of the head is left out, as the engine leaves it
+    out. Raises CaptureError for a LoRA head.
     """
     refuse_lora(lm_head)
     is_dense = has_dense_weight(lm_head) and lm_head.weight.dtype == dtype
     weight = lm_head.weight if is_dense else _placeholder(logits_processor, lm_head)
     vocab_size = int(logits_processor.vocab_size)
     shard = getattr(lm_head, "shard_indices", None)  # Gemma's tied embedding has none: each rank holds all of it
-    is_sharded = shard is not None and min(tp_group.world_size, getattr(lm_head, "tp_size", tp_group.world_size)) > 1
+    num_ranks = 1 if tp_group is None else tp_group.world_size
+    is_sharded = shard is not None and min(num_ranks, getattr(lm_head, "tp_size", num_ranks)) > 1
     first_id, num_rows = 0, vocab_size
     if is_sharded and shard is not None:
         first_id, num_rows = shard.org_vocab_start_index, shard.num_org_elements
 
     def all_gather(packed: Tensor) -> Tensor:
+        assert tp_group is not None
         return tp_group.all_gather(packed.unsqueeze(0), dim=0)  # (ranks, n)
 
     return Head(
@@ -49,6 +53,23 @@ def build_head(
         final_norm=final_norm,
         all_gather=all_gather if is_sharded else None,
         project=None if is_dense else _engine_product(logits_processor, lm_head),
+    )
+
+
+def head_group(lm_head: "ParallelLMHead | None") -> "GroupCoordinator | None":
+    """The ranks that share a batch's rows, where they have the head in parts; None: each has all of it.
+
+    Raises CaptureError for a head whose parts are on other ranks too, as some models' under data-parallel attention.
+    """
+    rows = row_group()
+    num_parts = int(getattr(lm_head, "tp_size", rows.world_size))
+    if num_parts == rows.world_size:
+        return rows
+    if num_parts == 1:
+        return None
+    raise CaptureError(
+        f"the LM head is cut over {num_parts} ranks and a batch's rows live on {rows.world_size} of them: this model "
+        f"does not follow --enable-dp-lm-head. Start without data-parallel attention, or with --led disabled"
     )
 
 

@@ -81,7 +81,7 @@ class StartCheck:
         prepare_eager(self.runner)
         run = StartRun(self.runner)
         try:
-            with watched(self.runner.model, self.capture.decoder) as seen:
+            with watched(self.runner.model, self.capture.decoder, len(self.capture.indices_here)) as seen:
                 run.prefill()
         finally:
             run.close()
@@ -149,7 +149,7 @@ class StartCheck:
             for step in ("prefill", "decode") if self.runner.spec_algorithm.is_none() else ("prefill",):
                 self.capture.states.fill_(torch.nan)  # a row that is not written shows
                 if is_watched:
-                    with watched(self.runner.model, self.capture.decoder) as seen:
+                    with watched(self.runner.model, self.capture.decoder, len(self.capture.indices_here)) as seen:
                         logits = run.step(step)
                 else:
                     seen, logits = None, run.step(step)
@@ -170,7 +170,7 @@ class StartCheck:
             )
 
     def _require_order(self, seen: Seen) -> None:
-        if seen.order != list(range(len(self.capture.decoder))):
+        if seen.order != self.capture.indices_here:
             raise CaptureError(
                 f"LED cannot capture the layers of {self.name}: those of {self.capture.decoder_name} ran in the order "
                 f"{[index + 1 for index in seen.order]} instead of each once. {WAY_OUT}"

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from sglang.srt.model_executor.runner.eager_runner import EagerRunner
+from sglang.srt.runtime_context import get_parallel
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+from sglang.srt.utils import require_mlp_tp_gather
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -87,22 +89,47 @@ class StartRun:
         if self._batch.input_ids is None and waiting is not None:
             self._batch.input_ids = waiting.to(self._batch.device)
             self._batch.prefill_input_ids_cpu = None
+        self._say_sizes(int(self._batch.extend_num_tokens or 0), is_prefill=True)
         return self._forward()
+
+    def _say_sizes(self, num_tokens: int, is_prefill: bool) -> None:
+        """What a scheduler asks of the other ranks under data-parallel attention: all of them make the same batch."""
+        batch, parallel = self._batch, get_parallel()
+        if parallel.attn_dp_size == 1:
+            return
+        num_ranks = parallel.attn_dp_size if require_mlp_tp_gather() else 1
+        batch.global_num_tokens = [num_tokens] * num_ranks
+        batch.global_num_tokens_for_logprob = [batch.batch_size()] * num_ranks
+        batch.is_extend_in_batch = is_prefill
+        batch.can_run_decode_cuda_graph = batch.can_run_dp_prefill_cuda_graph = False
 
     def decode(self) -> Tensor:
         """Of the prompts' first tokens once more, whatever the prefill would have sampled."""
         first = [req.origin_input_ids[0] for req in self._batch.reqs]
         self._batch.input_ids = torch.tensor(first, dtype=torch.int64, device=self._batch.device)
         self._batch.prepare_for_decode()
+        self._say_sizes(self._batch.batch_size(), is_prefill=False)
         return self._forward()
 
     @torch.no_grad()
     def _forward(self) -> Tensor:
         batch = ForwardBatch.init_new(self._batch, self.runner, return_hidden_states_before_norm=False)
-        output = self.runner.forward(batch)
+        output = self.runner.forward(batch, pp_proxy_tensors=self._received(len(batch.positions)))
         self.was_replayed = bool(output.can_run_graph)
         logits: Tensor = output.logits_output.next_token_logits
         return logits
+
+    def _received(self, num_tokens: int) -> PPProxyTensors | None:
+        """What an earlier pipeline stage would have sent: random states, as good as any to see how layers end."""
+        if get_parallel().pp_size == 1:
+            return None
+        generator = torch.Generator().manual_seed(SEED)
+        shape = num_tokens, int(self.runner.model_config.hidden_size)
+        states = {
+            name: torch.randn(shape, generator=generator).to(self.runner.device, self.runner.dtype)
+            for name in ("hidden_states", "residual")
+        }
+        return PPProxyTensors(states)
 
     def close(self) -> None:
         self.runner.req_to_token_pool.clear()

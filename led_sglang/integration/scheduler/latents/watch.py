@@ -41,8 +41,11 @@ class Seen:
 
 
 @contextmanager
-def watched(model: nn.Module, decoder: nn.ModuleList) -> Iterator[Seen]:
-    """Forwards inside the block are seen. What is watched are `forward`s of instances, which no module hook misses."""
+def watched(model: nn.Module, decoder: nn.ModuleList, num_here: int) -> Iterator[Seen]:
+    """Forwards inside the block are seen. What is watched are `forward`s of instances, which no module hook misses.
+
+    num_here: how many of the decoder's layers this process runs.
+    """
     seen = Seen()
     changed: list[tuple[nn.Module, Forward | None]] = []
 
@@ -68,7 +71,7 @@ def watched(model: nn.Module, decoder: nn.ModuleList) -> Iterator[Seen]:
     def norm(name: str) -> Callable[..., Any]:
         def see(original: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             output = original(*args, **kwargs)
-            if len(seen.order) == len(decoder):
+            if len(seen.order) == num_here:
                 seen.norms.append((Norm(name, original), flat(first_of(output)).clone()))
             return output
 

@@ -19,6 +19,7 @@ class Counts:
 
     def __init__(self, max_depth: int, device: torch.device) -> None:
         self.on_device = Counters.zeros(max_depth, len(METHODS), device)
+        self.num_unresolved = 0  # requests that `intake` has refused
         self.pending: WeakSet[Any] = WeakSet()  # StepRecords that are counted and not handed out yet
         self._corrections = np.zeros(len(self.on_device.values), np.int64)
 
@@ -39,4 +40,5 @@ class Counts:
         for record in self.pending:
             flags, methods = record.unreported()
             stats.count(flags, methods, -1, counts, self.on_device.method_offset)
-        return stats.to_dict(counts, self.on_device.method_offset, METHODS)
+        counted = stats.to_dict(counts, self.on_device.method_offset, METHODS)
+        return {**counted, "unresolved_requests": self.num_unresolved}

@@ -1,5 +1,6 @@
 """What a step tells about its rows, on its way from the device to the request's `meta_info`."""
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -41,18 +42,23 @@ class StepRecord:
     """One step's LED facts; `entry(row)` is read once the step's results are on the host."""
 
     def __init__(
-        self, led: "LedBatch", counts: Counts, flags: Tensor | None = None, num_tokens: Tensor | None = None
+        self,
+        led: "LedBatch",
+        counts: Counts,
+        flags: Tensor | None = None,
+        num_tokens: Tensor | None = None,
+        trace: tuple[Tensor, ...] | None = None,
     ) -> None:
         """flags: (R, N) int64, already counted; None: no more is known of the step than its rows, and their tokens
         count as those of a failed step once they are given out.
 
-        num_tokens: (R,), how many of the N tokens of each request there are; None: one.
+        num_tokens: (R,), how many of the N tokens of each request there are; None: one. trace: as `trace_of`.
         """
         self._led = led
         self._counts = counts
         self._flags = flags
         self._num_tokens = num_tokens
-        self._trace: tuple[Tensor, ...] | None = None
+        self._trace = trace
         self._num_reported = [0] * len(led.our_rows)
         if led.our_rows and flags is not None:
             counts.pending.add(self)
@@ -64,10 +70,8 @@ class StepRecord:
             return cls(led, counts)
         step, inputs = call.known.step, call.inputs
         flags = current.backend.count(inputs.row_inputs, step, call.has_failed, inputs.rows.method, counts.on_device)
-        record = cls(led, counts, to_host(flags[:, None]))
-        if led.is_traced and step is not None:
-            record._trace = _trace_of(step, None, inputs.rows.num_rows)
-        return record
+        trace = trace_of(step, None, inputs.rows.num_rows) if led.is_traced and step is not None else None
+        return cls(led, counts, to_host(flags[:, None]), trace=trace)
 
     @classmethod
     def of_verify(
@@ -92,10 +96,8 @@ class StepRecord:
             inputs.row_inputs, step, has_failed, nodes.method, counts.on_device, is_counted[:num_rows]
         )
         path = rows.pick(outcome.path)  # (R, D)
-        record = cls(led, counts, to_host(flags[path]), to_host(rows.pick(outcome.accept_lens)))
-        if led.is_traced and step is not None:
-            record._trace = _trace_of(step, path.view(-1), len(path))
-        return record
+        trace = trace_of(step, path.view(-1), len(path)) if led.is_traced and step is not None else None
+        return cls(led, counts, to_host(flags[path]), to_host(rows.pick(outcome.accept_lens)), trace)
 
     @cached_property
     def num_tokens(self) -> list[int]:
@@ -184,7 +186,9 @@ class StepRecord:
             self._counts.correct(*self.unreported(), -1)
 
 
-def _trace_of(step: LedStep, token_rows: Tensor | None, num_rows: int) -> tuple[Tensor, ...] | None:
+def trace_of(
+    step: LedStep, token_rows: Tensor | None, num_rows: int, put: Callable[[Tensor], Tensor] = to_host
+) -> tuple[Tensor, ...] | None:
     """VALUE_COLUMNS of some token rows, R of each of our rows' tokens, None = all: (R, N, ...) each; None: no trace."""
     columns = (
         step.confidence,
@@ -198,7 +202,7 @@ def _trace_of(step: LedStep, token_rows: Tensor | None, num_rows: int) -> tuple[
     if step.entropy is None or step.logprob is None:
         return None
     found = (column if token_rows is None else column[token_rows] for column in columns if column is not None)
-    return tuple(to_host(column.view(num_rows, -1, *column.shape[1:])) for column in found)
+    return tuple(put(column.view(num_rows, -1, *column.shape[1:])) for column in found)
 
 
 def collect_anyway(call: Call) -> None:

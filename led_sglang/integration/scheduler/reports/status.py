@@ -22,7 +22,7 @@ def report_fault(call: Call) -> None:
 @handler(count_failure, report_fault, before_start)
 def add_status(result: "GetInternalStateReqOutput", self: "Scheduler", recv_req: "GetInternalStateReq") -> None:
     """AFTER Scheduler.get_internal_state."""
-    current = runtime.runtime()
+    current = runtime.stage()
     if current is not None:
         hooks = {
             target: selfcheck.check_hook(target, spec)

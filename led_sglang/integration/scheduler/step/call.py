@@ -7,7 +7,8 @@ from typing import TypeVar
 from torch import Tensor
 
 from led_sglang.integration.faults import RankDivergence
-from led_sglang.integration.scheduler.runtime import Runtime, fail_step
+from led_sglang.integration.scheduler.runtime import Runtime
+from led_sglang.integration.scheduler.stage import fail_step
 from led_sglang.integration.scheduler.step.decision import Decision, decide, draw_seeded
 from led_sglang.integration.scheduler.step.inputs import SamplerInputs
 

@@ -12,8 +12,10 @@ from torch import Tensor
 from led_sglang.integration.scheduler.batch import LedBatch
 from led_sglang.integration.scheduler.methods import masks
 from led_sglang.integration.scheduler.methods.edits import unedited_logits
+from led_sglang.integration.scheduler.pipeline.outputs import StageOutput
 from led_sglang.integration.scheduler.reports.records import StepRecord
-from led_sglang.integration.scheduler.runtime import Runtime, count_failure, fail_step, runtime
+from led_sglang.integration.scheduler.runtime import Runtime, runtime
+from led_sglang.integration.scheduler.stage import count_failure, fail_step
 from led_sglang.integration.scheduler.step.call import SamplerCall, attempt
 from led_sglang.integration.scheduler.step.inputs import SamplerInputs
 from led_sglang.wire import RECORD_KEY
@@ -207,11 +209,11 @@ def _write_masks(call: SamplerCall, output: "LogitsProcessorOutput", token_ids: 
         masks.forget(mask_output, inputs.rows.in_batch, len(token_ids), inputs.info)
 
 
-def _record(led: LedBatch, call: SamplerCall | None, current: Runtime) -> StepRecord | None:
+def _record(led: LedBatch, call: SamplerCall | None, current: Runtime) -> StepRecord | StageOutput | None:
     """None: not even that the step failed can be recorded."""
     for known in (call, None):
         try:
-            return StepRecord.of(led, known, current)
+            return (StageOutput if current.sends_records else StepRecord).of(led, known, current)
         except Exception:
             count_failure(current, "StepRecord.of")
     return None

@@ -59,6 +59,7 @@ def test_counters_grow_by_what_the_requests_report(http: httpx.Client) -> None:
         "fallback_reasons": {},
         "step_failures": 0,
         "report_failures": 0,
+        "unresolved_requests": 0,
         "depth_histogram": dict(depths),
         "confidence_histogram": grown["confidence_histogram"],  # tests/server/embedded/test_metrics.py knows its bounds
         "tokens": {"led": sum(meta["completion_tokens"] for meta in metas)},

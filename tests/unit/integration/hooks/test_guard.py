@@ -43,11 +43,11 @@ def _configured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_malformed_answer_does_not_stop_the_tokenizer_manager(caplog: pytest.LogCaptureFixture) -> None:
-    before = responses.ANSWERS.num_report_failures
+    before = responses.ANSWERS.to_dict()["report_failures"]
     custom = {WIRE_KEY: [[1]], "another": [[2], [3]]}  # one entry for two requests
     answer = SimpleNamespace(rids=["a", "b"], completion_tokens=[1, 1], customized_info=wrap_as_pickle(custom))
     HANDLERS[TOKENIZER + "_handle_batch_output"](SimpleNamespace(rid_to_state={}), answer)
-    assert responses.ANSWERS.num_report_failures == before + 1
+    assert responses.ANSWERS.to_dict()["report_failures"] == before + 1
     assert "could not report" in caplog.text
     assert unwrap_from_pickle(answer.customized_info) == {"another": [[2], [3]]}, "ours reaches nobody"
 

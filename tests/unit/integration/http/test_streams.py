@@ -292,8 +292,8 @@ async def test_a_fault_in_an_answer_is_counted_and_the_answer_goes_out(caplog: p
     stream = engine.ask()
     await engine.send({"a": 1})
     engine.manager.rid_to_state["a"].led_view.waiting = [(FLAGS, 1)]  # too few values
-    before = responses.ANSWERS.num_report_failures
+    before = responses.ANSWERS.to_dict()["report_failures"]
     chunk = await anext(stream)
     assert chunk["output_ids"] == [0]
-    assert responses.ANSWERS.num_report_failures == before + 1
+    assert responses.ANSWERS.to_dict()["report_failures"] == before + 1
     assert "could not report" in caplog.text

@@ -8,6 +8,7 @@ import pytest
 import torch
 from sglang.srt.layers.layer_boundary.residual.add_norm import PLAIN_ADD
 from sglang.srt.layers.layer_boundary.residual.stream import DeclaredSum, ResidualStream
+from sglang.srt.layers.utils import PPMissingLayer
 from torch import Tensor, nn
 
 from led_sglang.integration.faults import CaptureError
@@ -312,3 +313,29 @@ def test_a_model_that_cannot_be_captured_serves_depth_1() -> None:
     assert none.is_ready
     assert none.latents(0, 2, None).shape == (0, 2, 3)
     assert none.latents(0, 2, torch.tensor([1])).shape == (0, 1, 3)
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 3, 9])
+def test_rows_of_a_decode_step_beside_ranks_that_prefill(num_tokens: int) -> None:
+    """Data-parallel attention: the engine may turn them into prefills of a token each, after `begin`."""
+    model, capture = captured("first")
+    capture.begin(forward_batch([4, 2], led=object()))
+    decode = forward_batch(num_tokens=num_tokens, led=object())
+    decode.global_num_tokens_cpu = [num_tokens, 40]
+    capture.begin(decode)
+    num_rows = min(num_tokens, MAX_ROWS)
+    padded = forward_batch([1] * num_rows + [3], led=object())
+    model(embeddings(num_rows + 3), padded)
+    expected = [row + SUMS[3] for row in range(num_rows)]
+    assert capture.latents(1, num_rows, None)[0, :, 0].tolist() == expected
+    assert capture.buffer is not None and (capture._last_rows is None or capture._last_rows.max() < max(num_rows, 1))
+
+
+def test_layers_of_other_pipeline_stages() -> None:
+    """A stage has the whole list, with placeholders, and captures its own layers alone."""
+    model = Model(FirstLayer, calls_forward=False)
+    model.layers[0] = model.layers[1] = PPMissingLayer()
+    capture = Capture(model, (4, 3), NUM_LAYERS, raise_fault)
+    assert capture.indices_here == [2, 3]
+    with pytest.raises(CaptureError, match=r"layers \[1, 2\] are not in this process"):
+        Capture(model, (3, 2, 1), NUM_LAYERS, raise_fault)

@@ -1,0 +1,130 @@
+"""Arrangements of processes, ranks and stages that LED does not work in are refused with what would work."""
+
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from led_sglang.config.server import ServerConfig
+from led_sglang.integration import topology_support
+from led_sglang.integration.faults import CaptureError
+from led_sglang.integration.topology_support import ENV_APP, WORKER_APP, refuse_topology
+
+CONFIG = ServerConfig(depth=2, max_depth=2, num_layers=12)
+
+
+def args_of(**changes: Any) -> Any:
+    ordinary = {"tokenizer_worker_num": 1, "attn_dp_size": 1, "enable_dp_lm_head": False, "pp_size": 1}
+    return SimpleNamespace(**ordinary | {"speculative_algorithm": None} | changes)
+
+
+WORKING: dict[str, dict[str, Any]] = {
+    "one process": {},
+    "workers": {"tokenizer_worker_num": 2},
+    "data-parallel attention": {"attn_dp_size": 2, "enable_dp_lm_head": True},
+    "a pipeline": {"pp_size": 2},
+}
+
+
+@pytest.mark.parametrize("name", WORKING)
+def test_what_works(name: str) -> None:
+    refuse_topology(CONFIG, args_of(**WORKING[name]))
+
+
+@pytest.mark.parametrize("name", [name for name in WORKING if name != "one process"])
+def test_an_old_release_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topology_support, "version", lambda name: "0.5.17")
+    with pytest.raises(CaptureError, match=r"on SGLang 0\.5\.17: it needs 0\.5\.23"):
+        refuse_topology(CONFIG, args_of(**WORKING[name]))
+    refuse_topology(CONFIG, args_of())
+
+
+def test_workers_of_another_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would validate nothing, and what they send is refused request by request."""
+    workers = args_of(tokenizer_worker_num=2)
+    monkeypatch.setenv(ENV_APP, WORKER_APP)
+    refuse_topology(CONFIG, workers)
+    monkeypatch.setenv(ENV_APP, "mine:app")
+    with pytest.raises(CaptureError, match="--tokenizer-worker-num 2 and SGLANG_HTTP_SERVER_APP_PATH=mine:app"):
+        refuse_topology(CONFIG, workers)
+    refuse_topology(CONFIG, args_of())
+
+
+def test_a_head_that_is_cut_over_other_ranks() -> None:
+    with pytest.raises(CaptureError, match=r"--attn-dp-size 2 without --enable-dp-lm-head: .*Add the flag"):
+        refuse_topology(CONFIG, args_of(attn_dp_size=2))
+
+
+FITS: dict[str, tuple[ServerConfig, int, str | None]] = {  # of stages; the partition, None: an even one
+    "the last stage has just enough": (ServerConfig(max_depth=5, num_layers=12), 2, None),
+    "a partition": (ServerConfig(max_depth=8, num_layers=12), 2, "3,9"),
+    "no layer is captured": (ServerConfig(depth=1, max_depth=1, num_layers=12), 4, None),
+    "many layers": (ServerConfig(max_depth=8, num_layers=64), 4, None),
+}
+SHORT: dict[str, tuple[ServerConfig, int, str | None, str]] = {  # and what is said
+    "an even one": (
+        ServerConfig(max_depth=8, num_layers=12),
+        2,
+        None,
+        "layers 4 to 11 .*layers 7 to 12, of which it can use 5. "
+        "Use --led-max-depth 5 or SGLANG_PP_LAYER_PARTITION=3,9,",
+    ),
+    "one layer short": (
+        ServerConfig(max_depth=6, num_layers=12),
+        2,
+        None,
+        "Use --led-max-depth 5 or SGLANG_PP_LAYER_PARTITION=5,7,",
+    ),
+    "of four stages": (ServerConfig(max_depth=30, num_layers=36), 4, None, "PARTITION=2,2,1,31,"),
+    "a bad partition": (ServerConfig(max_depth=8, num_layers=12), 2, "4,8", "use 7. .*depth 7 or .*=3,9,"),
+    "no partition would do": (ServerConfig(max_depth=11, num_layers=12), 4, None, "Use --led-max-depth 2, or start"),
+    "all layers of a method": (
+        ServerConfig(methods=("led", "dola"), num_layers=12),
+        2,
+        None,
+        "Use methods with fewer layers, or start",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_pipelines_whose_last_stage_has_the_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, num_stages, partition = FITS[name]
+    split(monkeypatch, partition)
+    refuse_topology(config, args_of(pp_size=num_stages))
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_pipelines_whose_last_stage_lacks_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is proposed fits."""
+    config, num_stages, partition, words = SHORT[name]
+    split(monkeypatch, partition)
+    with pytest.raises(CaptureError, match=f"--pp-size {num_stages} and .*{words}") as caught:
+        refuse_topology(config, args_of(pp_size=num_stages))
+    if depth := re.search(r"--led-max-depth (\d+)", str(caught.value)):
+        refuse_topology(replace(config, depth=1, max_depth=int(depth[1])), args_of(pp_size=num_stages))
+    if proposed := re.search(r"PARTITION=([\d,]*\d)", str(caught.value)):
+        split(monkeypatch, proposed[1])
+        refuse_topology(config, args_of(pp_size=num_stages))
+
+
+def split(monkeypatch: pytest.MonkeyPatch, partition: str | None) -> None:
+    monkeypatch.delenv("SGLANG_PP_LAYER_PARTITION", raising=False)
+    if partition is not None:
+        monkeypatch.setenv("SGLANG_PP_LAYER_PARTITION", partition)
+
+
+UNTRIED: dict[str, tuple[dict[str, Any], ServerConfig]] = {
+    "--speculative-algorithm EAGLE": ({"speculative_algorithm": "EAGLE"}, CONFIG),
+    "--pp-size 2": ({"pp_size": 2}, CONFIG),
+    "soft_thinking in --led-methods": ({}, ServerConfig(methods=("led", "soft_thinking"))),
+}
+
+
+@pytest.mark.parametrize("other", UNTRIED)
+def test_combinations_that_no_test_has_shown(other: str) -> None:
+    changes, config = UNTRIED[other]
+    with pytest.raises(CaptureError, match=f"--attn-dp-size 2 and {other}: .*Leave one of them out"):
+        refuse_topology(config, args_of(attn_dp_size=2, enable_dp_lm_head=True, **changes))

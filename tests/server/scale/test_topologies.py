@@ -13,7 +13,7 @@ from tests.server.scale.cases import LIMITS, TOPOLOGIES, alone, sums
 from tests.server.scale.conftest import Expected, ask
 from tests.server.servers import Server
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.server, pytest.mark.full, pytest.mark.timeout(1800)]
 
 ATTACHED = """
 import sys

@@ -31,7 +31,10 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "watermark's keys": (("--watermark-config", '{"key": "1"}'), ("--watermark-config", "--led disabled")),
     "what SGLang's launch refuses": (("--served-model-name", "a:b"), ("SGLang refuses", "colon")),
     "what SGLang's resolution refuses": (("--ssl-keyfile", "key.pem"), ("SGLang refuses", "--ssl-certfile")),
-    "attention DP, new spelling": (("--attn-dp-size", "2", "--tp-size", "2"), ("--attn-dp-size 2 without --enable-dp-lm-head",)),
+    "attention DP, new spelling": (
+        ("--attn-dp-size", "2", "--tp-size", "2"),
+        ("--attn-dp-size 2 without --enable-dp-lm-head",),
+    ),
     "attention DP": (
         ("--enable-dp-attention", "--dp-size", "2", "--tp-size", "2"),
         ("--attn-dp-size 2 without --enable-dp-lm-head",),

@@ -1,5 +1,8 @@
 """Servers of several processes, ranks and stages: every traced value is exact, every text that of one server."""
 
+import contextlib
+import os
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +32,20 @@ except Exception as error:
 def of_topology(name: str, expected: Expected, logs: Path) -> Server:
     topology = TOPOLOGIES[name]
     log = logs / f"scale_{name.replace(' ', '_')}.log"
-    return sharp_server(expected.folder, log, *LIMITS, *topology.arguments, environment=topology.environment)
+    arguments = (*LIMITS, *topology.arguments)
+    if topology.environment.get("SGLANG_CPU_OMP_THREADS_BIND"):
+        arguments += ("--dist-init-addr", f"127.0.0.1:{free_ports(8)}")
+    return sharp_server(expected.folder, log, *arguments, environment=topology.environment)
+
+
+def free_ports(number: int) -> int:
+    """The first of so many, where the kernel gives none to others: SGLang counts on those behind the one it is told."""
+    for first in range(20000 + os.getpid() % 1000 * number, 30000, number):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + number):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+    raise AssertionError("no free ports")
 
 
 def check_served(client: Client, expected: Expected) -> list[dict[str, object]]:

@@ -84,7 +84,7 @@ SHORT: dict[str, tuple[ServerConfig, int, str | None, str]] = {  # and what is s
         ServerConfig(methods=("led", "dola"), num_layers=12),
         2,
         None,
-        "Use methods with fewer layers, or start",
+        "Use methods with fewer layers or SGLANG_PP_LAYER_PARTITION=",
     ),
 }
 

@@ -22,7 +22,7 @@ from led_sglang.integration.hooks.register import HANDLERS
 from led_sglang.integration.hooks.table import BATCH_INFO, HOOK_TARGETS, TOKENIZER
 from led_sglang.integration.http import info, responses
 from led_sglang.integration.http.request_view import RequestView
-from led_sglang.integration.scheduler import runtime, startup
+from led_sglang.integration.scheduler import ranks, runtime, startup
 from led_sglang.integration.scheduler.batch import LedBatch, RequestRow
 from led_sglang.integration.scheduler.reports import records
 from led_sglang.integration.scheduler.reports.counters import Counts
@@ -62,10 +62,13 @@ def test_entries_that_nobody_took_reach_no_client(monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_hook_of_the_table_is_broken_by_the_test_of_faults() -> None:
-    """A new one is too: each that is called while serving is broken by a `test_faults.py` of tests/server."""
+    """A new one is too: each that is called while serving is broken by a `test_faults.py` of tests/server.
+
+    Those between pipeline stages by tests/unit/integration/scheduler/pipeline/test_outputs.py.
+    """
     at_start = {target for target, guarded in HANDLERS.items() if guarded.is_start_only}
     assert at_start == set(fault_plugin.AT_START)
-    assert {*fault_plugin.HOOKS, *fault_plugin.IN_VERIFY} == set(HOOK_TARGETS) - at_start
+    assert {*fault_plugin.HOOKS, *fault_plugin.IN_VERIFY, *fault_plugin.IN_PIPELINE} == set(HOOK_TARGETS) - at_start
     for target, guarded in HANDLERS.items():
         assert isinstance(guarded, Guarded) and guarded.target == target
         assert guarded.spec is HOOK_TARGETS[target] and isinstance(guarded.handler, Handler)
@@ -258,7 +261,7 @@ def test_a_scheduler_that_cannot_report_its_status_is_no_server_without_faults(m
 
 def test_a_failed_record_leaves_every_row_with_the_engines_token() -> None:
     request_row = RequestRow(ResolvedRequest(LedParams(), seed=1, is_seeded=True, sample=0))
-    current = SimpleNamespace(num_step_failures=0, counts=Counts(8, torch.device("cpu")))
+    current = SimpleNamespace(num_step_failures=0, sends_records=False, counts=Counts(8, torch.device("cpu")))
     broken = SimpleNamespace()  # has none of a context's tensors
     record = sampler._record(LedBatch((request_row, RequestRow(None))), broken, current)  # type: ignore[arg-type]
     assert current.num_step_failures == 1
@@ -269,7 +272,11 @@ def test_a_failed_record_leaves_every_row_with_the_engines_token() -> None:
     assert current.counts.status()["fallbacks"] == current.counts.status()["tokens"]["led"] == 1
 
 
-def test_a_lora_wrapped_head_is_refused_before_anything_is_served() -> None:
+def test_a_lora_wrapped_head_is_refused_before_anything_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    parallel = SimpleNamespace(pp_group=SimpleNamespace(is_last_rank=True), attn_dp_size=1)
+    parallel.tp_group = SimpleNamespace(world_size=1)
+    for module in (startup, ranks):
+        monkeypatch.setattr(module, "get_parallel", lambda: parallel)
     for head, is_refused in ((SimpleNamespace(), False), (SimpleNamespace(apply_lora=None), True)):
         model, args = SimpleNamespace(lm_head=head), SimpleNamespace()
         runner = SimpleNamespace(model=model, server_args=args)

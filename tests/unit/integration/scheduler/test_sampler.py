@@ -78,6 +78,7 @@ def call_of(
     chosen = backend_for(backend, torch.device("cpu"))
     runtime = SimpleNamespace(
         num_step_failures=0,
+        sends_records=False,
         has_forward_failed=False,
         failed_ranks=None,
         ranks=None,

@@ -13,7 +13,7 @@ import torch
 import triton
 
 from benchmarks.gpu.build import Hopper, launches
-from led_sglang.integration.scheduler import handlers, runtime
+from led_sglang.integration.scheduler import handlers, ranks, runtime
 from led_sglang.integration.scheduler.latents import lm_head as head_module
 from led_sglang.integration.scheduler.latents.capture import Capture
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
@@ -86,7 +86,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def make(num_ranks: int, *args: Any) -> Server:
         server = Server(num_ranks, *args)
         group = SimpleNamespace(world_size=num_ranks, all_gather=lambda packed, dim: packed.expand(num_ranks, -1))
-        monkeypatch.setattr(runtime, "get_parallel", lambda: SimpleNamespace(tp_group=group))
+        monkeypatch.setattr(ranks, "get_parallel", lambda: SimpleNamespace(tp_group=group, attn_dp_size=1))
         monkeypatch.setattr(runtime, "_runtime", server.runtime)
         monkeypatch.setattr(head_module, "has_dense_weight", lambda lm_head: True)
         monkeypatch.setattr(runtime, "is_capturing", lambda: server.is_capturing)

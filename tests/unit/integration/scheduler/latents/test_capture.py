@@ -334,7 +334,7 @@ def test_rows_of_a_decode_step_beside_ranks_that_prefill(num_tokens: int) -> Non
 def test_layers_of_other_pipeline_stages() -> None:
     """A stage has the whole list, with placeholders, and captures its own layers alone."""
     model = Model(FirstLayer, calls_forward=False)
-    model.layers[0] = model.layers[1] = PPMissingLayer()
+    model.model.layers[0] = model.model.layers[1] = PPMissingLayer()
     capture = Capture(model, (4, 3), NUM_LAYERS, raise_fault)
     assert capture.indices_here == [2, 3]
     with pytest.raises(CaptureError, match=r"layers \[1, 2\] are not in this process"):

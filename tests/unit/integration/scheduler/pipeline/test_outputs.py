@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from led_sglang.integration.hooks.register import HANDLERS
 from led_sglang.integration.scheduler import runtime
 from led_sglang.integration.scheduler.pipeline import outputs
 from led_sglang.integration.scheduler.pipeline.earlier import NUMBERS, EarlierStage
@@ -13,7 +14,8 @@ from led_sglang.integration.scheduler.pipeline.outputs import StageOutput
 from led_sglang.integration.scheduler.reports import records
 from led_sglang.integration.scheduler.reports.counters import Counts
 from led_sglang.wire import ACTIVE, EXPLORED, FALLBACK, RECORD_KEY, THINKING, WIRE_KEY
-from tests.unit.integration.fakes import batch_of, request_row
+from tests.server import fault_plugin
+from tests.unit.integration.fakes import batch_of, break_handler, request_row
 
 ROWS = batch_of(
     request_row("led"), request_row("none"), request_row("led", trace=True, top_k=2, depth=2), request_row(None)
@@ -102,6 +104,18 @@ def test_stages_between_and_batches_of_strangers_have_no_record(
     between = SimpleNamespace(is_first_rank=False)
     monkeypatch.setattr(outputs, "get_parallel", lambda: SimpleNamespace(pp_group=between))
     assert received(sent()).logits_output is None
+
+
+@pytest.mark.parametrize("target", fault_plugin.IN_PIPELINE)
+def test_a_fault_on_the_way_is_counted_and_the_tokens_go_on(
+    target: str, first: EarlierStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = HANDLERS[target]
+    first.failed_ranks = None
+    break_handler(monkeypatch, hook, lambda *_: 1 / 0)
+    tensors: dict[str, Any] = {"next_token_ids": 1}
+    assert hook(tensors, *([None] * len(hook.spec.parameters))) is None
+    assert tensors == {"next_token_ids": 1} and first.num_step_failures == 1
 
 
 def test_a_step_without_our_rows_sends_nothing() -> None:

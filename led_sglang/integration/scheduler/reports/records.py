@@ -70,7 +70,7 @@ class StepRecord:
             return cls(led, counts)
         step, inputs = call.known.step, call.inputs
         flags = current.backend.count(inputs.row_inputs, step, call.has_failed, inputs.rows.method, counts.on_device)
-        trace = trace_of(step, None, inputs.rows.num_rows) if led.is_traced and step is not None else None
+        trace = trace_of(step, None, inputs.rows.num_rows, to_host) if led.is_traced and step is not None else None
         return cls(led, counts, to_host(flags[:, None]), trace=trace)
 
     @classmethod
@@ -96,7 +96,7 @@ class StepRecord:
             inputs.row_inputs, step, has_failed, nodes.method, counts.on_device, is_counted[:num_rows]
         )
         path = rows.pick(outcome.path)  # (R, D)
-        trace = trace_of(step, path.view(-1), len(path)) if led.is_traced and step is not None else None
+        trace = trace_of(step, path.view(-1), len(path), to_host) if led.is_traced and step is not None else None
         return cls(led, counts, to_host(flags[path]), to_host(rows.pick(outcome.accept_lens)), trace)
 
     @cached_property
@@ -187,7 +187,7 @@ class StepRecord:
 
 
 def trace_of(
-    step: LedStep, token_rows: Tensor | None, num_rows: int, put: Callable[[Tensor], Tensor] = to_host
+    step: LedStep, token_rows: Tensor | None, num_rows: int, put: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, ...] | None:
     """VALUE_COLUMNS of some token rows, R of each of our rows' tokens, None = all: (R, N, ...) each; None: no trace."""
     columns = (

@@ -282,9 +282,9 @@ def test_a_lora_wrapped_head_is_refused_before_anything_is_served(monkeypatch: p
         runner = SimpleNamespace(model=model, server_args=args)
         if is_refused:
             with pytest.raises(CaptureError, match="--lora-target-modules"):
-                startup._refuse_unsupported(ServerConfig(), runner)
+                startup._refuse_unsupported(ServerConfig(num_layers=12), runner)
         else:
-            startup._refuse_unsupported(ServerConfig(), runner)
+            startup._refuse_unsupported(ServerConfig(num_layers=12), runner)
 
 
 def test_each_fault_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -98,6 +98,7 @@ def run(
     numbers, is_active = torch.arange(num_ours), torch.tensor(active)
     runtime = SimpleNamespace(
         num_step_failures=0,
+        sends_records=False,
         has_forward_failed=False,
         failed_ranks=None,
         backend=backend_for("numba", torch.device("cpu")),

@@ -42,9 +42,9 @@ RESERVED_BYTES = 1024  # of a block's shared memory
 LAUNCH_US = 1.5  # between two kernels of a stream that the host has run ahead of
 NODE_US = 1.2  # between two nodes of a CUDA graph
 COLLECTIVE_US = 12.0  # a small all-gather between two GPUs
-GRAPH_LAUNCH_US = 10.0  # host: one graph
 
-# Host microseconds up to the driver call: `python -m benchmarks.gpu.cost --host` measures the first two on a CPU.
+# Host microseconds. ESTIMATE, and rather low: a step of seven launches once took 320 us on a CPU up to the driver call.
+# Launches and calls are counted; what one takes is not measured.
 HOST_TRITON_US = 25.0
 HOST_TORCH_US = 2.0
 HOST_DRIVER_US = 4.0  # ESTIMATE: the driver call of one launch

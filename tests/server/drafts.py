@@ -1,4 +1,4 @@
-"""Heads of EAGLE and EAGLE3 for the embedded model, fitted by least squares in a few seconds.
+"""Heads of EAGLE and EAGLE3 for the embedded model, NEXTN of a MiMo: fitted by least squares in a few seconds.
 
 What they draft is no better than a linear map can make it, and much better than chance as long as they are given the
 hidden states of the right layer, row and step: tokens per verification show that. Their attention and MLP add nothing
@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from led_sglang.embedded import MODEL_DIR, tasks
+from tests.server import checkpoints
 
-__all__ = ["CAPTURED", "eagle3_head", "eagle_head"]
+__all__ = ["CAPTURED", "add_mimo_mtp", "eagle3_head", "eagle_head"]
 
 CAPTURED = (2, 6, 9)  # inputs of these of the twelve layers, which SGLang gives to EAGLE3
 NUM_TEXTS = 150  # of each task
@@ -132,18 +133,27 @@ def _save(folder: Path, architecture: str, tensors: dict[str, Tensor]) -> Path:
     return folder
 
 
-def add_mimo_mtp(folder: Path, seed: int = 0) -> Path:
-    """Put a layer for multi-token prediction (NEXTN) of random weights into a MiMo checkpoint of `checkpoints`."""
-    path = folder / "config.json"
+def add_mimo_mtp(folder: Path, texts: list[list[int]]) -> Path:
+    """Put a layer of multi-token prediction (NEXTN) into a MiMo checkpoint of `checkpoints`; it knows these texts."""
+    path, model = folder / "config.json", checkpoints.load(folder)
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"num_nextn_predict_layers": 1}, indent=2))
-    size, generator = config["hidden_size"], torch.Generator().manual_seed(seed)
-    prefix = "model.mtp_layers.0."
-    tensors = {f"{prefix}input_proj.weight": torch.randn(size, 2 * size, generator=generator) * 0.05}
+    inputs, targets = [], []
+    for text in texts:
+        ids = torch.tensor([text])
+        with torch.no_grad():
+            state, embedding = model.model(ids).last_hidden_state[0], model.model.embed_tokens(ids[0])
+        inputs.append(torch.cat((_normed(state[:-1]), _normed(embedding[1:])), 1))
+        targets.append(state[1:])
+    weight = torch.linalg.lstsq(torch.cat(inputs), torch.cat(targets)).solution.T.float()
+    size, prefix = config["hidden_size"], "model.mtp_layers.0."
     norms = ("token_layernorm", "hidden_layernorm", "final_layernorm", "input_layernorm")
-    tensors |= {f"{prefix}{name}.weight": torch.ones(size) for name in norms}
-    tensors |= _layer(prefix, size, size)
+    tensors = {f"{prefix}{name}.weight": torch.ones(size) for name in norms} | _layer(prefix, size, size)
     widths = {"q": size, "k": size // 2, "v": size // 2}
     tensors |= {f"{prefix}self_attn.{name}_proj.bias": torch.zeros(width) for name, width in widths.items()}
-    save_file(tensors, folder / "mtp.safetensors")
+    save_file({**tensors, f"{prefix}input_proj.weight": weight.contiguous()}, folder / "mtp.safetensors")
     return folder
+
+
+def _normed(x: Tensor) -> Tensor:
+    return x / x.square().mean(-1, keepdim=True).add(1e-6).sqrt()

@@ -20,8 +20,9 @@ from scipy import stats
 from transformers import AutoModelForCausalLM
 
 from led_sglang.embedded import MODEL_DIR, draft, tasks
-from tests.server import drafts
+from tests.server import checkpoints, drafts
 from tests.server.api import TOKENIZER, joined, streamed, thinking_prompt, wait_idle
+from tests.server.clients import words
 from tests.server.servers import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
@@ -236,3 +237,21 @@ def test_samples_have_the_models_distribution(
         observed = [*(seen[run] for run in often), NUM_SAMPLES - sum(seen[run] for run in often)]
         awaited = [*(due[run] for run in often), NUM_SAMPLES - sum(due[run] for run in often)]
         assert stats.chisquare(observed, awaited).pvalue > FALSE_ALARM / NUM_TOKENS, (length, observed, awaited)
+
+
+def test_nextn_drafts_with_the_models_own_layer(logs: Path, tmp_path: Path) -> None:
+    """A MiMo of random weights whose extra layer knows the answers by heart; the answers are transformers'."""
+    folder = checkpoints.build("mimo", tmp_path / "mimo")
+    prompts, model = [words(seed, 8 + seed) for seed in range(4)], checkpoints.load(folder)
+    texts = [list(prompt) for prompt in prompts]
+    for text in texts:
+        for _ in range(40):
+            with torch.no_grad():
+                text.append(int(model(torch.tensor([text])).logits[0, -1].argmax()))
+    drafts.add_mimo_mtp(folder, texts)
+    served = ("--model-path", str(folder), "--dtype", "float32", "--trust-remote-code", "--context-length", "2048")
+    named = ("--speculative-algorithm", "NEXTN", "--speculative-draft-model-path", str(folder))
+    for client in serve(logs / "nextn.log", *served, *named):
+        answers = ask(client, prompts, {"temperature": 0, "max_new_tokens": 40, "ignore_eos": True})
+        assert [answer["output_ids"] for answer in answers] == [text[-40:] for text in texts]
+        assert sum(answer["meta_info"]["spec_verify_ct"] for answer in answers) < 4 * 40 / 2.5

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from led_sglang.cpu_platform import deterministic
 from led_sglang.cpu_platform.speculative import cache_slots, trees, verification
 
-__all__ = ["REPLACEMENTS", "install"]
+__all__ = ["REPLACEMENTS", "install", "offer_ninja", "replace"]
 
 _OPS = "sglang.kernels.ops."
 _RECONSTRUCT = "sglang.kernels.ops.speculative.reconstruct_tree"
@@ -46,6 +49,7 @@ def install() -> None:
         replace(target, function)
     _offer_draft_attention()
     _leave_as_written()
+    offer_ninja()
 
 
 def replace(target: str, function: Any) -> None:
@@ -91,6 +95,12 @@ def _leave_as_written() -> None:
 
     wrapped = spec_utils._select_top_k_tokens_later
     spec_utils._select_top_k_tokens_later = getattr(wrapped, "_torchdynamo_orig_callable", wrapped)
+
+
+def offer_ninja() -> None:
+    """NGRAM's lookup is built by ninja, which pip installs beside the interpreter: in a folder that PATH may lack."""
+    if shutil.which("ninja") is None:
+        os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
 
 
 def _provide_reconstruction() -> None:

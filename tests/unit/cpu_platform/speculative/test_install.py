@@ -1,8 +1,11 @@
 """The platform's functions stand where SGLang's workers look, and only after a worker was asked for."""
 
 import argparse
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +14,7 @@ from sglang.srt.platforms import _load_platform_class
 from sglang.srt.server_args import ServerArgs
 
 from led_sglang.cpu_platform import PLATFORM_CLASS, speculative
-from led_sglang.cpu_platform.speculative.install import replace
+from led_sglang.cpu_platform.speculative.install import offer_ninja, replace
 
 WITHOUT = """
 import sys
@@ -101,6 +104,23 @@ def test_a_function_that_sglang_no_longer_has_ends_the_start() -> None:
         replace("sglang.srt.utils.no_such_function", print)
     with pytest.raises(ImportError):
         replace("sglang.srt.no_such_module.function", print)
+
+
+def test_ninja_is_found_beside_the_interpreter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before, python = tmp_path / "before", tmp_path / "venv" / "python"
+    for folder in (before, python.parent):
+        folder.mkdir()
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("PATH", str(before))
+    ours, theirs = python.with_name("ninja"), before / "ninja"
+    ours.touch(0o755)
+    offer_ninja()
+    assert shutil.which("ninja") == str(ours)
+    theirs.touch(0o755)
+    assert shutil.which("ninja") == str(theirs), "one that was on the PATH goes before"
+    monkeypatch.setenv("PATH", str(before))
+    offer_ninja()
+    assert os.environ["PATH"] == str(before)
 
 
 def test_other_names_and_other_values_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_token_ids(expected: Expected, logs: Path) -> None:
         check_served(Client(server.url), expected)
 
 
-@pytest.mark.parametrize("name", ["dp attention", "dp attention of two ranks"])
+@pytest.mark.parametrize("name", ["dp attention"])
 def test_dp_attention(name: str, expected: Expected, logs: Path) -> None:
     """A batch's rows live on the ranks of one data-parallel rank, and collectives are among these."""
     with of_topology(name, expected, logs) as server:
@@ -80,7 +80,7 @@ def test_dp_attention(name: str, expected: Expected, logs: Path) -> None:
         assert {meta["dp_rank"] for meta in metas} == {0, 1}, "one data-parallel rank did all the work"
 
 
-@pytest.mark.parametrize("name", ["pipeline", "pipeline of two ranks"])
+@pytest.mark.parametrize("name", ["pipeline"])
 def test_pipeline(name: str, expected: Expected, logs: Path) -> None:
     """The last stage decides, the first one answers, counts and reports."""
     with of_topology(name, expected, logs) as server:

@@ -73,9 +73,14 @@ class Server:
         self.lm_head = SimpleNamespace(weight=torch.empty(rows, HIDDEN, dtype=torch.bfloat16), shard_indices=shard)
         self.runtime, self.is_capturing = made, False
 
-    def dummy_decode(self, num_rows: int) -> None:
-        """The model's last call in a decode graph's warm-up or capture: no sampling_info, as SGLang's dummy batches."""
-        mode = SimpleNamespace(is_decode=lambda: True, is_extend=lambda: False, is_target_verify=lambda: False)
+    def dummy_decode(self, num_rows: int, verifies: bool = False) -> None:
+        """The model's last call in a decode graph's warm-up or capture: no sampling_info, as SGLang's dummy batches.
+
+        verifies: the graph is one of verifications of draft tokens.
+        """
+        mode = SimpleNamespace(
+            is_decode=lambda: not verifies, is_extend=lambda: verifies, is_target_verify=lambda: verifies
+        )
         hidden = torch.empty(num_rows, HIDDEN, dtype=torch.bfloat16)
         batch = SimpleNamespace(forward_mode=mode)
         handlers.logits(Processor.forward, self.processor, None, hidden, self.lm_head, batch)
@@ -116,6 +121,19 @@ def check_captures_launch_what_ran_before(
                 assert bool(seen) == (size <= one_pass.MAX_ROWS)
             before |= set(seen)
     assert num_captured and server.runtime.one_pass_state.fault is None
+
+
+@pytest.mark.parametrize("is_warmed_up", [True, False], ids=["warmed up", "graphs alone"])
+def check_graphs_of_verifications_launch_nothing(is_warmed_up: bool, serve: Any) -> None:
+    """LED's part of a verification runs behind the replay: the graph holds the engine's product alone."""
+    server = serve(1, 64, is_warmed_up, "auto")
+    for size in (64, 32, 8):
+        for turn, server.is_capturing in enumerate((False, False, True)):
+            with launches() as seen:
+                server.dummy_decode(size, verifies=True)
+            assert bool(seen) == (is_warmed_up and size == 64 and turn == 0), "all is compiled at the first warm-up"
+            assert not server.runtime.one_pass_state.is_one_pass
+    assert server.runtime.one_pass_state.graph_sizes == []
 
 
 @pytest.mark.parametrize("form", ["auto", "coin_first", "one_pass"])

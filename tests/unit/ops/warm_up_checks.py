@@ -160,7 +160,10 @@ def check_what_is_served_was_run_at_start(name: str) -> None:
             new = set(seen[before:]) - known
             assert not new, (batch, new)
     assert len(seen) > (5000 if name == "whole" else 1000)
-    unused = known - set(seen)  # of the widest requests, which are not walked, and of the larger batches
+    verifying = ("grow_kernel", "prune_kernel", "softmax_kernel")  # no batch here has drafts
+    unused = {
+        launch for launch in known - set(seen) if launch.kernel not in verifying
+    }  # of the widest requests, which are not walked, and of the larger batches
     assert len(unused) <= 6, Counter(launch.kernel for launch in unused)
 
 
@@ -181,8 +184,11 @@ def check_how_many_there_are() -> None:
         "pack_flags_kernel": 1,
         "parts_kernel": 1,
         "draw_kernel": 1,
+        "grow_kernel": 1,  # this and the next two: of verifications of drafts
+        "prune_kernel": 4,
+        "softmax_kernel": 1,
     }
-    assert sum(counts.values()) == 24
+    assert sum(counts.values()) == 30
 
 
 @pytest.mark.parametrize("max_top_k", [1, 8, 64, 65, 1024, 5000])

@@ -16,11 +16,11 @@ from led_sglang.ops.kernels.lm_head import LARGE_TILE, SMALL_TILE, Tile
 TILES = (
     SMALL_TILE,
     LARGE_TILE,
-    Tile(rows=64, vocab=128, row_bytes=128, warps=4, stages=6),
-    Tile(rows=64, vocab=128, row_bytes=256, warps=4, stages=3),
-    Tile(rows=64, vocab=256, row_bytes=128, warps=8, stages=4),
-    Tile(rows=128, vocab=128, row_bytes=128, warps=8, stages=4),
-    Tile(rows=256, vocab=128, row_bytes=128, warps=8, stages=4),
+    Tile(rows=64, vocab=128, row_bytes=128, warps=4, stages=6, resident=1),
+    Tile(rows=64, vocab=128, row_bytes=256, warps=4, stages=3, resident=1),
+    Tile(rows=64, vocab=256, row_bytes=128, warps=8, stages=4, resident=1),
+    Tile(rows=128, vocab=128, row_bytes=128, warps=8, stages=4, resident=1),
+    Tile(rows=256, vocab=128, row_bytes=128, warps=8, stages=4, resident=1),
 )
 BATCHES = (1, 8, 16, 32, 64)  # final rows; with the latents of seven layers, 8 to 512 rows through the head
 Lines = Iterator[dict[str, Any]]

@@ -20,7 +20,7 @@ from pathlib import Path
 from led_sglang.cli import files
 from led_sglang.cli.endings import CommandError, guarded
 from led_sglang.compat.sources import Release, find, installed_release, parameters, wheel_release
-from led_sglang.integration.hooks.table import HOOK_TARGETS, RELIED_ON, RELIED_ON_SINCE, numbers_of
+from led_sglang.integration.hooks.table import HOOK_TARGETS, RELIED_ON, RELIED_ON_SINCE, hooks_of, numbers_of
 
 __all__ = ["Change", "Function", "check", "load_manifest", "main", "manifest_of", "record"]
 
@@ -40,7 +40,7 @@ class Function:
 
 def targets(version: str) -> dict[str, str]:
     """Every dotted path of that release that LED uses, and how."""
-    hooks = {path: hook.kind for path, hook in HOOK_TARGETS.items() if hook.is_in(version)}
+    hooks = {path: hook.kind for path, hook in hooks_of(version).items()}
     later = [pairs for since, pairs in RELIED_ON_SINCE.items() if numbers_of(since) <= numbers_of(version)]
     return hooks | {path: RELIED for pairs in (RELIED_ON, *later) for path, _ in pairs}
 

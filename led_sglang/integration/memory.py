@@ -62,9 +62,13 @@ def eager_tokens_of(args: Any, graphs: GraphSizes) -> int:
     return most if most > graphs.prefill_tokens else 0
 
 
-def tokens_per_request_of(args: Any) -> int:
-    """Token rows of a request in a step: more than one where draft tokens are verified. args: as in `GraphSizes.of`."""
-    return int(getattr(args, "speculative_num_draft_tokens", None) or 1)
+def tokens_per_request_of(server_args: "ServerArgs") -> int:
+    """The most token rows of a request in a step: more than one where draft tokens are verified."""
+    if not getattr(server_args, "speculative_algorithm", None):
+        return 1
+    from sglang.srt.arg_groups.overrides import max_speculative_num_draft_tokens
+
+    return max_speculative_num_draft_tokens(server_args) or 1
 
 
 def rows_of(num_slots: int, graphs: GraphSizes, tokens_per_request: int = 1) -> int:
@@ -153,7 +157,7 @@ def memory_of_check(config: ServerConfig, server_args: "ServerArgs") -> tuple[Me
     graphs = GraphSizes.of(view)
     num_slots = view.max_running_requests or MAX_SLOTS
     sizes = Sizes(
-        rows_of(num_slots + 1, graphs, tokens_per_request_of(view)),
+        rows_of(num_slots + 1, graphs, tokens_per_request_of(server_args)),
         int(model_config.hidden_size),
         int(model_config.vocab_size),
         model_config.dtype.itemsize,

@@ -1,6 +1,5 @@
 """Speculative decoding: which algorithms LED works inside of, and what a start must not combine with them."""
 
-from importlib.metadata import version
 from typing import Any
 
 from sglang.srt.environ import envs
@@ -9,7 +8,7 @@ from led_sglang.config.checks import LedParamError, show
 from led_sglang.config.methods import METHOD_TABLE
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
-from led_sglang.integration.hooks.table import EAGLE_SAMPLE, HOOK_TARGETS
+from led_sglang.integration.release_support import refuse_release
 
 # Those of SGLang whose drafts are accepted by `eagle_sample` alone.
 SUPPORTED = ("NGRAM", "EAGLE", "EAGLE3", "NEXTN", "STANDALONE", "FROZEN_KV_MTP")
@@ -23,21 +22,16 @@ REFUSED = {
 def refuse_speculation(config: ServerConfig, args: Any) -> None:
     """Raises CaptureError or LedParamError; args: as `support.in_effect` gives them."""
     name = getattr(args, "speculative_algorithm", None)
-    if not name:
+    algorithm = str(name or "NONE").upper()
+    if algorithm == "NONE":  # as SGLang spells it too
         return
-    algorithm = str(name).upper()
     if algorithm not in SUPPORTED:
         why = REFUSED.get(algorithm, "nobody has looked at how it accepts drafts")
         raise CaptureError(
             f"LED does not work with --speculative-algorithm {name}: {why}. Use one of {', '.join(SUPPORTED)}, or "
             f"start with --led disabled"
         )
-    hook = HOOK_TARGETS[EAGLE_SAMPLE]
-    if not hook.is_in(version("sglang")):
-        raise CaptureError(
-            f"LED does not work with --speculative-algorithm {name} on SGLang {version('sglang')}: it needs "
-            f"{hook.since} or newer. Install that, or start with --led disabled"
-        )
+    refuse_release(f"--speculative-algorithm {name}")
     enabled = [METHOD_TABLE[method] for method in config.methods]
     others = [method.name for method in enabled if method.rewrite or method.feeds_mixtures]
     if others:

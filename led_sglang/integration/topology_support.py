@@ -3,7 +3,6 @@ the model.
 """
 
 import os
-from importlib.metadata import version
 from typing import Any
 
 from sglang.srt.distributed import get_pp_indices
@@ -11,10 +10,9 @@ from sglang.srt.distributed import get_pp_indices
 from led_sglang.config.methods import captured_layers
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
-from led_sglang.integration.hooks.table import numbers_of
+from led_sglang.integration.release_support import refuse_release
 from led_sglang.integration.soft_support import is_soft_enabled
 
-SINCE = "0.5.23"  # the first release in which these arrangements have what LED needs of them
 ENV_APP = "SGLANG_HTTP_SERVER_APP_PATH"  # what several tokenizer workers import, and one process does not
 WORKER_APP = "led_sglang.integration.http.workers.app:app"
 
@@ -30,7 +28,7 @@ def _refuse_workers(args: Any) -> None:
     num_workers, app = getattr(args, "tokenizer_worker_num", 1), os.environ.get(ENV_APP, WORKER_APP)
     if num_workers == 1:
         return
-    _refuse_release(f"--tokenizer-worker-num {num_workers}")
+    refuse_release(f"--tokenizer-worker-num {num_workers}")
     if app != WORKER_APP:
         raise CaptureError(
             f"LED does not work with --tokenizer-worker-num {num_workers} and {ENV_APP}={app}: requests of that app do "
@@ -44,7 +42,7 @@ def _refuse_dp_attention(config: ServerConfig, args: Any) -> None:
     if size == 1:
         return
     flag = f"--attn-dp-size {size}"
-    _refuse_release(flag)
+    refuse_release(flag)
     if not args.enable_dp_lm_head:
         raise CaptureError(
             f"LED does not work with {flag} without --enable-dp-lm-head: the LM head would be cut over all ranks, and "
@@ -60,7 +58,7 @@ def _refuse_pipeline(config: ServerConfig, args: Any) -> None:
     if num_stages == 1:
         return
     flag = f"--pp-size {num_stages}"
-    _refuse_release(flag)
+    refuse_release(flag)
     _refuse_untried(flag, config, args)
     if config.num_layers is None or not layers:
         return
@@ -95,12 +93,3 @@ def _refuse_untried(flag: str, config: ServerConfig, args: Any) -> None:
                 f"LED does not work with {flag} and {other}: no test has shown it. Leave one of them out, or start "
                 f"with --led disabled"
             )
-
-
-def _refuse_release(flag: str) -> None:
-    release = version("sglang")
-    if numbers_of(release) < numbers_of(SINCE):
-        raise CaptureError(
-            f"LED does not work with {flag} on SGLang {release}: it needs {SINCE} or newer. Install that, drop it or "
-            f"start with --led disabled"
-        )

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.rows.automaton import ThinkingTables
-from led_sglang.ops.rows.draft_tree import DraftTree
+from led_sglang.ops.rows.draft_tree import Drafts, DraftTree
 from led_sglang.ops.types import (
     Counters,
     Filters,
@@ -87,18 +87,10 @@ class Backend(Protocol):
         starts from its `start_state`.
         """
 
-    def draft_tree(
-        self,
-        token_ids: Tensor,
-        first_child: Tensor,
-        next_sibling: Tensor,
-        root_states: Tensor,
-        tables: ThinkingTables | None,
-    ) -> DraftTree:
+    def draft_tree(self, drafts: Drafts, root_states: Tensor, tables: ThinkingTables | None) -> DraftTree:
         """Parents and thinking states of the nodes under verification.
 
-        token_ids: (B, N) int64; first_child, next_sibling: (B, N) int64, the node's links, -1 = none; a link leads to a
-        node behind it. root_states: (B,) int64, the root's own token included. tables: None leaves all states at those.
+        root_states: (B,) int64, the root's own token included. tables: None leaves all states at those.
         """
 
     def one_pass_mask(self, rows: LedRows, inputs: StepInputs, index: Tensor | None, mask: Tensor, tau: Tensor) -> None:
@@ -153,18 +145,12 @@ class Backend(Protocol):
         """
 
     def count(
-        self,
-        inputs: RowInputs,
-        step: LedStep | None,
-        has_failed: bool,
-        method: Tensor,
-        counters: Counters,
-        is_counted: Tensor | None = None,
+        self, inputs: RowInputs, step: LedStep | None, has_failed: bool, method: Tensor, counters: Counters
     ) -> Tensor:
         """Flags of our rows (`led_sglang.wire`), (R,) int64, counted in place; method: (R,) int64.
 
-        step: None where LED decided no row, since none was in its phase or, `has_failed`, our code raised. is_counted:
-        (R,) bool, the rows that the counters get; None: all.
+        step: None where LED decided no row, since none was in its phase or, `has_failed`, our code raised. Rows whose
+        method is NOT_COUNTED have their flags and leave the counters alone.
         """
 
     def softmax_rows(self, logits: Tensor, rows: Tensor, skip: Tensor, tau: Tensor) -> Tensor:

@@ -12,3 +12,4 @@ SAMPLE_SHIFT = 40  # positions below 2^40 and samples below 2^24 never meet
 # Probabilities that `led_sglang.ops.rows.filtered_draw` sums as integers.
 ONE = 1 << 60  # a probability of 1; what is below 2^-60 weighs nothing
 NO_LIMIT = 1 << 62  # `top_p` 1
+NOT_COUNTED = -1  # the method of a row that the counters leave out: a draft that was not accepted

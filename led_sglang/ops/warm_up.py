@@ -12,7 +12,7 @@ from torch import Tensor
 
 from led_sglang.ops.backend import Backend
 from led_sglang.ops.rows.automaton import ThinkingAutomaton, ThinkingTables
-from led_sglang.ops.rows.draft_tree import DraftTree
+from led_sglang.ops.rows.draft_tree import Drafts, DraftTree
 from led_sglang.ops.types import Counters, Filters, Head, LedRows, LedStep, RowMeta, StepInputs
 
 TOKEN_DTYPES = (torch.int32, torch.int64)  # SGLang's: drawn, and greedy
@@ -60,7 +60,7 @@ def _step(backend: Backend, head: Head, latents: Tensor, num_columns: int, top_k
 
 def _tree(backend: Backend, device: torch.device, tables: ThinkingTables | None) -> DraftTree:
     node, none = torch.zeros(2, 1, 1, dtype=torch.int64, device=device)
-    return backend.draft_tree(node, none - 1, none - 1, node[0], tables)
+    return backend.draft_tree(Drafts(node, none - 1, none - 1), node[0], tables)
 
 
 def _pass(backend: Backend, head: Head, latents: Tensor, num_rows: int) -> None:

@@ -190,7 +190,7 @@ def disturb_noise(result: Any, cls: Any, *args: Any, **kwargs: Any) -> Any:
 def disturb_nodes(result: Any, inputs: Any, logits: torch.Tensor) -> None:
     for row, _ in rows_with(led_of(inputs), ["other tokens"]):
         if is_last_rank():
-            nodes = result.token_ids.view(-1, inputs.num_nodes)[row]
+            nodes = result.token_ids.view(inputs.tree.states.shape)[row]
             nodes.copy_((nodes + 1) % 700)
 
 

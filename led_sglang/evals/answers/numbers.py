@@ -141,7 +141,7 @@ def _without_remarks(text: str) -> str:
 
 
 def _spelled(text: str) -> str:
-    """LaTeX and typography to arithmetic as Python has it, words and units left standing."""
+    """LaTeX and typography to arithmetic as Python has it, words and units kept."""
     text = re.sub(r"\\?[$€£¥]|\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\^\s*\{?\s*\\circ\s*\}?", " ", text)
     text = without_wrappers(without_groups(text)).replace("\\%", "%")
     text = arithmetic_signs(text)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from led_sglang.integration.hooks.table import HOOK_TARGETS, HookTarget, numbers_of
+from led_sglang.integration.hooks.table import HookTarget, hooks_of, numbers_of
 
 OLDEST, FIRST_UNSUPPORTED = (0, 5, 17), (0, 6)  # as pyproject.toml's dependency says, which pip may be told to ignore
 
@@ -58,8 +58,8 @@ def verify(process: str, is_own: bool = True) -> None:
     release = version("sglang")
     verify_release(release)
     faults = {}
-    for target, spec in HOOK_TARGETS.items():
-        if spec.process == process and spec.is_in(release) and (fault := check_hook(target, spec, is_own)):
+    for target, spec in hooks_of(release).items():
+        if spec.process == process and (fault := check_hook(target, spec, is_own)):
             faults[target] = fault
     if faults:
         lines = "\n".join(f"  {target}: {fault}" for target, fault in faults.items())

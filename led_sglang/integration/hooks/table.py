@@ -27,14 +27,15 @@ class HookTarget:
     handler: str  # below HANDLER_ROOT: a `hooks.guard.Handler`
     since: str = "0.5.17"  # the first supported release that has the function with these parameters
 
-    def is_in(self, release: str) -> bool:
-        """Whether the hook belongs to this release of SGLang; a feature that needs it is refused in the others."""
-        return numbers_of(self.since) <= numbers_of(release)
-
     @property
     def process(self) -> Literal["scheduler", "http"]:
         """Where the function is called, and the handler is imported."""
         return "http" if self.handler.startswith("http.") else "scheduler"
+
+
+def hooks_of(release: str) -> dict[str, HookTarget]:
+    """The rows that belong to a release of SGLang; a feature that needs another one is refused there."""
+    return {target: spec for target, spec in HOOK_TARGETS.items() if numbers_of(spec.since) <= numbers_of(release)}
 
 
 S = "sglang.srt."

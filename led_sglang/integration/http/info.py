@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from led_sglang import __version__
 from led_sglang.config.server import server_config
 from led_sglang.integration.hooks import selfcheck
-from led_sglang.integration.hooks.table import HOOK_TARGETS
+from led_sglang.integration.hooks.table import HOOK_TARGETS, hooks_of
 from led_sglang.integration.http.responses import ANSWERS
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ async def describe(tokenizer_manager: "TokenizerManager") -> dict[str, Any]:
             "more_open_ids": [list(ids) for ids in config.more_open],
             "more_close_ids": [list(ids) for ids in config.more_close],
         },
-        "hooks": {target: _hook(target, faults) for target, spec in HOOK_TARGETS.items() if spec.is_in(release)},
+        "hooks": {target: _hook(target, faults) for target in hooks_of(release)},
         "counters": {
             **status.get("counters", {}),
             "step_failures": status.get("step_failures", 0),

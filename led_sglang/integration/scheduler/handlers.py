@@ -119,9 +119,7 @@ def _is_dummy_decode(forward_batch: "ForwardBatch") -> bool:
 
     The warm-up must run our kernels too, so that none is compiled inside a capture.
     """
-    mode = forward_batch.forward_mode
-    is_step = mode.is_decode() or mode.is_target_verify()
-    return is_step and getattr(forward_batch, "sampling_info", None) is None
+    return forward_batch.forward_mode.is_decode() and getattr(forward_batch, "sampling_info", None) is None
 
 
 @handler(fail_step, recovery.attach_rows, before_start)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.environ import envs
 from sglang.srt.layers.logits_processor import LogitsProcessor
-from sglang.srt.runtime_context import get_parallel, max_speculative_num_draft_tokens
+from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 from led_sglang.config.methods import captured_layers
@@ -24,6 +24,7 @@ from led_sglang.integration.memory import (
     num_free_bytes,
     rows_of,
     shortage,
+    tokens_per_request_of,
 )
 from led_sglang.integration.scheduler.latents.capture import Capture
 from led_sglang.integration.scheduler.latents.lm_head import build_head, head_group, why_no_one_pass
@@ -123,7 +124,7 @@ class Runtime(Stage):
         graphs = GraphSizes.of(args)
         num_slots = self.runner.req_to_token_pool.req_to_token.shape[0]
         padding = get_parallel().attn_tp_size - 1  # the engine fills a batch up to a multiple of it
-        max_rows = rows_of(num_slots + padding, graphs, max_speculative_num_draft_tokens() or 1)
+        max_rows = rows_of(num_slots + padding, graphs, tokens_per_request_of(self.runner.server_args))
         eager_tokens = eager_tokens_of(args, graphs)
         plan = memory_plan(
             self.config, Sizes(max_rows, self.hidden_size, self.vocab_size, dtype.itemsize, graphs, eager_tokens)

@@ -10,7 +10,7 @@ from led_sglang.ops.backends.torch import TorchBackend
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.rows import numba_loops, stats, tree_loops
 from led_sglang.ops.rows.automaton import ThinkingTables
-from led_sglang.ops.rows.draft_tree import DraftTree
+from led_sglang.ops.rows.draft_tree import Drafts, DraftTree
 from led_sglang.ops.rows.draw_loops import draw_rows
 from led_sglang.ops.rows.noise import uniforms
 from led_sglang.ops.types import (
@@ -63,19 +63,12 @@ class NumbaBackend(TorchBackend):
         coin_uniform, token_uniform = torch.from_numpy(uniform).unbind()
         return RowInputs(active, coin_uniform, token_uniform, row_slots, row_states, thinking, row_positions)
 
-    def draft_tree(
-        self,
-        token_ids: Tensor,
-        first_child: Tensor,
-        next_sibling: Tensor,
-        root_states: Tensor,
-        tables: ThinkingTables | None,
-    ) -> DraftTree:
-        columns = (column.numpy() for column in (token_ids, first_child, next_sibling, root_states))
-        parents, states = torch.empty(2, *token_ids.shape, dtype=torch.int64)
+    def draft_tree(self, drafts: Drafts, root_states: Tensor, tables: ThinkingTables | None) -> DraftTree:
+        columns = drafts.token_ids, drafts.first_child, drafts.next_sibling, root_states
+        parents, states = torch.empty(2, *drafts.token_ids.shape, dtype=torch.int64)
         automaton = NO_TABLES if tables is None else tables.arrays
-        tree_loops.grow(*columns, *automaton, parents.numpy(), states.numpy())
-        return DraftTree(token_ids, parents, states)
+        tree_loops.grow(*(column.numpy() for column in columns), *automaton, parents.numpy(), states.numpy())
+        return DraftTree(drafts, parents, states)
 
     def step(
         self,
@@ -105,23 +98,16 @@ class NumbaBackend(TorchBackend):
         numba_loops.move_states(states.numpy(), *columns, meta.batch_rows, *tables.arrays)
 
     def count(
-        self,
-        inputs: RowInputs,
-        step: LedStep | None,
-        has_failed: bool,
-        method: Tensor,
-        counters: Counters,
-        is_counted: Tensor | None = None,
+        self, inputs: RowInputs, step: LedStep | None, has_failed: bool, method: Tensor, counters: Counters
     ) -> Tensor:
         flags, counts = np.empty(len(method), np.int64), counters.values.numpy()
         ours = inputs.thinking.numpy(), inputs.active.numpy()
-        counted = numba_loops.ALL_ROWS if is_counted is None else is_counted.numpy()
         if step is None:
-            args = *ours, method.numpy(), counted, counts, counters.method_offset, has_failed, flags
+            args = *ours, method.numpy(), counts, counters.method_offset, has_failed, flags
             numba_loops.pack_undecided(*args)
         else:
             columns = step.explored.numpy(), step.ok.numpy(), step.depth.numpy(), step.confidence.numpy()
-            rest = method.numpy(), counted, counts, counters.method_offset, BOUNDS, flags
+            rest = method.numpy(), counts, counters.method_offset, BOUNDS, flags
             numba_loops.pack_flags(*ours, *columns, *rest)
         return torch.from_numpy(flags)
 

@@ -38,7 +38,7 @@ def led_step(
     token_uniform = inputs.token_uniform.numpy()
     final_layer(final_logits, rows, inputs, token_uniform, step, draws_inactive)
     if tree is not None:
-        nodes = tree.token_ids.numpy(), tree.parents.numpy()
+        nodes = tree.drafts.token_ids.numpy(), tree.parents.numpy()
         tree_loops.prune(*nodes, step.token_ids, inputs.active.numpy(), step.needs_latents, step.ok)
     index = np.flatnonzero(step.needs_latents)
     if len(index):

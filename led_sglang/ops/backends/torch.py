@@ -11,7 +11,7 @@ from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.rows import draft_tree, filtered_draw, stats
 from led_sglang.ops.rows import inputs as row_functions
 from led_sglang.ops.rows.automaton import ThinkingTables
-from led_sglang.ops.rows.draft_tree import DraftTree
+from led_sglang.ops.rows.draft_tree import Drafts, DraftTree
 from led_sglang.ops.types import (
     Counters,
     Filters,
@@ -61,15 +61,8 @@ class TorchBackend:
     ) -> RowInputs:
         return row_functions.row_inputs(meta, slots, positions, lengths, states)
 
-    def draft_tree(
-        self,
-        token_ids: Tensor,
-        first_child: Tensor,
-        next_sibling: Tensor,
-        root_states: Tensor,
-        tables: ThinkingTables | None,
-    ) -> DraftTree:
-        return draft_tree.draft_tree(token_ids, first_child, next_sibling, root_states, tables)
+    def draft_tree(self, drafts: Drafts, root_states: Tensor, tables: ThinkingTables | None) -> DraftTree:
+        return draft_tree.draft_tree(drafts, root_states, tables)
 
     def one_pass_mask(self, rows: LedRows, inputs: StepInputs, index: Tensor | None, mask: Tensor, tau: Tensor) -> None:
         one_pass.fill_mask(rows, inputs, self.coin_threshold, index, mask, tau)
@@ -114,15 +107,9 @@ class TorchBackend:
         row_functions.advance(meta, tables, states, inputs, token_ids)
 
     def count(
-        self,
-        inputs: RowInputs,
-        step: LedStep | None,
-        has_failed: bool,
-        method: Tensor,
-        counters: Counters,
-        is_counted: Tensor | None = None,
+        self, inputs: RowInputs, step: LedStep | None, has_failed: bool, method: Tensor, counters: Counters
     ) -> Tensor:
-        return stats.pack_flags(inputs, step, has_failed, method, counters, is_counted)
+        return stats.pack_flags(inputs, step, has_failed, method, counters)
 
     def softmax_rows(self, logits: Tensor, rows: Tensor, skip: Tensor, tau: Tensor) -> Tensor:
         return torch.softmax(logits[rows].float().div_(tau[:, None]), -1)

@@ -13,7 +13,7 @@ from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.kernels import draft_tree, filtered_draw, lm_head, one_pass_mask, row_inputs
 from led_sglang.ops.kernels.common import WIDTHS, sizes_up_to
 from led_sglang.ops.rows.automaton import ThinkingTables
-from led_sglang.ops.rows.draft_tree import DraftTree
+from led_sglang.ops.rows.draft_tree import Drafts, DraftTree
 from led_sglang.ops.types import (
     Counters,
     Filters,
@@ -67,15 +67,8 @@ class TritonBackend(TorchBackend):
         self._check_one_pass(head)
         return lm_head.head_sums(hidden, lm_head.LatentRows(latents, mask, tau), head, lse)
 
-    def draft_tree(
-        self,
-        token_ids: Tensor,
-        first_child: Tensor,
-        next_sibling: Tensor,
-        root_states: Tensor,
-        tables: ThinkingTables | None,
-    ) -> DraftTree:
-        return draft_tree.draft_tree(token_ids, first_child, next_sibling, root_states, tables)
+    def draft_tree(self, drafts: Drafts, root_states: Tensor, tables: ThinkingTables | None) -> DraftTree:
+        return draft_tree.draft_tree(drafts, root_states, tables)
 
     def step(
         self,
@@ -103,17 +96,11 @@ class TritonBackend(TorchBackend):
         row_inputs.advance(meta, tables, states, inputs, token_ids)
 
     def count(
-        self,
-        inputs: RowInputs,
-        step: LedStep | None,
-        has_failed: bool,
-        method: Tensor,
-        counters: Counters,
-        is_counted: Tensor | None = None,
+        self, inputs: RowInputs, step: LedStep | None, has_failed: bool, method: Tensor, counters: Counters
     ) -> Tensor:
         if step is None:
-            return super().count(inputs, step, has_failed, method, counters, is_counted)
-        return row_inputs.pack_flags(inputs, step, method, counters, is_counted)
+            return super().count(inputs, step, has_failed, method, counters)
+        return row_inputs.pack_flags(inputs, step, method, counters)
 
     def softmax_rows(self, logits: Tensor, rows: Tensor, skip: Tensor, tau: Tensor) -> Tensor:
         return filtered_draw.softmax_rows(logits, rows, skip, tau)

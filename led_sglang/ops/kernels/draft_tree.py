@@ -14,7 +14,7 @@ from led_sglang.ops.kernels.common import width_of
 from led_sglang.ops.kernels.final_layer import FinalRows
 from led_sglang.ops.kernels.mix_and_sample import choose
 from led_sglang.ops.rows.automaton import ThinkingTables
-from led_sglang.ops.rows.draft_tree import DraftTree
+from led_sglang.ops.rows.draft_tree import Drafts, DraftTree
 from led_sglang.ops.types import LedRows, StepInputs
 
 
@@ -95,10 +95,9 @@ def prune_kernel(  # type: ignore[no-untyped-def]
         tl.debug_barrier()
 
 
-def draft_tree(
-    token_ids: Tensor, first_child: Tensor, next_sibling: Tensor, root_states: Tensor, tables: ThinkingTables | None
-) -> DraftTree:
+def draft_tree(drafts: Drafts, root_states: Tensor, tables: ThinkingTables | None) -> DraftTree:
     """See `led_sglang.ops.backend.Backend.draft_tree`."""
+    token_ids = drafts.token_ids.contiguous()
     num_requests, num_nodes = token_ids.shape
     parents, states = torch.full_like(token_ids, -1), torch.empty_like(token_ids)
     symbol_of, next_state, num_symbols = root_states, root_states, 0
@@ -106,23 +105,23 @@ def draft_tree(
         symbol_of, next_state, num_symbols = tables.symbol_of, tables.next_state, tables.num_symbols
     if num_requests:
         grow_kernel[(num_requests,)](
-            token_ids.contiguous(), first_child.long().contiguous(), next_sibling.long().contiguous(), root_states,
+            token_ids, drafts.first_child.contiguous(), drafts.next_sibling.contiguous(), root_states,
             symbol_of, next_state, parents, states, num_nodes, len(symbol_of), num_symbols,
             num_warps=1,
         )  # fmt: skip
-    return DraftTree(token_ids, parents, states)
+    return DraftTree(drafts, parents, states)
 
 
 def pruned(
     final: FinalRows, rows: LedRows, inputs: StepInputs, tree: DraftTree, has_fixed_width: bool = False
 ) -> FinalRows:
     """`final` without the need for latents where a node is out of reach, which comes out of the step as not ok."""
-    num_requests, num_nodes = tree.token_ids.shape
+    num_requests, num_nodes = tree.drafts.token_ids.shape
     num_candidates = final.logprobs.shape[1]
     mask, explored = (flags.to(torch.uint8, copy=True) for flags in (final.explore_mask, final.explored))
     if num_requests:
         prune_kernel[(num_requests,)](
-            tree.token_ids.contiguous(), tree.parents.contiguous(), final.logprobs.contiguous(),
+            tree.drafts.token_ids.contiguous(), tree.parents.contiguous(), final.logprobs.contiguous(),
             final.candidate_ids.contiguous(), explored, inputs.active, rows.greedy,
             inputs.token_uniform.contiguous(), mask, torch.empty_like(mask), num_nodes, num_candidates,
             BLOCK=width_of(num_candidates, has_fixed_width),

@@ -23,6 +23,7 @@ SAMPLE_SHIFT = tl.constexpr(constants.SAMPLE_SHIFT)
 THINKING, EXPLORED = tl.constexpr(wire.THINKING), tl.constexpr(wire.EXPLORED)
 ACTIVE, FALLBACK = tl.constexpr(wire.ACTIVE), tl.constexpr(wire.FALLBACK)
 DETAIL_SHIFT, DEPTH_SHIFT = tl.constexpr(wire.DETAIL_SHIFT), tl.constexpr(wire.DEPTH_SHIFT)
+NOT_COUNTED = tl.constexpr(constants.NOT_COUNTED)
 NOT_FINITE, LED_OFFSET = tl.constexpr(wire.NOT_FINITE), tl.constexpr(wire.LED_OFFSET)
 THINKING_OFFSET, REASON_OFFSET = tl.constexpr(wire.THINKING_OFFSET), tl.constexpr(wire.REASON_OFFSET)
 CONFIDENCE_OFFSET, DEPTH_OFFSET = tl.constexpr(wire.CONFIDENCE_OFFSET), tl.constexpr(wire.DEPTH_OFFSET)
@@ -136,7 +137,7 @@ def advance_kernel(  # type: ignore[no-untyped-def]
     tl.store(states + tl.load(slots + rows, mask=is_row, other=0), after, mask=is_row)
 
 
-@triton.jit(do_not_specialize=["num_rows", "method_offset", "has_counted"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows", "method_offset"])  # type: ignore[untyped-decorator]
 def pack_flags_kernel(  # type: ignore[no-untyped-def]
     thinking,  # (R,) bool, like the next three
     active,
@@ -145,13 +146,11 @@ def pack_flags_kernel(  # type: ignore[no-untyped-def]
     depth,  # (R,) int64
     confidence,  # (R,) float32
     method,  # (R,) int64
-    counted,  # (R,) bool, where has_counted
     bounds,  # (NUM_BOUNDS,) float64
     counters,  # int64
     flags,  # (R,) int64, written
     num_rows,
     method_offset,
-    has_counted,
     NUM_BOUNDS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -175,7 +174,8 @@ def pack_flags_kernel(  # type: ignore[no-untyped-def]
 
     one = tl.full((BLOCK,), 1, tl.int64)
     nowhere = tl.zeros((BLOCK,), tl.int64)
-    is_row = is_row & ((has_counted == 0) | (tl.load(counted + rows, mask=is_row & (has_counted != 0), other=0) != 0))
+    kind = tl.load(method + rows, mask=is_row, other=0)
+    is_row = is_row & (kind != NOT_COUNTED)
     thinks, is_active, is_broken = thinks & is_row, is_active & is_row, is_broken & is_row
     is_fine, explores = is_fine & is_row, explores & is_row
     # Relaxed: otherwise each addition would wait until the one before has reached memory.
@@ -184,8 +184,7 @@ def pack_flags_kernel(  # type: ignore[no-untyped-def]
     tl.atomic_add(counters + nowhere + (REASON_OFFSET + NOT_FINITE), one, mask=is_broken, sem="relaxed")
     tl.atomic_add(counters + CONFIDENCE_OFFSET + bucket, one, mask=is_fine, sem="relaxed")
     tl.atomic_add(counters + DEPTH_OFFSET + deep, one, mask=explores, sem="relaxed")
-    method_at = counters + method_offset + tl.load(method + rows, mask=is_row, other=0)
-    tl.atomic_add(method_at, one, mask=is_row, sem="relaxed")
+    tl.atomic_add(counters + method_offset + kind, one, mask=is_row, sem="relaxed")
 
 
 def _grid(num_rows: int) -> tuple[int]:
@@ -253,18 +252,15 @@ def advance(meta: RowMeta, tables: ThinkingTables, states: Tensor, inputs: RowIn
         )  # fmt: skip
 
 
-def pack_flags(
-    inputs: RowInputs, step: LedStep, method: Tensor, counters: Counters, is_counted: Tensor | None = None
-) -> Tensor:
+def pack_flags(inputs: RowInputs, step: LedStep, method: Tensor, counters: Counters) -> Tensor:
     """Of a step that LED decided; see `led_sglang.ops.backend.Backend.count`."""
     num_rows = len(method)
     flags = torch.empty_like(method)
     limits = counters.bounds
     if num_rows:
         columns = inputs.thinking, inputs.active, step.explored, step.ok, step.depth, step.confidence, method
-        counted = inputs.active if is_counted is None else is_counted
         pack_flags_kernel[_grid(num_rows)](
-            *columns, counted, limits, counters.values, flags, num_rows, counters.method_offset,
-            int(is_counted is not None), NUM_BOUNDS=len(limits), BLOCK=BLOCK,
+            *columns, limits, counters.values, flags, num_rows, counters.method_offset,
+            NUM_BOUNDS=len(limits), BLOCK=BLOCK,
         )  # fmt: skip
     return flags

@@ -8,6 +8,7 @@ from led_sglang.jit import jit
 from led_sglang.ops.constants import (
     COUNTER_FACTOR,
     FIRST_FACTOR,
+    NOT_COUNTED,
     SALT,
     SAMPLE_SHIFT,
     SECOND_FACTOR,
@@ -31,7 +32,6 @@ from led_sglang.wire import (
     THINKING_OFFSET,
 )
 
-ALL_ROWS = np.empty(0, np.bool_)  # every row is counted
 _SALT, _STEP, _SEED_FACTOR, _COUNTER_FACTOR, _FIRST_FACTOR, _SECOND_FACTOR = (
     np.uint64(word % 2**64) for word in (SALT, STEP, SEED_FACTOR, COUNTER_FACTOR, FIRST_FACTOR, SECOND_FACTOR)
 )
@@ -102,10 +102,10 @@ def move_states(
 
 
 @jit
-def count(flags: Any, method: Any, counted: Any, weight: int, counters: Any, method_offset: int) -> None:
-    """Rows, (R,) int64, are added `weight` times to the counters of their kinds; counted: (R,) bool, or ALL_ROWS."""
+def count(flags: Any, method: Any, weight: int, counters: Any, method_offset: int) -> None:
+    """Rows, (R,) int64, are added `weight` times to the counters of their kinds."""
     for r in range(len(flags)):
-        if len(counted) and not counted[r]:
+        if method[r] == NOT_COUNTED:
             continue
         row = flags[r]
         detail = row >> DETAIL_SHIFT & DETAIL_MASK
@@ -124,21 +124,20 @@ def count(flags: Any, method: Any, counted: Any, weight: int, counters: Any, met
 
 @jit
 def pack_undecided(
-    thinking: Any, active: Any, method: Any, counted: Any, counters: Any, method_offset: int, has_failed: bool,
-    flags: Any,
-) -> None:  # fmt: skip
+    thinking: Any, active: Any, method: Any, counters: Any, method_offset: int, has_failed: bool, flags: Any
+) -> None:
     """(R,) bool, bool, int64: the flags, written and counted, of a step that LED did not decide, or failed to."""
     for r in range(len(flags)):
         flags[r] = THINKING * thinking[r] | ACTIVE * active[r]
         if active[r] and has_failed:
             flags[r] |= FALLBACK | STEP_FAILED << DETAIL_SHIFT
-    count(flags, method, counted, 1, counters, method_offset)
+    count(flags, method, 1, counters, method_offset)
 
 
 @jit
 def pack_flags(
-    thinking: Any, active: Any, explored: Any, ok: Any, depth: Any, confidence: Any, method: Any, counted: Any,
-    counters: Any, method_offset: int, bounds: Any, flags: Any,
+    thinking: Any, active: Any, explored: Any, ok: Any, depth: Any, confidence: Any, method: Any, counters: Any,
+    method_offset: int, bounds: Any, flags: Any,
 ) -> None:  # fmt: skip
     """(R,) each: the flags, written and counted, of a step that LED decided."""
     for r in range(len(flags)):
@@ -150,4 +149,4 @@ def pack_flags(
             while bucket < len(bounds) and bounds[bucket] < confidence[r]:
                 bucket += 1
             flags[r] |= EXPLORED * explored[r] | bucket << DETAIL_SHIFT | depth[r] << DEPTH_SHIFT
-    count(flags, method, counted, 1, counters, method_offset)
+    count(flags, method, 1, counters, method_offset)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from led_sglang.ops.constants import NOT_COUNTED
 from led_sglang.ops.rows import numba_loops
 from led_sglang.ops.types import Counters, LedStep, RowInputs
 from led_sglang.wire import (
@@ -32,17 +33,10 @@ from led_sglang.wire import (
 )
 
 
-def pack_flags(
-    inputs: RowInputs,
-    step: LedStep | None,
-    has_failed: bool,
-    method: Tensor,
-    counters: Counters,
-    is_counted: Tensor | None = None,
-) -> Tensor:
+def pack_flags(inputs: RowInputs, step: LedStep | None, has_failed: bool, method: Tensor, counters: Counters) -> Tensor:
     """In torch; see `led_sglang.ops.backend.Backend.count`."""
     flags = _flags(inputs, step, has_failed, counters)
-    _add(flags, method, counters, is_counted)
+    _add(flags, method, counters)
     return flags
 
 
@@ -55,7 +49,7 @@ def _flags(inputs: RowInputs, step: LedStep | None, has_failed: bool, counters: 
     return flags + torch.where(step.ok, fine, FALLBACK | NOT_FINITE << DETAIL_SHIFT) * inputs.active
 
 
-def _add(flags: Tensor, method: Tensor, counters: Counters, is_counted: Tensor | None) -> None:
+def _add(flags: Tensor, method: Tensor, counters: Counters) -> None:
     """The torch form of `numba_loops.count`."""
     detail, is_active = flags >> DETAIL_SHIFT & DETAIL_MASK, flags & ACTIVE != 0
     has_fallen = flags & FALLBACK != 0
@@ -64,17 +58,16 @@ def _add(flags: Tensor, method: Tensor, counters: Counters, is_counted: Tensor |
         torch.full_like(flags, THINKING_OFFSET),
         detail + torch.where(has_fallen, REASON_OFFSET, CONFIDENCE_OFFSET),
         (flags >> DEPTH_SHIFT) + DEPTH_OFFSET,
-        method + counters.method_offset,
+        method.clamp_min(0) + counters.method_offset,
     ]
     is_one = [is_active, flags & THINKING != 0, has_fallen | is_active, flags & EXPLORED != 0, flags >= 0]
-    weights = torch.stack(is_one) if is_counted is None else torch.stack(is_one) & is_counted
+    weights = torch.stack(is_one) & (method != NOT_COUNTED)
     counters.values.index_add_(0, torch.cat(offsets), weights.flatten().long())
 
 
 def count(flags: Sequence[int], method: Sequence[int], weight: int, counts: Any, method_offset: int) -> None:
     """Add rows, (R,) each, `weight` times to counts, int64 like a Counters' values but numpy's; in place."""
-    rows = np.array(flags, np.int64), np.array(method, np.int64), numba_loops.ALL_ROWS
-    numba_loops.count(*rows, weight, counts, method_offset)
+    numba_loops.count(np.array(flags, np.int64), np.array(method, np.int64), weight, counts, method_offset)
 
 
 def to_dict(counts: Any, method_offset: int, methods: Sequence[str]) -> dict[str, Any]:

@@ -15,16 +15,20 @@ from tests.server.fault_plugin import IN_VERIFY, LATENTS, LOGITS, RAISING_IN_VER
 from tests.server.recompute import Query
 from tests.server.servers import Server
 from tests.server.speculation.cases import shape
-from tests.server.test_faults import FLICKERING, OFF, REFERENCE, check_states, failures, num_faults
+from tests.server.test_faults import (  # three of them fixtures, here of this file's server
+    FLICKERING,
+    OFF,
+    REFERENCE,
+    alone,
+    check_states,
+    client,
+    failures,
+    num_faults,
+    switch,
+)
 
+__all__ = ["alone", "client", "switch"]
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def switch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("switch") / "fault.json"
-    file.write_text("{}")
-    return file
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +40,6 @@ def faulty(qwen3_folder: Path, logs: Path, switch: Path, tmp_path_factory: pytes
     arguments = (*draft, *shape(3, 2, 6), "--max-total-tokens", "8192")
     with sharp_server(qwen3_folder, logs / "verify_faults.log", *arguments, environment=environment) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def client(faulty: Server) -> Client:
-    return Client(faulty.url)
-
-
-@pytest.fixture(scope="module")
-def alone(client: Client) -> tuple[Reply, Reply]:
-    return client.generate(REFERENCE), client.generate(OFF)
 
 
 def check_bystanders(client: Client, alone: tuple[Reply, Reply]) -> None:

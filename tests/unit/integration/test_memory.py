@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig, PhaseConfig
+from sglang.srt.server_args import ServerArgs
 
 from led_sglang.config.methods import captured_layers
 from led_sglang.config.server import ServerConfig
+from led_sglang.embedded import model_path
 from led_sglang.integration.memory import (
     GraphSizes,
     MemoryPlan,
@@ -131,9 +133,10 @@ def test_the_largest_graph_as_sglang_has_it(bs: Any, max_bs: Any, backend: str, 
 
 
 def test_verified_draft_tokens_are_rows() -> None:
-    assert rows_of(20, GraphSizes(), tokens_per_request_of(SimpleNamespace(speculative_num_draft_tokens=4))) == 96
-    assert rows_of(20, GraphSizes(40), tokens_per_request_of(SimpleNamespace(speculative_num_draft_tokens=4))) == 160
-    assert tokens_per_request_of(SimpleNamespace(speculative_num_draft_tokens=None)) == 1
+    args = ServerArgs(model_path=model_path(), speculative_algorithm="NGRAM", speculative_num_draft_tokens=4)
+    assert rows_of(20, GraphSizes(), tokens_per_request_of(args)) == 96
+    assert rows_of(20, GraphSizes(40), tokens_per_request_of(args)) == 160
+    assert tokens_per_request_of(SimpleNamespace(speculative_algorithm=None, speculative_num_draft_tokens=None)) == 1
 
 
 @pytest.mark.parametrize("num_slots", [1, 14, 15, 16, 4097])

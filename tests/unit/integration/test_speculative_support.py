@@ -11,7 +11,7 @@ from sglang.srt.speculative.spec_registry import _RESERVED_ALIASES
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.methods import METHOD_TABLE, METHODS
 from led_sglang.config.server import ServerConfig
-from led_sglang.integration import speculative_support
+from led_sglang.integration import release_support
 from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.speculative_support import REFUSED, SUPPORTED, refuse_speculation
 
@@ -87,7 +87,7 @@ def test_simulated_acceptance_is_refused() -> None:
 
 @pytest.mark.parametrize("release", ["0.5.17", "0.5.22", "0.5.22.post9"])
 def test_a_release_without_the_hook_is_refused(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speculative_support, "version", lambda package: release)
+    monkeypatch.setattr(release_support, "version", lambda package: release)
     with pytest.raises(CaptureError, match=rf"NGRAM on SGLang {release}: it needs 0\.5\.23 or newer.*--led disabled"):
         start("NGRAM")
     start(None)
@@ -95,5 +95,5 @@ def test_a_release_without_the_hook_is_refused(release: str, monkeypatch: pytest
 
 @pytest.mark.parametrize("release", ["0.5.23", "0.5.23.post1", "0.5.30"])
 def test_later_releases_start(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speculative_support, "version", lambda package: release)
+    monkeypatch.setattr(release_support, "version", lambda package: release)
     start("NGRAM")

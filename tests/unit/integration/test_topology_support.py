@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from led_sglang.config.server import ServerConfig
-from led_sglang.integration import topology_support
+from led_sglang.integration import release_support
 from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.topology_support import ENV_APP, WORKER_APP, refuse_topology
 
@@ -35,7 +35,7 @@ def test_what_works(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in WORKING if name != "one process"])
 def test_an_old_release_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topology_support, "version", lambda name: "0.5.17")
+    monkeypatch.setattr(release_support, "version", lambda name: "0.5.17")
     with pytest.raises(CaptureError, match=r"on SGLang 0\.5\.17: it needs 0\.5\.23"):
         refuse_topology(CONFIG, args_of(**WORKING[name]))
     refuse_topology(CONFIG, args_of())

@@ -21,14 +21,17 @@ class EarlierStage(Stage):
     def __init__(self, config: ServerConfig, runner: "ModelRunner") -> None:
         super().__init__(config, runner, torch.device("cpu"))
         self.last_stage: dict[str, Any] = {}  # its status
-        self._numbers = [0] * len(NUMBERS)
+        self._numbers = torch.zeros(len(NUMBERS), dtype=torch.int64)
 
     def update(self, numbers: Tensor) -> None:
-        """What came with a step's tokens: NUMBERS of the last stage since its start, int64."""
-        self._numbers = numbers.tolist()
+        """NUMBERS of the last stage since its start, int64, which came with a step's tokens and are on their way."""
+        self._numbers = numbers
 
     def status(self) -> dict[str, Any]:
-        failures, engine_steps, *steps = self._numbers
+        device = torch.device(self.runner.device)
+        if device.type != "cpu":
+            torch.get_device_module(device).synchronize(device)
+        failures, engine_steps, *steps = self._numbers.tolist()
         last = self.last_stage
         return {
             **last,

@@ -13,7 +13,7 @@ from led_sglang.integration.scheduler import runtime
 from led_sglang.integration.scheduler.batch import LedBatch
 from led_sglang.integration.scheduler.pipeline.earlier import EarlierStage
 from led_sglang.integration.scheduler.recovery import before_start, count_failure
-from led_sglang.integration.scheduler.reports.records import StepRecord, trace_of
+from led_sglang.integration.scheduler.reports.records import StepRecord, to_host, trace_of
 from led_sglang.integration.scheduler.runtime import Runtime
 from led_sglang.integration.scheduler.step.call import SamplerCall
 from led_sglang.wire import RECORD_KEY
@@ -90,16 +90,17 @@ def receive(
 
 
 def _record(led: LedBatch, tensors: dict[str, Tensor], num_rows: int, current: EarlierStage) -> StepRecord:
-    """Where the batch is not the one of the step, each request has a step that failed."""
+    """Where the batch is not the one of the step, each request has a step that failed.
+
+    The engine waits for its own copies on this stream before it reads the result: nothing here does.
+    """
     if NUMBERS in tensors:
-        current.update(tensors[NUMBERS].cpu())
+        current.update(to_host(tensors[NUMBERS]))
     flags = tensors.get(FLAGS)
     if len(led.request_rows) != num_rows or (flags is not None and len(flags) != len(led.our_rows)):
         return StepRecord(LedBatch.lost(num_rows), current.counts)
     if flags is None:
         return StepRecord(led, current.counts)
     names = sorted(name for name in tensors if name.startswith(TRACE))
-    trace = tuple(tensors[name].cpu() for name in names) or None
-    host = flags.cpu()
-    current.counts.correct(host.view(-1).tolist(), [led.request_rows[row].method for row in led.our_rows], 1)
-    return StepRecord(led, current.counts, host, trace=trace)
+    trace = tuple(to_host(tensors[name]) for name in names) or None
+    return StepRecord(led, current.counts, to_host(flags), trace=trace, is_counted=False)

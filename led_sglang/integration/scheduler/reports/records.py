@@ -14,6 +14,7 @@ from led_sglang.integration.hooks.guard import Call, change_nothing, handler
 from led_sglang.integration.scheduler.recovery import before_start, count_failure
 from led_sglang.integration.scheduler.reports.counters import Counts
 from led_sglang.integration.scheduler.runtime import Runtime
+from led_sglang.ops.constants import NOT_COUNTED
 from led_sglang.ops.types import LedStep
 from led_sglang.wire import ACTIVE, FALLBACK, RECORD_KEY, RESOLVED_KEY, VALUE_COLUMNS, WIRE_KEY
 
@@ -48,9 +49,10 @@ class StepRecord:
         flags: Tensor | None = None,
         num_tokens: Tensor | None = None,
         trace: tuple[Tensor, ...] | None = None,
+        is_counted: bool = True,
     ) -> None:
-        """flags: (R, N) int64, already counted; None: no more is known of the step than its rows, and their tokens
-        count as those of a failed step once they are given out.
+        """flags: (R, N) int64; None: no more is known of the step than its rows, and their tokens count as those of a
+        failed step. is_counted: this process's device has counted the flags; else they count as they are given out.
 
         num_tokens: (R,), how many of the N tokens of each request there are; None: one. trace: as `trace_of`.
         """
@@ -60,7 +62,8 @@ class StepRecord:
         self._num_tokens = num_tokens
         self._trace = trace
         self._num_reported = [0] * len(led.our_rows)
-        if led.our_rows and flags is not None:
+        self._is_counted = is_counted and flags is not None
+        if led.our_rows and self._is_counted:
             counts.pending.add(self)
 
     @classmethod
@@ -90,14 +93,14 @@ class StepRecord:
         rows, nodes = inputs.rows, inputs.nodes
         is_ours = outcome.is_path & nodes.is_ours[:, None]
         num_rows = len(nodes.method)
-        is_counted = torch.zeros(num_rows + 1, dtype=torch.bool, device=is_ours.device)  # the last: behind a path
-        is_counted[torch.where(is_ours, outcome.path, num_rows).view(-1)] = True
-        flags = current.backend.count(
-            inputs.row_inputs, step, has_failed, nodes.method, counts.on_device, is_counted[:num_rows]
-        )
+        is_accepted = torch.zeros(num_rows + 1, dtype=torch.bool, device=is_ours.device)  # the last: behind a path
+        is_accepted[torch.where(is_ours, outcome.path, num_rows).view(-1)] = True
+        method = nodes.method.where(is_accepted[:num_rows], NOT_COUNTED)
         path = rows.pick(outcome.path)  # (R, D)
         trace = trace_of(step, path.view(-1), len(path), to_host) if led.is_traced and step is not None else None
-        return cls(led, counts, to_host(flags[path]), to_host(rows.pick(outcome.accept_lens)), trace)
+        num_tokens = to_host(rows.pick(outcome.accept_lens))
+        flags = current.backend.count(inputs.row_inputs, step, has_failed, method, counts.on_device)
+        return cls(led, counts, to_host(flags[path]), num_tokens, trace)
 
     @cached_property
     def num_tokens(self) -> list[int]:
@@ -130,12 +133,10 @@ class StepRecord:
         if position is None:  # plain sampling: the record does not know how many tokens there are
             self._counts.add_engine_tokens(most)
             return [0] * most
-        if self._flags is None:
-            flags = [FALLBACK] * most
-            self._counts.correct(flags, [METHODS.index(request.params.method)] * most, 1)
-        else:
-            flags = self.flags[position][:most]
-            self._num_reported[position] = len(flags)
+        flags = [FALLBACK] * most if self._flags is None else self.flags[position][:most]
+        self._num_reported[position] = len(flags)
+        if not self._is_counted:
+            self._counts.correct(flags, [METHODS.index(request.params.method)] * len(flags), 1)
         if not request.params.trace:
             return list(flags)
         return [(flag, *self._trace_at(position, n, request.params, flag)) for n, flag in enumerate(flags)]
@@ -182,7 +183,7 @@ class StepRecord:
         The overlap scheduler launches one more step for a request that has just ended, and drops what it gives.
         """
         self._counts.pending.discard(self)
-        if self._num_reported != self.num_tokens:
+        if self._is_counted and self._num_reported != self.num_tokens:
             self._counts.correct(*self.unreported(), -1)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from led_sglang.integration.hooks import selfcheck
 from led_sglang.integration.hooks.guard import Call, handler
-from led_sglang.integration.hooks.table import HOOK_TARGETS
+from led_sglang.integration.hooks.table import hooks_of
 from led_sglang.integration.scheduler import runtime
 from led_sglang.integration.scheduler.recovery import before_start, count_failure
 
@@ -26,7 +26,7 @@ def add_status(result: "GetInternalStateReqOutput", self: "Scheduler", recv_req:
     if current is not None:
         hooks = {
             target: selfcheck.check_hook(target, spec)
-            for target, spec in HOOK_TARGETS.items()
-            if spec.process == "scheduler" and spec.is_in(version("sglang"))
+            for target, spec in hooks_of(version("sglang")).items()
+            if spec.process == "scheduler"
         }
         result.internal_state["led"] = {**current.status(), "hook_faults": hooks}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from led_sglang.integration.scheduler.batch import DeviceRows, LedBatch
 from led_sglang.integration.scheduler.runtime import Runtime
-from led_sglang.ops.rows.draft_tree import DraftTree
+from led_sglang.ops.rows.draft_tree import Drafts, DraftTree
 from led_sglang.ops.types import LedRows, RowInputs, RowMeta
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class NodeRows:
     meta: RowMeta  # (T,)
     params: LedRows  # (T,)
     method: Tensor  # (T,) int64, indices of METHODS
+    number: Tensor  # (T,) int64: 0 to T - 1
     request_idx: Tensor  # (T,) int64, rows of the batch
     is_ours: Tensor  # (B,) bool
     seeded: Tensor | None  # (S,) int64, nodes of our requests that named a seed; None: no such request
@@ -51,6 +52,7 @@ class NodeRows:
             meta=replace(meta, is_led=ours if meta.is_led is None else meta.is_led & ours),
             params=rows.params.take(among_ours),
             method=rows.method[among_ours],
+            number=torch.arange(len(request_idx), device=device),
             request_idx=request_idx,
             is_ours=is_ours,
             seeded=None if rows.seeded is None else _nodes_of(in_batch[rows.seeded], num_nodes),
@@ -72,8 +74,6 @@ class VerifyInputs:
     nodes: NodeRows
     info: "SamplingBatchInfo"
     tree: DraftTree
-    first_child: Tensor  # (B, N) int64, -1: none; as the next one
-    next_sibling: Tensor
     row_inputs: RowInputs  # (T,)
     slots: Tensor  # (B,) int64, of the requests
 
@@ -90,23 +90,18 @@ class VerifyInputs:
         nodes = led.cached(f"nodes {num_nodes}", lambda: NodeRows.of(led, rows, num_nodes))
         slots = batch.req_pool_indices.long()
         links = verify_input.draft_token, verify_input.retrieve_next_token, verify_input.retrieve_next_sibling
-        token_ids, first_child, next_sibling = (link.view(num_requests, num_nodes).long() for link in links)
+        drafts = Drafts(*(link.view(num_requests, num_nodes).long() for link in links))
         # The state of a request is that after its last token, which is the root's.
-        tree = current.backend.draft_tree(token_ids, first_child, next_sibling, current.states[slots], current.tables)
-        number = torch.arange(len(nodes.request_idx), device=slots.device)
+        tree = current.backend.draft_tree(drafts, current.states[slots], current.tables)
         positions = verify_input.positions.long()
-        row_inputs = current.backend.row_inputs(nodes.meta, number, positions, None, tree.states.view(-1))
-        return cls(current, rows, nodes, info, tree, first_child, next_sibling, row_inputs, slots)
+        row_inputs = current.backend.row_inputs(nodes.meta, nodes.number, positions, None, tree.states.view(-1))
+        return cls(current, rows, nodes, info, tree, row_inputs, slots)
 
     def of_requests(self, last: Tensor) -> RowInputs:
         """Of our requests, at the last nodes of all requests' paths, (B,) token rows; in the requests' slots."""
         rows = self.rows.pick(last)
         columns = {field.name: getattr(self.row_inputs, field.name)[rows] for field in fields(RowInputs)}
         return RowInputs(**columns | {"slots": self.rows.pick(self.slots)})
-
-    @property
-    def num_nodes(self) -> int:
-        return self.tree.token_ids.shape[1]
 
     @property
     def active(self) -> Tensor:

@@ -53,7 +53,7 @@ class Verdict:
         starts = torch.arange(num_requests, device=is_own.device)[:, None] * num_nodes
         local = (stock.path - starts).clamp(0, num_nodes - 1)
         steps = torch.arange(local.shape[1], device=is_own.device)
-        is_theirs = stock.is_path & (steps > 0) & is_decided.gather(1, local) & inputs.nodes.is_ours[:, None]
+        is_theirs = stock.is_path & is_decided.gather(1, local) & inputs.nodes.is_ours[:, None]
         end = torch.where(is_theirs, steps, local.shape[1]).amin(1).to(stock.accept_lens.dtype)
         accept_lens = torch.where(is_own, own.accept_lens, torch.minimum(stock.accept_lens, end))
         accept_index = torch.where(is_own[:, None], own.accept_index, stock.accept_index)
@@ -65,17 +65,15 @@ class Verdict:
         """The longest path on which the drafts equal the tokens, by the engine's own function for greedy drafts."""
         from sglang.kernels.ops.speculative.spec_tree import verify_tree_greedy_func
 
-        is_decided, tree = self.token_ids >= 0, inputs.tree
-        num_requests, num_nodes = self.token_ids.shape
-        device = self.token_ids.device
+        drafts, is_decided = inputs.tree.drafts, self.token_ids >= 0
         predict, accept_index, num_drafts = verify_tree_greedy_func(
             predicts=torch.zeros_like(stock.predict),
             accept_index=torch.full_like(stock.accept_index, -1),
             accept_token_num=torch.zeros_like(stock.accept_lens),
-            candidates=tree.token_ids.masked_fill(~is_decided, -1),  # equals no token: the path does not go there
-            retrieve_index=torch.arange(num_requests * num_nodes, device=device).view(num_requests, num_nodes),
-            retrieve_next_token=inputs.first_child,
-            retrieve_next_sibling=inputs.next_sibling,
+            candidates=drafts.token_ids.masked_fill(~is_decided, -1),  # equals no token: the path does not go there
+            retrieve_index=inputs.nodes.number.view(self.token_ids.shape),
+            retrieve_next_token=drafts.first_child,
+            retrieve_next_sibling=drafts.next_sibling,
             target_predict=self.token_ids.clamp_min(0),
             topk=-1,
         )

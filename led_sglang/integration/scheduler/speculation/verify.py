@@ -4,7 +4,6 @@ A token of LED's is a function of (seed, sample, position) and of the target's n
 gives the token of every node, and the text is that of LED without speculation.
 """
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,8 +20,7 @@ from led_sglang.integration.scheduler.speculation.draws import draw_seeded
 from led_sglang.integration.scheduler.speculation.nodes import VerifyInputs
 from led_sglang.integration.scheduler.speculation.outcome import Outcome, Verdict
 from led_sglang.integration.scheduler.step.call import attempt
-from led_sglang.integration.scheduler.step.decision import before_sanitizing
-from led_sglang.ops import led_step
+from led_sglang.integration.scheduler.step.decision import before_sanitizing, run_step
 from led_sglang.ops.types import LedStep
 from led_sglang.wire import RECORD_KEY
 
@@ -119,26 +117,18 @@ def decide(inputs: VerifyInputs, logits: Tensor, stock: Outcome) -> tuple[Outcom
         return stock, None
     if current.ranks is not None:
         token_ids = current.ranks.agree(token_ids)
-    verdict = Verdict(token_ids.view(inputs.tree.token_ids.shape))
+    verdict = Verdict(token_ids.view(inputs.tree.states.shape))
     return verdict.apply(inputs, stock), step
 
 
 def _led_step(inputs: VerifyInputs, logits: Tensor) -> LedStep:
-    current, nodes = inputs.runtime, inputs.nodes
-    head, num_rows, num_layers = current.head, len(logits), current.num_led_layers
-    assert head is not None
-    if current.is_sanitized:
-        logits = before_sanitizing(logits)
-    latents = partial(current.capture.latents, num_layers, num_rows, None)
-    current.one_pass_state.num_steps["coin_first"] += 1
-    current.num_engine_head_steps += head.project is not None
-    return led_step(
-        logits,
-        latents if num_layers else logits.new_empty(0, num_rows, 1),
-        head,
+    nodes = inputs.nodes
+    return run_step(
+        inputs.runtime,
+        before_sanitizing(logits) if inputs.runtime.is_sanitized else logits,
+        nodes.meta,
         nodes.params,
         inputs.row_inputs,
-        backend=current.backend,
         edits=None if nodes.edited is None else edits_of(inputs.info, nodes.request_idx, nodes.edited),
         tree=inputs.tree,
     )

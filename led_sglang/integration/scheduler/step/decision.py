@@ -12,11 +12,14 @@ from led_sglang.integration.scheduler.methods import registry
 from led_sglang.integration.scheduler.methods.edits import edits_of
 from led_sglang.integration.scheduler.methods.masks import Draw
 from led_sglang.integration.scheduler.methods.registry import Override
+from led_sglang.integration.scheduler.runtime import Runtime
 from led_sglang.integration.scheduler.step.inputs import SamplerInputs
 from led_sglang.ops import led_step
+from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.policy import led_probs
+from led_sglang.ops.rows.draft_tree import DraftTree
 from led_sglang.ops.rows.filtered_draw import kept_tokens
-from led_sglang.ops.types import Filters, LedStep
+from led_sglang.ops.types import Filters, KnownLse, LedRows, LedStep, RowInputs, RowMeta
 
 SANITIZER = 1e30  # SGLang's stand-in for infinity
 
@@ -101,22 +104,48 @@ def decide(inputs: SamplerInputs, logits: Tensor, draws_inactive: bool = False) 
 
 
 def _led_step(inputs: SamplerInputs, logits: Tensor, draws_inactive: bool) -> LedStep:
-    current, rows, one_pass_state = inputs.runtime, inputs.rows, inputs.runtime.one_pass_state
-    head, num_rows, num_layers = current.head, logits.shape[0], current.num_led_layers
-    assert head is not None
-    latents = partial(current.capture.latents, num_layers, num_rows, rows.index)
-    one_pass_state.num_steps["one_pass" if inputs.is_one_pass else "coin_first"] += 1
-    current.num_engine_head_steps += head.project is not None
-    return led_step(
-        rows.pick(logits),
-        latents if num_layers else logits.new_empty(0, rows.num_rows, 1),
-        head,
+    rows, one_pass_state = inputs.rows, inputs.runtime.one_pass_state
+    return run_step(
+        inputs.runtime,
+        logits,
+        rows,
         rows.params,
         inputs.row_inputs,
-        backend=current.backend,
-        known_lse=one_pass_state.known_lse(rows, num_rows) if inputs.is_one_pass else None,
+        known_lse=one_pass_state.known_lse(rows, len(logits)) if inputs.is_one_pass else None,
         edits=None if rows.edited is None else edits_of(inputs.info, rows.index, rows.edited),
         draws_inactive=draws_inactive,
+    )
+
+
+def run_step(
+    current: Runtime,
+    logits: Tensor,
+    meta: RowMeta,
+    params: LedRows,
+    row_inputs: RowInputs,
+    *,
+    known_lse: KnownLse | None = None,
+    edits: LogitEdits | None = None,
+    draws_inactive: bool = False,
+    tree: DraftTree | None = None,
+) -> LedStep:
+    """`ops.led_step` of some rows of the final logits, (B, V), with what the forward has captured and its head."""
+    head, num_layers = current.head, current.num_led_layers
+    assert head is not None
+    latents = partial(current.capture.latents, num_layers, len(logits), meta.index)
+    current.one_pass_state.num_steps["coin_first" if known_lse is None else "one_pass"] += 1
+    current.num_engine_head_steps += head.project is not None
+    return led_step(
+        meta.pick(logits),
+        latents if num_layers else logits.new_empty(0, meta.num_rows, 1),
+        head,
+        params,
+        row_inputs,
+        backend=current.backend,
+        known_lse=known_lse,
+        edits=edits,
+        draws_inactive=draws_inactive,
+        tree=tree,
     )
 
 

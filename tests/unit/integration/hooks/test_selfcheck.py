@@ -44,7 +44,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
         module.__dict__,
     )
     monkeypatch.setitem(sys.modules, MODULE, module)
-    monkeypatch.setattr(selfcheck, "HOOK_TARGETS", TABLE)
+    monkeypatch.setattr(selfcheck, "hooks_of", lambda release: TABLE)
     monkeypatch.setattr(
         register, "HANDLERS", {PLAIN: guarded(PLAIN, around_plain), METHOD: guarded(METHOD, after_method)}
     )

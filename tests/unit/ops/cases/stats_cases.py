@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from led_sglang.ops import backend_for
+from led_sglang.ops.constants import NOT_COUNTED
 from led_sglang.ops.types import Counters, LedStep, RowInputs
 from led_sglang.wire import CONFIDENCE_BOUNDS
 
@@ -35,7 +36,7 @@ def draw(seed: int, num_rows: int, is_decided: bool, has_failed: bool) -> dict[s
 
 
 def count(
-    case: dict[str, Any], backend: str, counters: Counters | None = None, is_counted: torch.Tensor | None = None
+    case: dict[str, Any], backend: str, counters: Counters | None = None, kept: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, Counters]:
     counters = counters or Counters.zeros(MAX_DEPTH, NUM_METHODS, torch.device("cpu"))
     row, none = torch.empty(0), torch.empty(0)
@@ -43,7 +44,8 @@ def count(
     step = LedStep(none, case["ok"], case["explored"], case["depth"], case["confidence"], None, none, none, none, None)
     decided = step if case["is_decided"] else None
     chosen = backend_for(backend, torch.device("cpu"))
-    return chosen.count(inputs, decided, case["has_failed"], case["method"], counters, is_counted), counters
+    method = case["method"] if kept is None else case["method"].where(kept, NOT_COUNTED)
+    return chosen.count(inputs, decided, case["has_failed"], method, counters), counters
 
 
 def some_rows(case: dict[str, Any], kept: torch.Tensor) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def compare_counted(backend: str, seed: int, is_decided: bool) -> None:
     """Rows that are not counted have their flags and leave no other trace."""
     case = draw(seed, 23, is_decided, has_failed=True)
     kept = torch.rand(23, generator=torch.Generator().manual_seed(seed)) < 0.5
-    (flags, counters), (all_flags, _) = count(case, backend, is_counted=kept), count(case, backend)
+    (flags, counters), (all_flags, _) = count(case, backend, kept=kept), count(case, backend)
     part_flags, part = count(some_rows(case, kept), backend)
     assert torch.equal(flags, all_flags) and torch.equal(flags[kept], part_flags)
     assert torch.equal(counters.values, part.values)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from led_sglang.ops import Backend, LedRows, LedStep, RowMeta, ThinkingAutomaton, backend_for, led_step
+from led_sglang.ops.rows.draft_tree import Drafts
 from led_sglang.ops.types import RowInputs
 from tests.unit.ops.cases.op_cases import CPU, Case, make_case
 
@@ -25,8 +26,8 @@ class Trees:
     parents: list[list[int]]
     root_states: Tensor  # (B,)
 
-    def links(self) -> tuple[Tensor, ...]:
-        return self.token_ids, self.first_child, self.next_sibling, self.root_states
+    def links(self) -> tuple[Drafts, Tensor]:
+        return Drafts(self.token_ids, self.first_child, self.next_sibling), self.root_states
 
 
 def trees_of(parents: list[list[int]], token_ids: Tensor, root_states: Tensor) -> Trees:

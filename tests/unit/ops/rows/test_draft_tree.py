@@ -5,7 +5,7 @@ import torch
 
 from led_sglang.ops import backend_for
 from led_sglang.ops.backends.torch import TorchBackend
-from led_sglang.ops.rows.draft_tree import DraftTree, reachable
+from led_sglang.ops.rows.draft_tree import Drafts, DraftTree, reachable
 from tests.unit.ops.cases import tree_cases
 from tests.unit.ops.cases.op_cases import CPU
 
@@ -39,7 +39,7 @@ def test_one_request(backend):
 
 def test_reach_is_what_is_decided_so_far():
     tokens, parents = torch.tensor([[9, 5, 6, 7, 8]]), torch.tensor([[-1, 0, 0, 1, -1]])
-    tree = DraftTree(tokens, parents, torch.zeros_like(tokens))
+    tree = DraftTree(Drafts(tokens, parents, parents), parents, torch.zeros_like(tokens))
     decided, closed = torch.tensor([5, 0, 0, 0, 0]), torch.zeros(5, dtype=torch.bool)
     assert reachable(tree, decided, closed).tolist() == [True, True, False, False, False]
     is_open = torch.tensor([False, True, False, False, False])

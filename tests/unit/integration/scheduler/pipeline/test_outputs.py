@@ -45,7 +45,8 @@ def sent(flags: list[int] | None = FLAGS) -> dict[str, torch.Tensor]:
 def first(monkeypatch: pytest.MonkeyPatch) -> EarlierStage:
     stage = object.__new__(EarlierStage)
     stage.counts, stage.num_step_failures = Counts(8, torch.device("cpu")), 0
-    stage.last_stage, stage._numbers = STATUS, [0] * len(NUMBERS)
+    stage.last_stage, stage._numbers = STATUS, torch.zeros(len(NUMBERS), dtype=torch.int64)
+    stage.runner = SimpleNamespace(device="cpu")  # type: ignore[assignment]
     monkeypatch.setattr(runtime, "_runtime", None)
     monkeypatch.setattr(runtime, "_earlier", stage)
     group = SimpleNamespace(is_first_rank=True)

@@ -10,6 +10,7 @@ from led_sglang.integration.faults import RankDivergence
 from led_sglang.integration.scheduler.ranks import RankCheck
 from led_sglang.integration.scheduler.reports import records
 from led_sglang.integration.scheduler.speculation import draws, nodes, outcome, verify
+from led_sglang.integration.scheduler.step import decision
 from led_sglang.wire import ACTIVE, FALLBACK, WIRE_KEY
 from tests.unit.integration.scheduler.speculation.test_same_text import requests
 from tests.unit.integration.scheduler.speculation.world import BACKENDS, CPU, Server
@@ -20,7 +21,7 @@ NO_DECISION: dict[str, tuple[Any, str]] = {  # LED's tokens are not there
     "nodes": (nodes.NodeRows, "of"),
     "decide": (verify, "decide"),
     "step": (verify, "_led_step"),
-    "ops": (verify, "led_step"),
+    "ops": (decision, "led_step"),
     "edits": (verify, "edits_of"),
     "draw": (verify, "draw_seeded"),
     "one draw": (draws, "_draw"),

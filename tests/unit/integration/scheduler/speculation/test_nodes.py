@@ -11,6 +11,7 @@ import torch
 from led_sglang.config.methods import METHODS
 from led_sglang.integration.scheduler.speculation import verify
 from led_sglang.integration.scheduler.speculation.nodes import NodeRows, VerifyInputs
+from led_sglang.integration.scheduler.step import decision
 from led_sglang.ops import LedRows, uniforms
 from tests.unit.integration.scheduler.speculation.world import (
     AUTOMATON,
@@ -87,7 +88,7 @@ def test_what_nodes_start_from(backend: str, serve: Serve, monkeypatch: pytest.M
         verified = server.verify()
         server.check(verified)
         inputs = made.pop()
-        assert inputs.num_nodes == num_nodes and torch.equal(inputs.slots, server.slots)
+        assert inputs.tree.states.shape[1] == num_nodes and torch.equal(inputs.slots, server.slots)
         last = torch.arange(len(server.requests)) * num_nodes + (num_nodes - 1) // 2
         picked = inputs.of_requests(last)
         ours = list(server.info.led.our_rows)
@@ -114,8 +115,8 @@ def test_what_nodes_start_from(backend: str, serve: Serve, monkeypatch: pytest.M
 
 def test_edited_nodes_have_the_tables_of_their_requests(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    step = verify.led_step
-    monkeypatch.setattr(verify, "led_step", lambda *args, **kw: (seen.append(kw["edits"]), step(*args, **kw))[1])
+    step = decision.led_step
+    monkeypatch.setattr(decision, "led_step", lambda *args, **kw: (seen.append(kw["edits"]), step(*args, **kw))[1])
     requests = [Request(method=None), Request(seed=1, edits=(TABLE, None, TABLE)), Request(seed=2)]
     server = serve(requests, BACKENDS["numba"], num_nodes=3)
     server.verify()

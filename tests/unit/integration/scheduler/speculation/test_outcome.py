@@ -54,10 +54,9 @@ def expected_path(trees: Trees, b: int, verdict: list[int], stock: list[int], ma
 
 
 def inputs_of(trees: Trees, is_ours: Tensor) -> Any:
-    token_ids, first_child, next_sibling, _ = trees.links()
-    nodes = SimpleNamespace(is_ours=is_ours)
-    tree = SimpleNamespace(token_ids=token_ids)
-    return SimpleNamespace(nodes=nodes, tree=tree, first_child=first_child, next_sibling=next_sibling)
+    drafts, _ = trees.links()
+    nodes = SimpleNamespace(is_ours=is_ours, number=torch.arange(drafts.token_ids.numel()))
+    return SimpleNamespace(nodes=nodes, tree=SimpleNamespace(drafts=drafts))
 
 
 @pytest.mark.parametrize("max_depth", [1, 2, 3, 5, 9])

@@ -8,6 +8,7 @@ import pytest
 
 from led_sglang.integration.scheduler.reports import records
 from led_sglang.integration.scheduler.reports.records import StepRecord
+from led_sglang.ops.constants import NOT_COUNTED
 from led_sglang.wire import RECORD_KEY
 from tests.unit.integration.scheduler.speculation import world
 from tests.unit.integration.scheduler.speculation.test_same_text import requests
@@ -85,7 +86,9 @@ def test_rows_behind_a_path_are_not_counted(backend: str, serve: Serve, monkeypa
     counted: list[Any] = []
     chosen = BACKENDS[backend]
     count = type(chosen).count
-    monkeypatch.setattr(type(chosen), "count", lambda self, *args: (counted.append(args[5]), count(self, *args))[1])
+    monkeypatch.setattr(
+        type(chosen), "count", lambda self, *args: (counted.append(args[3] != NOT_COUNTED), count(self, *args))[1]
+    )
     server = serve(requests(), chosen, world.wrong)
     verified = server.verify()
     [is_counted] = counted

@@ -29,8 +29,11 @@ REASON = (
 def is_unresolved(req: "Req", config: ServerConfig) -> bool:
     """LED would decode the request, by its own word or by default, if a front end had resolved what it asks.
 
-    The engine's health probes are nobody's requests.
+    The engine's health probes are nobody's requests. A beam search decodes plainly, and its leader holds the engine's
+    own parameters by now; the front end has refused it where LED was to decode it (`config.request.refuse_beams`).
     """
+    if getattr(req, "beam_group", None) is not None:  # 0.5.17 has no beam search
+        return False
     custom = req.sampling_params.custom_params or {}
     if "seed" in custom.get(RESOLVED_KEY, ()) or str(req.rid).startswith(HEALTH_CHECK_RID_PREFIX):
         return False

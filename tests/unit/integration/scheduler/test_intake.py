@@ -84,7 +84,10 @@ def test_what_was_read_is_served(name: str, served: Any) -> None:
     assert served.counts.status()["unresolved_requests"] == 0
 
 
-def test_health_probes_and_retracted_requests_pass(served: Any) -> None:
+def test_leaders_of_beams_health_probes_and_retracted_requests_pass(served: Any) -> None:
+    leader = req_of(None)  # the engine has put its own parameters in the place of the client's
+    leader.beam_group = object()
+    assert admit(served, True, leader).queued == [leader]
     probe = req_of(None, f"{HEALTH_CHECK_RID_PREFIX}_1")
     assert admit(served, True, probe).queued == [probe]
     retracted = req_of(None)

@@ -4,7 +4,6 @@ Fake tensors on "cuda" take the very branches a GPU would, at the real size, wit
 of theirs or to make shapes of them. What only a real GPU can show is marked `gpu`.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,31 +27,12 @@ from led_sglang.ops import (
 from led_sglang.ops.backends import one_pass, torch_step
 from led_sglang.ops.backends.torch import TorchBackend
 from led_sglang.ops.types import Counters
-from tests.unit.ops.cases.op_cases import FIXED_SHAPES, make_inputs, make_rows
+from tests.unit.ops.cases.op_cases import EVERY_SWITCH, FIXED_SHAPES, make_inputs, make_rows, on_gpu
 from tests.unit.ops.cases.watch import MIB, V, Watch
 
 H, DEPTH, TOP_K = 2560, 8, 8
-EVERY_SWITCH = {
-    "greedy": torch.tensor([True, False] * 4),
-    "exploit": torch.tensor([False, True] * 4),
-    "latent_norm": torch.tensor([True, False] * 4),
-    "latent_offset": torch.tensor([0, 1] * 4),
-    "normalize_layers": torch.tensor([True, False] * 4),
-    "min_p": torch.tensor([0.1, 0.0] * 4),
-    "trace": torch.tensor([True, False] * 4),
-    "depth": torch.tensor([8, 3] * 4),
-    "top_k": torch.tensor([8, 2] * 4),
-}
 CASES: dict[str, tuple[int, dict[str, Any]]] = {"paper": (8, {}), "every switch": (8, EVERY_SWITCH), "no row": (0, {})}
 FORMS = ["coin_first", "one_pass"]
-
-
-def on_gpu(rows: LedRows) -> LedRows:
-    """The same promises, fake columns."""
-    columns = {name: value for name, value in vars(rows).items() if isinstance(value, Tensor)}
-    return replace(
-        rows, **{name: torch.empty(value.shape, dtype=value.dtype, device="cuda") for name, value in columns.items()}
-    )
 
 
 def step_of(form: str, rows: LedRows, num_edited: int = 0, backend: Backend = FIXED_SHAPES) -> tuple[LedStep, Watch]:

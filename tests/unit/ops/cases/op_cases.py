@@ -17,6 +17,20 @@ FIXED_SHAPES = TorchBackend(allows_dynamic_shapes=False)  # the path of a GPU, o
 others = pytest.mark.parametrize("backend", [name for name in CPU_BACKENDS if name != "reference"])
 
 
+# Eight rows with all that a row may ask for.
+EVERY_SWITCH = {
+    "greedy": torch.tensor([True, False] * 4),
+    "exploit": torch.tensor([False, True] * 4),
+    "latent_norm": torch.tensor([True, False] * 4),
+    "latent_offset": torch.tensor([0, 1] * 4),
+    "normalize_layers": torch.tensor([True, False] * 4),
+    "min_p": torch.tensor([0.1, 0.0] * 4),
+    "trace": torch.tensor([True, False] * 4),
+    "depth": torch.tensor([8, 3] * 4),
+    "top_k": torch.tensor([8, 2] * 4),
+}
+
+
 def rms_norm(hidden: Tensor) -> Tensor:
     scaled = hidden.float() * hidden.float().square().mean(-1, keepdim=True).add(1e-6).rsqrt()
     return (2.0 * scaled).to(hidden.dtype)
@@ -24,6 +38,14 @@ def rms_norm(hidden: Tensor) -> Tensor:
 
 def make_rows(num_rows: int, depth: int | Tensor = 4, top_k: int | Tensor = 8, **changes: Any) -> LedRows:
     return LedRows.uniform(num_rows, depth, top_k, **changes)
+
+
+def on_gpu(rows: LedRows) -> LedRows:
+    """The same promises, fake columns."""
+    columns = {name: value for name, value in vars(rows).items() if isinstance(value, Tensor)}
+    return replace(
+        rows, **{name: torch.empty(value.shape, dtype=value.dtype, device="cuda") for name, value in columns.items()}
+    )
 
 
 def make_inputs(coin_uniform: Tensor, token_uniform: Tensor, active: bool | Tensor = True) -> StepInputs:

@@ -12,7 +12,7 @@ from led_sglang.integration.scheduler.reports import records
 from led_sglang.integration.scheduler.speculation import draws, nodes, outcome, verify
 from led_sglang.integration.scheduler.step import decision
 from led_sglang.wire import ACTIVE, FALLBACK, WIRE_KEY
-from tests.unit.integration.scheduler.speculation.test_same_text import requests
+from tests.unit.integration.scheduler.speculation import world
 from tests.unit.integration.scheduler.speculation.world import BACKENDS, CPU, Server
 
 Serve = Callable[..., Server]
@@ -65,7 +65,7 @@ def step(server: Server, has_failed: bool) -> list[list[int]]:
 @pytest.mark.parametrize("backend", ["numba", "fixed shapes"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_of_one_verification(fault: str, backend: str, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = serve(requests(), BACKENDS[backend])
+    server = serve(world.requests(), BACKENDS[backend])
     break_once(monkeypatch, fault)
     expected = [request.text for request in server.requests]
     entries = step(server, has_failed=fault in NO_DECISION)
@@ -91,7 +91,7 @@ def test_a_fault_of_one_verification(fault: str, backend: str, serve: Serve, mon
 
 @pytest.mark.parametrize("fault", [name for name in NO_DECISION if name not in ("begin", "nodes", "the hook")])
 def test_a_fault_of_every_verification(fault: str, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = serve(requests(), BACKENDS["numba"], seed=1)
+    server = serve(world.requests(), BACKENDS["numba"], seed=1)
     with monkeypatch.context() as patch:
         break_once(patch, fault, times=10**6)
         for _ in range(5):
@@ -103,7 +103,7 @@ def test_a_fault_of_every_verification(fault: str, serve: Serve, monkeypatch: py
 
 def test_a_forward_that_failed_is_the_engines(serve: Serve) -> None:
     """Its latents may not be there."""
-    server = serve(requests(), BACKENDS["numba"])
+    server = serve(world.requests(), BACKENDS["numba"])
     server.has_forward_failed = True
     for flags in step(server, has_failed=True):
         assert all(bool(flag & FALLBACK) == bool(flag & ACTIVE) for flag in flags)
@@ -114,7 +114,7 @@ def test_a_forward_that_failed_is_the_engines(serve: Serve) -> None:
 
 def test_a_record_that_was_lost_takes_no_entries_from_the_next(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where more than one token was accepted."""
-    server = serve(requests(), BACKENDS["numba"], seed=5)
+    server = serve(world.requests(), BACKENDS["numba"], seed=5)
     break_once(monkeypatch, "record")
     lengths = [len(flags) for flags in step(server, has_failed=False)]
     step(server, has_failed=False)
@@ -129,7 +129,7 @@ def test_a_record_that_was_lost_takes_no_entries_from_the_next(serve: Serve, mon
 
 
 def test_ranks_that_differ_stop_the_server(serve: Serve) -> None:
-    server = serve(requests(), BACKENDS["numba"])
+    server = serve(world.requests(), BACKENDS["numba"])
     server.runtime.ranks = RankCheck(lambda digest: torch.stack([digest, digest + 1]), 1000, CPU)
     with pytest.raises(RankDivergence):
         server.verify()
@@ -142,11 +142,11 @@ def test_every_rank_takes_the_first_ranks_tokens(serve: Serve) -> None:
     def ranks(broadcast: Any) -> RankCheck:
         return RankCheck(lambda digest: torch.stack([digest, digest]), 1000, CPU, broadcast)
 
-    first = serve(requests(), BACKENDS["numba"], seed=2)
+    first = serve(world.requests(), BACKENDS["numba"], seed=2)
     first.runtime.ranks = ranks(lambda token_ids: (tokens.append(token_ids.clone()), token_ids)[1])
     verified = first.verify()
     first.check(verified)
-    other = serve(requests(), BACKENDS["numba"], seed=2)
+    other = serve(world.requests(), BACKENDS["numba"], seed=2)
     other.runtime.ranks = ranks(lambda token_ids: tokens[0])
     draw = verify.draw_seeded
     with pytest.MonkeyPatch.context() as patch:

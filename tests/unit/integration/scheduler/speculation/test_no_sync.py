@@ -18,8 +18,7 @@ from led_sglang.ops import Head, ThinkingTables
 from led_sglang.wire import RECORD_KEY
 from tests.unit.integration.fakes import batch_of, request_row
 from tests.unit.integration.scheduler.speculation.world import TABLES, fake_runtime
-from tests.unit.ops.backends.test_no_sync import EVERY_SWITCH, on_gpu
-from tests.unit.ops.cases.op_cases import FIXED_SHAPES, make_rows
+from tests.unit.ops.cases.op_cases import EVERY_SWITCH, FIXED_SHAPES, make_rows, on_gpu
 from tests.unit.ops.cases.watch import V, Watch
 
 GPU = torch.device("cuda")

@@ -8,37 +8,11 @@ import torch
 
 from led_sglang.wire import ACTIVE, EXPLORED, FALLBACK, THINKING
 from tests.unit.integration.scheduler.speculation import world
-from tests.unit.integration.scheduler.speculation.world import BACKENDS, CLOSE, OPEN, Drafter, Request, Server, V
+from tests.unit.integration.scheduler.speculation.world import BACKENDS, CLOSE, OPEN, Drafter, Request, Server
 
 Serve = Callable[..., Server]
 DRAFTERS: list[Drafter] = [world.right, world.wrong, world.any_token, world.markers, world.mixed, world.padding]
 NUM_TOKENS = 20
-
-
-def bias(**tokens: float) -> torch.Tensor:
-    table = torch.zeros(V)
-    for name, value in tokens.items():
-        table[int(name[1:])] = value
-    return table
-
-
-def requests() -> list[Request]:
-    """All that a request may ask for, beside those that are not LED's."""
-    penalties = torch.linspace(-1.0, 0.5, V), torch.linspace(0.8, 1.3, V)
-    return [
-        Request(seed=11),
-        Request(method=None),
-        Request(seed=12, temperature=0.0),
-        Request(seed=13, params={"trace": True, "phase": "all"}, prompt=[7, 8]),
-        Request(seed=14, is_seeded=False),
-        Request(method="none", prompt=[5, 1, 2]),
-        Request(seed=15, edits=(None, None, bias(t1=3.0, t3=2.0, t7=-50.0))),
-        Request(seed=16, edits=(*penalties, None), prompt=[4, 6], params={"trace": True}),
-        Request(seed=17, temperature=0.7, params={"exploit": False, "min_p": 0.05, "depth": 2, "top_k": 3}),
-        Request(seed=18, top_k=4, top_p=0.8, min_p=0.01, prompt=[4, 6]),
-        Request(seed=19, is_seeded=False, params={"phase": "all", "normalize_layers": True}),
-        Request(seed=20, temperature=0.0, prompt=[4, 6], params={"depth": 1}),
-    ]
 
 
 @pytest.mark.parametrize("is_chain", [True, False], ids=["chain", "tree"])
@@ -46,7 +20,7 @@ def requests() -> list[Request]:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_token_for_token(backend: str, drafter: Drafter, is_chain: bool, serve: Serve) -> None:
     shape = {"num_nodes": 5} if is_chain else {}
-    server = serve(requests(), BACKENDS[backend], drafter, is_chain, **shape)
+    server = serve(world.requests(), BACKENDS[backend], drafter, is_chain, **shape)
     num_verified = server.serve(NUM_TOKENS)
     for request in server.requests:
         assert request.output_ids[:NUM_TOKENS] == server.oracle.text(request, NUM_TOKENS)
@@ -61,7 +35,7 @@ def test_token_for_token(backend: str, drafter: Drafter, is_chain: bool, serve: 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_reported_of_a_token_is_what_was_decided_of_it(backend: str, serve: Serve) -> None:
-    server = serve(requests(), BACKENDS[backend], seed=3)
+    server = serve(world.requests(), BACKENDS[backend], seed=3)
     server.serve(NUM_TOKENS)
     seen = dict.fromkeys(("explored", "closed", "opened", "traced", "outside"), 0)
     for request in server.requests:
@@ -119,7 +93,7 @@ def test_numbers_that_are_none_are_the_engines(backend: str, where: str, serve: 
         model.final_logits[::4] = torch.nan
     else:
         model.latents[1, ::2] = torch.inf
-    server = serve(requests(), BACKENDS[backend], world.right, model=model, is_exact=where == "final")
+    server = serve(world.requests(), BACKENDS[backend], world.right, model=model, is_exact=where == "final")
     server.serve(NUM_TOKENS)
     server.check_reports()
     fallbacks = server.runtime.counts.status()["fallback_reasons"]

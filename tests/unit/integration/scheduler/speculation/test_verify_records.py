@@ -11,7 +11,6 @@ from led_sglang.integration.scheduler.reports.records import StepRecord
 from led_sglang.ops.constants import NOT_COUNTED
 from led_sglang.wire import RECORD_KEY
 from tests.unit.integration.scheduler.speculation import world
-from tests.unit.integration.scheduler.speculation.test_same_text import requests
 from tests.unit.integration.scheduler.speculation.world import BACKENDS, Request, Server, Verified
 
 Serve = Callable[..., Server]
@@ -30,7 +29,7 @@ def record_of(verified: Verified) -> StepRecord:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_counts_before_it_is_given_out(backend: str, serve: Serve) -> None:
-    server = serve(requests(), BACKENDS[backend], world.right)
+    server = serve(world.requests(), BACKENDS[backend], world.right)
     verified = server.verify()
     assert sum(led_tokens(server).values()) == server.runtime.counts.status()["led_tokens"] == 0
     server.give_out(verified)
@@ -40,7 +39,7 @@ def test_nothing_counts_before_it_is_given_out(backend: str, serve: Serve) -> No
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_stop_inside_a_run_cuts_what_is_behind_it(backend: str, serve: Serve) -> None:
-    server = serve(requests(), BACKENDS[backend], world.right, is_chain=True)
+    server = serve(world.requests(), BACKENDS[backend], world.right, is_chain=True)
     server.give_out(server.verify())
     verified = server.verify()
     lengths = verified.found[1].tolist()
@@ -56,7 +55,7 @@ def test_a_stop_inside_a_run_cuts_what_is_behind_it(backend: str, serve: Serve) 
 
 def test_what_the_overlap_scheduler_drops_does_not_count(serve: Serve) -> None:
     """It has launched one more verification for a request that has just ended."""
-    server = serve(requests(), BACKENDS["numba"], world.right)
+    server = serve(world.requests(), BACKENDS["numba"], world.right)
     verified = server.verify()
     record = record_of(verified)
     assert record in server.runtime.counts.pending
@@ -89,7 +88,7 @@ def test_rows_behind_a_path_are_not_counted(backend: str, serve: Serve, monkeypa
     monkeypatch.setattr(
         type(chosen), "count", lambda self, *args: (counted.append(args[3] != NOT_COUNTED), count(self, *args))[1]
     )
-    server = serve(requests(), chosen, world.wrong)
+    server = serve(world.requests(), chosen, world.wrong)
     verified = server.verify()
     [is_counted] = counted
     expected = set()

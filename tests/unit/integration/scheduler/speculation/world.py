@@ -530,3 +530,29 @@ class Server:
             self.give_out(verified)
             num_verified += 1
         return num_verified
+
+
+def bias(**tokens: float) -> Tensor:
+    table = torch.zeros(V)
+    for name, value in tokens.items():
+        table[int(name[1:])] = value
+    return table
+
+
+def requests() -> list[Request]:
+    """All that a request may ask for, beside those that are not LED's."""
+    penalties = torch.linspace(-1.0, 0.5, V), torch.linspace(0.8, 1.3, V)
+    return [
+        Request(seed=11),
+        Request(method=None),
+        Request(seed=12, temperature=0.0),
+        Request(seed=13, params={"trace": True, "phase": "all"}, prompt=[7, 8]),
+        Request(seed=14, is_seeded=False),
+        Request(method="none", prompt=[5, 1, 2]),
+        Request(seed=15, edits=(None, None, bias(t1=3.0, t3=2.0, t7=-50.0))),
+        Request(seed=16, edits=(*penalties, None), prompt=[4, 6], params={"trace": True}),
+        Request(seed=17, temperature=0.7, params={"exploit": False, "min_p": 0.05, "depth": 2, "top_k": 3}),
+        Request(seed=18, top_k=4, top_p=0.8, min_p=0.01, prompt=[4, 6]),
+        Request(seed=19, is_seeded=False, params={"phase": "all", "normalize_layers": True}),
+        Request(seed=20, temperature=0.0, prompt=[4, 6], params={"depth": 1}),
+    ]

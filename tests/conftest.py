@@ -13,6 +13,9 @@ settings.load_profile("led")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test fetches anything, nor does a server that it starts
 
+# Their asserts show what they compared, like a test's.
+pytest.register_assert_rewrite("tests.server.bystanders", "tests.server.exact.exactness")
+
 LONGEST = "tests/server/test_soak.py"
 
 

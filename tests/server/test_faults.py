@@ -21,26 +21,27 @@ from benchmarks.soak.oracle import thinking_flags
 from led_sglang.config.methods import METHOD_TABLE
 from led_sglang.testing import Reply
 from tests.server import fault_plugin
+from tests.server.bystanders import (  # three of them fixtures
+    FLICKERING,
+    OFF,
+    REFERENCE,
+    alone,
+    check_bystanders,
+    check_states,
+    client,
+    failures,
+    num_faults,
+    switch,
+)
 from tests.server.checkpoints import CLOSE_ID, OPEN_ID
 from tests.server.clients import Client, Request, thinking_prompt
 from tests.server.fault_plugin import LATENTS, LOGITS, RAISING, SEEDS
 from tests.server.recompute import Query
 from tests.server.servers import Server, kill_scheduler
 
+__all__ = ["alone", "client", "switch"]
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 METHODS = tuple(name for name, method in METHOD_TABLE.items() if not method.is_always_enabled)
-# The phase opens and closes all the time: a state that is lost in a failed step is wrong in the next ones.
-FLICKERING = Query(temperature=1.0, logit_bias={OPEN_ID: 19.0, CLOSE_ID: 19.0})
-REFERENCE = Request(thinking_prompt(10), Query(temperature=1.0), num_tokens=24, seed=5)
-OFF = Request(thinking_prompt(11), Query(temperature=0.0), num_tokens=24, seed=None, led=False)
-
-
-@pytest.fixture(scope="module")
-def switch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file that says which hook fails."""
-    file = tmp_path_factory.mktemp("switch") / "fault.json"
-    file.write_text("{}")
-    return file
 
 
 @pytest.fixture(scope="module")
@@ -51,31 +52,6 @@ def faulty(logs: Path, switch: Path, tmp_path_factory: pytest.TempPathFactory) -
     methods = ("--led-methods", ",".join(("led", *METHODS)))
     with Server(*methods, log=logs / "faults.log", environment=environment) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def client(faulty: Server) -> Client:
-    return Client(faulty.url)
-
-
-@pytest.fixture(scope="module")
-def alone(client: Client) -> tuple[Reply, Reply]:
-    """Two bystanders as they are answered when nothing goes wrong."""
-    return client.generate(REFERENCE), client.generate(OFF)
-
-
-def failures(client: Client) -> int:
-    return int(client.get("/led/info")["counters"]["step_failures"])
-
-
-def check_states(reply: Reply) -> int:
-    """The flags follow the markers, but in steps that could not tell; returns how many those were."""
-    expected = thinking_flags(reply.request.prompt_ids, reply.output_ids, [OPEN_ID], [CLOSE_ID])
-    reported, decided = reply.meta["led_think"], reply.meta["led_depth"]
-    assert len(reported) == len(expected) == reply.request.num_tokens
-    wrong = [i for i, (flag, right) in enumerate(zip(reported, expected, strict=True)) if flag != right]
-    assert all(not reported[i] and decided[i] is None for i in wrong), (wrong, reported, expected)
-    return len(wrong)
 
 
 def test_our_hooks_are_verified_beside_another_plugins(client: Client, alone: tuple[Reply, Reply]) -> None:
@@ -132,12 +108,6 @@ def test_the_other_methods_answer_too(method: str, client: Client, alone: tuple[
     replies = client.together([replace(request, led={"method": method}) for request in requests])
     assert all(len(reply.output_ids) == 8 for reply in replies)
     assert client.generate(REFERENCE).output_ids == alone[0].output_ids
-
-
-def num_faults(client: Client) -> int:
-    """Counted in either process."""
-    counters = client.get("/led/info")["counters"]
-    return int(counters["step_failures"] + counters["report_failures"])
 
 
 TRAFFIC = [
@@ -208,9 +178,7 @@ def test_a_fault_in_a_hook(
     finally:
         switch.write_text("{}")
     assert num_faults(client) > before, "no request of this test came by"
-    reference, off = client.together([REFERENCE, OFF])
-    assert reference.output_ids == alone[0].output_ids and off.output_ids == alone[1].output_ids
-    assert check_states(reference) == reference.meta["led_stats"]["fallbacks"] == 0
+    reference = check_bystanders(client, alone)
     assert "unreported" not in reference.meta["led_stats"]
 
 

@@ -1,8 +1,6 @@
 """Requests whose answers are compared with and without speculation, and the servers that speculate."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -22,16 +20,19 @@ FLICKER = {OPEN_ID: 15.0, CLOSE_ID: 17.0}
 
 @dataclass(frozen=True)
 class Case:
-    """A server that speculates; draft: of `drafts`, by name."""
+    """A server that speculates; draft: of `drafts`, by name; served: what its one-token twin is started with too."""
 
     algorithm: str
     arguments: tuple[str, ...] = ()
     draft: str | None = None
-    environment: dict[str, str] = field(default_factory=dict)
+    served: tuple[str, ...] = ()
+    architecture: str | None = None  # of `checkpoints`; None = the embedded model
+    recomputes: bool = False  # keys and values of a text are computed again, in batches of other shapes
 
-    def all_arguments(self, folders: Callable[[str], Path]) -> tuple[str, ...]:
-        model = () if self.draft is None else ("--speculative-draft-model-path", str(folders(self.draft)))
-        return "--speculative-algorithm", self.algorithm, *self.arguments, *model
+    @property
+    def environment(self) -> dict[str, str]:
+        retracts = {"SGLANG_TEST_RETRACT": "1"} if self.recomputes else {}
+        return retracts | ({"SGLANG_CPU_OMP_THREADS_BIND": "0,1|0,1"} if "--tp" in self.served else {})
 
 
 def shape(num_steps: int, topk: int, num_draft_tokens: int) -> tuple[str, ...]:
@@ -56,10 +57,12 @@ CASES: dict[str, Case] = {
     "EAGLE tree": Case("EAGLE", shape(3, 3, 8), "eagle"),
     "EAGLE3 chain": Case("EAGLE3", shape(3, 1, 4), "eagle3"),
     "EAGLE3 tree": Case("EAGLE3", shape(3, 3, 8), "eagle3"),
+    "NEXTN chain": Case("NEXTN", shape(3, 1, 4), "nextn", architecture="mimo"),
+    "NEXTN tree": Case("NEXTN", shape(3, 3, 8), "nextn", architecture="mimo"),
     "NGRAM tree, chunks and retractions": Case(
-        "NGRAM", (*ngram(6, 2), "--chunked-prefill-size", "32"), environment={"SGLANG_TEST_RETRACT": "1"}
+        "NGRAM", (*ngram(6, 2), "--chunked-prefill-size", "32"), recomputes=True
     ),
-    "STANDALONE chain, two ranks": Case("STANDALONE", (*shape(3, 1, 4), "--tp", "2"), "draft"),
+    "STANDALONE chain, two ranks": Case("STANDALONE", shape(3, 1, 4), "draft", served=("--tp", "2")),
 }
 
 
@@ -95,11 +98,15 @@ def requests() -> list[Request]:
     return made
 
 
-EXACT = ("led_think", "led_explored", "led_depth", "led_candidates", "led_confidence", "led_params", "finish_reason")
+EXACT = ("led_think", "led_explored", "led_depth", "led_candidates", "led_params", "finish_reason")
+TOLERANCE = 1e-4  # of numbers whose keys and values were computed again
 
 
-def differences(expected: Reply, found: Reply) -> list[str]:
-    """What the same request was answered otherwise: tokens, all that is reported exactly, and counts."""
+def differences(expected: Reply, found: Reply, tolerance: float = 0.0) -> list[str]:
+    """What the same request was answered otherwise: tokens, counts, and all that is reported of them.
+
+    tolerance: absolute, of confidences (probabilities) and log-probabilities (nats); everything else is equal.
+    """
     names = [name for name in EXACT if expected.meta.get(name) != found.meta.get(name)]
     if expected.output_ids != found.output_ids:
         pairs = zip(expected.output_ids, found.output_ids, strict=False)
@@ -107,7 +114,17 @@ def differences(expected: Reply, found: Reply) -> list[str]:
         names.append(f"token {at}")
     if expected.meta["led_stats"] != found.meta["led_stats"]:
         names.append("led_stats")
-    logprobs = [reply.meta.get("output_token_logprobs") for reply in (expected, found)]
-    if logprobs[0] != logprobs[1]:
-        names.append("logprobs")
+    for name, numbers in (("led_confidence", confidences), ("logprobs", logprobs)):
+        first, second = numbers(expected), numbers(found)
+        if len(first) != len(second) or any(abs(a - b) > tolerance for a, b in zip(first, second, strict=True)):
+            names.append(name)
     return names
+
+
+def confidences(reply: Reply) -> list[float]:
+    """One a token; -1 outside of the phase."""
+    return [-1.0 if value is None else value for value in reply.meta["led_confidence"]]
+
+
+def logprobs(reply: Reply) -> list[float]:
+    return [logprob for logprob, _, _ in reply.meta.get("output_token_logprobs") or ()]

@@ -1,6 +1,5 @@
 """Answers without speculation, and the drafts of servers that speculate."""
 
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -8,17 +7,59 @@ import pytest
 
 from led_sglang.embedded import draft
 from led_sglang.testing import Reply
-from tests.server import drafts
+from tests.server import checkpoints, drafts
 from tests.server.clients import Client
 from tests.server.servers import Server
-from tests.server.speculation.cases import DETERMINISTIC, NUM_REQUESTS, requests
+from tests.server.speculation.cases import DETERMINISTIC, NUM_REQUESTS, Case, requests
+
+NUM_KNOWN = 4  # texts that the layer of multi-token prediction knows by heart
 
 
-@pytest.fixture(scope="package")
-def expected(logs: Path) -> list[Reply]:
-    """Of a server that decodes one token a step."""
-    with Server(*DETERMINISTIC, log=logs / "one_token.log") as server:
-        return all_replies(Client(server.url))
+class Makers:
+    """Make what a case needs when it asks: its model, its draft, and the answers of its twin without speculation.
+
+    Models of random weights have the embedded model's tokenizer, and serve the same requests.
+    """
+
+    def __init__(self, folder: Path, logs: Path) -> None:
+        self.folder, self.logs = folder, logs
+        self.model = cache(self._model)
+        self.draft = cache(self._draft)
+        self._answers = cache(self._answers_of)
+
+    def expected(self, case: Case) -> list[Reply]:
+        """Of a server that decodes one token a step."""
+        return self._answers(case.architecture, case.served)
+
+    def arguments(self, case: Case) -> tuple[str, ...]:
+        """Of the server that speculates."""
+        return *self.served(case.architecture), *case.served, *self.speculation(case)
+
+    def speculation(self, case: Case) -> tuple[str, ...]:
+        model = () if case.draft is None else ("--speculative-draft-model-path", str(self.draft(case.draft)))
+        return "--speculative-algorithm", case.algorithm, *case.arguments, *model
+
+    def served(self, architecture: str | None) -> tuple[str, ...]:
+        if architecture is None:
+            return DETERMINISTIC
+        model = ("--model-path", str(self.model(architecture)), "--dtype", "float32", "--trust-remote-code")
+        return (*model, "--context-length", "2048", *DETERMINISTIC)
+
+    def _model(self, architecture: str) -> Path:
+        return checkpoints.build(architecture, self.folder / architecture)
+
+    def _answers_of(self, architecture: str | None, served: tuple[str, ...]) -> list[Reply]:
+        environment = Case("", served=served).environment
+        log = self.logs / f"one_token {architecture} {' '.join(served)}.log"
+        with Server(*self.served(architecture), *served, log=log, environment=environment) as server:
+            return all_replies(Client(server.url))
+
+    def _draft(self, name: str) -> Path:
+        if name == "nextn":
+            known = [reply.request.prompt_ids + reply.output_ids for reply in self._answers("mimo", ())]
+            return drafts.add_mimo_mtp(self.model("mimo"), known[:NUM_KNOWN])
+        makers = {"draft": draft.save, "eagle": drafts.eagle_head, "eagle3": drafts.eagle3_head}
+        return makers[name](self.folder / name)
 
 
 def all_replies(client: Client, concurrency: int = 20) -> list[Reply]:
@@ -28,14 +69,6 @@ def all_replies(client: Client, concurrency: int = 20) -> list[Reply]:
     return replies
 
 
-@pytest.fixture(scope="session")
-def draft_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Drafts for the embedded model by name, made when they are asked for."""
-    folder = tmp_path_factory.mktemp("drafts")
-    makers = {"draft": draft.save, "eagle": drafts.eagle_head, "eagle3": drafts.eagle3_head}
-
-    @cache
-    def find(name: str) -> Path:
-        return makers[name](folder / name)
-
-    return find
+@pytest.fixture(scope="package")
+def makers(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Makers:
+    return Makers(tmp_path_factory.mktemp("speculation"), logs)

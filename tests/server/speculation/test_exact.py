@@ -6,15 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.server.clients import Client, sharp_server
-from tests.server.exact.test_exact import (  # noqa: F401, pytest collects them here too
-    test_a_stream_is_exact_chunk_by_chunk,
-    test_cached_prefix_and_chunked_prefill,
-    test_long_prompts_arriving_together,
-    test_mixed_batch,
-    test_parameters,
-    test_the_engines_logprobs_are_those_of_the_led_tokens,
-    test_thinking_state,
-)
+from tests.server.exact.exactness import Exactness
 from tests.server.speculation.cases import ngram, shape
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
@@ -46,3 +38,7 @@ def _drafts_are_accepted(client: Client) -> Iterator[None]:
     yield
     counters = client.get("/led/info")["counters"]
     assert counters["step_failures"] == 0 and counters["fallbacks"] == 0
+
+
+class TestWithSpeculation(Exactness):
+    pass

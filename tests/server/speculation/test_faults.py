@@ -9,23 +9,24 @@ import pytest
 
 from led_sglang.testing import Reply
 from tests.server import fault_plugin
-from tests.server.checkpoints import CLOSE_ID, OPEN_ID
-from tests.server.clients import Client, Request, sharp_server, thinking_prompt
-from tests.server.fault_plugin import IN_VERIFY, LATENTS, LOGITS, RAISING_IN_VERIFY, SEEDS
-from tests.server.recompute import Query
-from tests.server.servers import Server
-from tests.server.speculation.cases import shape
-from tests.server.test_faults import (  # three of them fixtures, here of this file's server
+from tests.server.bystanders import (  # three of them fixtures, here of this file's server
     FLICKERING,
     OFF,
     REFERENCE,
     alone,
+    check_bystanders,
     check_states,
     client,
     failures,
     num_faults,
     switch,
 )
+from tests.server.checkpoints import CLOSE_ID, OPEN_ID
+from tests.server.clients import Client, Request, sharp_server, thinking_prompt
+from tests.server.fault_plugin import IN_VERIFY, LATENTS, LOGITS, RAISING_IN_VERIFY, SEEDS
+from tests.server.recompute import Query
+from tests.server.servers import Server
+from tests.server.speculation.cases import shape
 
 __all__ = ["alone", "client", "switch"]
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
@@ -40,12 +41,6 @@ def faulty(qwen3_folder: Path, logs: Path, switch: Path, tmp_path_factory: pytes
     arguments = (*draft, *shape(3, 2, 6), "--max-total-tokens", "8192")
     with sharp_server(qwen3_folder, logs / "verify_faults.log", *arguments, environment=environment) as server:
         yield server
-
-
-def check_bystanders(client: Client, alone: tuple[Reply, Reply]) -> None:
-    reference, off = client.together([REFERENCE, OFF])
-    assert reference.output_ids == alone[0].output_ids and off.output_ids == alone[1].output_ids
-    assert check_states(reference) == reference.meta["led_stats"]["fallbacks"] == 0
 
 
 @pytest.mark.parametrize("fault", RAISING_IN_VERIFY)

@@ -1,7 +1,7 @@
 """What a server that speculates does beside single answers, with LED and without, and what stock SGLang would do."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -18,6 +18,7 @@ from tests.server.clients import Client, Request
 from tests.server.recompute import Query
 from tests.server.servers import Server, install_plugin
 from tests.server.speculation.cases import CASES, FLICKER, prompts
+from tests.server.speculation.conftest import Makers
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 PROMPTS = prompts(12)
@@ -58,12 +59,10 @@ def plain_answers(client: Client, drafts: Path) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def stock(
-    case: str, draft_folders: Callable[[str], Path], logs: Path, tmp_path_factory: pytest.TempPathFactory
-) -> list[Any]:
+def stock(case: str, makers: Makers, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """Of a server without our hooks."""
     folder = tmp_path_factory.mktemp("stock")
-    arguments = ("--led", "disabled", "--random-seed", "3", *CASES[case].all_arguments(draft_folders))
+    arguments = ("--led", "disabled", "--random-seed", "3", *makers.speculation(CASES[case]))
     with Server(*arguments, log=logs / f"stock {case}.log", environment=environment_of(folder)) as server:
         return plain_answers(Client(server.url), folder / "drafts")
 
@@ -74,10 +73,8 @@ def folder(case: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(
-    case: str, stock: list[Any], folder: Path, draft_folders: Callable[[str], Path], logs: Path
-) -> Iterator[Client]:
-    arguments = ("--random-seed", "3", *CASES[case].all_arguments(draft_folders))
+def client(case: str, stock: list[Any], folder: Path, makers: Makers, logs: Path) -> Iterator[Client]:
+    arguments = ("--random-seed", "3", *makers.speculation(CASES[case]))
     with Server(*arguments, log=logs / f"led {case}.log", environment=environment_of(folder)) as server:
         yield Client(server.url)
 

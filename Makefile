@@ -9,8 +9,8 @@ export HF_HUB_OFFLINE := 1
 help:
 	@echo "make env                 the pinned environment in .venv"
 	@echo "make serve ARGS='...'    the LED server; without --model-path it serves the embedded model"
-	@echo "make test                the tests, by two workers; ARGS='...' for other pytest arguments, by one"
-	@echo "make test-all            those and the whole matrix of models"
+	@echo "make test                the quick tests, by two workers; ARGS='...' for other pytest arguments, by one"
+	@echo "make test-all            every test, in about an hour"
 	@echo "make check               lint, types, import rules"
 	@echo "make accuracy ARGS='...' the embedded model on 500 held-out problems (without a server)"
 	@echo "make bench ARGS='...'    LED on against LED off on this machine"
@@ -27,7 +27,7 @@ serve: env
 	@exec $(PYTHON_VENV) -m led_sglang.launch $(ARGS)
 
 test: env
-	@exec $(PYTHON_VENV) -m pytest $(or $(ARGS),-n 2)
+	@exec $(PYTHON_VENV) -m pytest $(or $(ARGS),-n 2 -m quick)
 
 test-all: env
 	@exec $(PYTHON_VENV) -m pytest --full $(or $(ARGS),-n 2)

@@ -16,17 +16,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test fetches anything, nor do
 # Their asserts show what they compared, like a test's.
 pytest.register_assert_rewrite("tests.server.bystanders", "tests.server.exact.exactness")
 
-LONGEST = "tests/server/test_soak.py"
+LONGEST = ("tests/server/test_soak.py", "tests/server/speculation/test_same_text.py")
+OWN_SERVERS = "tests/server/speculation"  # the folder whose files start servers of their own
 
 
 class ByServer(LoadScopeScheduling):
-    """Work goes out by file. A folder under tests/server stays whole, for its files ask one server; the matrix too."""
+    """Work goes out by file. A folder whose files ask one server stays whole; the matrix of models too."""
 
     def _split_scope(self, nodeid: str) -> str:
-        parts = nodeid.split("::")[0].split("/")
+        file = nodeid.split("::")[0]
+        parts = file.split("/")
         if parts[:2] == ["tests", "models"]:
             return "/".join(parts[:2])
-        return "/".join(parts[:3] if parts[:2] == ["tests", "server"] else parts)
+        is_shared = parts[:2] == ["tests", "server"] and not file.startswith(OWN_SERVERS)
+        return "/".join(parts[:3]) if is_shared else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByServer:
@@ -39,9 +42,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes longest begins first, or one worker would end with it while the other has nothing left."""
+    """Marks what `make test` runs. What takes longest begins first, or one worker would end with it alone."""
+    for item in items:
+        is_unit = item.nodeid.startswith("tests/unit/")
+        if is_unit and not any(item.get_closest_marker(mark) for mark in ("slow", "full", "server")):
+            item.add_marker("quick")
     if not config.getoption("--full"):
         left_out = [item for item in items if item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("full")]
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    items.sort(
+        key=lambda item: next((i for i, file in enumerate(LONGEST) if item.nodeid.startswith(file)), len(LONGEST))
+    )

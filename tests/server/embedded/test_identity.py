@@ -15,7 +15,7 @@ import pytest
 
 from tests.server.servers import Server
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.quick]
 
 QUESTIONS = ("What is 17 + 5 * 3?", "What is 2 * 9 - 4?", "What is (8 - 3) * 7?", "Hello", "What is 40 - 12 - 9?")
 PROMPTS = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n<think>\n" for text in QUESTIONS]

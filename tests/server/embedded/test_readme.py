@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.server.servers import Server
 
+pytestmark = [pytest.mark.server, pytest.mark.quick]
 README = Path(__file__).parents[3] / "README.md"
 
 

@@ -64,6 +64,7 @@ ENGINE: dict[str, Query] = {
 }
 
 
+@pytest.mark.quick
 class TestOneServer(Exactness):
     pass
 

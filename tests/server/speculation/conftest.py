@@ -43,7 +43,7 @@ class Makers:
         if architecture is None:
             return DETERMINISTIC
         model = ("--model-path", str(self.model(architecture)), "--dtype", "float32", "--trust-remote-code")
-        return (*model, "--context-length", "2048", *DETERMINISTIC)
+        return (*model, "--context-length", "2048", "--led-max-depth", "12", *DETERMINISTIC)
 
     def _model(self, architecture: str) -> Path:
         return checkpoints.build(architecture, self.folder / architecture)

@@ -65,6 +65,17 @@ def test_a_seed_gives_the_same_bits_alone_and_in_a_crowd(temperature: float, cli
         assert sum(one != other for one, other in zip(alone, others, strict=True)) >= len(queries) - 2
 
 
+def test_leds_requests_do_not_depend_on_what_is_filtered_beside_them(client: Client) -> None:
+    """Stock SGLang's seeded sampler draws by rank instead of by token as soon as one row of the batch has a filter."""
+    is_led = [led not in (False, {"method": "none"}) for led in SETTINGS]
+    queries = [request for request, ours in zip(requests(13, 0.9), is_led, strict=True) if ours]
+    beside: Any = [Request(thinking_prompt(320 + i), Query(0.0), 30, seed=i) for i in range(4)]
+    beside += [Request(words(330 + i, 20), Query(1.0), 30, seed=i, led=False, filters={"top_k": 5}) for i in range(4)]
+    alone = [reported(client.generate(request)) for request in queries]
+    together = [reported(reply) for reply in client.together([*queries, *beside])[: len(queries)]]
+    assert together == alone
+
+
 def test_no_seed_is_sglangs_default_seed_for_everyone(client: Client) -> None:
     unseeded, default = ([reported(client.generate(request)) for request in requests(seed, 0.7)] for seed in (None, 42))
     assert unseeded == default

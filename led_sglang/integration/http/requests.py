@@ -130,21 +130,25 @@ def resolve_one(self: "TokenizerManager", tokenized_obj: "TokenizedGenerateReqIn
     if "sample" in wire:  # the next of n samples: the engine shares one SamplingParams among them
         resolved = ResolvedRequest(params, wire["seed"], wire["is_seeded"], wire["sample"] + 1)
     else:
-        seed = sampling.sampling_seed
-        resolved = ResolvedRequest(
-            params, _default_seed(self, tokenized_obj) if seed is None else seed, seed is not None, 0
-        )
+        seed, is_seeded = _seed_of(self, tokenized_obj)
+        resolved = ResolvedRequest(params, seed, is_seeded, 0)
     sampling.custom_params = {**custom, RESOLVED_KEY: resolved.to_wire()}
     state = self.rid_to_state.get(tokenized_obj.rid)
     if state is not None:
         state.led_view = RequestView(params)
 
 
-def _default_seed(tokenizer_manager: "TokenizerManager", tokenized_obj: "TokenizedGenerateReqInput") -> int:
-    """Of a request that names none: drawn, but the prompt's own where the engine would answer alike every time."""
+def _seed_of(tokenizer_manager: "TokenizerManager", tokenized_obj: "TokenizedGenerateReqInput") -> tuple[int, bool]:
+    """A request's seed, and whether the whole text follows from it.
+
+    Of one that names none: drawn, but the prompt's own where the engine would answer alike every time.
+    """
+    sampling = tokenized_obj.sampling_params
+    if sampling.sampling_seed is not None:
+        return sampling.sampling_seed, True
     if getattr(tokenizer_manager.server_args, "enable_deterministic_inference", False):
-        return DETERMINISTIC_SEED
-    return prompt_seed(tokenized_obj) if tokenized_obj.sampling_params.top_k == 1 else secrets.randbits(63)
+        return DETERMINISTIC_SEED, True
+    return prompt_seed(tokenized_obj) if sampling.top_k == 1 else secrets.randbits(63), False
 
 
 def prompt_seed(tokenized_obj: "TokenizedGenerateReqInput") -> int:

@@ -1,17 +1,11 @@
 """Tokens outside the phase of requests that named a seed: at every draft node, as the sampler draws them."""
 
-from copy import copy
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from led_sglang.integration.memory import STEP_BYTES
 from led_sglang.integration.scheduler.speculation.nodes import VerifyInputs
 from led_sglang.ops.types import Filters
-
-if TYPE_CHECKING:
-    from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
 
 def draw_seeded(inputs: VerifyInputs, nodes: Tensor, logits: Tensor, token_ids: Tensor) -> Tensor:
@@ -23,10 +17,9 @@ def draw_seeded(inputs: VerifyInputs, nodes: Tensor, logits: Tensor, token_ids: 
         nodes = nodes[~inputs.active[nodes]]
     token_ids = token_ids.clone()
     chunk = max(1, STEP_BYTES // (4 * logits.shape[1]))
-    draw = _draw if inputs.info.sampling_seed is None else _draw_as_engine
     for some in torch.split(nodes, chunk) if len(nodes) else ():
         skip = inputs.active[some]
-        token_ids[some] = torch.where(skip, token_ids[some], draw(inputs, some, skip, logits).long())
+        token_ids[some] = torch.where(skip, token_ids[some], _draw(inputs, some, skip, logits).long())
     return token_ids
 
 
@@ -40,28 +33,3 @@ def _draw(inputs: VerifyInputs, nodes: Tensor, skip: Tensor, logits: Tensor) -> 
     uniform = inputs.row_inputs.token_uniform[nodes]
     token_ids, _ = backend.sample_filtered(probs, number, skip, uniform, filters)
     return token_ids
-
-
-def _draw_as_engine(inputs: VerifyInputs, nodes: Tensor, skip: Tensor, logits: Tensor) -> Tensor:
-    """(n,) by the engine's sampler, which honours seeds by itself under deterministic inference."""
-    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
-
-    info = _of_nodes(inputs.info, inputs.nodes.request_idx[nodes])
-    output = LogitsProcessorOutput(next_token_logits=logits[nodes].float())  # which the sampler overwrites
-    positions = inputs.row_inputs.positions[nodes]
-    token_ids: Tensor = inputs.runtime.runner.sampler(output, info, False, [], [], positions)
-    return token_ids
-
-
-COLUMNS = ("temperatures", "top_ks", "top_ps", "min_ps", "sampling_seed")
-
-
-def _of_nodes(info: "SamplingBatchInfo", requests: Tensor) -> "SamplingBatchInfo":
-    """A batch whose rows are nodes, with their requests' sampling parameters and nothing that has been applied."""
-    nodes = copy(info)
-    nodes.led = None
-    nodes.grammars = nodes.sampling_mask_batch_indices = None
-    nodes.has_custom_logit_processor, nodes.custom_logit_processor, nodes.custom_params = False, None, None
-    for name in COLUMNS:
-        setattr(nodes, name, getattr(info, name)[requests])
-    return nodes

@@ -152,7 +152,7 @@ def run_step(
 def draw_seeded(inputs: SamplerInputs, probs: Tensor) -> SeededDraw | None:
     """Tokens of the seeded rows from the engine's probabilities (B, V); None: there is nothing to draw."""
     picked, info = inputs.rows.seeded, inputs.info
-    if picked is None or info.sampling_seed is not None:
+    if picked is None:
         return None
     active = inputs.active[picked]
     if inputs.runtime.allows_dynamic_shapes and active.all():

@@ -105,7 +105,8 @@ def test_a_seed_that_was_named_is_the_seed() -> None:
 
 def test_deterministic_inference_keeps_sglangs_seed() -> None:
     for sampling in (*GREEDY, {"temperature": 0.6}):
-        assert resolve(tokenized([1, 2], **sampling), is_deterministic=True)["seed"] == DETERMINISTIC_SEED
+        reported = resolve(tokenized([1, 2], **sampling), is_deterministic=True)
+        assert (reported["seed"], reported["is_seeded"]) == (DETERMINISTIC_SEED, True)
 
 
 def test_other_requests_are_drawn_one_by_one() -> None:

@@ -88,33 +88,3 @@ def test_nothing_to_draw(backend: str) -> None:
     inputs.active[:] = True
     start = torch.arange(NUM_ROWS)
     assert torch.equal(draws.draw_seeded(inputs, torch.arange(NUM_ROWS), logits_of(0), start), start)
-
-
-@pytest.mark.parametrize("chunk", [2, 1000])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_an_engine_that_honours_seeds_draws_them(backend: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deterministic inference: its sampler is shown each node with its request's parameters and its own position."""
-    monkeypatch.setattr(draws, "STEP_BYTES", chunk * 4 * V)
-    calls: list[Any] = []
-
-    def sampler(output: Any, info: Any, return_logprob: bool, top: Any, ids: Any, positions: Tensor) -> Tensor:
-        assert not return_logprob and info.led is None and info.grammars is None and not top and not ids
-        assert not info.has_custom_logit_processor and info.sampling_mask_batch_indices is None
-        calls.append((output.next_token_logits.clone(), info, positions))
-        return (positions * 10 + info.sampling_seed).int()
-
-    seeds = torch.tensor([3, 1, 4, 1, 5])
-    inputs = inputs_of(backend, 1, sampling_seed=seeds, led=object(), grammars=[1], has_custom_logit_processor=True)
-    inputs.runtime.runner = SimpleNamespace(sampler=sampler)
-    logits = logits_of(1)
-    nodes = torch.arange(NUM_ROWS)
-    found = draws.draw_seeded(inputs, nodes, logits, torch.full((NUM_ROWS,), -1))
-    idle = nodes[~inputs.active]
-    assert found[inputs.active].eq(-1).all()
-    assert torch.equal(found[idle], (idle + 50) * 10 + seeds[idle // NUM_NODES])
-    assert inputs.info.led is not None and inputs.info.grammars == [1], "the batch's own stays"
-    for shown, info, positions in calls:
-        rows = positions - 50
-        assert len(rows) <= chunk and torch.equal(shown, logits[rows])
-        for name in ("temperatures", "top_ks", "top_ps", "min_ps"):
-            assert torch.equal(getattr(info, name), getattr(inputs.info, name)[rows // NUM_NODES]), name

@@ -11,7 +11,7 @@ from typing import Any
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.server import ServerConfig, default_host, export_config
-from led_sglang.serving import front
+from led_sglang.serving.announcement import announce
 from led_sglang.serving.command_line import server_config_of, split_arguments
 from led_sglang.serving.imports import collector_paused
 from led_sglang.serving.ports import refuse_taken
@@ -147,7 +147,7 @@ def _announce(server_args: Any, config: ServerConfig | None) -> None:
     if config is not None:
         mode = "on unless a request says otherwise" if config.default_on else "off unless a request asks"
         defaults = f"{mode}; depth {config.depth}, k {config.top_k}, phase {config.phase}"
-    front.announce(
+    announce(
         url=address if server_args.node_rank == 0 else None,
         model=server_args.served_model_name or server_args.model_path,
         methods=None if config is None else [name for name in config.methods if name != "none"],

@@ -32,8 +32,8 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def parameters() -> str:
     parts = [
         "# Request parameters\n",
-        "The keys of `custom_params.led`, by method. Where they go and what comes back: [API](../api.md). A key of another "
-        "method, an unknown key and a value out of range are HTTP 400 with the legal range.",
+        "The keys of `custom_params.led`, by method. Where they go and what comes back: [API](../api.md). A key of "
+        "another method, an unknown key and a value out of range are HTTP 400 with the legal range.",
     ]
     for method in METHODS:
         if rows := rows_of(method):
@@ -52,8 +52,9 @@ def arguments() -> str:
     return "\n".join(
         [
             "# Server arguments\n",
-            "`python -m led_sglang.launch` and `led-sglang serve` take these and every argument of SGLang's own server. "
-            "`--led-log` belongs to `led-sglang serve`. In a YAML file for `--config` the dashes in front are left out.\n",
+            "`python -m led_sglang.launch` and `led-sglang serve` take these and every argument of SGLang's own "
+            "server. `--led-log` belongs to `led-sglang serve`. In a YAML file for `--config` the dashes in front are "
+            "left out.\n",
             f"```sh\n{EXAMPLES}```\n",
             "## LED\n",
             "| argument | legal | meaning |\n|---|---|---|",
@@ -83,7 +84,9 @@ def metrics() -> str:
     for family in LedCollector(defaultdict(int, counters), ("led", "none")).collect():
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
         name = f"`{family.name}{'_total' if family.type == 'counter' else ''}`"
-        rows.append((name, family.type, ", ".join(f"`{label}`" for label in sorted(labels)) or "–", family.documentation))
+        rows.append(
+            (name, family.type, ", ".join(f"`{label}`" for label in sorted(labels)) or "–", family.documentation)
+        )
     return "\n".join(
         [
             "# Metrics\n",
@@ -100,13 +103,18 @@ def hooks() -> str:
         for target, hook in HOOK_TARGETS.items()
     ]
     relied = [(f"`{path.removeprefix(SGLANG)}`", why, "0.5.17") for path, why in RELIED_ON]
-    relied += [(f"`{path.removeprefix(SGLANG)}`", why, since) for since, pairs in RELIED_ON_SINCE.items() for path, why in pairs]
+    relied += [
+        (f"`{path.removeprefix(SGLANG)}`", why, since)
+        for since, pairs in RELIED_ON_SINCE.items()
+        for path, why in pairs
+    ]
     return "\n".join(
         [
             "# Hooks\n",
-            f"Every function of SGLang that is hooked (below `{SGLANG.rstrip('.')}`), and those that are called or replaced "
-            f"without a hook. Handlers are below `{HANDLER_ROOT}`. A server whose SGLang lacks one of them, or has it with "
-            "other parameters, does not start. What a release changed: [compatibility](../compat.md).\n",
+            f"Every function of SGLang that is hooked (below `{SGLANG.rstrip('.')}`), and those that are called or "
+            f"replaced without a hook. Handlers are below `{HANDLER_ROOT}`. A server whose SGLang lacks one of them, "
+            "or has it with other parameters, does not start. What a release changed: "
+            "[compatibility](../compat.md).\n",
             table(("function", "kind", "process", "why", "since", "handler"), rows),
             "\n## Relied on\n",
             table(("function", "why", "since"), relied),

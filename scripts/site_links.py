@@ -1,4 +1,4 @@
-"""MkDocs hook: pages and files of the repository that lie outside docs/ are part of the site where a page links to them.
+"""MkDocs hook: pages and files of the repository outside docs/ are part of the site where a page links to them.
 
 README.md is the site's first page. A linked source file is copied; a linked folder is named without a link.
 """
@@ -18,7 +18,7 @@ SOURCES = "source"  # where the others are in the site
 
 
 def place_of(target: Path) -> str | None:
-    """Where a file or folder of the repository is in the site; None where it is not in it. Raises ValueError outside."""
+    """Where a file or folder of the repository is in the site; None where it is not in it."""
     name = target.relative_to(ROOT).as_posix()
     if name.startswith("docs/"):
         return name.removeprefix("docs/")

@@ -1,7 +1,7 @@
 """Is LED on? Of a running server, by one request that has to be decoded with LED; or of a start, before it.
 
-    led-sglang check --url http://127.0.0.1:30000              asks the server
-    led-sglang check --model-path Qwen/Qwen3-4B-Thinking-2507  as `python -m led_sglang.launch --check` with these arguments
+    led-sglang check --url http://127.0.0.1:30000    asks the server
+    led-sglang check --model-path MODEL              as `python -m led_sglang.launch --check` with these arguments
 
 Exit status: 0: LED decodes; 1: it does not, or no answer; 2: bad arguments or a start that would be refused.
 """
@@ -29,7 +29,9 @@ def ask(url: str, api_key: str | None = None) -> tuple[dict[str, Any], dict[str,
     except http_client.ServerError as error:
         if error.status != 404:
             raise
-        raise CommandError(f"LED is off: {url} has no /led/info: stock SGLang, or started with --led disabled") from None
+        raise CommandError(
+            f"LED is off: {url} has no /led/info: stock SGLang, or started with --led disabled"
+        ) from None
     model = http_client.get_object(f"{url}/v1/models", api_key)["data"][0]["id"]
     request = {
         "model": model,
@@ -60,7 +62,10 @@ def report(info: dict[str, Any], meta: dict[str, Any]) -> tuple[list[str], str |
         f"{stats.get('fallbacks', 0)} fallbacks",
     ]
     if num_verified < len(hooks):
-        return lines, f"hooks that are not verified: {', '.join(h for h, hook in hooks.items() if not hook['verified'])}"
+        return (
+            lines,
+            f"hooks that are not verified: {', '.join(h for h, hook in hooks.items() if not hook['verified'])}",
+        )
     if not parameters:
         return lines, "the answer does not echo led_params: something between here and the server drops custom_params"
     if not thinking:

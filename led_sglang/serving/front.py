@@ -1,7 +1,7 @@
 """`led-sglang serve` and `make serve`: a server whose log goes to a file, and on the terminal what its user needs.
 
-The server is `python -m led_sglang.launch` as a child, its arguments unchanged. The terminal has the stage of the start,
-one block when requests are answered, and from the log the lines that are errors or LED's own warnings.
+The server is `python -m led_sglang.launch` as a child, its arguments unchanged. The terminal has the stage of the
+start, one block when requests are answered, and from the log the lines that are errors or LED's own warnings.
 """
 
 from __future__ import annotations
@@ -25,25 +25,17 @@ import httpx
 
 from led_sglang import __version__
 from led_sglang.cli.endings import guarded
+from led_sglang.serving.announcement import ENV_PIPE
 from led_sglang.serving.log_lines import ErrorLines, stage_of
 
-__all__ = ["announce", "block", "main", "make_parser", "serve"]
+__all__ = ["block", "main", "make_parser", "serve"]
 
-ENV_PIPE = "LED_SGLANG_FRONT_PIPE"  # internal: the file descriptor on which the launcher says what it will serve
 DEFAULT_LOG = Path("led-sglang.log")
 LAUNCH = (sys.executable, "-m", "led_sglang.launch")
 DIRECT = ("--check", "--help", "-h", "--help-sglang", "--version")  # end by themselves: no log, no child
 QUESTION = "What is 17 + 5 * 3?"
 POLL_S, TAIL_LINES = 0.25, 15
 PR_SET_PDEATHSIG = 1
-
-
-def announce(**what: Any) -> None:
-    """Tell the front, if one started this process, what is served: the keys that `block` reads."""
-    number = os.environ.pop(ENV_PIPE, None)
-    if number is not None:
-        with open(int(number), "w", encoding="utf-8") as pipe:
-            json.dump(what, pipe)
 
 
 def block(what: dict[str, Any], log: Path, seconds: float) -> str:
@@ -53,7 +45,8 @@ def block(what: dict[str, Any], log: Path, seconds: float) -> str:
     `has_key`.
     """
     if what["url"] is None:
-        return f"\nled_sglang {__version__}: this node is ready after {seconds:.0f} s; the first node answers.\n  log  {log}"
+        ready = f"this node is ready after {seconds:.0f} s; the first node answers"
+        return f"\nled_sglang {__version__}: {ready}\n  log        {log}"
     with_led, url, key = what["methods"] is not None, what["url"], what["has_key"]
     body = {"model": what["model"], "messages": [{"role": "user", "content": QUESTION}]}
     led = {"custom_params": {"led": True}} if with_led else {}
@@ -120,7 +113,7 @@ class Front:
         os.close(theirs)
 
     def run(self) -> int:
-        """The status of the server's end; 128 + the signal's number if one ended it. Ctrl-C reaches the server itself."""
+        """The status of the server's end; 128 + the signal's number if one ended it."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._stop)
         while self.process.poll() is None:
@@ -215,7 +208,9 @@ def serve(command: Sequence[str], log: Path = DEFAULT_LOG, out: IO[str] | None =
 def make_parser() -> argparse.ArgumentParser:
     """What the front takes for itself."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    words = f"the file that gets the log of `led-sglang serve`, with a number behind it if in use (default: {DEFAULT_LOG})"
+    words = (
+        f"the file that gets the log of `led-sglang serve`, with a number behind it if in use (default: {DEFAULT_LOG})"
+    )
     parser.add_argument("--led-log", type=Path, default=DEFAULT_LOG, help=words)
     return parser
 

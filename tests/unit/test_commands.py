@@ -27,6 +27,7 @@ INFO: dict[str, Any] = {
     "defaults": {"led": True, "depth": 8, "top_k": 8, "phase": "think"},
 }
 STATS = {"thinking_tokens": 9, "led_tokens": 9, "explored_tokens": 1, "fallbacks": 0}
+SERVER = {"/led/info": INFO, "/v1/models": {"data": [{"id": "m"}]}}
 META = {"led_params": {"depth": 8}, "led_stats": STATS}
 
 
@@ -54,7 +55,9 @@ def test_another_command_is_refused_by_name(argv: list[str], words: str, capsys:
 
 
 def test_the_launchers_help_begins_with_three_commands_that_it_takes() -> None:
-    done = subprocess.run([sys.executable, "-m", "led_sglang.launch", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "led_sglang.launch", "--help"], capture_output=True, text=True, check=True
+    )
     lines = done.stdout.splitlines()
     assert lines[:3] == EXAMPLES.splitlines()
     for line in lines[:3]:
@@ -87,14 +90,18 @@ def test_check_names_why_led_is_off(info: dict[str, Any], meta: dict[str, Any], 
 @pytest.mark.parametrize(
     ("answers", "status", "words"),
     [
-        ({"/led/info": INFO, "/v1/models": {"data": [{"id": "m"}]}, "/v1/chat/completions": {"choices": [{"meta_info": META}]}}, 0, "LED is on."),
-        ({"/led/info": INFO, "/v1/models": {"data": [{"id": "m"}]}, "/v1/chat/completions": {"choices": [{}]}}, 1, "LED is off"),
+        (SERVER | {"/v1/chat/completions": {"choices": [{"meta_info": META}]}}, 0, "LED is on."),
+        (SERVER | {"/v1/chat/completions": {"choices": [{}]}}, 1, "LED is off"),
         ({}, 1, "--led disabled"),
     ],
     ids=["on", "dropped", "stock"],
 )  # fmt: skip
 def test_check_asks_a_server(
-    answers: dict[str, Any], status: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    answers: dict[str, Any],
+    status: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def answer(url: str, **_: Any) -> httpx.Response:
         path = httpx.URL(url).path
@@ -111,7 +118,7 @@ def test_check_asks_a_server(
 
 
 def test_the_changelog_is_one_of_semantic_versions() -> None:
-    """Unreleased first, then versions from the newest on, each with a date or without changes of its own kind of heading."""
+    """Unreleased first, then versions from the newest on; changes below the usual headings."""
     headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[0] == "Unreleased"
     versions = [heading.split()[0] for heading in headings[1:]]

@@ -163,7 +163,8 @@ def test_what_is_imported_comes_with_sglang() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            for top in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - EXTRAS - {"led_sglang", ""}:
+            tops = {name.split(".")[0] for name in names}
+            for top in tops - set(sys.stdlib_module_names) - EXTRAS - {"led_sglang", ""}:
                 if not {canonicalize_name(name) for name in provided.get(top, [])} & closure:
                     missing[top] = path.relative_to(ROOT).as_posix()
     assert missing == {}
@@ -181,8 +182,9 @@ def requirements_of(name: str) -> set[str]:
             continue
         if each not in found:
             found.add(each)
-            needs = [Requirement(text) for text in texts]
-            waiting += [canonicalize_name(n.name) for n in needs if n.marker is None or n.marker.evaluate({"extra": ""})]
+            for need in map(Requirement, texts):
+                if need.marker is None or need.marker.evaluate({"extra": ""}):
+                    waiting.append(canonicalize_name(need.name))
     return found
 
 
@@ -202,7 +204,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_installed(installed: Path, *command: str) -> subprocess.CompletedProcess[str]:
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "LED_SGLANG_CONFIG")}
     program = [str(installed / "bin" / command[0]), *command[1:]]
-    return subprocess.run(program, cwd=installed, env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(program, cwd=installed, env=env, capture_output=True, text=True, timeout=300)
 
 
 def test_an_installed_wheel_is_the_one_that_runs(installed: Path) -> None:
@@ -215,7 +217,7 @@ def test_an_installed_wheel_is_the_one_that_runs(installed: Path) -> None:
 
 
 def test_an_installed_wheel_would_serve_the_embedded_model(installed: Path) -> None:
-    """Everything that a start does before it loads weights: plugin and platform found by their entry points, hooks verified."""
+    """All that a start does before it loads weights: entry points are found, hooks are verified."""
     done = in_installed(installed, "led-sglang", "check")
     assert done.returncode == 0, done.stderr
     assert f"led_sglang: ok, model: {installed}" in done.stdout

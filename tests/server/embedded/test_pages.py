@@ -1,7 +1,7 @@
 """The pages of docs/how-to: what they show runs as it stands, against the server that `make serve` starts.
 
-A block behind `<!-- run -->` runs; `<!-- output -->` has lines that its output contains; `<!-- sends: NAME -->` runs where
-that package is installed, and has to send what `<!-- body: NAME -->` shows, which is sent in any case.
+A block behind `<!-- run -->` runs; `<!-- output -->` has lines that its output contains; `<!-- sends: NAME -->` runs
+where that package is installed, and has to send what `<!-- body: NAME -->` shows, which is sent in any case.
 """
 
 import importlib.util
@@ -38,7 +38,9 @@ class Block(NamedTuple):
 
 
 def blocks(*kinds: str) -> list[Block]:
-    found = (Block(p.stem, *match.groups("")) for p in sorted(FOLDER.glob("*.md")) for match in BLOCK.finditer(p.read_text()))
+    found = (
+        Block(p.stem, *match.groups("")) for p in sorted(FOLDER.glob("*.md")) for match in BLOCK.finditer(p.read_text())
+    )
     return [block for block in found if block.kind in kinds]
 
 

@@ -16,7 +16,17 @@ KINDS = ["Tutorials", "How-to", "Reference", "Explanation", "Decisions", "Result
 
 
 def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(root / "mkdocs.yml"), "--site-dir", str(site)]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--config-file",
+        str(root / "mkdocs.yml"),
+        "--site-dir",
+        str(site),
+    ]
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, cwd=root)
 
@@ -37,7 +47,9 @@ def test_the_site_builds_strictly_and_can_be_searched(site: Path) -> None:
 
 
 def test_what_pages_link_to_outside_of_docs_is_in_the_site(site: Path) -> None:
-    assert (site / "source/led_sglang/ops/reference.py").read_bytes() == (ROOT / "led_sglang/ops/reference.py").read_bytes()
+    assert (site / "source/led_sglang/ops/reference.py").read_bytes() == (
+        ROOT / "led_sglang/ops/reference.py"
+    ).read_bytes()
     assert (site / "CHANGELOG.html").is_file() and (site / "benchmarks/gpu/README.html").is_file()
     hrefs = re.findall(r'href="([^"#:]+)', (site / "design.html").read_text())
     assert "source/led_sglang/ops/reference.py" in hrefs
@@ -65,7 +77,9 @@ FAULTS = {  # what is appended to which page: what the warning names
 
 def test_dead_links_and_a_lost_page_fail(tmp_path: Path) -> None:
     root = tmp_path / "repository"
-    left_out = shutil.ignore_patterns("__pycache__", "results", "*.safetensors", "out", ".*", "node_modules", "training")
+    left_out = shutil.ignore_patterns(
+        "__pycache__", "results", "*.safetensors", "out", ".*", "node_modules", "training"
+    )
     shutil.copytree(ROOT, root, ignore=left_out)
     for text, (page, _) in FAULTS.items():
         with (root / "docs" / page).open("a") as file:

@@ -1,4 +1,4 @@
-"""The front: what it shows of a server's start, its errors and its end. The server is a small program that acts as one."""
+"""The front: what it shows of a server's start, its errors and its end. A small program acts as the server."""
 
 import json
 import shlex
@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from led_sglang.serving.front import ENV_PIPE, block
+from led_sglang.serving.announcement import ENV_PIPE, announce
+from led_sglang.serving.front import block
 from led_sglang.serving.ports import HeldPort
 
 WHAT: dict[str, Any] = {
@@ -26,7 +27,7 @@ WHAT: dict[str, Any] = {
 }
 SERVER = """
 import http.server, sys, warnings
-from led_sglang.serving.front import announce
+from led_sglang.serving.announcement import announce
 warnings.warn("of another package")
 print("[2026-11-30 19:19:33] Load weight begin. avail mem=1 GB", flush=True)
 print("LED: backend x is not used here", flush=True)
@@ -159,8 +160,6 @@ def test_the_block_of_a_server_with_a_key_of_stock_sglang_and_of_a_second_node()
 
 
 def test_without_a_front_nothing_is_announced(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    from led_sglang.serving.front import announce
-
     monkeypatch.delenv(ENV_PIPE, raising=False)
     announce(url="http://127.0.0.1:1")
     assert capfd.readouterr() == ("", "")

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,7 +79,7 @@ class Screen:
         is_new, self._stage = words != self._stage, words
         text = f"led_sglang: {words} ({time.monotonic() - self._started:.0f} s)"
         if self._out.isatty():
-            self._write(f"\r\033[K{text}")
+            self._write(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}")
             self._is_open = True
         elif is_new:
             self._write(f"{text}\n")

@@ -20,7 +20,7 @@ STAGES = {
     "server_args=": "checks the hooks and the model",
     "Init parallel begin": "starts the engine",
     "Load weight begin": "loads the weights",
-    "Memory pool end": "prepares LED's step (compiles it at the first start on a machine, about a minute)",
+    "Memory pool end": "compiles LED's step, a minute at the first start",
     "LED: methods ": "runs LED's start check",
     "Application startup complete": "answers its first request",
 }

@@ -216,6 +216,7 @@ def test_an_installed_wheel_is_the_one_that_runs(installed: Path) -> None:
     assert in_installed(installed, "led-sglang", "--version").stdout.strip() == f"led_sglang {led_sglang.__version__}"
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_would_serve_the_embedded_model(installed: Path) -> None:
     """All that a start does before it loads weights: entry points are found, hooks are verified."""
     done = in_installed(installed, "led-sglang", "check")

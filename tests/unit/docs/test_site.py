@@ -75,6 +75,7 @@ FAULTS = {  # what is appended to which page: what the warning names
 }
 
 
+@pytest.mark.slow
 def test_dead_links_and_a_lost_page_fail(tmp_path: Path) -> None:
     root = tmp_path / "repository"
     left_out = shutil.ignore_patterns(

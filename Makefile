@@ -28,7 +28,8 @@ serve: env
 	@exec $(PYTHON_VENV) -m led_sglang serve --led-log out/serve.log $(ARGS)
 
 docs: env
-	@NO_MKDOCS_2_WARNING=1 $(PYTHON_VENV) -m mkdocs build --strict --quiet && echo "docs: open out/site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON_VENV) -m mkdocs build --strict --quiet && \
+		echo "docs: built in out/site; python3 -m http.server --directory out/site 8000 shows it at http://127.0.0.1:8000"
 
 test: env
 	@exec $(PYTHON_VENV) -m pytest $(or $(ARGS),-n 2 -m quick)

@@ -15,7 +15,10 @@ import argparse
 import html
 import shutil
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.parse import urlencode
 
@@ -26,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from led_sglang import trace
 from training.scoring import final_answer
 
+SLOW_MS = 180_000  # on a busy machine
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 QUESTION, ANSWER = "What is 17 + 5 * 3?", "32"
 SETTINGS = {"q": QUESTION, "t": 1.0, "d": 8, "k": 8, "max": 256}
@@ -68,7 +72,7 @@ def run(page: Page, url: str, **settings: Any) -> None:
 
 def screen_of(typescript: Path) -> list[str]:
     """What a terminal shows at the end of a recording: of a line that was written over, the last."""
-    text = typescript.read_text(errors="replace").split("\n", 1)[1]  # the first line is script's own
+    text = typescript.read_bytes().decode(errors="replace").split("\n", 1)[1]  # the first line is script's own
     lines = [line.rstrip("\r").rsplit("\r", 1)[-1].removeprefix("\x1b[K") for line in text.split("\n")]
     return [line for line in lines if not line.startswith("Script done")]
 
@@ -78,14 +82,21 @@ def terminal(browser: Browser, typescript: Path) -> None:
     page = browser.new_page(viewport={"width": 1000, "height": 200})
     style = "margin:0;padding:20px;background:#16181d;color:#d8dee9;font:14px/1.5 monospace;white-space:pre-wrap"
     page.set_content(f'<body style="margin:0"><pre style="{style}">{rows}</pre>')
-    page.locator("pre").screenshot(path=IMAGES / "terminal.png")
+    page.screenshot(path=IMAGES / "terminal.png", full_page=True, timeout=SLOW_MS)
 
 
 def site(browser: Browser, folder: Path) -> None:
+    """Over HTTP: a browser searches no page of a file:// address."""
+    handler = partial(SimpleHTTPRequestHandler, directory=folder)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, daemon=True).start()
     page = browser.new_page(viewport={"width": 1280, "height": 860}, color_scheme="light")
-    page.goto((folder / "how-to" / "is-led-on.html").resolve().as_uri())
+    page.set_default_timeout(SLOW_MS)
+    page.goto(f"http://127.0.0.1:{server.server_port}/how-to/is-led-on.html")
+    page.fill(".md-search__input", "latent_offset")
+    page.wait_for_selector(".md-search-result__item")
     page.wait_for_timeout(1000)
-    page.screenshot(path=IMAGES / "site.png")
+    page.screenshot(path=IMAGES / "site.png", timeout=SLOW_MS)
 
 
 def inspector(browser: Browser, url: str) -> None:

@@ -46,12 +46,13 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert len(capsys.readouterr().out) > 200
 
 
-@pytest.mark.parametrize(("argv", "words"), [([], "COMMAND"), (["magic"], "'serve', 'trace'")])
+@pytest.mark.parametrize(("argv", "words"), [([], "COMMAND"), (["magic"], "magic")])
 def test_another_command_is_refused_by_name(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(argv)
     assert caught.value.code == 2
-    assert words in capsys.readouterr().err.replace("serve, trace", "'serve', 'trace'")
+    said = capsys.readouterr().err
+    assert words in said and "usage: led-sglang" in said
 
 
 def test_the_launchers_help_begins_with_three_commands_that_it_takes() -> None:

@@ -28,7 +28,7 @@ def printed_answer() -> str:
 
 def test_the_readmes_request_runs_and_gives_the_printed_answer(embedded_server: Server) -> None:
     program = python_block().replace("http://127.0.0.1:30000", embedded_server.url)
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
     said, printed = answers(run.stdout), answers(printed_answer())
     assert len(said) == len(printed) == 2
     # Without LED a seed is not heeded, with it thinking may differ in its last bits on another CPU; the sum may not.
@@ -80,7 +80,7 @@ def test_the_readmes_commands_that_ask_a_server_run(embedded_server: Server) -> 
         words = words.replace("led-sglang", f"{sys.executable} -m led_sglang", 1)
         words += "" if embedded_server.url in words else f" --url {embedded_server.url}"
         env = {**os.environ, "PYTHONPATH": str(README.parent)}
-        done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, timeout=120, env=env)
+        done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, timeout=300, env=env)
         assert done.returncode == 0 and done.stdout, done.stderr
 
 
@@ -108,5 +108,5 @@ def test_the_start_ends_in_a_block_whose_request_is_answered(embedded_server: Se
     assert "UserWarning" in log and "UserWarning" not in terminal
     assert len(terminal.split("Ctrl-C")[0].splitlines()) < 30, "stages and the block"
     [line] = [line for line in terminal.splitlines() if "curl" in line]
-    done = subprocess.run(["bash", "-c", line.split("try", 1)[1]], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", "-c", line.split("try", 1)[1]], capture_output=True, text=True, timeout=300)
     assert "32" in done.stdout, done.stdout + done.stderr

@@ -204,7 +204,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_installed(installed: Path, *command: str) -> subprocess.CompletedProcess[str]:
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "LED_SGLANG_CONFIG")}
     program = [str(installed / "bin" / command[0]), *command[1:]]
-    return subprocess.run(program, cwd=installed, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(program, cwd=installed, env=env, capture_output=True, text=True, timeout=500)
 
 
 def test_an_installed_wheel_is_the_one_that_runs(installed: Path) -> None:

@@ -62,7 +62,7 @@ def run(block: Block, url: str, folder: Path) -> str:
     command = [sys.executable, "-c", text] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", text]
     path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
     env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, cwd=folder)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=env, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

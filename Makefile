@@ -3,12 +3,13 @@ PYTHON_VENV := .venv/bin/python
 # Nothing here ever fetches a model or a data set.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help env serve test test-all check accuracy bench soak fuzz constraints manifests clean
+.PHONY: help env serve docs test test-all check accuracy bench soak fuzz constraints manifests clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make env                 the pinned environment in .venv"
 	@echo "make serve ARGS='...'    the LED server; without --model-path it serves the embedded model"
+	@echo "make docs                the documentation as a site with search, in out/site"
 	@echo "make test                the quick tests, by two workers; ARGS='...' for other pytest arguments, by one"
 	@echo "make test-all            every test, in about an hour"
 	@echo "make check               lint, types, import rules"
@@ -24,7 +25,11 @@ env:
 	@scripts/make_env
 
 serve: env
-	@exec $(PYTHON_VENV) -m led_sglang.launch $(ARGS)
+	@exec $(PYTHON_VENV) -m led_sglang serve --led-log out/serve.log $(ARGS)
+
+docs: env
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON_VENV) -m mkdocs build --strict --quiet && \
+		echo "docs: built in out/site; python3 -m http.server --directory out/site 8000 shows it at http://127.0.0.1:8000"
 
 test: env
 	@exec $(PYTHON_VENV) -m pytest $(or $(ARGS),-n 2 -m quick)

@@ -11,6 +11,7 @@ from typing import Any
 
 from led_sglang.config.checks import LedParamError
 from led_sglang.config.server import ServerConfig, default_host, export_config
+from led_sglang.serving.announcement import announce
 from led_sglang.serving.command_line import server_config_of, split_arguments
 from led_sglang.serving.imports import collector_paused
 from led_sglang.serving.ports import refuse_taken
@@ -121,6 +122,7 @@ def _serve(options: Namespace, rest: list[str]) -> int:
 
             accept(server_args)
     if not options.check:
+        _announce(server_args, resolved if with_led else None)
         return _run(server_args, with_led)
     captured = f", layers captured: {resolved.num_captured}, markers: {resolved.think_open!r}" if with_led else ""
     print(f"led_sglang: ok, model: {server_args.model_path}{captured}")
@@ -134,6 +136,24 @@ def _serve(options: Namespace, rest: list[str]) -> int:
         if short is not None:
             print(f"led_sglang: warning: {short}", file=sys.stderr)
     return 0
+
+
+def _announce(server_args: Any, config: ServerConfig | None) -> None:
+    """What a front in the foreground shows of this server; config: None for stock SGLang."""
+    scheme = "https" if server_args.ssl_keyfile else "http"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(server_args.host, server_args.host)
+    address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{server_args.port}"
+    defaults = None
+    if config is not None:
+        mode = "on unless a request says otherwise" if config.default_on else "off unless a request asks"
+        defaults = f"{mode}; depth {config.depth}, k {config.top_k}, phase {config.phase}"
+    announce(
+        url=address if server_args.node_rank == 0 else None,
+        model=server_args.served_model_name or server_args.model_path,
+        methods=None if config is None else [name for name in config.methods if name != "none"],
+        defaults=defaults,
+        has_key=server_args.api_key is not None,
+    )
 
 
 def _run(server_args: Any, with_led: bool) -> int:

@@ -14,12 +14,26 @@ from led_sglang.config.legal import Choice, Choices, Integer, Real, Text
 from led_sglang.config.methods import METHODS
 from led_sglang.config.server import ServerConfig
 
-__all__ = ["build_parser", "server_config_of", "split_arguments"]
+__all__ = ["EXAMPLES", "build_parser", "server_config_of", "split_arguments"]
+
+
+EXAMPLES = """\
+python -m led_sglang.launch                                          # the embedded model, no GPU needed
+python -m led_sglang.launch --model-path Qwen/Qwen3-4B-Thinking-2507 --reasoning-parser qwen3
+python -m led_sglang.launch --config server_configs/qwq-32b-led.yaml --led off   # only requests that ask for LED
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its help begins with examples."""
+
+    def format_help(self) -> str:
+        return f"{EXAMPLES}\n{super().format_help()}"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The LED arguments and `--config`; all others are SGLang's."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m led_sglang.launch",
         description="Serve a model with Latent Exploration Decoding on stock SGLang. All arguments of "
         "`python -m sglang.launch_server` are accepted too (--help-sglang lists them). Where no model is named the "

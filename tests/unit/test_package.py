@@ -1,15 +1,20 @@
 """The package as its users get it: public names, what importing it loads, and the files of the wheel."""
 
 import ast
-import importlib.util
+import email
+import importlib.metadata
+import os
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import led_sglang
 
@@ -20,6 +25,7 @@ PUBLIC_NAMES = {"LedParamError", "LedParams", "ServerConfig", "__version__", "en
 PRIVATE = ("led_sglang/integration/", "led_sglang/ops/", "led_sglang/wire.py")
 MODEL = "led_sglang/embedded/model/model.safetensors"
 MAX_FILE_BYTES = 1 << 20  # of every file of the wheel but the embedded model
+MAX_WHEEL_BYTES = 10_000_000
 KINDS = {
     "led_sglang": {".py", ".typed"},
     "led_sglang/inspector": {".py", ".js", ".css", ".html"},
@@ -120,11 +126,102 @@ def test_a_developers_file_breaks_the_rule(name: str) -> None:
     assert faults_of({"led_sglang/trace.py": MAX_FILE_BYTES + 1})
 
 
-@pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is not installed")
-def test_a_built_wheel_has_these_files(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as it is released."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
-    [wheel] = tmp_path.glob("*.whl")
+    [found] = folder.glob("*.whl")
+    return found
+
+
+def test_a_built_wheel_has_these_files_and_is_small(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         infos = [info for info in archive.infolist() if ".dist-info/" not in info.filename]
     assert {info.filename: info.file_size for info in infos} == wheel_sources()
+    assert wheel.stat().st_size < MAX_WHEEL_BYTES
+
+
+def test_the_wheel_needs_sglang_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(archive.read(name))
+    required = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
+    assert [str(each) for each in required if each.marker is None] == ["sglang<0.6,>=0.5.17"]
+
+
+# Third-party modules that belong to an extra; the commands that need them say which one.
+EXTRAS = {"matplotlib", "math_verify", "rich", "datasets", "latex2sympy2_extended", "sympy"}
+
+
+def test_what_is_imported_comes_with_sglang() -> None:
+    provided = importlib.metadata.packages_distributions()
+    closure = requirements_of("sglang")
+    missing = {}
+    for path in sorted((ROOT / "led_sglang").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            tops = {name.split(".")[0] for name in names}
+            for top in tops - set(sys.stdlib_module_names) - EXTRAS - {"led_sglang", ""}:
+                if not {canonicalize_name(name) for name in provided.get(top, [])} & closure:
+                    missing[top] = path.relative_to(ROOT).as_posix()
+    assert missing == {}
+
+
+def requirements_of(name: str) -> set[str]:
+    """A distribution and all that its installation brings."""
+    found: set[str] = set()
+    waiting = [canonicalize_name(name)]
+    while waiting:
+        each = waiting.pop()
+        try:
+            texts = importlib.metadata.requires(each) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if each not in found:
+            found.add(each)
+            for need in map(Requirement, texts):
+                if need.marker is None or need.marker.evaluate({"extra": ""}):
+                    waiting.append(canonicalize_name(need.name))
+    return found
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel, and this one's packages beside it but for the repository (no editable install)."""
+    folder = tmp_path_factory.mktemp("installed")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    [site] = folder.glob("lib/python*/site-packages")
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--no-index", str(wheel)], check=True, capture_output=True)
+    # A folder that a .pth file names is searched, but its own .pth files (an editable install) are not read.
+    (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    return folder
+
+
+def in_installed(installed: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "LED_SGLANG_CONFIG")}
+    program = [str(installed / "bin" / command[0]), *command[1:]]
+    return subprocess.run(program, cwd=installed, env=env, capture_output=True, text=True, timeout=500)
+
+
+def test_an_installed_wheel_is_the_one_that_runs(installed: Path) -> None:
+    code = "import led_sglang, sglang; print(led_sglang.__file__, led_sglang.__version__)"
+    done = in_installed(installed, "python", "-c", code)
+    assert done.returncode == 0, done.stderr
+    place, version = done.stdout.split()
+    assert place.startswith(str(installed)) and version == led_sglang.__version__
+    assert in_installed(installed, "led-sglang", "--version").stdout.strip() == f"led_sglang {led_sglang.__version__}"
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_would_serve_the_embedded_model(installed: Path) -> None:
+    """All that a start does before it loads weights: entry points are found, hooks are verified."""
+    done = in_installed(installed, "led-sglang", "check")
+    assert done.returncode == 0, done.stderr
+    assert f"led_sglang: ok, model: {installed}" in done.stdout
+    assert "layers captured: 11" in done.stdout
+    manifest = in_installed(installed, "python", "-m", "led_sglang.patches", "check", "--strict")
+    assert manifest.returncode == 0, manifest.stdout + manifest.stderr

@@ -10,8 +10,9 @@ from tests.server.servers import Server
 
 @pytest.fixture(scope="package")
 def embedded_server(logs: Path) -> Iterator[Server]:
-    """The embedded model with LED on."""
-    with Server("--enable-metrics", log=logs / "embedded.log") as server:
+    """The embedded model with LED on. `log` is what the terminal shows; the engine's is `embedded-engine.log`."""
+    front = ("serve", "--led-log", str(logs / "embedded-engine.log"))
+    with Server(*front, "--enable-metrics", log=logs / "embedded.log", module="led_sglang") as server:
         yield server
 
 

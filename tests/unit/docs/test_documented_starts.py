@@ -16,9 +16,11 @@ from led_sglang.serving.command_line import split_arguments
 
 ROOT = Path(__file__).resolve().parents[3]
 HISTORY = ROOT / "docs/log.md"
-PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {HISTORY}), ROOT / "server_configs/README.md"]
+KINDS = [page for kind in ("tutorials", "how-to") for page in (ROOT / "docs" / kind).glob("*.md")]
+DOCS = sorted({*(ROOT / "docs").glob("*.md"), *KINDS} - {HISTORY})
+PAGES = [ROOT / "README.md", *DOCS, ROOT / "server_configs/README.md"]
 MANIFESTS = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
-COMMAND = re.compile(r"python3? -m led_sglang\.launch\b([^`#&|]*)")
+COMMAND = re.compile(r"(?:python3? -m led_sglang\.launch|led-sglang serve)\b([^`#&|]*)")
 IMAGE = re.compile(r"docker run [^`#]*? led-sglang(?::\S+)?[ ]([^`#]*)")
 MAKE = re.compile(r"make serve(?: ARGS=(?P<quote>[\"'])(?P<arguments>[^\"']*)(?P=quote))?")
 PLACEHOLDERS = {'"$KEY"': "key", "$(NODE_RANK)": "1"}

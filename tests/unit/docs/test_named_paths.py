@@ -11,8 +11,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 HISTORY = ROOT / "docs/log.md"  # what it names existed at the time
 DECISIONS = ROOT / "docs/decisions"  # what was tried, and may be gone
+KINDS = ("tutorials", "how-to", "reference")
 PAGES = sorted(
-    {*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("benchmarks/*/README.md")}
+    {
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(page for kind in KINDS for page in (ROOT / "docs" / kind).glob("*.md")),
+        *ROOT.glob("*/README.md"),
+        *ROOT.glob("benchmarks/*/README.md"),
+    }
     - {HISTORY, ROOT / "CHANGELOG.md"}
 )
 # Tests have a test of their own: test_named_tests.py.

@@ -1,5 +1,7 @@
 """Where ranks share the work: what SGLang has for accelerators or its own CPU build alone, in plain torch over gloo."""
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ def install() -> None:
     """Put the functions below in the place of SGLang's."""
     from sglang.srt.distributed import parallel_state
     from sglang.srt.layers import dp_attention
+    from sglang.srt.layers.moe import fused_moe_native
     from sglang.srt.model_executor import forward_batch_info
 
     if not hasattr(dp_attention, "memcpy_cpu"):  # SGLang 0.5.17
@@ -22,6 +25,7 @@ def install() -> None:
     parallel_state.reg_reduce_scatter_tensor = reduce_scatter
     parallel_state.inplace_all_reduce = all_reduce
     parallel_state.GroupCoordinator.reduce_scatterv = reduce_scatterv
+    fused_moe_native.moe_forward_native = local_experts(fused_moe_native.moe_forward_native)
 
 
 def _group(name: str) -> Any:
@@ -53,3 +57,26 @@ def reduce_scatterv(self: Any, input_: Tensor, output: Tensor | None = None, siz
     """GroupCoordinator's, without NCCL: sizes, rows of each rank."""
     summed: Tensor = self._deterministic_reduce_scatterv(input_, output, sizes)
     return summed
+
+
+def local_experts(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """SGLang's loop over experts, of which this rank has some: with expert parallelism others' have the id -1.
+
+    A token's experts are computed one after the other, those of other ranks as the first one, with weight 0: the loop
+    takes an expert once for each token.
+    """
+
+    @wraps(compute)
+    def forward(layer: Any, x: Tensor, topk_output: Any, moe_runner_config: Any) -> Tensor:
+        weights, ids, _ = topk_output
+        if not (ids < 0).any():
+            return compute(layer, x, topk_output, moe_runner_config)
+        weights, ids = weights.masked_fill(ids < 0, 0), ids.clamp(min=0)
+        columns = zip(weights.split(1, dim=1), ids.split(1, dim=1), strict=True)
+        parts = [
+            compute(layer, x, topk_output._replace(topk_weights=weight, topk_ids=expert), moe_runner_config)
+            for weight, expert in columns
+        ]
+        return torch.stack(parts).sum(0)
+
+    return forward

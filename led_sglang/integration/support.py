@@ -59,6 +59,10 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
     "smg_grpc_mode": ("--smg-grpc-mode", HIDES_REQUESTS),
     "grpc_mode": ("--grpc-mode", HIDES_REQUESTS),
     "use_ray": ("--use-ray", HIDES_REQUESTS),
+    "grpc_port": (
+        "--grpc-port",
+        "its messages have no field for LED's parameters, and its OpenAI answers none for what LED did",
+    ),
     "encoder_only": ("--encoder-only", "it serves no text"),
     "is_embedding": ("--is-embedding", "it serves no text"),
     "dllm_algorithm": ("--dllm-algorithm", "a diffusion model's tokens do not come from the sampler"),

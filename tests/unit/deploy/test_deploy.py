@@ -78,6 +78,51 @@ def test_arguments_are_sglangs_or_ours(document: dict[str, Any]) -> None:
         assert (ROOT / config).is_file()
 
 
+GATEWAYS = [
+    document
+    for document in WORKLOADS
+    if document.values[0]["spec"]["template"]["spec"]["containers"][0]["image"].startswith("led-gateway")
+]
+
+
+@pytest.mark.parametrize("document", GATEWAYS)
+def test_a_gateways_arguments_are_its_own_and_name_pods(document: dict[str, Any]) -> None:
+    """Each selector is the label of some pod; a prefill server's pod tells the port that its server has."""
+    import argparse
+
+    router_args = pytest.importorskip("smg.router_args", reason="pip install led_sglang[gateway]")
+    parser = argparse.ArgumentParser()
+    router_args.RouterArgs.add_cli_args(parser)
+    [container] = document["spec"]["template"]["spec"]["containers"]
+    found = router_args.RouterArgs.from_cli_args(parser.parse_args(container["args"]))
+    assert found.service_discovery and found.port == container["ports"][0]["containerPort"]
+    is_disaggregated = bool(found.pd_disaggregation)
+    selectors = [found.prefill_selector, found.decode_selector] if is_disaggregated else [found.selector]
+    pods = [pod_of(labels) for labels in selectors]
+    assert [role_of(pod) for pod in pods] == (["prefill", "decode"] if is_disaggregated else ["null"])
+    if is_disaggregated:
+        [port] = [flag.partition("=")[2] for flag in arguments_of(pods[0]) if "-bootstrap-port" in flag]
+        assert pods[0]["metadata"]["annotations"] == {found.bootstrap_port_annotation: port}
+
+
+def pod_of(labels: dict[str, str]) -> dict[str, Any]:
+    """The template of the one workload that has the labels."""
+    pods = [document.values[0]["spec"]["template"] for document in WORKLOADS]
+    [pod] = [pod for pod in pods if labels and labels.items() <= pod["metadata"]["labels"].items()]
+    found: dict[str, Any] = pod
+    return found
+
+
+def arguments_of(pod: dict[str, Any]) -> list[str]:
+    arguments: list[str] = pod["spec"]["containers"][0]["args"]
+    return arguments
+
+
+def role_of(pod: dict[str, Any]) -> str:
+    modes = [flag.partition("=")[2] for flag in arguments_of(pod) if flag.startswith("--disaggregation-mode")]
+    return modes[0] if modes else "null"
+
+
 def test_services_reach_ports_that_pods_have() -> None:
     documents = [document.values[0] for document in DOCUMENTS]
     pods = [d["spec"]["template"] for d in documents if d["kind"] in ("Deployment", "StatefulSet")]

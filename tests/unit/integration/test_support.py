@@ -29,6 +29,7 @@ def test_what_cannot_work_is_refused(name: str) -> None:
         **dict.fromkeys(("watermark_config", "dllm_algorithm"), "NGRAM"),
         "disaggregation_mode": "decode",
         "decoupled_spec_role": "verifier",
+        "grpc_port": 30001,
         "moe_a2a_backend": "deepep",
         "elastic_ep_backend": "nixl",
         "ep_join_mode": "scale",

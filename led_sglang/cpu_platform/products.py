@@ -31,15 +31,15 @@ def install() -> None:
         override(mm, addmm)
 
 
-def override(own_mm: Callable[..., Tensor], own_addmm: Callable[..., Tensor]) -> None:
+def override(new_mm: Callable[..., Tensor], new_addmm: Callable[..., Tensor]) -> None:
     """torch's `mm` and `addmm` on the CPU, the last call's. Their `.out` forms remain torch's own."""
     global _library
     if _library is not None:
         _library._destroy()
     make: Any = torch.library.Library  # has no types
     _library = make("aten", "IMPL")
-    _library.impl("mm", own_mm, "CPU")
-    _library.impl("addmm", own_addmm, "CPU")
+    _library.impl("mm", new_mm, "CPU")
+    _library.impl("addmm", new_addmm, "CPU")
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:

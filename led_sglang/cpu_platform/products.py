@@ -46,7 +46,8 @@ def mm(a: Tensor, b: Tensor) -> Tensor:
     """a (M, K) times b (K, N), of one type: (M, N) in that type."""
     width = _block_width(a, b)
     if not width:
-        return torch.ops.aten.mm.out(a, b, out=a.new_empty(len(a), b.shape[1]))  # type: ignore[no-any-return]
+        product: Tensor = torch.ops.aten.mm.out(a, b, out=a.new_empty(len(a), b.shape[1]))
+        return product
     return _in_blocks(a, b, width, None)
 
 
@@ -55,7 +56,8 @@ def addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float =
     width = _block_width(a, b) if bias.dim() == 1 and len(bias) == b.shape[1] and alpha == beta == 1 else 0
     if not width:
         out = a.new_empty(len(a), b.shape[1])
-        return torch.ops.aten.addmm.out(bias, a, b, beta=beta, alpha=alpha, out=out)  # type: ignore[no-any-return]
+        product: Tensor = torch.ops.aten.addmm.out(bias, a, b, beta=beta, alpha=alpha, out=out)
+        return product
     return _in_blocks(a, b, width, bias)
 
 

@@ -6,7 +6,8 @@ FILE holds one prompt a line: plain text, or JSON objects with `prompt`, `proble
 each prompt by sampling (`--generate`, 0 = look at the prompts themselves); the statistics are taken at the positions
 that predict the generated tokens. Layers are 1-based; h^l below the last goes through the LM head without the final
 norm, as LED reads it (`--latent-norm` puts the norm in). Any causal model with a norm before its head will do.
-The report takes the file with --analysis.
+The report takes the file with --analysis. The last line is a verdict: whether LED is for this model, and with which
+depth; with `--out MODEL/led_verdict.json` a server of that model says it at its start.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 from led_sglang.cli import files
 from led_sglang.cli.arguments import integer, number
 from led_sglang.cli.endings import CommandError, guarded
+from led_sglang.verdict import judge
 
 __all__ = ["Analyser", "AnalysisError", "layer_sums", "main", "read_prompts"]
 
@@ -99,11 +101,11 @@ class Analyser:
     ks: tuple[int, ...] = KS
 
     def __post_init__(self) -> None:
-        self.totals: list[list[LayerSums]] = []
+        self.totals: dict[bool, list[list[LayerSums]]] = {False: [], True: []}  # by whether latents are normed
         self.num_positions = 0
 
-    def _logits(self, state: Tensor, is_final: bool) -> Tensor:
-        if is_final or self.latent_norm:
+    def _logits(self, state: Tensor, is_normed: bool) -> Tensor:
+        if is_normed:
             state = final_norm(self.model)(state)
         return self.model.get_output_embeddings()(state).float() / self.temperature  # type: ignore[no-any-return]
 
@@ -113,20 +115,18 @@ class Analyser:
         streams = residual_streams(self.model, ids)
         for first in range(start - 1, len(ids) - 1, ROWS_AT_A_TIME):
             rows = slice(first, min(first + ROWS_AT_A_TIME, len(ids) - 1))
-            final_logits = self._logits(streams[-1][rows], is_final=True)  # (P, V)
+            final_logits = self._logits(streams[-1][rows], True)  # (P, V)
             final_ids = final_logits.topk(max(self.ks), dim=-1).indices  # (P, max k)
-            sums = [layer_sums(self._logits(state[rows], False), final_ids, self.ks) for state in streams[:-1]]
-            self.totals.append([*sums, layer_sums(final_logits, final_ids, self.ks)])
+            final_sums = layer_sums(final_logits, final_ids, self.ks)
+            for is_normed, totals in self.totals.items():
+                latents = (self._logits(state[rows], is_normed) for state in streams[:-1])
+                totals.append([*(layer_sums(logits, final_ids, self.ks) for logits in latents), final_sums])
             self.num_positions += len(final_logits)
 
-    def document(self, name: str) -> dict[str, Any]:
-        """What is written; raises AnalysisError where no position was seen."""
-        if not self.num_positions:
-            raise AnalysisError(
-                "there is no position to look at: every prompt is a single token or nothing was generated"
-            )
+    def _layers(self, is_normed: bool) -> list[dict[str, Any]]:
+        """Means over the positions, a row for each layer from the first."""
         count, layers = self.num_positions, []
-        for index, sums in enumerate(zip(*self.totals, strict=True)):
+        for index, sums in enumerate(zip(*self.totals[is_normed], strict=True)):
             row: dict[str, Any] = {
                 "layer": index + 1,
                 "entropy": sum(s.entropy for s in sums) / count,
@@ -135,14 +135,26 @@ class Analyser:
             row["coverage"] = {str(k): sum(s.coverage[i] for s in sums) / count for i, k in enumerate(self.ks)}
             row["mass"] = {str(k): sum(s.mass[i] for s in sums) / count for i, k in enumerate(self.ks)}
             layers.append(row)
+        return layers
+
+    def document(self, name: str) -> dict[str, Any]:
+        """What is written; raises AnalysisError where no position was seen."""
+        if not self.num_positions:
+            raise AnalysisError(
+                "there is no position to look at: every prompt is a single token or nothing was generated"
+            )
+        unnormed, normed = self._layers(False), self._layers(True)
+        layers = normed if self.latent_norm else unnormed
+        exploration_rate = 1 - layers[-1]["top_probability"]
         return {
             "name": name,
             "temperature": self.temperature,
             "latent_norm": self.latent_norm,
-            "positions": count,
+            "positions": self.num_positions,
             "ks": list(self.ks),
-            "exploration_rate": 1 - layers[-1]["top_probability"],
+            "exploration_rate": exploration_rate,
             "layers": layers,
+            "verdict": judge(unnormed, normed, exploration_rate),
         }
 
 
@@ -210,9 +222,8 @@ def show(document: dict[str, Any]) -> str:
     for row in document["layers"]:
         covered = " ".join(f"{value:6.3f}" for value in row["coverage"].values())
         lines.append(f"{row['layer']:>5} {row['entropy']:8.3f} {row['top_probability']:6.3f} {covered}")
-    return "\n".join(
-        [*lines, f"E[1 - max p] = {document['exploration_rate']:.4f} over {document['positions']} positions"]
-    )
+    lines.append(f"E[1 - max p] = {document['exploration_rate']:.4f} over {document['positions']} positions")
+    return "\n".join([*lines, f"LED for this model: {document['verdict']['words']}"])
 
 
 def _device(text: str) -> torch.device:

@@ -23,6 +23,7 @@ from led_sglang.cpu_platform.paged_attention import attend
 __all__ = ["PagedAttention"]
 
 MIN_KEYS_A_THREAD = 2048  # below, handing work over costs more than it saves
+READABLE = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class DecodeStep:
 
 
 class PagedAttention(TorchNativeAttnBackend):
-    """torch_native with decode steps of its own; sliding windows, encoders and half precision take the loop."""
+    """torch_native with decode steps of its own; sliding windows, encoders and float16 take the loop."""
 
     def __init__(self, model_runner: Any) -> None:
         super().__init__(model_runner)
@@ -69,15 +70,15 @@ class PagedAttention(TorchNativeAttnBackend):
         pool, step = self.token_to_kv_pool, self._step
         keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
         has_window = layer.sliding_window_size is not None and layer.sliding_window_size > -1
-        is_float = q.dtype == keys.dtype == values.dtype == torch.float32
-        if step is None or has_window or layer.is_cross_attention or not is_float:
+        is_readable = q.dtype == keys.dtype == values.dtype and q.dtype in READABLE
+        if step is None or has_window or layer.is_cross_attention or not is_readable:
             looped: Tensor = super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
             return looped
         if save_kv_cache and k is not None and v is not None:
             pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, self.swa_out_cache_loc), k, v)
-        query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim).contiguous()
+        query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim).float().contiguous()
         output = query.new_empty(len(query), layer.tp_q_head_num, layer.v_head_dim)
-        arrays = (query.numpy(), keys.numpy(), values.numpy(), step.table, step.requests, step.lengths)
+        arrays = (query.numpy(), as_numpy(keys), as_numpy(values), step.table, step.requests, step.lengths)
         scale = np.float32(layer.scaling)
 
         def run(rows: tuple[int, int]) -> None:
@@ -87,4 +88,9 @@ class PagedAttention(TorchNativeAttnBackend):
             run(step.parts[0])
         else:
             list(self._threads.map(run, step.parts))  # list: an exception of a thread is raised here
-        return output.flatten(1)
+        return output.flatten(1).to(q.dtype)
+
+
+def as_numpy(cache: Tensor) -> Any:
+    """Of float32, or of the bits of bfloat16, which numpy does not have."""
+    return cache.numpy() if cache.dtype == torch.float32 else cache.view(torch.uint16).numpy()

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from led_sglang.cpu_platform import products
+
 __all__ = ["allow", "install", "murmur_hash32"]
 
 BLOCK_ROWS = 32  # of every matrix product
-_library: Any = None  # torch.library.Library, which lives as long as the process
 
 
 def allow() -> None:
@@ -40,12 +41,7 @@ def install() -> None:
 
 def enable_batch_invariant_mode(enable_bmm: bool = True) -> None:
     """Products of two matrices in blocks of BLOCK_ROWS rows, for every caller of this process."""
-    global _library
-    if _library is None:
-        make: Any = torch.library.Library  # has no types
-        _library = make("aten", "IMPL")
-        _library.impl("mm", _mm, "CPU")
-        _library.impl("addmm", _addmm, "CPU")
+    products.override(_mm, _addmm)
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
@@ -54,7 +50,7 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
     out = a.new_empty(len(padded), b.shape[1])
     for start in range(0, len(padded), BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
-        torch.ops.aten.mm.out(padded[block], b, out=out[block])
+        out[block] = products.mm(padded[block], b)
     return out[:num_rows]
 
 

@@ -12,7 +12,7 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
-from led_sglang.cpu_platform import deterministic, parallel
+from led_sglang.cpu_platform import deterministic, parallel, products, sampling
 
 __all__ = ["TorchCpuPlatform"]
 
@@ -46,7 +46,7 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         return "cpu"
 
     def init_backend(self) -> None:
-        """Called where a model will run: a decode step without a loop over sequences, and what determinism needs."""
+        """Called where a model will run: fast decode steps, and what determinism needs."""
         # Not at the top: SGLang needs the platform before its attention modules can be imported.
         from sglang.srt.layers.attention.attention_registry import register_attention_backend
 
@@ -55,6 +55,8 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         register_attention_backend("torch_native")(PagedAttention)
         deterministic.install()
         parallel.install()
+        products.install()
+        sampling.install()
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"

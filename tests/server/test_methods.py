@@ -299,11 +299,23 @@ def test_soft_thinking(max_topk: int, temperature: float, logprob_client: Logpro
     assert max_topk == 1 or sum(n > 1 for n in run.num_mixed) > 16, "hardly anything was mixed"
 
 
-@pytest.mark.parametrize("filters", [{"top_k": 3}, {"top_p": 0.7, "min_p": 0.05}, {"top_k": 4, "top_p": 0.8}])
-def test_filters_first(filters: dict[str, float], logprob_client: LogprobClient, oracle: Oracle) -> None:
+# Each at a temperature at which it leaves out some of the ten that would be mixed: at 4 a nucleus of 0.7 has them all.
+FILTERS: list[tuple[float, dict[str, float]]] = [
+    (FREE_TEMPERATURE, {"top_k": 3}),
+    (1.5, {"top_p": 0.3}),
+    (FREE_TEMPERATURE, {"min_p": 0.6}),
+    (0.6, {"top_p": 0.7, "min_p": 0.05}),
+    (FREE_TEMPERATURE, {"top_k": 4, "top_p": 0.8}),
+]
+
+
+@pytest.mark.parametrize(("temperature", "filters"), FILTERS)
+def test_filters_first(
+    temperature: float, filters: dict[str, float], logprob_client: LogprobClient, oracle: Oracle
+) -> None:
     led = {"method": "soft_thinking", "filters_first": True}
-    prompt = thinking_prompt(10, 45)
-    reply = logprob_client.generate(request_for(led, prompt, FREE_TEMPERATURE, num_tokens=32, filters=filters))
+    request = request_for(led, thinking_prompt(10, 45), temperature, num_tokens=32, filters=filters)
+    reply = logprob_client.generate(request)
     agreed(against_mixtures(oracle, reply)[0], 32)
     later = Reply(replace(reply.request, led={**led, "filters_first": False}), reply.document)
     held(against_mixtures(oracle, later)[0], 8)

@@ -32,6 +32,7 @@ CLOCK = re.compile(r"(?<![\d:])(\d{1,3})\s*:\s*(\d{1,3})(?![\d:])")
 REMARK = re.compile(r"[(\[][^()\[\]]*[A-Za-z][^()\[\]]*[)\]]")  # in brackets, with words
 BRACED = r"(?:\{([^{}]*)\}|(\d))"
 FRACTION = re.compile(rf"\\frac\s*{BRACED}\s*{BRACED}")
+UNIT_FRACTION = re.compile(r"\\frac\s*\{(\s*[A-Za-z]+\s*)\}\s*\{(\s*[A-Za-z]+\s*)\}")
 UNIT_POWER = re.compile(r"([A-Za-z°]\s*[)}]?)\s*\^\s*\{?\s*-?\d+\s*\}?")
 RUN = re.compile(r"(?<![\w.])(?:[-+(]\s?|sqrt\s?\(){0,9}(?:\d|\.\d)(?:[\d.+\-*/() ]|sqrt\s*\()*")
 OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
@@ -146,6 +147,7 @@ def _spelled(text: str) -> str:
     text = without_wrappers(without_groups(text)).replace("\\%", "%")
     text = arithmetic_signs(text)
     text = re.sub(r"\\[!,;: ]|~", " ", text)
+    text = UNIT_FRACTION.sub(r" \1/\2", text)
     while (step := FRACTION.sub(_fraction, text)) != text:
         text = step
     text = re.sub(r"\\sqrt\s*(?:\{([^{}]*)\}|(\d+))", lambda found: f"sqrt({found[1] or found[2]})", text)

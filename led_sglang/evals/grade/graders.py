@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ __all__ = [
     "grade_math",
     "grade_number",
 ]
+
+EMPHASIS = re.compile(r"(?<![\w)}])\*\*([^*\n]+)\*\*")  # Markdown's, not Python's power
 
 RIGHT, WRONG, NO_ANSWER = "right", "wrong", "no_answer"
 JUDGE_TIMEOUT, JUDGE_ERROR = "judge_timeout", "judge_error"
@@ -76,7 +79,7 @@ def grade_math(text: str, gold: str) -> Verdict:
     r"""\boxed{...}, or what math-verify finds in the text, against the gold answer."""
     boxed = last_boxed(text)
     if boxed is None:
-        found = parse(text[-4 * MAX_ANSWER_CHARS :])
+        found = parse(EMPHASIS.sub(r"\1", text[-4 * MAX_ANSWER_CHARS :]))
         return _decide(is_same(str(found[-1]), gold), str(found[-1])) if found else Verdict(NO_ANSWER)
     if len(boxed) > MAX_ANSWER_CHARS:
         return _decide(False, boxed, "too long to be an answer")

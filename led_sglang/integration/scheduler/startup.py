@@ -13,6 +13,7 @@ from led_sglang.integration.scheduler.pipeline.earlier import EarlierStage
 from led_sglang.integration.speculative_support import refuse_speculation
 from led_sglang.integration.support import in_effect, refuse_features
 from led_sglang.integration.topology_support import refuse_topology
+from led_sglang.verdict import line_beside
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
@@ -34,6 +35,8 @@ def start(runner: "ModelRunner") -> None:
     runtime.install(current)
     status = current.status()
     logger.info("LED: methods %s; captured layers %s", ", ".join(status["methods"]), status["captured_layers"])
+    if verdict := line_beside(runner.model_config.model_path):
+        logger.info("LED: %s", verdict)
 
 
 def share_status(runner: "ModelRunner") -> None:

@@ -21,9 +21,9 @@ SLOTS, HEADS, KV_HEADS, SIZE = 512, 4, 2, 16
 class Pool:
     """Keys and values of one layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.keys, self.values = (torch.randn(SLOTS, KV_HEADS, SIZE, generator=generator) for _ in range(2))
+        self.keys, self.values = (torch.randn(SLOTS, KV_HEADS, SIZE, generator=generator).to(dtype) for _ in range(2))
 
     def get_key_buffer(self, _: int) -> torch.Tensor:
         return self.keys
@@ -38,16 +38,23 @@ class Pool:
 
 
 def decode_step(
-    kind: type[Any], lengths: list[int], window: int = -1, dtype: torch.dtype = torch.float32
+    kind: type[Any],
+    lengths: list[int],
+    window: int = -1,
+    dtype: torch.dtype = torch.float32,
+    computed: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """One decode step of `kind`: writes a key and value for each sequence, then attends."""
+    """One decode step of `kind`: writes a key and value for each sequence, then attends.
+
+    computed: the type of the arithmetic, with values that `dtype` holds.
+    """
     generator = torch.Generator().manual_seed(1)
     table = torch.stack([torch.randperm(SLOTS, generator=generator) for _ in range(len(lengths) + 2)])
     requests = torch.randperm(len(lengths) + 2, generator=generator)[: len(lengths)]
     seq_lens = torch.tensor(lengths)
-    runner = SimpleNamespace(
-        device="cpu", req_to_token_pool=SimpleNamespace(req_to_token=table), token_to_kv_pool=Pool()
-    )
+    pool = Pool(dtype)
+    pool.keys, pool.values = pool.keys.to(computed or dtype), pool.values.to(computed or dtype)
+    runner = SimpleNamespace(device="cpu", req_to_token_pool=SimpleNamespace(req_to_token=table), token_to_kv_pool=pool)
     batch = SimpleNamespace(
         encoder_lens=None,
         forward_mode=SimpleNamespace(is_decode=lambda: True),
@@ -59,8 +66,8 @@ def decode_step(
         layer_id=0, sliding_window_size=window, is_cross_attention=False, tp_q_head_num=HEADS, tp_k_head_num=KV_HEADS,
         qk_head_dim=SIZE, v_head_dim=SIZE, scaling=0.3,
     )  # fmt: skip
-    q = torch.randn(len(lengths), HEADS * SIZE, generator=generator).to(dtype)
-    k, v = (torch.randn(len(lengths), KV_HEADS * SIZE, generator=generator) for _ in range(2))
+    sizes = (HEADS * SIZE, KV_HEADS * SIZE, KV_HEADS * SIZE)
+    q, k, v = (torch.randn(len(lengths), n, generator=generator).to(dtype).to(computed or dtype) for n in sizes)
     backend = kind(runner)
     backend.init_forward_metadata(batch)
     return backend.forward_decode(q, k, v, layer, batch)
@@ -75,7 +82,18 @@ def test_agrees_with_the_loop(monkeypatch: pytest.MonkeyPatch, lengths: list[int
     torch.testing.assert_close(decode_step(attention.PagedAttention, lengths), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("more", [{"window": 3}, {"dtype": torch.bfloat16}])
+@pytest.mark.parametrize("lengths", [[1], [5, 1, 40, 17], [300, 1, 2]])
+def test_bfloat16_is_float32_rounded_at_its_end(lengths: list[int]) -> None:
+    """The loop's scaled_dot_product_attention rounds weights on the way: it is no closer to the exact product."""
+    exact = decode_step(TorchNativeAttnBackend, lengths, dtype=torch.bfloat16, computed=torch.float64)
+    loop = decode_step(TorchNativeAttnBackend, lengths, dtype=torch.bfloat16)
+    found = decode_step(attention.PagedAttention, lengths, dtype=torch.bfloat16)
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - exact).abs().max() <= (loop.double() - exact).abs().max() + 1e-3
+    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize("more", [{"window": 3}, {"dtype": torch.float16}])
 def test_what_it_cannot_do_goes_the_loops_way(more: dict[str, Any]) -> None:
     lengths = [5, 1, 40]
     expected = decode_step(TorchNativeAttnBackend, lengths, **more)

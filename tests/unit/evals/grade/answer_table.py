@@ -46,6 +46,12 @@ NUMBERS: list[tuple[str, str, list[str]]] = [
         boxed("260\\text{ m}^2", "260 m^2", "260\\,\\text{cm}^3", "260 \\text{ km/h}", "260\u00b0", "260^\\circ"),
     ),
     ("260", R, boxed("260 \\text{ km (in 2 hours)}", "260 \\text{ miles in 4 hours}", "260 \\text{ square feet}")),
+    (
+        "260",
+        R,
+        boxed("260\\frac{\\text{km}}{\\text{h}}", "260 \\, \\frac{m}{s}", "260 \\frac{\\mathrm{g}}{\\mathrm{L}}"),
+    ),
+    ("260", W, boxed("\\frac{260}{2}\\frac{\\text{km}}{\\text{h}}")),
     ("260", W, boxed("26 \\text{ m}^2", "2 \\text{ (for 260 m)}", "130 \\times 3")),
     ("-3", R, boxed("-3", "\u22123", "12 - 15", "-\\$3")),
     ("-3", W, boxed("3", "15 - 12")),
@@ -101,6 +107,8 @@ MATH: list[tuple[str, str, list[str]]] = [
     ("\\text{(C)}", W, boxed("D", "\\text{(B)}")),
     ("6+9i", R, boxed("9i + 6", "3(2+3i)")),
     ("11\\sqrt2", R, boxed("11\\sqrt{2}", "\\sqrt{242}")),
+    ("5", R, ["**5**", "So we have **$5$**", "the answer is **x = 5**."]),
+    ("5", W, ["**6**", "$2^5$"]),
     ("5", N, ["I do not know.", ""]),
 ]
 CHOICES: list[tuple[str, str, list[str]]] = [

@@ -21,6 +21,7 @@ from benchmarks import measure, plot
 from benchmarks.gpu import capture_order, cases, correct, explore_rate, kit, ops, summary
 from benchmarks.gpu.explore_rate import bench_coins
 from benchmarks.gpu.scenarios import SCENARIOS, Size, without_lse
+from benchmarks.gpu.whole_step import WholeStep
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.ops import LedRows, StepInputs, uniforms
 from led_sglang.ops.backends import lm_head as head
@@ -233,6 +234,14 @@ def test_coins_of_the_kit(num_rows: int) -> None:
         assert abs(mask.double().mean().item() - expected) <= 1.5 / num_rows + 5 * math.sqrt(0.16 * rate / num_rows)
     with pytest.raises(ValueError, match="5 exploring rows of 4"):
         cases.spread_coins(4, 5)
+
+
+def test_a_step_of_the_kit_has_the_one_pass_rows_of_production() -> None:
+    """What is timed, not only what the coins say."""
+    case = cases.make_case(cases.make_head(97, 16, torch.float32, CPU), 250, 3, 25)
+    step = WholeStep(case, "torch")
+    step.begin()
+    assert int(step.mask.sum()) == case.one_pass_rows() and 200 <= case.one_pass_rows() <= 210
 
 
 def test_rows_are_left_to_the_second_pass() -> None:

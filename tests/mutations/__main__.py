@@ -1,4 +1,4 @@
-"""The command: a line per mutation, "killed" or "SURVIVED"; exit status 1 where one survived or a test fails as it is."""
+"""The command: a line per mutation, "killed" or "SURVIVED". Exit status 1: one survived, or a test fails as it is."""
 
 import argparse
 import os

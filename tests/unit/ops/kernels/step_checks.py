@@ -388,7 +388,7 @@ def decided(
     logprobs[:, :2] = -1.0
     ids, mask = torch.arange(8).expand(num_rows, 8).contiguous(), torch.tensor(explore_mask)
     logits = torch.full((1, num_rows, 8), latent_probs)
-    inputs = make_inputs(torch.zeros(num_rows).double(), torch.tensor(uniforms).double())
+    inputs = make_inputs(torch.zeros(num_rows).double(), torch.tensor(uniforms, dtype=torch.float64))
     final = FinalRows(ids, logprobs, mask, mask)
     return mix_and_sample(final, torch.full((1, num_rows), lse), logits, make_rows(num_rows, depth=2, **rows), inputs)
 

@@ -29,6 +29,7 @@ class WholeStep:
         self.method, self.tokens = number * 0, number.int()
         # One layer more than depth needs, as the server keeps for the offset.
         self.outputs = [*case.batch_latents, case.batch_latents[-1]]
+        self.residual = torch.zeros_like(case.hidden)
         self.buffer = case.hidden.new_zeros(len(self.outputs), max_rows, width)
         flags = torch.zeros(2, max_rows, dtype=torch.bool, device=device)
         self.flags, self.mask, self.lse_ready = flags, flags[0, :num_rows], flags[1, :num_rows]
@@ -55,8 +56,9 @@ class WholeStep:
         return inputs
 
     def capture(self) -> None:
-        """The engine clones each layer's output, and LED's buffer takes them."""
-        torch.stack([output.clone() for output in self.outputs], out=self.buffer[:, : len(self.case.hidden)])
+        """A layer's output and the residual stream are added into LED's buffer, as `latents.capture.Capture` does."""
+        for written, output in zip(self.buffer[:, : len(self.case.hidden)], self.outputs, strict=True):
+            torch.add(output, self.residual, out=written)
 
     def head_pass(self) -> KnownLse:
         """The engine's head product, with latent rows."""

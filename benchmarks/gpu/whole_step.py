@@ -10,6 +10,7 @@ import torch
 from benchmarks.gpu.cases import Case, gpu_backend
 from led_sglang.ops import KnownLse, LedStep, RowInputs, RowMeta, ThinkingAutomaton, led_step
 from led_sglang.ops.backends import one_pass
+from led_sglang.ops.rows.draft_tree import Drafts, DraftTree
 from led_sglang.ops.types import ALIGNMENT, Counters
 
 
@@ -29,6 +30,7 @@ class WholeStep:
         self.method, self.tokens = number * 0, number.int()
         # One layer more than depth needs, as the server keeps for the offset.
         self.outputs = [*case.batch_latents, case.batch_latents[-1]]
+        self.residual = torch.zeros_like(case.hidden)
         self.buffer = case.hidden.new_zeros(len(self.outputs), max_rows, width)
         flags = torch.zeros(2, max_rows, dtype=torch.bool, device=device)
         self.flags, self.mask, self.lse_ready = flags, flags[0, :num_rows], flags[1, :num_rows]
@@ -55,8 +57,9 @@ class WholeStep:
         return inputs
 
     def capture(self) -> None:
-        """The engine clones each layer's output, and LED's buffer takes them."""
-        torch.stack([output.clone() for output in self.outputs], out=self.buffer[:, : len(self.case.hidden)])
+        """A layer's output and the residual stream are added into LED's buffer, as `latents.capture.Capture` does."""
+        for written, output in zip(self.buffer[:, : len(self.case.hidden)], self.outputs, strict=True):
+            torch.add(output, self.residual, out=written)
 
     def head_pass(self) -> KnownLse:
         """The engine's head product, with latent rows."""
@@ -74,11 +77,16 @@ class WholeStep:
         drawn = self.case.inputs  # drawn all the same; the case says which rows explore
         return replace(inputs, coin_uniform=drawn.coin_uniform, token_uniform=drawn.token_uniform)
 
-    def decide(self, inputs: RowInputs, known_lse: KnownLse | None) -> LedStep:
+    def decide(self, inputs: RowInputs, known_lse: KnownLse | None, tree: DraftTree | None = None) -> LedStep:
         case = self.case
-        return led_step(
-            case.batch_logits, self.latents, case.head, case.rows, inputs, backend=self.backend, known_lse=known_lse
-        )
+        arguments = case.batch_logits, self.latents, case.head, case.rows, inputs
+        return led_step(*arguments, backend=self.backend, known_lse=known_lse, tree=tree)
+
+    def drafts(self, num_nodes: int) -> Drafts:
+        """Of a verification: so many rows of a request, one behind another."""
+        ids = self.slots.new_zeros(len(self.slots) // num_nodes, num_nodes)
+        links = torch.arange(1, num_nodes + 1, device=ids.device).repeat(len(ids), 1)
+        return Drafts(ids, links.masked_fill(links == num_nodes, -1), ids - 1)
 
     def finish(self, inputs: RowInputs, known_lse: KnownLse | None) -> LedStep:
         """The decision, and what follows a token."""

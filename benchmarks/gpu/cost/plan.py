@@ -35,7 +35,7 @@ class Scenario:
     form: str  # coin_first, one_pass
     tp: int = 1
     is_seeded: bool = False
-    nodes: int = 1  # token rows of a request: a draft tree under verification
+    nodes: int = 1  # token rows of a request: a draft tree under verification, without the engine's own acceptance
 
     @property
     def num_rows(self) -> int:
@@ -142,6 +142,7 @@ class _Step:
         inputs = StepInputs(torch.ones(num_rows, dtype=torch.bool), number, number.clone())
         case = Case(hidden, logits, latents, head, LedRows.uniform(num_rows, DEPTH), inputs, number)
         self.whole = WholeStep(case)
+        self.drafts = self.whole.drafts(scenario.nodes) if scenario.nodes > 1 else None
         self.ranks = RankCheck(self._all_gather, num_rows, torch.device("cpu")) if tp > 1 else None
         if self.ranks is not None:
             self.ranks._interval = CUDA_INTERVAL
@@ -153,7 +154,7 @@ class _Step:
         return share.new_empty(self.scenario.tp, *share.shape)
 
     def run(self) -> None:
-        whole, known_lse = self.whole, None
+        whole, known_lse, tree = self.whole, None, None
         is_one_pass = self.scenario.form == "one_pass"
         if is_one_pass:
             inputs = whole.begin()
@@ -162,11 +163,14 @@ class _Step:
         if is_one_pass:
             known_lse = whole.head_pass()
         self.recorder.is_in_graph = False
+        if self.drafts is not None:
+            roots = whole.states[: self.scenario.num_requests]
+            tree = whole.backend.draft_tree(self.drafts, roots, whole.tables)
         if not is_one_pass:
             inputs = whole.inputs()
         if self.ranks is not None:
             self.ranks.check(torch.stack([inputs.coin_uniform, inputs.token_uniform]))
-        step = whole.decide(inputs, known_lse)
+        step = whole.decide(inputs, known_lse, tree)
         whole.backend.write_tokens(whole.meta, whole.tokens, inputs, step)
         if self.scenario.is_seeded:
             self._draw(inputs)

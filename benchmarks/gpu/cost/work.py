@@ -90,6 +90,14 @@ def _draw(launch: KernelLaunch, rows: Rows) -> Work:
     return Work(ceil(int(10 * ANSWERING_RATE) * launch.grid[0], 10), (0, 0, 0))
 
 
+def _grow(launch: KernelLaunch, rows: Rows) -> Work:
+    return Work(launch.num_programs, (launch.arguments["num_nodes"],))
+
+
+def _prune(launch: KernelLaunch, rows: Rows) -> Work:
+    return Work(launch.num_programs, (launch.arguments["num_nodes"] - 1,))
+
+
 WORK: dict[str, Callable[[KernelLaunch, Rows], Work]] = {
     "row_inputs_kernel": _all,
     "one_pass_mask_kernel": _all,
@@ -104,6 +112,8 @@ WORK: dict[str, Callable[[KernelLaunch, Rows], Work]] = {
     "pack_flags_kernel": _all,
     "parts_kernel": _parts,
     "draw_kernel": _draw,
+    "grow_kernel": _grow,
+    "prune_kernel": _prune,
 }
 
 

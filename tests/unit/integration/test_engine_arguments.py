@@ -42,6 +42,12 @@ def test_every_argument_of_the_installed_release_has_one_verdict() -> None:
     assert [field for field, number in found.items() if number > 1] == []
 
 
+def test_every_flag_of_the_parser_is_an_argument() -> None:
+    """One that were no field of ServerArgs would have no verdict."""
+    flags = set(script.flags()) - {"help", "config"}
+    assert len(flags) > 400 and flags <= installed()
+
+
 @pytest.mark.parametrize(("field", "test"), VERDICTS["works"].items())
 def test_what_works_is_in_the_test_that_is_named(field: str, test: str) -> None:
     text = Path(test).read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from led_sglang.ops import Backend, ThinkingAutomaton, backend_for
 from led_sglang.ops.types import LedStep, RowMeta
 
 VOCAB_SIZE, NUM_SLOTS = 11, 9
-MACHINE = ThinkingAutomaton([1, 2], [3], VOCAB_SIZE)
+MACHINE = ThinkingAutomaton([1, 2], [VOCAB_SIZE - 1], VOCAB_SIZE)  # the last token ends a thought
 
 
 def draw(seed: int, num_rows: int, is_part: bool, is_mixed: bool) -> tuple[RowMeta, dict[str, torch.Tensor]]:

@@ -41,6 +41,7 @@ def _small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(final_layer, "STRIP", 8)
     monkeypatch.setattr(lm_head, "SMALL_TILE", lm_head.SMALL_TILE._replace(rows=8, vocab=32))
     monkeypatch.setattr(lm_head, "LARGE_TILE", lm_head.LARGE_TILE._replace(rows=16, vocab=64))
+    monkeypatch.setattr(lm_head, "BLOCK_COUNT", 16)
 
 
 def compare(case: Case, tolerance: float = 1e-5) -> None:
@@ -376,6 +377,38 @@ def check_overflow() -> None:
     final = FinalRows(ids, logprobs, all_rows, all_rows)
     step = mix_and_sample(final, lse, torch.randn(1, 3, 8), rows, inputs)
     assert step.ok.tolist() == [True, False, True]
+
+
+def decided(
+    latent_probs: float, uniforms: list[float], explore_mask: list[bool], lse: float = 0.0, **rows: Any
+) -> LedStep:
+    """Rows that explore, of two equal candidates and six forbidden ones; one latent layer, which is sure of neither."""
+    num_rows = len(uniforms)
+    logprobs = torch.full((num_rows, 8), -torch.inf)
+    logprobs[:, :2] = -1.0
+    ids, mask = torch.arange(8).expand(num_rows, 8).contiguous(), torch.tensor(explore_mask)
+    logits = torch.full((1, num_rows, 8), latent_probs)
+    inputs = make_inputs(torch.zeros(num_rows).double(), torch.tensor(uniforms, dtype=torch.float64))
+    final = FinalRows(ids, logprobs, mask, mask)
+    return mix_and_sample(final, torch.full((1, num_rows), lse), logits, make_rows(num_rows, depth=2, **rows), inputs)
+
+
+def check_edges_of_the_draw() -> None:
+    """A uniform at the edge is the next candidate's; none reaches one of probability 0."""
+    last = 1 - 2.0**-53
+    for explores in (False, True):
+        step = decided(-1.0, [0.0, 0.4999, 0.5, last], [explores] * 4)
+        assert step.token_ids.tolist() == [0, 0, 1, 1] and step.ok.all()
+
+
+def check_depths_of_equal_entropy() -> None:
+    assert decided(-1.0, [0.3] * 2, [True] * 2).depth.tolist() == [1, 1], "the smaller one"
+
+
+def check_latents_that_are_not_needed_break_no_row() -> None:
+    """What the head's pass leaves in rows that do not explore may be anything."""
+    for lse in (torch.nan, torch.inf):
+        assert decided(-1.0, [0.3] * 2, [True, False], lse=lse).ok.tolist() == [False, True]
 
 
 def check_token_rows() -> None:

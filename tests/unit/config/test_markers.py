@@ -174,7 +174,22 @@ def test_a_parsers_tool_call_ends_a_thought_and_other_pairs_count(caplog: pytest
 
 
 def test_the_other_markers_reach_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = ServerConfig(open_ids=(1,), close_ids=(2,), more_open=((3, 4),), more_close=((5,), (6, 7)))
-    monkeypatch.setenv(ENV_CONFIG, "")
-    export_config(config)
-    assert server_config() == config
+    for config in (
+        ServerConfig(open_ids=(1,), close_ids=(2,), more_open=((3, 4),), more_close=((5,), (6, 7))),
+        ServerConfig(open_ids=(1,), close_ids=(2,), marker_texts=(("<t>", "<u>"), ("</t>",))),
+    ):
+        monkeypatch.setenv(ENV_CONFIG, "")
+        export_config(config)
+        assert server_config() == config
+
+
+def test_a_tool_call_that_running_text_hides_is_found_as_text_with_the_others() -> None:
+    tokenizer = JoiningTokenizer("<think>", "</think>")
+    letters = {letter: bytes([letter]) for letter in range(128)} | {1000: b"<think>", 1001: b"</think>", 0x2000: b">\n"}
+    parser = ParserMarkers(("<think>", "</think>"), (), ("<calls>",))
+    found = find_markers(tokenizer, ServerConfig(), parser, lambda: [letters.get(i) for i in range(0x5000)])
+    assert found is not None and found.matched_texts is None, "a neighbour has no text: the tool call is left out"
+    letters[0x4E2D] = "\u4e2d".encode()
+    found = find_markers(tokenizer, ServerConfig(), parser, lambda: [letters.get(i) for i in range(0x5000)])
+    assert found is not None and found.matched_texts == (("<think>",), ("</think>", "<calls>"))
+    assert with_markers(ServerConfig(), found).marker_texts == found.matched_texts

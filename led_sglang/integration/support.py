@@ -103,7 +103,7 @@ def accept(server_args: "ServerArgs") -> Any:
 def _engine_refusals() -> Iterator[None]:
     try:
         yield
-    except (ValueError, AssertionError, NotImplementedError, OSError) as error:
+    except (ValueError, AssertionError, RuntimeError, OSError) as error:  # a RuntimeError: no GPU is there
         raise EngineRefusal(f"SGLang refuses the arguments: {str(error) or type(error).__name__}") from error
 
 

@@ -65,7 +65,8 @@ def find_markers(
     if fault is None and (is_explicit or parser is not None or all(len(i) == 1 for i in ids)):
         is_parsers = parser is not None and parser.texts == texts
         more = (parser.more_open, parser.more_close) if parser is not None and is_parsers else ((), ())
-        found = _found(tokenizer, config, Markers(*texts, *ids), more, token_texts)
+        misfit = None if is_explicit else _misfit(tokenizer, ids)
+        found = misfit or _found(tokenizer, config, Markers(*texts, *ids), more, token_texts)
         if isinstance(found, Markers):
             return found
         fault = found
@@ -146,6 +147,14 @@ def _fault_of_ids(
 
 
 NEIGHBOURS = ("", "a", ".", " ", "\n", "\n\n", ".\n\n", "\u4e2d")  # of each kind that a text has beside a marker
+
+
+def _misfit(tokenizer: Any, ids: tuple[tuple[int, ...], tuple[int, ...]]) -> str | None:
+    """Another family's parser: its markers are spelt in letters, and the tokenizer has a pair of its own."""
+    own = _encode(tokenizer, DEFAULT_OPEN), _encode(tokenizer, DEFAULT_CLOSE)
+    if ids == own or min(map(len, ids)) == 1 or max(map(len, own)) > 1:
+        return None
+    return f"they are plain text to the tokenizer, which has the tokens {DEFAULT_OPEN} and {DEFAULT_CLOSE}"
 
 
 def _fault_in_text(tokenizer: Any, markers: dict[str, tuple[int, ...]]) -> str | None:

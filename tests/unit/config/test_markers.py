@@ -134,6 +134,17 @@ def test_a_parsers_markers_that_cannot_work_are_refused_where_needed(texts: tupl
     assert find_markers(OddTokenizer(), ServerConfig(vocab_size=5000, phase="all"), texts) is None
 
 
+@pytest.mark.parametrize("texts", [("[think]", "[/think]"), ("<|channel|>analysis<|message|>", "<|end|>")])
+def test_a_parser_of_another_family_is_refused(texts: tuple[str, str]) -> None:
+    """LED would wait for a text that the model never writes."""
+    with pytest.raises(
+        LedParamError, match=r"reasoning parser's, .* are plain text to the tokenizer, which has .*<think>"
+    ):
+        find_markers(QWEN, ServerConfig(), texts)
+    assert find_markers(QWEN, ServerConfig(think_open=texts[0], think_close=texts[1]), None) is not None
+    assert find_markers(BARE, ServerConfig(), texts) is not None, "there it may be the model's own"
+
+
 def test_what_is_accepted_makes_an_automaton() -> None:
     for texts in (("<t>", "</t>"), ("<t>", "\n\n"), ("</think>", "<think>"), ("t>", "<t>"), (" to=self", "<|eom|>")):
         found = find_markers(QWEN, ServerConfig(think_open=texts[0], think_close=texts[1], vocab_size=5000), None)

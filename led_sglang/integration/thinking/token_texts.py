@@ -14,7 +14,7 @@ SPACE = "\u2581"
 def token_texts(tokenizer: Any, vocab_size: int) -> list[bytes | None]:
     """By token id, of the model's whole vocabulary; None: the tokenizer has no text of it."""
     texts: list[bytes | None] = [None] * vocab_size
-    pieces = getattr(getattr(getattr(tokenizer, "tokenizer", None), "instruct_tokenizer", None), "tokenizer", None)
+    pieces: Any = getattr(getattr(getattr(tokenizer, "tokenizer", None), "instruct_tokenizer", None), "tokenizer", None)
     if hasattr(pieces, "id_to_byte_piece"):  # mistral-common, whose vocabulary names no bytes
         for token in range(min(vocab_size, pieces.n_words)):
             is_special = pieces.is_special(token)

@@ -134,16 +134,17 @@ def write_config(name: str, folder: Path) -> None:
     """What --check reads of a checkpoint: its configuration and its tokenizer, no weights."""
     from transformers import AutoTokenizer
 
-    from tests.models.zoo import ENTRIES, write_served_config
+    from tests.models.zoo import ENTRIES, NOT_SHOWN, write_served_config
     from tests.server.checkpoints import ARCHITECTURES, serve_as_mimo
 
-    entry = ARCHITECTURES.get(name) or ENTRIES[name]
+    rows = ENTRIES | NOT_SHOWN
+    entry = ARCHITECTURES.get(name) or rows[name]
     config = entry.config()
     config.max_position_embeddings = 131072  # the files ask for the models' real lengths
     config.architectures = [entry.served_as]
     config.save_pretrained(folder)
-    if name in ENTRIES and name not in ARCHITECTURES:
-        write_served_config(ENTRIES[name], folder)
+    if name not in ARCHITECTURES:
+        write_served_config(rows[name], folder)
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
     tokenizer.save_pretrained(folder)
@@ -153,9 +154,10 @@ def write_config(name: str, folder: Path) -> None:
 
 def arguments_here(name: str) -> list[str]:
     """What the model wants of a machine without a GPU; the files are for one with."""
-    from tests.models.zoo import ENTRIES
+    from tests.models.zoo import ENTRIES, NOT_SHOWN
 
-    return list(ENTRIES[name].arguments) if name in ENTRIES else []
+    rows = ENTRIES | NOT_SHOWN
+    return list(rows[name].arguments) if name in rows else []
 
 
 @pytest.mark.timeout(600)

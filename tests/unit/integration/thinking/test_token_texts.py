@@ -1,6 +1,7 @@
 """What tokens spell, against the tokenizers' own decoders and xgrammar's reading of them."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,10 @@ from led_sglang.config.checks import LedParamError
 from led_sglang.config.markers import ParserMarkers, find_markers
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
+from led_sglang.integration.scheduler import stage
 from led_sglang.integration.soft_support import refuse_soft
 from led_sglang.integration.thinking.token_texts import token_texts
-from led_sglang.ops import TextAutomaton
+from led_sglang.ops import TextAutomaton, ThinkingAutomaton
 from tests.unit.integration.thinking import joining
 
 MAKERS = {"byte-level": joining.byte_level, "sentence pieces": joining.sentence_pieces}
@@ -132,3 +134,23 @@ def test_soft_methods_close_with_a_token_and_refuse_texts() -> None:
     )
     with pytest.raises(CaptureError, match=r"with one token, this model's marker '</t>' is text"):
         refuse_soft(config, SimpleNamespace())  # type: ignore[arg-type]
+
+
+def test_a_scheduler_process_reads_the_texts_of_the_served_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = joining.byte_level()
+    tokenizer.save_pretrained(tmp_path)
+    arguments = SimpleNamespace(
+        tokenizer_path=str(tmp_path), model_path="", tokenizer_mode="auto", trust_remote_code=False, revision=None
+    )
+    monkeypatch.setattr(stage, "in_effect", lambda given: given)
+    runner: Any = SimpleNamespace(server_args=arguments)
+    config = ServerConfig(open_ids=(1,), close_ids=(2,), marker_texts=(("<think>",), ("</think>",)))
+    automaton = stage.automaton_of(config, runner, 1000)
+    assert isinstance(automaton, TextAutomaton) and automaton.vocab_size == 1000
+    assert automaton.thinking(automaton.run(tokenizer.encode("<think>\n")))
+    assert not automaton.thinking(automaton.run(tokenizer.encode("<think>\nso</think>\n\nThe")))
+    by_ids = stage.automaton_of(replace(config, marker_texts=None), runner, 1000)
+    assert type(by_ids) is ThinkingAutomaton and by_ids.thinking(by_ids.run([1]))
+    assert stage.automaton_of(ServerConfig(phase="all"), runner, 1000) is None

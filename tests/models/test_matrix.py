@@ -1,7 +1,7 @@
 """Every architecture of the zoo: the captured layers are those that transformers computes in float64.
 
 A model runner in a forked process, without HTTP and scheduler: what is judged is the buffer behind a prefill of several
-prompts and behind a decode step. `make test` runs one of each kind, `make test-all` the matrix.
+prompts and behind a decode step. Without --full one of each kind runs, `make test-all` runs the matrix.
 """
 
 from collections.abc import Callable

@@ -60,7 +60,7 @@ class Entry:
     parsers: tuple[str, ...] = ()  # SGLang's reasoning parsers for the models that people serve
     has_ranks: bool = False  # in the matrix with two ranks too
     has_kernels: bool = False  # of SGLang for GPUs alone, beside its attention: `torch_kernels` has them
-    is_quick: bool = False  # in `make test`
+    is_quick: bool = False  # runs without --full
     head: str = "as it is"
     is_final_same: bool = True  # SGLang's final logits are transformers'
 

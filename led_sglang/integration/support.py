@@ -15,9 +15,10 @@ from led_sglang.config.markers import find_markers, with_markers
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.model_support import refuse_model
-from led_sglang.integration.parser_markers import parser_markers
 from led_sglang.integration.soft_support import refuse_soft
 from led_sglang.integration.speculative_support import refuse_speculation
+from led_sglang.integration.thinking.parser_markers import parser_markers
+from led_sglang.integration.thinking.token_texts import token_texts
 from led_sglang.integration.topology_support import refuse_topology
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def accept(server_args: "ServerArgs") -> Any:
 def _engine_refusals() -> Iterator[None]:
     try:
         yield
-    except (ValueError, AssertionError, NotImplementedError, OSError) as error:
+    except (ValueError, AssertionError, RuntimeError, OSError) as error:  # a RuntimeError: no GPU is there
         raise EngineRefusal(f"SGLang refuses the arguments: {str(error) or type(error).__name__}") from error
 
 
@@ -125,13 +126,17 @@ def resolve(config: ServerConfig, server_args: "ServerArgs") -> ServerConfig:
     _refuse_lora_head(view)
     with _engine_refusals():
         model_config = ModelConfig.from_server_args(decided)
-        tokenizer = _tokenizer(view)
+        tokenizer = tokenizer_of(view)
     resolved = replace(config, num_layers=int(model_config.num_hidden_layers), vocab_size=int(model_config.vocab_size))
     resolved.check()
     refuse_model(resolved, model_config, view)
     _refuse_backend(resolved, view)
     _refuse_one_pass(resolved, view, model_config.hf_text_config)
-    resolved = with_markers(resolved, find_markers(tokenizer, resolved, parser_markers(view, tokenizer)))
+    vocab_size = resolved.vocab_size
+    markers = find_markers(
+        tokenizer, resolved, parser_markers(view, tokenizer), lambda: token_texts(tokenizer, vocab_size)
+    )
+    resolved = with_markers(resolved, markers)
     refuse_soft(resolved, view)
     refuse_topology(resolved, view)
     refuse_speculation(resolved, view)
@@ -221,7 +226,7 @@ def _refuse_one_pass(config: ServerConfig, args: Any, text_config: Any) -> None:
             raise LedParamError(f"--led-form one_pass is not possible with {name}: use auto")
 
 
-def _tokenizer(server_args: "ServerArgs") -> Any:
+def tokenizer_of(server_args: "ServerArgs") -> Any:
     from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
     return get_tokenizer(

@@ -9,7 +9,7 @@ from led_sglang.ops.backend import Backend
 from led_sglang.ops.backends.numba import NumbaBackend
 from led_sglang.ops.backends.torch import BaselineBackend, TorchBackend
 from led_sglang.ops.edits import LogitEdits
-from led_sglang.ops.rows.automaton import ThinkingAutomaton, ThinkingTables
+from led_sglang.ops.rows.automaton import TextAutomaton, ThinkingAutomaton, ThinkingTables
 from led_sglang.ops.rows.draft_tree import DraftTree
 from led_sglang.ops.rows.noise import uniforms
 from led_sglang.ops.types import (
@@ -35,6 +35,7 @@ __all__ = [
     "RowInputs",
     "RowMeta",
     "StepInputs",
+    "TextAutomaton",
     "ThinkingAutomaton",
     "ThinkingTables",
     "backend_for",

@@ -16,21 +16,18 @@ LIMITS = ("--context-length", "2048", "--max-running-requests", "16", "--max-tot
 def prepare_process() -> None:
     """Import what every model needs, so that a fork of this process has it."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # a compiler asks for the GPU that a fork may not have
     export_config(ServerConfig())
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
     import sglang.benchmark.one_batch
     import sglang.srt.models.registry
-    import torch
     import transformers
-    from sglang.srt.layers import logits_processor
 
-    def softcap(logits: torch.Tensor, cap: float) -> None:
-        logits.div_(cap).tanh_().mul_(cap)
+    from tests.models import torch_kernels
 
-    logits_processor.fused_softcap = softcap  # a Triton kernel, which a CPU cannot run
-
+    torch_kernels.install()
     assert sglang.benchmark.one_batch and sglang.srt.models.registry and transformers
 
 

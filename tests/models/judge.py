@@ -21,7 +21,9 @@ def judged(
     if breakage is not None:
         BREAKAGES[breakage]()
     try:
-        runner = engine.runner_of(folder, port, *arguments, max_depth=zoo.MAX_DEPTH, rank=rank)
+        runner = engine.runner_of(
+            folder, port, *zoo.ENTRIES[name].arguments, *arguments, max_depth=zoo.MAX_DEPTH, rank=rank
+        )
     except CaptureError as error:
         return {"refusal": str(error)}
     from led_sglang.integration.scheduler.runtime import runtime

@@ -9,7 +9,9 @@ from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import is_new
 from led_sglang.integration.scheduler.ranks import FailureCheck, row_group
 from led_sglang.integration.scheduler.reports.counters import Counts
-from led_sglang.ops.rows.automaton import ThinkingAutomaton
+from led_sglang.integration.support import in_effect, tokenizer_of
+from led_sglang.integration.thinking.token_texts import token_texts
+from led_sglang.ops.rows.automaton import TextAutomaton, ThinkingAutomaton
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -25,11 +27,7 @@ class Stage:
         self.config = config
         self.runner = runner
         self.vocab_size = int(runner.model_config.vocab_size)
-        self.automaton: ThinkingAutomaton | None = None
-        if config.open_ids and config.close_ids:
-            self.automaton = ThinkingAutomaton(
-                config.open_ids, config.close_ids, self.vocab_size, config.more_open, config.more_close
-            )
+        self.automaton = automaton_of(config, runner, self.vocab_size)
         self.counts = Counts(config.max_depth, counters)
         self.num_step_failures = 0
         self.failed_ranks = FailureCheck.of(row_group())
@@ -37,6 +35,16 @@ class Stage:
     def status(self) -> dict[str, Any]:
         """For /led/info."""
         raise NotImplementedError
+
+
+def automaton_of(config: ServerConfig, runner: "ModelRunner", vocab_size: int) -> ThinkingAutomaton | None:
+    """None for a model without markers."""
+    if config.marker_texts is not None:
+        tokenizer = tokenizer_of(in_effect(runner.server_args))
+        return TextAutomaton(*config.marker_texts, token_texts(tokenizer, vocab_size))
+    if config.open_ids and config.close_ids:
+        return ThinkingAutomaton(config.open_ids, config.close_ids, vocab_size, config.more_open, config.more_close)
+    return None
 
 
 def count_failure(current: Stage, where: str = "its step") -> None:

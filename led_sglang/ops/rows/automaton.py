@@ -5,6 +5,9 @@ thinking flag in the state, so that one integer per request is all there is to k
 
 state = 2 * node + flag; 0 is "nothing matched, not thinking". Where two markers end on the same token (one is a suffix
 of the other) the longer one wins.
+
+A marker that is plain text may have no ids of its own: a tokenizer joins its last letter to the line break behind it.
+`TextAutomaton` matches what tokens spell instead, by tables of the same form, so that a step costs the same.
 """
 
 from collections.abc import Sequence
@@ -59,11 +62,18 @@ class ThinkingAutomaton:
         check_markers(opening, closing, vocab_size)
         markers = {**dict.fromkeys(opening, 1), **dict.fromkeys(closing, 0)}
         tokens = sorted({token for marker in markers for token in marker})
+        symbols = {token: symbol for symbol, token in enumerate(tokens, start=1)}
+        self._fill(vocab_size, build_transitions(markers, [0, *tokens]), symbols)
+
+    def _fill(
+        self, vocab_size: int, next_state: np.ndarray[tuple[int, int], np.dtype[np.int64]], symbols: dict[int, int]
+    ) -> None:
+        """next_state: (num_states, num_symbols); symbols: of the tokens that are not ordinary (0), by id."""
         self.vocab_size = vocab_size
-        self.num_symbols = len(tokens) + 1
-        self.next_state = build_transitions(markers, [0, *tokens])  # (num_states, num_symbols)
-        self._symbols = {token: symbol for symbol, token in enumerate(tokens, start=1)}
-        self._table: list[list[int]] = self.next_state.tolist()
+        self.num_symbols = next_state.shape[1]
+        self.next_state = next_state
+        self._symbols = symbols
+        self._table: list[list[int]] = next_state.tolist()
 
     def run(self, ids: Sequence[int], state: int = 0) -> int:
         """The state after all of `ids`. Ids outside the vocabulary (multimodal padding) count as ordinary tokens."""
@@ -85,6 +95,55 @@ class ThinkingAutomaton:
         return ThinkingTables(
             symbol_of.to(device), torch.from_numpy(self.next_state).flatten().to(device), self.num_symbols
         )
+
+
+class TextAutomaton(ThinkingAutomaton):
+    """Over the bytes that tokens spell. All tokens that move every state alike are one symbol."""
+
+    def __init__(self, opening: Sequence[str], closing: Sequence[str], token_texts: Sequence[bytes | None]) -> None:
+        """token_texts: by token id, of the whole vocabulary; None is an ordinary token.
+
+        Raises ValueError for an empty marker, none of a kind, and a marker of both kinds.
+        """
+        texts = [{tuple(text.encode("utf-8")) for text in kind} for kind in (opening, closing)]
+        if not all(texts) or not all(map(all, ([*kind] for kind in texts))) or texts[0] & texts[1]:
+            raise ValueError(f"the thinking markers must be different, non-empty texts, got {opening} and {closing}")
+        markers = {**dict.fromkeys(texts[0], 1), **dict.fromkeys(texts[1], 0)}
+        letters = sorted({byte for marker in markers for byte in marker})
+        moves = moves_of_tokens(build_transitions(markers, [0, *letters]), letters, token_texts)
+        resets = np.arange(len(moves))[:, None] & 1
+        special = np.flatnonzero((moves != resets).any(axis=0))
+        alike, symbol_of = np.unique(moves[:, special], axis=1, return_inverse=True)
+        symbols = dict(zip(special.tolist(), (symbol_of.reshape(-1) + 1).tolist(), strict=True))
+        self._fill(len(token_texts), np.concatenate([resets, alike], axis=1).astype(np.int64), symbols)
+
+
+def moves_of_tokens(
+    by_byte: np.ndarray[tuple[int, int], np.dtype[np.int64]], letters: list[int], token_texts: Sequence[bytes | None]
+) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+    """(num_states, V): the state behind each token.
+
+    by_byte: (num_states, 1 + len(letters)), the state behind a byte: of no marker, or of `letters`.
+    """
+    num_states, width = by_byte.shape
+    symbol_of = np.zeros(256, np.int32)
+    symbol_of[letters] = np.arange(1, width)
+    table = by_byte.astype(np.int32).ravel()
+    lengths = np.array([len(text or b"") for text in token_texts])
+    order = np.argsort(-lengths, kind="stable")  # the longest first: those that go on are a prefix
+    symbols = symbol_of[np.frombuffer(b"".join(token_texts[token] or b"" for token in order), np.uint8)]
+    starts = np.cumsum(lengths[order]) - lengths[order]
+    ascending = -lengths[order]
+    moves = np.repeat(np.arange(num_states, dtype=np.int32)[:, None], len(token_texts), axis=1)
+    for position in range(int(lengths.max(initial=0))):
+        num_longer = int(np.searchsorted(ascending, -position, side="left"))
+        symbol = symbols[starts[:num_longer] + position]
+        for states in moves:
+            states[:num_longer] = table[states[:num_longer] * width + symbol]
+    moves[:, order] = moves.copy()
+    unknown = [token for token, text in enumerate(token_texts) if text is None]
+    moves[:, unknown] = np.arange(num_states, dtype=np.int32)[:, None] & 1
+    return moves
 
 
 def check_markers(opening: set[tuple[int, ...]], closing: set[tuple[int, ...]], vocab_size: int) -> None:

@@ -134,6 +134,17 @@ def test_a_parsers_markers_that_cannot_work_are_refused_where_needed(texts: tupl
     assert find_markers(OddTokenizer(), ServerConfig(vocab_size=5000, phase="all"), texts) is None
 
 
+@pytest.mark.parametrize("texts", [("[think]", "[/think]"), ("<|channel|>analysis<|message|>", "<|end|>")])
+def test_a_parser_of_another_family_is_refused(texts: tuple[str, str]) -> None:
+    """LED would wait for a text that the model never writes."""
+    with pytest.raises(
+        LedParamError, match=r"reasoning parser's, .* are plain text to the tokenizer, which has .*<think>"
+    ):
+        find_markers(QWEN, ServerConfig(), texts)
+    assert find_markers(QWEN, ServerConfig(think_open=texts[0], think_close=texts[1]), None) is not None
+    assert find_markers(BARE, ServerConfig(), texts) is not None, "there it may be the model's own"
+
+
 def test_what_is_accepted_makes_an_automaton() -> None:
     for texts in (("<t>", "</t>"), ("<t>", "\n\n"), ("</think>", "<think>"), ("t>", "<t>"), (" to=self", "<|eom|>")):
         found = find_markers(QWEN, ServerConfig(think_open=texts[0], think_close=texts[1], vocab_size=5000), None)
@@ -174,7 +185,22 @@ def test_a_parsers_tool_call_ends_a_thought_and_other_pairs_count(caplog: pytest
 
 
 def test_the_other_markers_reach_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = ServerConfig(open_ids=(1,), close_ids=(2,), more_open=((3, 4),), more_close=((5,), (6, 7)))
-    monkeypatch.setenv(ENV_CONFIG, "")
-    export_config(config)
-    assert server_config() == config
+    for config in (
+        ServerConfig(open_ids=(1,), close_ids=(2,), more_open=((3, 4),), more_close=((5,), (6, 7))),
+        ServerConfig(open_ids=(1,), close_ids=(2,), marker_texts=(("<t>", "<u>"), ("</t>",))),
+    ):
+        monkeypatch.setenv(ENV_CONFIG, "")
+        export_config(config)
+        assert server_config() == config
+
+
+def test_a_tool_call_that_running_text_hides_is_found_as_text_with_the_others() -> None:
+    tokenizer = JoiningTokenizer("<think>", "</think>")
+    letters = {letter: bytes([letter]) for letter in range(128)} | {1000: b"<think>", 1001: b"</think>", 0x2000: b">\n"}
+    parser = ParserMarkers(("<think>", "</think>"), (), ("<calls>",))
+    found = find_markers(tokenizer, ServerConfig(), parser, lambda: [letters.get(i) for i in range(0x5000)])
+    assert found is not None and found.matched_texts is None, "a neighbour has no text: the tool call is left out"
+    letters[0x4E2D] = "\u4e2d".encode()
+    found = find_markers(tokenizer, ServerConfig(), parser, lambda: [letters.get(i) for i in range(0x5000)])
+    assert found is not None and found.matched_texts == (("<think>",), ("</think>", "<calls>"))
+    assert with_markers(ServerConfig(), found).marker_texts == found.matched_texts

@@ -16,6 +16,8 @@ from led_sglang.integration.model_support import NO_LAYER_OUTPUT, STREAMS_BY_CON
 from led_sglang.integration.scheduler.startup import _refuse_another_model
 from led_sglang.integration.support import (
     UNSUPPORTED,
+    EngineRefusal,
+    _engine_refusals,
     _refuse_backend,
     refuse_features,
 )
@@ -41,6 +43,15 @@ def test_what_cannot_work_is_refused(name: str) -> None:
         refuse_features(SimpleNamespace(**{name: value}))
     page = Path("docs/compat.md").read_text(encoding="utf-8")
     assert f"`{flag}`" in page or name in ("smg_grpc_mode", "grpc_mode", "use_ray"), "told in the documentation"
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), AssertionError("no"), NotImplementedError("no"), OSError("no"), RuntimeError("no")]
+)
+def test_what_sglang_raises_is_one_sentence(error: Exception) -> None:
+    """A RuntimeError is torch's, where SGLang asks for a GPU that is not there."""
+    with pytest.raises(EngineRefusal, match=r"^SGLang refuses the arguments: no$"), _engine_refusals():
+        raise error
 
 
 def test_the_table_names_arguments_of_the_installed_release() -> None:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from led_sglang.ops import ThinkingAutomaton
+from led_sglang.ops import TextAutomaton, ThinkingAutomaton
 
 MARKERS = {
     "one token each": ([1], [2]),
@@ -126,3 +126,54 @@ def test_several_markers_open_and_close(name, ids):
 def test_a_marker_of_both_meanings_is_refused():
     with pytest.raises(ValueError, match="must be different"):
         ThinkingAutomaton([1], [2], 6, more_close=[[1]])
+
+
+TEXTS = {
+    "one each": (["<t>"], ["</t>"]),
+    "of letters alone": (["ab"], ["ba"]),
+    "suffix": (["b>"], ["ab>"]),
+    "several": (["<t>", "<u>"], ["</t>", "</u", "<c>"]),
+    "beyond ASCII": (["◁t▷"], ["◁/t▷"]),
+}
+PIECES = [b"", None, b"<", b"</", b"t", b"t>", b">\n\n", b"<t>a</t>", b"a", b"b", b"ab", b">b>", b"</t><", b"u", b"c>"]
+PIECES += ["◁".encode()[:1], "◁".encode()[1:], "◁t".encode(), "▷".encode(), b"/", b" <", b"a</u> <t"]
+
+
+def text_oracle(ids, opening, closing):
+    """Whether the text of all tokens ends in a thought; no marker reaches over a token without a text."""
+    spelt, thinking = b"".join(b"\xff" if PIECES[i] is None else PIECES[i] for i in ids), False
+    markers = [(text.encode(), True) for text in opening] + [(text.encode(), False) for text in closing]
+    for end in range(1, len(spelt) + 1):
+        for marker, value in sorted(markers, key=lambda pair: len(pair[0])):
+            if spelt[:end].endswith(marker):
+                thinking = value
+    return thinking
+
+
+@given(st.sampled_from(sorted(TEXTS)), st.lists(st.integers(0, len(PIECES) - 1), max_size=30), st.integers(0, 30))
+def test_texts_are_found_however_they_are_cut_into_tokens(name, ids, cut):
+    automaton = TextAutomaton(*TEXTS[name], PIECES)
+    tables, states = automaton.tables("cpu"), torch.zeros(1, dtype=torch.int64)
+    for n, token in enumerate(ids, start=1):
+        states = tables.advance(states, torch.tensor([token]))
+        assert bool(states[0] & 1) == text_oracle(ids[:n], *TEXTS[name])
+    assert states.tolist() == [automaton.run(ids)] == [automaton.run(ids[cut:], automaton.run(ids[:cut]))]
+
+
+def test_the_tables_of_a_whole_vocabulary_are_small_and_quick():
+    """151,936 tokens of up to 12 bytes, and one of 200: what a start waits for."""
+    rng = np.random.default_rng(0)
+    letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz <>/\n", np.uint8)
+    pieces = [letters[rng.integers(0, len(letters), size)].tobytes() for size in rng.integers(1, 12, 151935)]
+    started = time.perf_counter()
+    automaton = TextAutomaton(["<think>"], ["</think>", "<tool_call>"], [*pieces, b" " * 200])
+    assert time.perf_counter() - started < 10, "seconds; half of one on an idle core"
+    assert automaton.num_symbols < 2000 and automaton.vocab_size == 151936
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"), [([], ["a"]), (["a"], []), ([""], ["a"]), (["a"], ["b", ""]), (["a", "b"], ["b"])]
+)
+def test_impossible_texts_are_refused(opening, closing):
+    with pytest.raises(ValueError, match="thinking markers"):
+        TextAutomaton(opening, closing, PIECES)

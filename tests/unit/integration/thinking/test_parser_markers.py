@@ -6,7 +6,7 @@ import pytest
 from sglang.srt.parser.reasoning_parser import ReasoningParser
 
 from led_sglang.config.markers import ParserMarkers
-from led_sglang.integration.parser_markers import parser_markers
+from led_sglang.integration.thinking.parser_markers import parser_markers
 
 PARSERS = sorted(ReasoningParser.DetectorMap)
 WITHOUT = {"response_template"}

@@ -17,6 +17,7 @@ __all__ = ["FILE_NAME", "judge", "line_beside"]
 FILE_NAME = "led_verdict.json"
 """What `analysis --out MODEL/led_verdict.json` writes and a server that serves MODEL reads at its start."""
 
+LEAST_RATIO = 1.1  # of a layer's entropy to the final layer's: below it the mixture is as sure as the final layer
 LEAST_COVERAGE = 0.5  # of the final layer's top k among a layer's own top k
 JUDGED_K = "2"  # the coverage that a depth is judged by: the runner-up is what exploring draws
 Row = Mapping[str, Any]  # of one layer: layer, entropy (nats), coverage by k
@@ -84,6 +85,11 @@ def _objection(row: Row, final: Row) -> str:
         return f"layer {row['layer']} is not finite"
     if row["entropy"] <= final["entropy"]:
         return f"layer {row['layer']} is surer than the last ({row['entropy']:.2f} nats beside {final['entropy']:.2f})"
+    if row["entropy"] < LEAST_RATIO * final["entropy"]:
+        return (
+            f"layer {row['layer']} is hardly less sure than the last ({row['entropy']:.2f} nats beside "
+            f"{final['entropy']:.2f})"
+        )
     if row["coverage"][JUDGED_K] < LEAST_COVERAGE:
         covered = row["coverage"][JUDGED_K]
         return f"layer {row['layer']} has only {covered:.2f} of the last one's top {JUDGED_K}"

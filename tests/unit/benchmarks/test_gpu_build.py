@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 SHARED_BYTES = 227 << 10  # of a Hopper multiprocessor, for one block
 VARIANTS = {"head_kernel": 2}  # compiled twice on purpose: for tiles of few rows, and of many

@@ -28,6 +28,8 @@ from led_sglang.ops.backends import lm_head as head
 from led_sglang.ops.backends import one_pass
 from led_sglang.ops.types import RowInputs
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 # A GPU host has torch and triton; the kit's step parts need nothing of these.

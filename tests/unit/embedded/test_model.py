@@ -11,6 +11,8 @@ from led_sglang import embedded
 from led_sglang.embedded import MODEL_DIR, model_path
 from training import MODEL_DIRS, evaluate
 
+pytestmark = pytest.mark.slow
+
 MAX_BYTES = 16_000_000
 both = pytest.mark.parametrize("folder", MODEL_DIRS.values(), ids=MODEL_DIRS)
 

@@ -10,6 +10,8 @@ from led_sglang.ops.backends import torch_step
 from led_sglang.ops.self_test import fault_of, fault_with
 from tests.unit.ops.cases.processes import names, require
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 SCRIPT = Path(__file__).with_name("self_test_checks.py")
 

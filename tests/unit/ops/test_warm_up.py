@@ -6,6 +6,8 @@ import pytest
 
 from tests.unit.ops.cases.processes import names, require
 
+pytestmark = pytest.mark.slow
+
 SCRIPT, PREPARE = (Path(__file__).with_name(name) for name in ("warm_up_checks.py", "prepare_checks.py"))
 
 

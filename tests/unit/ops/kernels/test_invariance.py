@@ -6,6 +6,8 @@ import pytest
 
 from tests.unit.ops.cases.processes import names, require
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("invariance_checks.py")
 
 

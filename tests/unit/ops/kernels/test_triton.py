@@ -6,6 +6,8 @@ import pytest
 
 from tests.unit.ops.cases.processes import names, require
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 SCRIPTS = [HERE / name for name in ("step_checks.py", "filtered_draw_checks.py", "projected_checks.py")]
 CHECKS = [pytest.param(script, name, id=f"{script.stem}-{name}") for script in SCRIPTS for name in names(script)]

@@ -13,7 +13,8 @@ __all__ = ["ErrorLines", "stage_of"]
 ERROR = re.compile(r"\b(ERROR|CRITICAL|FATAL)\b|\b\w*(Error|Exception)\b|: error: |500 Internal")
 PREFIX = re.compile(r"^\[\d{4}-\d\d-\d\d [^\]]*\] ")
 OURS = re.compile(r"^(LED\b|led_sglang: |/metrics is without LED)|led_sglang's ")
-QUIET = re.compile(r"^(LED: (methods |the start check of |[\d.,]+ [kMG]?B )|led_sglang: ok)")  # of a healthy start
+# Of a healthy start.
+QUIET = re.compile(r"^(LED: (methods |the start check of |[\d.,]+ [kMG]?B )|LED matches |led_sglang: ok)")
 TRACEBACK = "Traceback (most recent call last):"
 BETWEEN = ("During handling of", "The above exception")
 STAGES = {

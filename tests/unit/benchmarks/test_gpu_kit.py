@@ -26,6 +26,7 @@ from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.ops import LedRows, StepInputs, uniforms
 from led_sglang.ops.backends import lm_head as head
 from led_sglang.ops.backends import one_pass
+from led_sglang.ops.backends.torch import TorchBackend
 from led_sglang.ops.types import RowInputs
 
 pytestmark = pytest.mark.slow
@@ -239,9 +240,10 @@ def test_coins_of_the_kit(num_rows: int) -> None:
 
 
 def test_a_step_of_the_kit_has_the_one_pass_rows_of_production() -> None:
-    """What is timed, not only what the coins say."""
+    """What is timed, by the kernels' threshold: torch's fixed shapes leave no row out."""
     case = cases.make_case(cases.make_head(97, 16, torch.float32, CPU), 250, 3, 25)
     step = WholeStep(case, "torch")
+    step.backend = TorchBackend(allows_dynamic_shapes=True)
     step.begin()
     assert int(step.mask.sum()) == case.one_pass_rows() and 200 <= case.one_pass_rows() <= 210
 

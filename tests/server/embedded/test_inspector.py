@@ -59,7 +59,7 @@ def page(browser: Any) -> Iterator[Any]:
 def opened(browser: Any, **options: Any) -> Iterator[Any]:
     """A page in a context of its own; anything that the page's scripts complain of fails the test."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(120_000)  # ms; a busy machine
     page = context.new_page()
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))

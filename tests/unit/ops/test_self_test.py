@@ -42,11 +42,12 @@ def test_what_raises_or_differs_is_told(monkeypatch):
         assert "differs from plain torch" in fault_of("torch", CPU, torch.float32), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("num_layers", [1, 7])
-def test_layers_matter_at_the_size_of_a_real_vocabulary(num_layers, monkeypatch):
+def test_layers_matter_at_the_size_of_a_real_vocabulary(num_layers, dtype, monkeypatch):
     """Where a random state would give the candidates next to nothing, right or wrong."""
-    weight = torch.randn(151936, 64, generator=torch.Generator().manual_seed(1)) * 0.02
-    head, latents = Head(weight, len(weight)), torch.empty(num_layers, 1, 64)
+    weight = (torch.randn(151936, 64, generator=torch.Generator().manual_seed(1)) * 0.02).to(dtype)
+    head, latents = Head(weight, len(weight)), torch.empty(num_layers, 1, 64, dtype=dtype)
     assert fault_with("torch", head, latents, 256) is None
     right = torch_step.latent_probs
     for factor in (2.0, 0.5, 0.0):

@@ -25,18 +25,21 @@ def copy_tree(folder: Path) -> None:
 
 
 def outcome(folder: Path, tests: Iterable[str]) -> int:
-    """pytest's exit status. Functions that begin with `check_` run under Triton's interpreter, or compile in *gpu*."""
+    """pytest's exit status, PASSED or FAILED. The files `*_checks.py` run under Triton's interpreter, or compile.
+
+    Raises RuntimeError where no test ran.
+    """
     tests = list(tests)
     options = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
     env = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    if any("::check_" in test for test in tests):
-        options += ["-o", "python_functions=check_*"]
+    if any("_checks.py" in test for test in tests):
+        options += ["-o", "python_functions=check_* test_*"]
         is_compiled = any(word in test for test in tests for word in ("gpu_cost", "warm_up", "capture_order"))
         env["TRITON_INTERPRET"] = str(int(not is_compiled))
     command = [sys.executable, "-m", "pytest", *options, *tests]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     if done.returncode not in (PASSED, FAILED):
-        print(done.stdout[-2000:] + done.stderr[-2000:], file=sys.stderr)
+        raise RuntimeError(f"no test of {tests} ran:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return done.returncode
 
 

@@ -48,15 +48,17 @@ def test_many_at_once_and_the_numbers_of_a_plain_head(fixed, changes, monkeypatc
 
 
 def test_no_more_than_a_product_is_held():
-    """On a GPU: no float32 copy of the product, no second product."""
+    """On a GPU: no float32 copy of the product, no second product, as many rows at once as a layer has."""
     num_layers, num_rows, hidden = 7, 256, 2560
     with FakeTensorMode():
         latents = torch.empty(num_layers, num_rows, hidden, dtype=torch.bfloat16, device="cuda")
         weight = torch.empty(V, hidden, dtype=torch.bfloat16, device="cuda")
         ids = torch.empty(num_rows, 8, dtype=torch.int64, device="cuda")
-        head, tau = Head(weight[:, :0], V, project=Product(weight)), torch.empty(num_rows, 1, device="cuda")
+        product = Product(weight)
+        head, tau = Head(weight[:, :0], V, project=product), torch.empty(num_rows, 1, device="cuda")
         with Watch() as watch:
             latent_sums(latents, ids, head, tau, None)
+    assert product.num_rows == [num_rows] * num_layers
     product_bytes = PROJECT_ROWS * V * 2
     assert product_bytes < watch.peak_bytes <= product_bytes + 64 * MIB, watch.peak_bytes / MIB
     assert not watch.copies

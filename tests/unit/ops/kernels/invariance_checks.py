@@ -9,6 +9,7 @@ from led_sglang.cpu_platform import deterministic
 from led_sglang.ops import led_step
 from led_sglang.ops.backends import lm_head as torch_head
 from led_sglang.ops.kernels import final_layer, lm_head
+from led_sglang.ops.kernels.common import WIDTHS, width_of
 from led_sglang.ops.kernels.lm_head import is_interpreted, latent_lse
 from tests.unit.ops.cases.op_cases import Case, make_case, make_inputs, make_rows
 
@@ -80,3 +81,9 @@ def check_normalizers() -> None:
         else:
             found.append(torch_head.complete_lse(case.latents, case.head, tau, None)[:, 0])
     assert all(torch.equal(found[0], other) for other in found[1:]), found
+
+
+def check_widths() -> None:
+    """One for every number of candidates: in the interpreter, columns of zeros do not change a sum's bits."""
+    widths = {width_of(count, is_fixed=True) for count in range(1, WIDTHS[-1] + 1)}
+    assert widths == {WIDTHS[-1]} and len({width_of(count) for count in range(1, WIDTHS[-1] + 1)}) > 1

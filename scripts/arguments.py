@@ -16,7 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.generated import ROOT, between, main
+
 SOURCE = ROOT / "patches/arguments.json"
 PAGE = ROOT / "docs/compat.md"
 BEGIN, END = "<!-- scripts/arguments.py writes this -->", "<!-- until here -->"
@@ -73,17 +76,8 @@ def table() -> str:
 
 def page() -> str:
     """docs/compat.md as it should be."""
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    return f"{before}{BEGIN}\n\n{table()}\n{END}{rest.split(END)[1]}"
-
-
-def main() -> int:
-    wanted = page()
-    if "--check" in sys.argv[1:]:
-        return int(wanted != PAGE.read_text(encoding="utf-8"))
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
+    return between(PAGE, BEGIN, END, table())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, {PAGE: page()}))

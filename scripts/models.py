@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.generated import ROOT, between, main
+
 PAGE = ROOT / "docs/compat.md"
 BEGIN, END = "<!-- scripts/models.py writes this -->", "<!-- the models end here -->"
 MATRIX = "tests/models/test_matrix.py"
@@ -90,17 +92,8 @@ def refused() -> list[str]:
 
 def page() -> str:
     """docs/compat.md as it should be."""
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.split(END)[1]}"
-
-
-def main() -> int:
-    wanted = page()
-    if "--check" in sys.argv[1:]:
-        return int(wanted != PAGE.read_text(encoding="utf-8"))
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
+    return between(PAGE, BEGIN, END, table() + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, {PAGE: page()}))

@@ -4,7 +4,6 @@ python scripts/reference_pages.py            writes them
 python scripts/reference_pages.py --check    exits 1 where one of them is not current
 """
 
-import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from led_sglang.integration.hooks.table import HANDLER_ROOT, HOOK_TARGETS, RELIE
 from led_sglang.integration.http.metrics import LedCollector
 from led_sglang.serving.command_line import EXAMPLES, build_parser
 from led_sglang.serving.front import make_parser as front_parser
+from scripts.generated import main
 from scripts.reference_tables import HEADER, argument_rows, rows_of
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
@@ -131,28 +131,10 @@ PAGES: dict[str, Callable[[], str]] = {
 NOTE = "<!-- Written by scripts/reference_pages.py. -->\n"
 
 
-def text_of(name: str) -> str:
-    return f"{NOTE}{PAGES[name]()}\n"
-
-
-def stale() -> list[str]:
-    """The pages that are missing or not what the tables say now."""
-    return [n for n in PAGES if not (FOLDER / n).is_file() or (FOLDER / n).read_text(encoding="utf-8") != text_of(n)]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
-    old = stale()
-    if parser.parse_args().check:
-        print("\n".join(f"docs/reference/{name} is not current" for name in old))
-        return int(bool(old))
-    FOLDER.mkdir(exist_ok=True)
-    for name in old:
-        (FOLDER / name).write_text(text_of(name), encoding="utf-8")
-        print(f"docs/reference/{name}")
-    return 0
+def pages() -> dict[Path, str]:
+    """As they should be."""
+    return {FOLDER / name: f"{NOTE}{text()}\n" for name, text in PAGES.items()}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, pages()))

@@ -225,7 +225,7 @@ def with_markers(config: ServerConfig, markers: Markers | None) -> ServerConfig:
         close_ids=markers.close_ids,
         more_open=markers.more_open,
         more_close=markers.more_close,
-        marker_texts=markers.matched_texts,
+        matched_texts=markers.matched_texts,
     )
 
 

@@ -45,7 +45,7 @@ class ServerConfig:
     close_ids: tuple[int, ...] = ()
     more_open: tuple[tuple[int, ...], ...] = ()  # other markers of the same two meanings
     more_close: tuple[tuple[int, ...], ...] = ()
-    marker_texts: tuple[tuple[str, ...], tuple[str, ...]] | None = None  # that open, that close; None: by their ids
+    matched_texts: tuple[tuple[str, ...], tuple[str, ...]] | None = None  # that open, that close; None: by their ids
     vocab_size: int = 0
 
     @property
@@ -98,7 +98,7 @@ def _parse_config(text: str) -> ServerConfig:
         values[key] = tuple(values[key])
     for key in ("more_open", "more_close"):
         values[key] = tuple(map(tuple, values[key]))
-    if values["marker_texts"] is not None:
-        opening, closing = values["marker_texts"]
-        values["marker_texts"] = tuple(opening), tuple(closing)
+    if values["matched_texts"] is not None:
+        opening, closing = values["matched_texts"]
+        values["matched_texts"] = tuple(opening), tuple(closing)
     return ServerConfig(**values)

@@ -24,7 +24,7 @@ def refuse_soft(config: ServerConfig, server_args: "ServerArgs") -> None:
             "soft_thinking does not work with --enable-mixed-chunk: rows that decode beside a prompt's chunk would be "
             "fed plain embeddings. Drop the flag or the soft methods from --led-methods"
         )
-    if config.marker_texts is not None:
+    if config.matched_texts is not None:
         raise CaptureError(
             f"soft_thinking closes the thinking phase with one token, this model's marker {config.think_close!r} is "
             f"text that its tokenizer joins to what stands beside it"

@@ -4,6 +4,7 @@ Only the matrix uses it. What is judged is which layers' outputs are kept; these
 computed here, in a process that nobody serves from.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,45 +56,32 @@ def attention() -> None:
 class PlainAttention(TorchNativeAttnBackend):
     """Heads whose keys and values are of different widths, sliding windows and attention sinks, a request at a time."""
 
-    def forward_extend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layer: Any,
-        forward_batch: Any,
-        save_kv_cache: bool = True,
-        sinks: Tensor | None = None,
-        **others: Any,
-    ) -> Tensor:
-        return self._attend(q, k, v, layer, forward_batch, save_kv_cache, sinks, forward_batch.extend_seq_lens.tolist())
+    def forward_extend(self, *args: Any, **named: Any) -> Tensor:
+        return self._attend(lambda batch: batch.extend_seq_lens.tolist(), *args, **named)
 
-    def forward_decode(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layer: Any,
-        forward_batch: Any,
-        save_kv_cache: bool = True,
-        sinks: Tensor | None = None,
-        **others: Any,
-    ) -> Tensor:
-        return self._attend(
-            q, k, v, layer, forward_batch, save_kv_cache, sinks, [1] * len(forward_batch.req_pool_indices)
-        )
+    def forward_decode(self, *args: Any, **named: Any) -> Tensor:
+        return self._attend(lambda batch: [1] * len(batch.req_pool_indices), *args, **named)
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, layer: Any, batch: Any, saves: bool, sinks: Tensor | None, new: list[int]
+        self,
+        new_of: Callable[[Any], list[int]],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: Any,
+        forward_batch: Any,
+        save_kv_cache: bool = True,
+        sinks: Tensor | None = None,
+        **others: Any,
     ) -> Tensor:
-        pool, number = self.token_to_kv_pool, layer.layer_id
-        if saves and k is not None:
+        pool, number, batch = self.token_to_kv_pool, layer.layer_id, forward_batch
+        if save_kv_cache and k is not None:
             pool.set_kv_buffer(layer, KVWriteLoc(batch.out_cache_loc, self.swa_out_cache_loc), k, v)
         keys, values = pool.get_key_buffer(number), pool.get_value_buffer(number)
         queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         output = queries.new_zeros(len(queries), layer.tp_q_head_num, layer.v_head_dim)
-        start = 0
-        for request, num_new, length in zip(batch.req_pool_indices.tolist(), new, batch.seq_lens.tolist(), strict=True):
+        start, requests = 0, batch.req_pool_indices.tolist()
+        for request, num_new, length in zip(requests, new_of(batch), batch.seq_lens.tolist(), strict=True):
             slots = self.req_to_token_pool.req_to_token[request, :length].long()
             if self.use_sliding_window_kv_pool and pool.layers_mapping[number][1]:
                 slots = pool.translate_loc_from_full_to_swa(slots)

@@ -271,6 +271,7 @@ RELIED_ON_SINCE: dict[str, tuple[tuple[str, str], ...]] = {  # by the first rele
         (S + "speculative.eagle_info.EagleVerifyInput", "nodes, links and positions of the draft trees"),
         (S + "speculative.ngram_info.NgramVerifyInput", "the same"),
         ("sglang.kernels.ops.speculative.spec_tree.verify_tree_greedy_func", "walks each tree along given tokens"),
+        (S + "layers.sampler.Sampler._sample_from_logprobs", "replaced: seeded rows under --rl-on-policy-target"),
         (S + "layers.logits_processor.SamplingMaskOutput", "written over for rows that LED decided"),
         (S + "layers.sampler.Sampler._build_greedy_sampling_mask_output", "makes it, one token wide"),
         (

@@ -75,7 +75,7 @@ async def describe(tokenizer_manager: "TokenizerManager") -> dict[str, Any]:
             "close": {"text": config.think_close, "ids": list(config.close_ids)},
             "more_open_ids": [list(ids) for ids in config.more_open],
             "more_close_ids": [list(ids) for ids in config.more_close],
-            "matched_texts": config.marker_texts,  # where tokens cannot tell: what opens, and what closes
+            "matched_texts": config.matched_texts,  # where tokens cannot tell: what opens, and what closes
         },
         "hooks": {target: _hook(target, faults) for target in hooks_of(release)},
         "counters": {

@@ -39,9 +39,9 @@ class Stage:
 
 def automaton_of(config: ServerConfig, runner: "ModelRunner", vocab_size: int) -> ThinkingAutomaton | None:
     """None for a model without markers."""
-    if config.marker_texts is not None:
+    if config.matched_texts is not None:
         tokenizer = tokenizer_of(in_effect(runner.server_args))
-        return TextAutomaton(*config.marker_texts, token_texts(tokenizer, vocab_size))
+        return TextAutomaton(*config.matched_texts, token_texts(tokenizer, vocab_size))
     if config.open_ids and config.close_ids:
         return ThinkingAutomaton(config.open_ids, config.close_ids, vocab_size, config.more_open, config.more_close)
     return None

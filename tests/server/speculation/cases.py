@@ -31,8 +31,12 @@ class Case:
 
     @property
     def environment(self) -> dict[str, str]:
-        retracts = {"SGLANG_TEST_RETRACT": "1"} if self.recomputes else {}
-        return retracts | ({"SGLANG_CPU_OMP_THREADS_BIND": "0,1|0,1"} if "--tp" in self.served else {})
+        return threads_of(self.served) | ({"SGLANG_TEST_RETRACT": "1"} if self.recomputes else {})
+
+
+def threads_of(served: tuple[str, ...]) -> dict[str, str]:
+    """Two ranks share two cores."""
+    return {"SGLANG_CPU_OMP_THREADS_BIND": "0,1|0,1"} if "--tp" in served else {}
 
 
 def shape(num_steps: int, topk: int, num_draft_tokens: int) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from led_sglang.testing import Reply
 from tests.server import checkpoints, drafts
 from tests.server.clients import Client
 from tests.server.servers import Server
-from tests.server.speculation.cases import DETERMINISTIC, NUM_REQUESTS, Case, requests
+from tests.server.speculation.cases import DETERMINISTIC, NUM_REQUESTS, Case, requests, threads_of
 
 NUM_KNOWN = 4  # texts that the layer of multi-token prediction knows by heart
 
@@ -49,9 +49,8 @@ class Makers:
         return checkpoints.build(architecture, self.folder / architecture)
 
     def _answers_of(self, architecture: str | None, served: tuple[str, ...]) -> list[Reply]:
-        environment = Case("", served=served).environment
         log = self.logs / f"one_token {architecture} {' '.join(served)}.log"
-        with Server(*self.served(architecture), *served, log=log, environment=environment) as server:
+        with Server(*self.served(architecture), *served, log=log, environment=threads_of(served)) as server:
             return all_replies(Client(server.url))
 
     def _draft(self, name: str) -> Path:

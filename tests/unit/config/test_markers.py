@@ -187,7 +187,7 @@ def test_a_parsers_tool_call_ends_a_thought_and_other_pairs_count(caplog: pytest
 def test_the_other_markers_reach_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     for config in (
         ServerConfig(open_ids=(1,), close_ids=(2,), more_open=((3, 4),), more_close=((5,), (6, 7))),
-        ServerConfig(open_ids=(1,), close_ids=(2,), marker_texts=(("<t>", "<u>"), ("</t>",))),
+        ServerConfig(open_ids=(1,), close_ids=(2,), matched_texts=(("<t>", "<u>"), ("</t>",))),
     ):
         monkeypatch.setenv(ENV_CONFIG, "")
         export_config(config)
@@ -203,4 +203,4 @@ def test_a_tool_call_that_running_text_hides_is_found_as_text_with_the_others() 
     letters[0x4E2D] = "\u4e2d".encode()
     found = find_markers(tokenizer, ServerConfig(), parser, lambda: [letters.get(i) for i in range(0x5000)])
     assert found is not None and found.matched_texts == (("<think>",), ("</think>", "<calls>"))
-    assert with_markers(ServerConfig(), found).marker_texts == found.matched_texts
+    assert with_markers(ServerConfig(), found).matched_texts == found.matched_texts

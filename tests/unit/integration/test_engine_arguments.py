@@ -1,26 +1,15 @@
 """Every argument of the installed SGLang has a verdict, so that none of a new release slips in unread."""
 
-import importlib.util
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from sglang.srt.server_args import ServerArgs
 
 from led_sglang.integration.support import UNSUPPORTED
+from scripts import arguments
 
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("arguments", Path("scripts/arguments.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load()
-VERDICTS = script.verdicts()
+VERDICTS = arguments.verdicts()
 GATEWAY = {"servicer_impl", "metrics_host", "metrics_port"}  # of smg's servicer, a plugin that another test may load
 OLD = {"grpc_mode"}  # SGLang 0.5.17's
 
@@ -45,15 +34,15 @@ def test_every_argument_of_the_installed_release_has_one_verdict() -> None:
 
 def test_every_flag_of_the_parser_is_an_argument() -> None:
     """One that were no field of ServerArgs would have no verdict."""
-    flags = set(script.flags()) - {"help", "config"} - GATEWAY
+    flags = set(arguments.flags()) - {"help", "config"} - GATEWAY
     assert len(flags) > 400 and flags <= installed()
 
 
 @pytest.mark.parametrize(("field", "test"), VERDICTS["works"].items())
 def test_what_works_is_in_the_test_that_is_named(field: str, test: str) -> None:
     text = Path(test).read_text(encoding="utf-8")
-    assert script.flag(field)[2:] in text or field in text
+    assert arguments.flag(field)[2:] in text or field in text
 
 
 def test_the_page_says_the_same() -> None:
-    assert script.page() == script.PAGE.read_text(encoding="utf-8"), "run scripts/arguments.py"
+    assert arguments.page() == arguments.PAGE.read_text(encoding="utf-8"), "run scripts/arguments.py"

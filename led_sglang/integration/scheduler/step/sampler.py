@@ -150,8 +150,9 @@ class LedSamplerMixin:
 
     def _sample_from_logprobs(self, logprobs: Tensor, *args: object, **kw: object) -> Any:
         """The engine's way under --rl-on-policy-target."""
-        if self.led_call is not None:
-            self.led_call.draw_seeded(logprobs.exp())
+        call = self.led_call
+        if call is not None and call.inputs.rows.seeded is not None:
+            call.draw_seeded(logprobs.exp())
         return super()._sample_from_logprobs(logprobs, *args, **kw)  # type: ignore[misc]
 
     def _sync_token_ids_across_tp(self, token_ids: Tensor, sampling_info: "SamplingBatchInfo") -> None:

@@ -53,6 +53,9 @@ class Engine:
         ids = probs.argmax(-1).to(torch.int32)
         return (ids, None) if self.has_masks else ids
 
+    def _sample_from_logprobs(self, logprobs: Tensor, info: Any, positions: Tensor) -> Tensor:
+        return positions.to(torch.int32)
+
 
 def decided(inputs: SamplerInputs, num_rows: int) -> LedStep:
     """Every row takes token 3: the only one that the logits allow."""
@@ -117,6 +120,25 @@ def test_only_what_led_left_open_is_sampled(reports_masks: bool) -> None:
     call = call_of(["led"] * 4, [True, False, True, True], ok=[True, True, False, True])
     assert sample(call, 4, engine)[0] == [3, 6, 7, 3]  # row 1 is outside its phase, row 2 was not finite
     assert engine.seen == [[1, 2]]
+
+
+@pytest.mark.parametrize("is_seeded", [True, False])
+def test_seeded_rows_of_an_engine_that_samples_from_logprobs_are_drawn_too(
+    monkeypatch: pytest.MonkeyPatch, is_seeded: bool
+) -> None:
+    """--rl-on-policy-target; unseeded batches pay nothing."""
+    drawn: list[Tensor] = []
+
+    def draw(inputs: SamplerInputs, probs: Tensor) -> None:
+        drawn.append(probs)
+
+    monkeypatch.setattr(call_module, "draw_seeded", draw)
+    wrapped: Any = wrap_sampler(Engine())  # type: ignore[arg-type]
+    wrapped.led_call = call_of(["led"] * 2, [True, False], is_seeded=is_seeded)
+    logprobs = torch.full((2, V), -2.0)
+    assert wrapped._sample_from_logprobs(logprobs, None, torch.arange(2)).tolist() == [0, 1]
+    assert len(drawn) == is_seeded
+    assert all(torch.equal(probs, logprobs.exp()) for probs in drawn)
 
 
 @pytest.mark.parametrize("other", [None, "none", "dola"])

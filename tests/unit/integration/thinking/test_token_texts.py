@@ -130,7 +130,7 @@ def test_text_markers_of_a_real_vocabulary(tekken: Any) -> None:
 
 def test_soft_methods_close_with_a_token_and_refuse_texts() -> None:
     config = ServerConfig(
-        methods=("soft_thinking",), close_ids=(5,), think_close="</t>", marker_texts=(("<t>",), ("</t>",))
+        methods=("soft_thinking",), close_ids=(5,), think_close="</t>", matched_texts=(("<t>",), ("</t>",))
     )
     with pytest.raises(CaptureError, match=r"with one token, this model's marker '</t>' is text"):
         refuse_soft(config, SimpleNamespace())  # type: ignore[arg-type]
@@ -146,11 +146,11 @@ def test_a_scheduler_process_reads_the_texts_of_the_served_tokenizer(
     )
     monkeypatch.setattr(stage, "in_effect", lambda given: given)
     runner: Any = SimpleNamespace(server_args=arguments)
-    config = ServerConfig(open_ids=(1,), close_ids=(2,), marker_texts=(("<think>",), ("</think>",)))
+    config = ServerConfig(open_ids=(1,), close_ids=(2,), matched_texts=(("<think>",), ("</think>",)))
     automaton = stage.automaton_of(config, runner, 1000)
     assert isinstance(automaton, TextAutomaton) and automaton.vocab_size == 1000
     assert automaton.thinking(automaton.run(tokenizer.encode("<think>\n")))
     assert not automaton.thinking(automaton.run(tokenizer.encode("<think>\nso</think>\n\nThe")))
-    by_ids = stage.automaton_of(replace(config, marker_texts=None), runner, 1000)
+    by_ids = stage.automaton_of(replace(config, matched_texts=None), runner, 1000)
     assert type(by_ids) is ThinkingAutomaton and by_ids.thinking(by_ids.run([1]))
     assert stage.automaton_of(ServerConfig(phase="all"), runner, 1000) is None

@@ -1,11 +1,13 @@
 """The accepted text is that of LED without speculation, token by token, whatever the drafts are."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from led_sglang.integration.scheduler.speculation import verify
 from led_sglang.wire import ACTIVE, EXPLORED, FALLBACK, THINKING
 from tests.unit.integration.scheduler.speculation import world
 from tests.unit.integration.scheduler.speculation.world import BACKENDS, CLOSE, OPEN, Drafter, Request, Server
@@ -138,3 +140,20 @@ def test_sanitized_logits_are_read_as_they_were(serve: Serve) -> None:
     server.serve(2 * NUM_TOKENS)
     assert not {5, 12, 19} & set(request.output_ids)
     server.check_reports()
+
+
+def test_a_batch_without_leds_requests_costs_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tree is grown and no node is made a row; where nobody named LED the engine's outcome is not even touched."""
+    plain = [Request(method="none", prompt=[5, 1, 2 + i]) for i in range(3)]
+    server = serve(plain, BACKENDS["numba"])
+    seen: list[str] = []
+    for owner, name in ((verify.VerifyInputs, "begin"), (type(server.runtime.backend), "draft_tree")):
+        monkeypatch.setattr(owner, name, lambda *args, name=name, **kwargs: seen.append(name))
+    server.serve(NUM_TOKENS)
+    assert seen == [] and server.runtime.num_step_failures == 0
+    assert all(len(request.output_ids) >= NUM_TOKENS for request in plain)
+    monkeypatch.setattr(verify, "_verify", lambda *args: seen.append("_verify"))
+    stock = tuple(torch.zeros(2) for _ in range(3))
+    batch: Any = SimpleNamespace(sampling_info=SimpleNamespace(led=None))
+    assert verify.verify(lambda *args, **kwargs: stock, None, batch, None) is stock  # type: ignore[arg-type]
+    assert seen == []

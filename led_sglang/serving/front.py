@@ -25,6 +25,7 @@ from typing import IO, Any
 import httpx
 
 from led_sglang import __version__
+from led_sglang.cli.check import QUESTION
 from led_sglang.cli.endings import guarded
 from led_sglang.serving.announcement import ENV_PIPE
 from led_sglang.serving.log_lines import ErrorLines, stage_of
@@ -34,7 +35,6 @@ __all__ = ["block", "main", "make_parser", "serve"]
 DEFAULT_LOG = Path("led-sglang.log")
 LAUNCH = (sys.executable, "-m", "led_sglang.launch")
 DIRECT = ("--check", "--help", "-h", "--help-sglang", "--version")  # end by themselves: no log, no child
-QUESTION = "What is 17 + 5 * 3?"
 POLL_S, TAIL_LINES = 0.25, 15
 PR_SET_PDEATHSIG = 1
 
@@ -109,7 +109,7 @@ class Front:
         self._pipe: int | None = pipe
         self.process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, pass_fds=(theirs,),
-            env={**os.environ, ENV_PIPE: str(theirs)}, preexec_fn=_die_with_parent,
+            env={**os.environ, ENV_PIPE: str(theirs)}, start_new_session=True, preexec_fn=_die_with_parent,
         )  # fmt: skip
         os.close(theirs)
 
@@ -124,9 +124,9 @@ class Front:
         return self._ended(self.process.returncode)
 
     def _stop(self, number: int, frame: object) -> None:
+        """The server has a session of its own, so that a terminal's Ctrl-C comes here alone."""
         self._stopped_by = number
-        if number != signal.SIGINT:  # the terminal sends that one to the server too
-            self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(signal.SIGTERM)
 
     def _watch(self) -> None:
         self._read_log()

@@ -77,7 +77,7 @@ def port() -> Iterator[int]:
         yield held.number
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_start_ends_in_the_block_and_a_signal_ends_the_server(tmp_path: Path, port: int, number: int) -> None:
     log = tmp_path / "serve.log"
     with running(SERVER.replace("PORT", str(port)), log) as process:

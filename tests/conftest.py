@@ -1,6 +1,13 @@
-"""How pytest-xdist's workers share the tests: those of one server stay together, so that it starts once."""
+"""How pytest-xdist's workers share the tests: those of one server stay together, so that it starts once.
+
+And the package as it is released and installed, which tests with and without a server need.
+"""
 
 import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test fetches anything, nor do
 # Their asserts show what they compared, like a test's.
 pytest.register_assert_rewrite("tests.server.bystanders", "tests.server.exact.exactness")
 
+ROOT = Path(__file__).resolve().parents[1]
 LONGEST = ("tests/server/test_soak.py", "tests/server/speculation/test_same_text.py")
 OWN_SERVERS = "tests/server/speculation"  # the folder whose files start servers of their own
 
@@ -54,3 +62,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(
         key=lambda item: next((i for i, file in enumerate(LONGEST) if item.nodeid.startswith(file)), len(LONGEST))
     )
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as it is released."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    [found] = folder.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel, and this one's packages beside it but for the repository (no editable install)."""
+    folder = tmp_path_factory.mktemp("installed")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    [site] = folder.glob("lib/python*/site-packages")
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--no-index", str(wheel)], check=True, capture_output=True)
+    # A folder that a .pth file names is searched, but its own .pth files (an editable install) are not read.
+    (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    return folder

@@ -28,6 +28,7 @@ class Server:
     """`python -m led_sglang.launch ...` (or another module), in its own process group, logging to a file.
 
     It listens on a port of its own of 127.0.0.1, regardless of the arguments; OMP_NUM_THREADS is 1 unless set.
+    python: the interpreter, of another environment for what is installed there.
     """
 
     def __init__(
@@ -35,13 +36,14 @@ class Server:
         *arguments: str,
         log: Path,
         module: str = "led_sglang.launch",
+        python: str = sys.executable,
         environment: dict[str, str] | None = None,
     ) -> None:
         self._held_port = HeldPort()
         self.port = self._held_port.number
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
-        command = [sys.executable, "-m", module, *arguments, "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [python, "-m", module, *arguments, "--host", "127.0.0.1", "--port", str(self.port)]
         env = {"OMP_NUM_THREADS": "1", **os.environ, **(environment or {})}  # 1: beside clients that need cores too
         env.pop("LED_SGLANG_CONFIG", None)
         # A group of its own for `stop`, in the caller's session: `nice` weighs processes within a session only.

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-import sysconfig
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -126,16 +125,6 @@ def test_a_developers_file_breaks_the_rule(name: str) -> None:
     assert faults_of({"led_sglang/trace.py": MAX_FILE_BYTES + 1})
 
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package as it is released."""
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True)
-    [found] = folder.glob("*.whl")
-    return found
-
-
 def test_a_built_wheel_has_these_files_and_is_small(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         infos = [info for info in archive.infolist() if ".dist-info/" not in info.filename]
@@ -186,19 +175,6 @@ def requirements_of(name: str) -> set[str]:
                 if need.marker is None or need.marker.evaluate({"extra": ""}):
                     waiting.append(canonicalize_name(need.name))
     return found
-
-
-@pytest.fixture(scope="session")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel, and this one's packages beside it but for the repository (no editable install)."""
-    folder = tmp_path_factory.mktemp("installed")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    [site] = folder.glob("lib/python*/site-packages")
-    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--no-index", str(wheel)], check=True, capture_output=True)
-    # A folder that a .pth file names is searched, but its own .pth files (an editable install) are not read.
-    (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    return folder
 
 
 def in_installed(installed: Path, *command: str) -> subprocess.CompletedProcess[str]:

@@ -38,7 +38,7 @@ def test_a_thought_is_what_stands_between_the_texts(ranks: int, checkpoint_folde
         client = Client(server.url)
         assert client.get("/led/info")["markers"]["matched_texts"] == [["<think>"], ["</think>"]]
         prompts = ["why? <think>\n", "<think> no </think>\n\nwhy? <think>", "<think>\n\n</think>\n\n"]
-        biased = {str(token): 30.0 for token in joined}
+        biased = {str(token): 30.0 * len(texts[token] or b"") for token in joined}  # the longer one where both fit
         replies = client.together(
             [
                 Request(

@@ -20,7 +20,8 @@ from pathlib import Path
 from led_sglang.cli import files
 from led_sglang.cli.endings import CommandError, guarded
 from led_sglang.compat.sources import Release, find, installed_release, parameters, wheel_release
-from led_sglang.integration.hooks.table import HOOK_TARGETS, RELIED_ON, RELIED_ON_SINCE, hooks_of, numbers_of
+from led_sglang.integration.hooks.relied_on import RELIED_ON, RELIED_ON_SINCE
+from led_sglang.integration.hooks.table import HOOK_TARGETS, hooks_of, numbers_of
 
 __all__ = ["Change", "Function", "check", "load_manifest", "main", "manifest_of", "record"]
 

@@ -17,6 +17,12 @@ LED_OFFSET, THINKING_OFFSET, REASON_OFFSET = 0, 1, 2
 CONFIDENCE_OFFSET = REASON_OFFSET + NUM_REASONS
 DEPTH_OFFSET = CONFIDENCE_OFFSET + NUM_BUCKETS  # of depth 0; the decoding methods come after the largest depth
 
+# The first token's record between a prefill and a decode server: a row of numbers, behind its head the trace's values.
+HANDOFF_WIDTH = 1024  # int32 numbers, 4 KB a request
+HANDOFF_HEAD = 6
+HANDOFF_SCALARS = 3
+HANDOFF_SPACE = HANDOFF_WIDTH - HANDOFF_HEAD - HANDOFF_SCALARS  # of candidates, branches and depths
+
 RECORD_KEY = "__led_step"  # of LogitsProcessorOutput.customized_info, in the scheduler only
 WIRE_KEY = "__led"  # of a request's customized_info: one entry per generated token
 RESOLVED_KEY = "__led_sglang"  # reserved key of `custom_params`: a request's resolved parameters

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from led_sglang.config.arguments import ARGUMENTS, SWITCH
 from led_sglang.config.methods import METHODS
-from led_sglang.integration.hooks.table import HANDLER_ROOT, HOOK_TARGETS, RELIED_ON, RELIED_ON_SINCE
+from led_sglang.integration.hooks.relied_on import RELIED_ON, RELIED_ON_SINCE
+from led_sglang.integration.hooks.table import HANDLER_ROOT, HOOK_TARGETS
 from led_sglang.integration.http.metrics import LedCollector
 from led_sglang.serving.command_line import EXAMPLES, build_parser
 from led_sglang.serving.front import make_parser as front_parser

@@ -53,9 +53,9 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
     "enable_two_batch_overlap": ("--enable-two-batch-overlap", KEEPS_LAYERS),
     "enable_pdmux": ("--enable-pdmux", KEEPS_LAYERS),
     "enable_torch_compile": ("--enable-torch-compile", "nothing has shown that a compiled forward keeps layer outputs"),
-    "disaggregation_mode": (
-        "--disaggregation-mode",
-        "a decode server does not see the prompt that opens the thinking phase",
+    "enable_pd_role_switch": (
+        "--enable-pd-role-switch",
+        "a server's requests would begin in another step than they do where it started",
     ),
     "smg_grpc_mode": ("--smg-grpc-mode", HIDES_REQUESTS),
     "grpc_mode": ("--grpc-mode", HIDES_REQUESTS),
@@ -77,7 +77,7 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
 }
 UNSET: dict[str, object] = {  # values beside None, False and 0 that ask for nothing
     "attn_cp_size": 1,
-    **dict.fromkeys(("disaggregation_mode", "decoupled_spec_role"), "null"),
+    "decoupled_spec_role": "null",
     **dict.fromkeys(("moe_a2a_backend", "elastic_ep_backend"), "none"),
 }
 

@@ -12,6 +12,7 @@ from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.release_support import refuse_release
 from led_sglang.integration.soft_support import is_soft_enabled
+from led_sglang.wire import HANDOFF_SPACE
 
 ENV_APP = "SGLANG_HTTP_SERVER_APP_PATH"  # what several tokenizer workers import, and one process does not
 WORKER_APP = "led_sglang.integration.http.workers.app:app"
@@ -22,6 +23,7 @@ def refuse_topology(config: ServerConfig, args: Any) -> None:
     _refuse_workers(args)
     _refuse_dp_attention(config, args)
     _refuse_pipeline(config, args)
+    _refuse_disaggregation(config, args)
 
 
 def _refuse_workers(args: Any) -> None:
@@ -79,12 +81,31 @@ def _refuse_pipeline(config: ServerConfig, args: Any) -> None:
     )
 
 
+def _refuse_disaggregation(config: ServerConfig, args: Any) -> None:
+    """The first token's record travels from a prefill server to a decode server in a row of a constant width."""
+    mode = getattr(args, "disaggregation_mode", "null")
+    if mode == "null":
+        return
+    flag = f"--disaggregation-mode {mode}"
+    refuse_release(flag)
+    _refuse_untried(flag, config, args)
+    largest = HANDOFF_SPACE - config.max_depth
+    if 3 * config.max_top_k > largest:
+        raise CaptureError(
+            f"LED does not work with {flag} and --led-max-top-k {config.max_top_k}: the trace of a request's first "
+            f"token travels between the servers, and a row has room for {largest // 3} candidates. Use "
+            f"--led-max-top-k {largest // 3} at most, or start with --led disabled"
+        )
+
+
 def _refuse_untried(flag: str, config: ServerConfig, args: Any) -> None:
     """Combinations that no test has shown."""
     algorithm, num_stages = getattr(args, "speculative_algorithm", None), getattr(args, "pp_size", 1)
+    attn_dp_size = getattr(args, "attn_dp_size", 1)
     others = {
         f"--speculative-algorithm {algorithm}": bool(algorithm),
         f"--pp-size {num_stages}": num_stages > 1,
+        f"--attn-dp-size {attn_dp_size}": attn_dp_size > 1,
         "soft_thinking in --led-methods": is_soft_enabled(config),
     }
     for other, is_there in others.items():

@@ -53,7 +53,9 @@ AT_START = (  # called before anybody is served, and never again
 )
 IN_VERIFY = (EAGLE_SAMPLE,)  # called where drafts are verified, and nowhere else
 IN_PIPELINE = (PP_PREPARE, PP_RECEIVE)  # called where there are several pipeline stages
-HOOKS = tuple(target for target in HOOK_TARGETS if target not in AT_START + IN_VERIFY + IN_PIPELINE)
+BETWEEN_SERVERS = tuple(target for target in HOOK_TARGETS if ".disaggregation." in target)  # where two share a request
+ELSEWHERE = AT_START + IN_VERIFY + IN_PIPELINE + BETWEEN_SERVERS
+HOOKS = tuple(target for target in HOOK_TARGETS if target not in ELSEWHERE)
 INNER = {  # what the engine reaches by way of the hooks, with what it raises
     "scheduler.latents.capture.Capture.store": torch.OutOfMemoryError,
     "scheduler.methods.soft_inputs.SoftInputs._mix": torch.OutOfMemoryError,

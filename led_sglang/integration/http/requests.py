@@ -133,9 +133,23 @@ def resolve_one(self: "TokenizerManager", tokenized_obj: "TokenizedGenerateReqIn
         seed, is_seeded = _seed_of(self, tokenized_obj)
         resolved = ResolvedRequest(params, seed, is_seeded, 0)
     sampling.custom_params = {**custom, RESOLVED_KEY: resolved.to_wire()}
+    _take_own_room(tokenized_obj, resolved.sample)
     state = self.rid_to_state.get(tokenized_obj.rid)
     if state is not None:
         state.led_view = RequestView(params)
+
+
+def _take_own_room(tokenized_obj: "TokenizedGenerateReqInput", sample: int) -> None:
+    """Of n samples between a prefill and a decode server: stock SGLang gives all of them one, and the second waits.
+
+    Both servers take the same. The prompt that n samples share is sent before them, without a token.
+    """
+    room = getattr(tokenized_obj, "bootstrap_room", None)
+    is_shared_prompt = tokenized_obj.sampling_params.max_new_tokens == 0
+    if room is not None and (sample or is_shared_prompt):
+        which = "prompt" if is_shared_prompt else sample
+        digest = hashlib.blake2b(f"{room}/{which}".encode(), digest_size=8).digest()
+        tokenized_obj.bootstrap_room = int.from_bytes(digest, "little") >> 1
 
 
 def _seed_of(tokenizer_manager: "TokenizerManager", tokenized_obj: "TokenizedGenerateReqInput") -> tuple[int, bool]:

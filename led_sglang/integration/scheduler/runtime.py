@@ -77,6 +77,7 @@ class Runtime(Stage):
         self.num_layers = int(model_config.num_hidden_layers)
         self.hidden_size = int(model_config.hidden_size)
         self.is_deterministic = bool(getattr(runner.server_args, "enable_deterministic_inference", False))
+        self._begins_decoding = getattr(runner.server_args, "disaggregation_mode", "null") == "decode"
         self.is_sanitized = bool(envs.SGLANG_SANITIZE_NAN_LOGITS.get())
 
         self.tables: ThinkingTables | None = None if self.automaton is None else self.automaton.tables(runner.device)
@@ -145,10 +146,13 @@ class Runtime(Stage):
         return self._states
 
     def row_inputs(self, rows: RowMeta, positions: Tensor) -> RowInputs:
-        """Of our rows before this token; positions: (B,)."""
+        """Of our rows before this token; positions: (B,).
+
+        A decode server's requests begin with a decode step, which has the states of their whole ids.
+        """
         batch = self.forward_batch
         assert batch is not None
-        lengths = None if batch.forward_mode.is_decode() else batch.seq_lens
+        lengths = None if batch.forward_mode.is_decode() and not self._begins_decoding else batch.seq_lens
         return self.backend.row_inputs(rows, batch.req_pool_indices, positions, lengths, self.states)
 
     def advance(self, rows: RowMeta, before: RowInputs, token_ids: Tensor) -> None:

@@ -39,6 +39,11 @@ def alone() -> Request:
     return Request(thinking_prompt(723, 14), Query(temperature=1.0), 12, seed=6)
 
 
+def several() -> Request:
+    """Sent as n samples."""
+    return Request(thinking_prompt(724, 12), Query(temperature=1.0), 10, seed=7)
+
+
 @dataclass(frozen=True)
 class Topology:
     """Arguments of a server, and its environment."""
@@ -56,6 +61,10 @@ TOPOLOGIES: dict[str, Topology] = {
     # With idle ranks, and batches that ranks fill up to as many rows; the older spelling, and the newer.
     "dp attention": Topology(
         ("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention", "--enable-dp-lm-head"), TWO_RANKS
+    ),
+    "expert parallelism": Topology(("--tp-size", "2", "--ep-size", "2"), TWO_RANKS),
+    "experts and dp attention": Topology(
+        ("--tp-size", "2", "--ep-size", "2", "--attn-dp-size", "2", "--enable-dp-lm-head"), TWO_RANKS
     ),
     # Eight layers are captured, so the last stage needs nine at least.
     "pipeline": Topology(("--pp-size", "2"), TWO_RANKS | {"SGLANG_PP_LAYER_PARTITION": "2,10"}),

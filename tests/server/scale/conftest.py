@@ -8,15 +8,16 @@ import pytest
 from led_sglang.testing import Reply
 from tests.server import checkpoints
 from tests.server.clients import Client, Oracle, sharp_server
-from tests.server.scale.cases import CHECKPOINT, LIMITS, alone, together
+from tests.server.scale.cases import CHECKPOINT, LIMITS, alone, several, together
 
 
 @dataclass(frozen=True)
 class Expected:
-    """The texts of `ask` on one server, and what recomputes them."""
+    """The texts of `ask` on one server, those of three samples of a request, and what recomputes them."""
 
     folder: Path
     texts: list[list[int]]
+    samples: list[list[int]]
     oracle: Oracle
 
 
@@ -24,8 +25,10 @@ class Expected:
 def expected(checkpoint_folder: Path, logs: Path) -> Expected:
     folder = checkpoints.build(CHECKPOINT, checkpoint_folder / CHECKPOINT)
     with sharp_server(folder, logs / "scale_single.log", *LIMITS) as server:
-        replies = ask(Client(server.url))
-    return Expected(folder, [reply.output_ids for reply in replies], Oracle(folder))
+        client = Client(server.url)
+        replies, samples = ask(client), client.samples(several(), 3)
+    texts = ([reply.output_ids for reply in answers] for answers in (replies, samples))
+    return Expected(folder, *texts, Oracle(folder))
 
 
 def ask(client: Client) -> list[Reply]:

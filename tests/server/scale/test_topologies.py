@@ -72,7 +72,13 @@ def test_token_ids(expected: Expected, logs: Path) -> None:
         check_served(Client(server.url), expected)
 
 
-@pytest.mark.parametrize("name", ["dp attention"])
+def test_expert_parallelism(expected: Expected, logs: Path) -> None:
+    """A layer's output is whole where it is captured, whichever rank had the experts."""
+    with of_topology("expert parallelism", expected, logs) as server:
+        check_served(Client(server.url), expected)
+
+
+@pytest.mark.parametrize("name", ["dp attention", "experts and dp attention"])
 def test_dp_attention(name: str, expected: Expected, logs: Path) -> None:
     """A batch's rows live on the ranks of one data-parallel rank, and collectives are among these."""
     with of_topology(name, expected, logs) as server:

@@ -29,7 +29,6 @@ def test_what_cannot_work_is_refused(name: str) -> None:
     kinds: dict[str, object] = {
         **dict.fromkeys(("pp_size", "attn_cp_size"), 2),
         **dict.fromkeys(("watermark_config", "dllm_algorithm"), "NGRAM"),
-        "disaggregation_mode": "decode",
         "decoupled_spec_role": "verifier",
         "grpc_port": 30001,
         "moe_a2a_backend": "deepep",
@@ -114,7 +113,7 @@ def test_what_sglang_decided_counts_too() -> None:
 def test_the_rest_starts() -> None:
     refuse_features(SimpleNamespace(pp_size=1, tokenizer_worker_num=2, attn_dp_size=2))
     refuse_features(SimpleNamespace(moe_a2a_backend="none", decoupled_spec_role="null", elastic_ep_backend="none"))
-    refuse_features(SimpleNamespace(disaggregation_mode="null", attn_dp_size=1, speculative_algorithm=None))
+    refuse_features(SimpleNamespace(decoupled_spec_role="null", attn_dp_size=1, speculative_algorithm=None))
 
 
 def test_an_engine_of_another_model_than_was_configured_is_refused() -> None:

@@ -11,6 +11,7 @@ from led_sglang.config.server import ServerConfig
 from led_sglang.integration import release_support
 from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.topology_support import ENV_APP, WORKER_APP, refuse_topology
+from led_sglang.wire import HANDOFF_SPACE
 
 CONFIG = ServerConfig(depth=2, max_depth=2, num_layers=12)
 
@@ -25,6 +26,8 @@ WORKING: dict[str, dict[str, Any]] = {
     "workers": {"tokenizer_worker_num": 2},
     "data-parallel attention": {"attn_dp_size": 2, "enable_dp_lm_head": True},
     "a pipeline": {"pp_size": 2},
+    "a prefill server": {"disaggregation_mode": "prefill"},
+    "a decode server": {"disaggregation_mode": "decode"},
 }
 
 
@@ -119,12 +122,42 @@ def split(monkeypatch: pytest.MonkeyPatch, partition: str | None) -> None:
 UNTRIED: dict[str, tuple[dict[str, Any], ServerConfig]] = {
     "--speculative-algorithm EAGLE": ({"speculative_algorithm": "EAGLE"}, CONFIG),
     "--pp-size 2": ({"pp_size": 2}, CONFIG),
-    "soft_thinking in --led-methods": ({}, ServerConfig(methods=("led", "soft_thinking"))),
+    "soft_thinking in --led-methods": ({}, ServerConfig(methods=("led", "soft_thinking"), num_layers=12)),
+}
+NEVER_WITH: dict[str, dict[str, Any]] = {
+    "--attn-dp-size 2": {"attn_dp_size": 2, "enable_dp_lm_head": True},
+    "--pp-size 2": {"pp_size": 2},
+    "--disaggregation-mode decode": {"disaggregation_mode": "decode"},
 }
 
 
+@pytest.mark.parametrize("flag", NEVER_WITH)
 @pytest.mark.parametrize("other", UNTRIED)
-def test_combinations_that_no_test_has_shown(other: str) -> None:
+def test_combinations_that_no_test_has_shown(flag: str, other: str) -> None:
     changes, config = UNTRIED[other]
-    with pytest.raises(CaptureError, match=f"--attn-dp-size 2 and {other}: .*Leave one of them out"):
-        refuse_topology(config, args_of(attn_dp_size=2, enable_dp_lm_head=True, **changes))
+    if changes == NEVER_WITH[flag]:
+        return
+    with pytest.raises(CaptureError, match=r"LED does not work with .*: .*Leave one of them out") as caught:
+        refuse_topology(config, args_of(**NEVER_WITH[flag], **changes))
+    assert flag in str(caught.value) and other in str(caught.value)
+
+
+def test_disaggregation_beside_data_parallel_attention() -> None:
+    with pytest.raises(CaptureError, match="Leave one of them out"):
+        refuse_topology(CONFIG, args_of(**NEVER_WITH["--attn-dp-size 2"], disaggregation_mode="prefill"))
+
+
+def test_a_trace_that_has_no_room_between_two_servers() -> None:
+    """What is proposed fits, and is refused one above it."""
+    config = replace(CONFIG, max_top_k=400)
+    refuse_topology(config, args_of())
+    with pytest.raises(CaptureError, match="--disaggregation-mode decode and --led-max-top-k 400") as caught:
+        refuse_topology(config, args_of(disaggregation_mode="decode"))
+    [most] = re.findall(r"Use --led-max-top-k (\d+)", str(caught.value))
+    refuse_topology(replace(config, max_top_k=int(most)), args_of(disaggregation_mode="decode"))
+    assert num_values(int(most) + 1, config.max_depth) > HANDOFF_SPACE >= num_values(int(most), config.max_depth)
+
+
+def num_values(top_k: int, depth: int) -> int:
+    """Candidates, and the probabilities of both branches; the depths' entropies."""
+    return 3 * top_k + depth

@@ -215,10 +215,10 @@ def collect_anyway(call: Call) -> None:
         return
     if not call.has_returned:
         _collect_others(call, call["self"], i, req, logits_output)
-    _add_failed(info[RECORD_KEY], i, req, _num_missing(req))
+    _add_failed(info[RECORD_KEY], i, req, num_missing(req))
 
 
-def _num_missing(req: "Req") -> int:
+def num_missing(req: "Req") -> int:
     """Tokens of the answer without an entry.
 
     A stop inside a run of accepted tokens cuts off those behind it, and max_new_tokens 0, as for the prefill that n > 1
@@ -234,7 +234,7 @@ def _add_failed(record: StepRecord, i: int, req: "Req", num_tokens: int) -> None
         entry = record.failed_entry(i, req)
         if entry is None:
             break
-        _entries_of(req).append(entry)
+        entries_of(req).append(entry)
 
 
 @handler(count_failure, collect_anyway, before_start)
@@ -251,12 +251,16 @@ def collect(
         original(self, i, req, logits_output)
         return
     _collect_others(original, self, i, req, logits_output)
-    record: StepRecord = info[RECORD_KEY]
-    num_missing = _num_missing(req)
-    if record.is_lost(i):
-        _add_failed(record, i, req, num_missing)
-    elif num_missing > 0 and (entries := record.entries(i, num_missing)):
-        _entries_of(req).extend(entries)
+    give(info[RECORD_KEY], i, req)
+
+
+def give(record: StepRecord, row: int, req: "Req") -> None:
+    """A request's own entries of a step, whose tokens it has."""
+    num_tokens = num_missing(req)
+    if record.is_lost(row):
+        _add_failed(record, row, req, num_tokens)
+    elif num_tokens > 0 and (entries := record.entries(row, num_tokens)):
+        entries_of(req).extend(entries)
 
 
 def _collect_others(
@@ -274,7 +278,7 @@ def _collect_others(
         logits_output.customized_info = info
 
 
-def _entries_of(req: "Req") -> list[Any]:
+def entries_of(req: "Req") -> list[Any]:
     if req.customized_info is None:
         req.customized_info = {}
     entries: list[Any] = req.customized_info.setdefault(WIRE_KEY, [])

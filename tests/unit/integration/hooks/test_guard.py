@@ -64,11 +64,12 @@ def test_entries_that_nobody_took_reach_no_client(monkeypatch: pytest.MonkeyPatc
 def test_every_hook_of_the_table_is_broken_by_the_test_of_faults() -> None:
     """A new one is too: each that is called while serving is broken by a `test_faults.py` of tests/server.
 
-    Those between pipeline stages by tests/unit/integration/scheduler/pipeline/test_outputs.py.
+    Those between pipeline stages by pipeline/test_outputs.py in tests/unit/integration/scheduler, and those between two
+    servers by disaggregation/test_handoff.py beside it.
     """
     at_start = {target for target, guarded in HANDLERS.items() if guarded.is_start_only}
     assert at_start == set(fault_plugin.AT_START)
-    assert {*fault_plugin.HOOKS, *fault_plugin.IN_VERIFY, *fault_plugin.IN_PIPELINE} == set(HOOK_TARGETS) - at_start
+    assert {*fault_plugin.HOOKS, *fault_plugin.ELSEWHERE} == set(HOOK_TARGETS)
     for target, guarded in HANDLERS.items():
         assert isinstance(guarded, Guarded) and guarded.target == target
         assert guarded.spec is HOOK_TARGETS[target] and isinstance(guarded.handler, Handler)

@@ -1,5 +1,6 @@
 """What a request's noise hangs on: its own seed, or one drawn for it, or, where the engine is greedy, its prompt."""
 
+import copy
 from array import array
 from types import SimpleNamespace
 from typing import Any
@@ -89,6 +90,28 @@ def test_samples_of_one_greedy_request_keep_their_index() -> None:
     resolved = [resolve(request) for _ in range(3)]
     assert [reported["sample"] for reported in resolved] == [0, 1, 2]
     assert len({reported["seed"] for reported in resolved}) == 1
+
+
+def test_samples_between_two_servers_have_rooms_of_their_own() -> None:
+    """The same on both, though each resolves a seed of its own; one request keeps what the gateway gave it."""
+
+    def rooms(room: int | None, n: int) -> list[Any]:
+        shared, found = tokenized([1, 2], temperature=1.0, n=n), []
+        for max_new_tokens in (0, *(5 for _ in range(n))) if n > 1 else (5,):
+            request = copy.copy(shared)
+            if not max_new_tokens:
+                request.sampling_params = copy.copy(shared.sampling_params)
+                request.sampling_params.max_new_tokens = 0
+            request.bootstrap_room = room
+            resolve_one(manager(), request)
+            found.append(request.bootstrap_room)
+        return found
+
+    assert rooms(77, 1) == [77]
+    assert rooms(77, 4) == rooms(77, 4)
+    assert 77 in rooms(77, 4) and len({*rooms(77, 4), *rooms(78, 4)}) == 10
+    assert all(0 <= room < 1 << 63 for room in rooms((1 << 63) - 1, 4))
+    assert rooms(None, 3) == [None] * 4
 
 
 def test_a_batch_has_a_seed_for_each_prompt() -> None:

@@ -16,18 +16,20 @@ from led_sglang.serving.ports import HeldPort
 from tests.server.api import joined, streamed
 from tests.server.clients import Client, Reply, check, sharp_server
 from tests.server.scale import transfer
-from tests.server.scale.cases import LIMITS, alone, several, sums
+from tests.server.scale.cases import LIMITS, alone, several, sums, together
 from tests.server.scale.conftest import Expected, ask
 from tests.server.servers import Server, kill_scheduler
 
 pytestmark = [pytest.mark.server, pytest.mark.full, pytest.mark.timeout(1800)]
 
-# Stock SGLang's prefill server records CUDA events with a prefix cache, its decode server backs retractions up in
-# pinned memory: neither is there without a GPU.
-PREFILL = ("--disaggregation-mode", "prefill", "--disable-radix-cache")
+# Stock SGLang's prefill server records a CUDA event before it sends a prefix early, its decode server backs retractions
+# up in pinned memory: neither is there without a GPU.
+NOT_EARLY = {"SGLANG_DISAGG_PREFILL_EARLY_SEND_CACHED_PREFIX": "false"}
+PREFILL = ("--disaggregation-mode", "prefill")
 DECODE = ("--disaggregation-mode", "decode", "--disaggregation-decode-retraction-backup", "cpu_tensor")
 BACKEND = ("--disaggregation-transfer-backend", "nixl")
 NUM_CLIENTS = 12  # which send while a server is killed
+LOAD = 300  # requests
 ENDS_S = 60.0  # none waits longer than that after its death
 
 
@@ -48,7 +50,7 @@ class Pair:
 @pytest.fixture(scope="module")
 def pair(expected: Expected, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("transfer")
-    environment = transfer.environment(folder / "plugin", folder / "rooms")
+    environment = NOT_EARLY | transfer.environment(folder / "plugin", folder / "rooms")
 
     def start(name: str, *arguments: str) -> Server:
         log = logs / f"scale_{name}.log"
@@ -114,9 +116,12 @@ def test_stream(balancer: Client, expected: Expected) -> None:
 def test_smg(pair: Pair, expected: Expected, logs: Path) -> None:
     with front("smg", pair, logs / "smg_pd.log", "--disable-tokenizer-autoload") as client:
         wait_routed(client)
-        replies = ask(client)
+        requests = together()
+        passed_on = [i for i, request in enumerate(requests) if not request.query.logit_bias]  # smg drops a logit_bias
+        assert len(passed_on) == len(requests) - 1
+        replies = client.together([requests[i] for i in passed_on])
         check(expected.oracle, *replies)
-        assert [reply.output_ids for reply in replies] == expected.texts
+        assert [reply.output_ids for reply in replies] == [expected.texts[i] for i in passed_on]
         assert [reply.output_ids for reply in client.samples(several(), 3)] == expected.samples
 
 
@@ -135,6 +140,41 @@ def test_bad_input(balancer: Client) -> None:
     body["sampling_params"]["custom_params"]["led"]["depth"] = 0
     answer = httpx.post(f"{balancer.url}/generate", json=body, timeout=120)
     assert answer.status_code == 400 and "depth" in answer.text
+
+
+def test_load_with_aborts(balancer: Client, pair: Pair, expected: Expected) -> None:
+    """Every third client goes away after its first token. The others get their texts; in the end nothing is left."""
+    requests = [*together(), alone()]
+
+    def send(number: int) -> int:
+        """Texts that came whole."""
+        i = number % len(requests)
+        body = requests[i].body()
+        if number % 3:
+            assert balancer.post("/generate", body)["output_ids"] == expected.texts[i]
+            return 1
+        url = f"{balancer.url}/generate"
+        with httpx.stream("POST", url, json=body | {"stream": True}, timeout=120) as answer:
+            assert answer.status_code == 200
+            next(answer.iter_lines())
+        return 0
+
+    before = pair.counters()
+    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
+        assert sum(pool.map(send, range(LOAD))) == LOAD * 2 // 3
+    after = pair.counters()
+    assert after["led_tokens"] > before["led_tokens"] + LOAD
+    assert not any(after[name] for name in ("fallbacks", "step_failures", "report_failures", "unresolved_requests"))
+    for server in (pair.prefill, pair.decode):
+        wait_idle(server)
+
+
+def wait_idle(server: Server) -> None:
+    """A server flushes its cache where no request is left."""
+    deadline = time.monotonic() + ENDS_S
+    while (answer := httpx.post(f"{server.url}/flush_cache", timeout=ENDS_S)).status_code != 200:
+        assert time.monotonic() < deadline, f"requests are left: {answer.text}"
+        time.sleep(0.5)
 
 
 def test_a_prefill_server_is_killed_under_load(balancer: Client, pair: Pair, expected: Expected) -> None:

@@ -145,8 +145,10 @@ def _take_own_room(tokenized_obj: "TokenizedGenerateReqInput", sample: int) -> N
     Both servers take the same. The prompt that n samples share is sent before them, without a token.
     """
     room = getattr(tokenized_obj, "bootstrap_room", None)
+    if room is None:
+        return
     is_shared_prompt = tokenized_obj.sampling_params.max_new_tokens == 0
-    if room is not None and (sample or is_shared_prompt):
+    if sample or is_shared_prompt:
         which = "prompt" if is_shared_prompt else sample
         digest = hashlib.blake2b(f"{room}/{which}".encode(), digest_size=8).digest()
         tokenized_obj.bootstrap_room = int.from_bytes(digest, "little") >> 1

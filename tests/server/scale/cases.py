@@ -53,6 +53,8 @@ class Topology:
 
 
 TWO_RANKS = {"SGLANG_CPU_OMP_THREADS_BIND": "0,1|0,1"}
+FOUR_RANKS = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1|0|1"}
+STAGES = {"SGLANG_PP_LAYER_PARTITION": "2,10"}
 PATIENT = {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "400"}  # a busy machine imports SGLang for longer than 10 s
 
 TOPOLOGIES: dict[str, Topology] = {
@@ -62,12 +64,14 @@ TOPOLOGIES: dict[str, Topology] = {
     "dp attention": Topology(
         ("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention", "--enable-dp-lm-head"), TWO_RANKS
     ),
+    "dp attention over pairs": Topology(("--tp-size", "4", "--attn-dp-size", "2", "--enable-dp-lm-head"), FOUR_RANKS),
     "expert parallelism": Topology(("--tp-size", "2", "--ep-size", "2"), TWO_RANKS),
     "experts and dp attention": Topology(
         ("--tp-size", "2", "--ep-size", "2", "--attn-dp-size", "2", "--enable-dp-lm-head"), TWO_RANKS
     ),
     # Eight layers are captured, so the last stage needs nine at least.
-    "pipeline": Topology(("--pp-size", "2"), TWO_RANKS | {"SGLANG_PP_LAYER_PARTITION": "2,10"}),
+    "pipeline": Topology(("--pp-size", "2"), TWO_RANKS | STAGES),
+    "pipeline of pairs": Topology(("--tp-size", "2", "--pp-size", "2"), FOUR_RANKS | STAGES),
 }
 
 

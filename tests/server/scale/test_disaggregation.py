@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from tests.server.clients import Client, Reply, check, sharp_server
 from tests.server.scale import transfer
 from tests.server.scale.cases import LIMITS, alone, several, sums, together
 from tests.server.scale.conftest import Expected, ask
+from tests.server.scale.killing import ENDS_S, NUM_CLIENTS, kill_under_load
 from tests.server.servers import Server, kill_scheduler
 
 pytestmark = [pytest.mark.server, pytest.mark.full, pytest.mark.timeout(1800)]
@@ -28,9 +28,7 @@ NOT_EARLY = {"SGLANG_DISAGG_PREFILL_EARLY_SEND_CACHED_PREFIX": "false"}
 PREFILL = ("--disaggregation-mode", "prefill")
 DECODE = ("--disaggregation-mode", "decode", "--disaggregation-decode-retraction-backup", "cpu_tensor")
 BACKEND = ("--disaggregation-transfer-backend", "nixl")
-NUM_CLIENTS = 12  # which send while a server is killed
 LOAD = 300  # requests
-ENDS_S = 60.0  # none waits longer than that after its death
 
 
 @dataclass(frozen=True)
@@ -179,33 +177,7 @@ def wait_idle(server: Server) -> None:
 
 def test_a_prefill_server_is_killed_under_load(balancer: Client, pair: Pair, expected: Expected) -> None:
     """The last test. What it has handed over ends as it would have, the rest in an error, soon; the other one lives."""
-    body, text, is_killed = alone().body(), expected.texts[-1], threading.Event()
-
-    def attempt() -> httpx.Response | None:
-        """None: an error, which the client is told; it may not wait for long."""
-        with contextlib.suppress(httpx.NetworkError, httpx.RemoteProtocolError):
-            answer = httpx.post(f"{balancer.url}/generate", json=body, timeout=ENDS_S)
-            return answer if answer.status_code == 200 else None
-        return None
-
-    def send_on(_: int) -> tuple[int, float]:
-        """Until the first error: how many answers there were, and when it came."""
-        num_answers = 0
-        while (answer := attempt()) is not None:
-            assert answer.json()["output_ids"] == text
-            num_answers += 1
-        assert is_killed.is_set(), "an error before the server was killed"
-        return num_answers, time.monotonic()
-
-    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
-        clients = [pool.submit(send_on, i) for i in range(NUM_CLIENTS)]
-        time.sleep(5.0)
-        is_killed.set()
-        kill_scheduler(pair.prefill)
-        killed = time.monotonic()
-        outcomes = [client.result() for client in clients]
-    assert sum(num_answers for num_answers, _ in outcomes) > 0
-    assert max(end for _, end in outcomes) < killed + ENDS_S
+    kill_under_load(balancer.url, alone().body(), expected.texts[-1], lambda: kill_scheduler(pair.prefill))
     assert pair.prefill.process.wait(ENDS_S) != 0
     assert httpx.get(f"{pair.decode.url}/health_generate", timeout=ENDS_S).status_code == 200
     counters = Client(pair.decode.url).get("/led/info")["counters"]

@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.server.clients import Client, check, sharp_server
 from tests.server.scale.cases import LIMITS, TOPOLOGIES, alone, sums
 from tests.server.scale.conftest import Expected, ask
-from tests.server.servers import Server
+from tests.server.scale.killing import ENDS_S, kill_under_load
+from tests.server.servers import Server, kill_scheduler
 
 pytestmark = [pytest.mark.server, pytest.mark.full, pytest.mark.timeout(1800)]
 
@@ -66,6 +68,16 @@ def check_served(client: Client, expected: Expected) -> list[dict[str, object]]:
     return [reply.meta for reply in replies]
 
 
+def check_killed(server: Server, expected: Expected, rank: str) -> None:
+    """A rank of many is killed under load: the server ends, no client waits for it, no process is left."""
+    children: list[psutil.Process] = []
+    kill_under_load(
+        server.url, alone().body(), expected.texts[-1], lambda: children.extend(kill_scheduler(server, rank))
+    )
+    assert server.process.wait(ENDS_S) != 0
+    assert psutil.wait_procs(children, ENDS_S)[1] == []
+
+
 def test_token_ids(expected: Expected, logs: Path) -> None:
     """--skip-tokenizer-init, as trainers start the engine."""
     with of_topology("token ids", expected, logs) as server:
@@ -78,19 +90,21 @@ def test_expert_parallelism(expected: Expected, logs: Path) -> None:
         check_served(Client(server.url), expected)
 
 
-@pytest.mark.parametrize("name", ["dp attention", "experts and dp attention"])
+@pytest.mark.parametrize("name", ["dp attention", "experts and dp attention", "dp attention over pairs"])
 def test_dp_attention(name: str, expected: Expected, logs: Path) -> None:
     """A batch's rows live on the ranks of one data-parallel rank, and collectives are among these."""
     with of_topology(name, expected, logs) as server:
         metas = check_served(Client(server.url), expected)
         assert {meta["dp_rank"] for meta in metas} == {0, 1}, "one data-parallel rank did all the work"
+        check_killed(server, expected, "DP1")
 
 
-@pytest.mark.parametrize("name", ["pipeline"])
+@pytest.mark.parametrize("name", ["pipeline", "pipeline of pairs"])
 def test_pipeline(name: str, expected: Expected, logs: Path) -> None:
     """The last stage decides, the first one answers, counts and reports."""
     with of_topology(name, expected, logs) as server:
         check_served(Client(server.url), expected)
+        check_killed(server, expected, "PP1")
 
 
 def test_tokenizer_workers(expected: Expected, logs: Path) -> None:

@@ -1,0 +1,45 @@
+"""Clients that send on while a process of the server is killed: what they get, and for how long they wait."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+NUM_CLIENTS = 12
+ENDS_S = 60.0  # none waits longer than that after the death
+LOADED_S = 5.0  # before it
+
+
+def kill_under_load(url: str, body: dict[str, Any], text: list[int], kill: Callable[[], object]) -> None:
+    """Every answer has the text of a whole one; every client's first error comes after the death, and soon."""
+    is_killed = threading.Event()
+
+    def attempt() -> httpx.Response | None:
+        """None: an error, which the client is told; it may not wait for long."""
+        with contextlib.suppress(httpx.NetworkError, httpx.RemoteProtocolError):
+            answer = httpx.post(f"{url}/generate", json=body, timeout=ENDS_S)
+            return answer if answer.status_code == 200 else None
+        return None
+
+    def send_on(_: int) -> tuple[int, float]:
+        """Until the first error: how many answers there were, and when it came."""
+        num_answers = 0
+        while (answer := attempt()) is not None:
+            assert answer.json()["output_ids"] == text
+            num_answers += 1
+        assert is_killed.is_set(), "an error before anything was killed"
+        return num_answers, time.monotonic()
+
+    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
+        clients = [pool.submit(send_on, i) for i in range(NUM_CLIENTS)]
+        time.sleep(LOADED_S)
+        is_killed.set()
+        kill()
+        killed = time.monotonic()
+        outcomes = [client.result() for client in clients]
+    assert sum(num_answers for num_answers, _ in outcomes) > 0
+    assert max(end for _, end in outcomes) < killed + ENDS_S

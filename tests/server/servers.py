@@ -28,7 +28,7 @@ def install_plugin(folder: Path, register: str = "", target: str = "other_plugin
 
 
 def kill_scheduler(server: Server, rank: str = "") -> list[psutil.Process]:
-    """kill -9 the scheduler (of a rank, as "TP1"; the last of several); returns all processes that must be gone soon."""
+    """kill -9 the scheduler (of a rank, as "TP1"; of several one); returns all processes that must be gone soon."""
     children = psutil.Process(server.process.pid).children(recursive=True)
     titles = {child.pid: " ".join(child.cmdline()) for child in children}
     found = [pid for pid, title in titles.items() if "sglang::scheduler" in title and rank in title]

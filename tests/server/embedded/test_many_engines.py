@@ -8,8 +8,9 @@ import pytest
 
 from led_sglang.serving.ports import HeldPort
 from led_sglang.testing import check_trace
-from tests.server.api import generate
-from tests.server.servers import Server
+from tests.server.api import GENERATE, body, generate
+from tests.server.killing import ENDS_S, kill_under_load
+from tests.server.servers import Server, kill_scheduler
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 SEEDED = {"sampling_seed": 5, "temperature": 1.0}
@@ -64,6 +65,10 @@ def test_two_nodes(expected: dict[str, Any], logs: Path) -> None:
             check_trace(answer["meta_info"])
             check_same(answer, expected)
             assert second.process.poll() is None
+            request = body(GENERATE, {}, 64)
+            request["sampling_params"].update(SEEDED)
+            kill_under_load(first.url, request, expected["output_ids"], lambda: kill_scheduler(second))
+            assert first.process.wait(ENDS_S) != 0 and second.process.wait(ENDS_S) != 0
     finally:
         second.stop()
         meeting.release()

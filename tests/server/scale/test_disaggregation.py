@@ -14,10 +14,10 @@ import pytest
 from led_sglang.serving.ports import HeldPort
 from tests.server.api import joined, streamed
 from tests.server.clients import Client, Reply, check, sharp_server
+from tests.server.killing import ENDS_S, NUM_CLIENTS, kill_under_load
 from tests.server.scale import transfer
 from tests.server.scale.cases import LIMITS, alone, several, sums, together
 from tests.server.scale.conftest import Expected, ask
-from tests.server.scale.killing import ENDS_S, NUM_CLIENTS, kill_under_load
 from tests.server.servers import Server, kill_scheduler
 
 pytestmark = [pytest.mark.server, pytest.mark.full, pytest.mark.timeout(1800)]

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from tests.server.clients import Client, check, sharp_server
+from tests.server.killing import ENDS_S, kill_under_load
 from tests.server.scale.cases import LIMITS, TOPOLOGIES, alone, sums
 from tests.server.scale.conftest import Expected, ask
-from tests.server.scale.killing import ENDS_S, kill_under_load
 from tests.server.servers import Server, kill_scheduler
 
 pytestmark = [pytest.mark.server, pytest.mark.full, pytest.mark.timeout(1800)]

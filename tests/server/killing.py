@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 NUM_CLIENTS = 12
-ENDS_S = 60.0  # none waits longer than that after the death
+ENDS_S = 120.0  # none waits longer than that after the death: SGLang keeps its other ranks for a minute, for dumps
 LOADED_S = 5.0  # before it
 
 

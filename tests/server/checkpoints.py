@@ -68,9 +68,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": Architecture("Qwen3ForCausalLM", lambda: Qwen3Config(**COMMON, head_dim=32)),
     # SGLang joins the parts of a head that is cut over the ranks of data-parallel attention only if they are equal, and
     # on a CPU it cuts the key heads for as many ranks as there are, though fewer share them.
-    "qwen3_moe_even": Architecture(
-        "Qwen3MoeForCausalLM", lambda: moe(vocab_size=VOCAB_SIZE + 1, num_key_value_heads=4)
-    ),
+    "qwen3_moe_even": Architecture("Qwen3MoeForCausalLM", lambda: moe(vocab_size=1024, num_key_value_heads=4)),
     "qwen3_moe": Architecture("Qwen3MoeForCausalLM", lambda: moe()),
     "qwen2": Architecture("Qwen2ForCausalLM", lambda: Qwen2Config(**COMMON)),
     "llama": Architecture("LlamaForCausalLM", lambda: LlamaConfig(**COMMON)),

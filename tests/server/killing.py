@@ -4,7 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import httpx
@@ -14,9 +14,14 @@ ENDS_S = 120.0  # none waits longer than that after the death: SGLang keeps its 
 LOADED_S = 5.0  # before it
 
 
-def kill_under_load(url: str, body: dict[str, Any], text: list[int], kill: Callable[[], object]) -> None:
-    """Every answer has the text of a whole one; every client's first error comes after the death, and soon."""
-    is_killed = threading.Event()
+def kill_under_load(
+    url: str, body: dict[str, Any], text: list[int], kill: Callable[[], object], stop_s: float | None = None
+) -> int:
+    """Every answer has the text of a whole one; every client's first error comes after the death, and soon.
+
+    stop_s: clients without an error stop so long after the death; None: there must be none. Returns how many there are.
+    """
+    is_killed, is_over = threading.Event(), threading.Event()
 
     def attempt() -> httpx.Response | None:
         """None: an error, which the client is told; it may not wait for long."""
@@ -25,14 +30,17 @@ def kill_under_load(url: str, body: dict[str, Any], text: list[int], kill: Calla
             return answer if answer.status_code == 200 else None
         return None
 
-    def send_on(_: int) -> tuple[int, float]:
+    def send_on(_: int) -> tuple[int, float | None]:
         """Until the first error: how many answers there were, and when it came."""
         num_answers = 0
-        while (answer := attempt()) is not None:
+        while not is_over.is_set():
+            answer = attempt()
+            if answer is None:
+                assert is_killed.is_set(), "an error before anything was killed"
+                return num_answers, time.monotonic()
             assert answer.json()["output_ids"] == text
             num_answers += 1
-        assert is_killed.is_set(), "an error before anything was killed"
-        return num_answers, time.monotonic()
+        return num_answers, None
 
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         clients = [pool.submit(send_on, i) for i in range(NUM_CLIENTS)]
@@ -40,6 +48,11 @@ def kill_under_load(url: str, body: dict[str, Any], text: list[int], kill: Calla
         is_killed.set()
         kill()
         killed = time.monotonic()
+        wait(clients, 2 * ENDS_S if stop_s is None else stop_s)
+        is_over.set()
         outcomes = [client.result() for client in clients]
     assert sum(num_answers for num_answers, _ in outcomes) > 0
-    assert max(end for _, end in outcomes) < killed + ENDS_S
+    assert all(end is None or end < killed + ENDS_S for _, end in outcomes)
+    num_spared = sum(end is None for _, end in outcomes)
+    assert stop_s is not None or num_spared == 0
+    return num_spared

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from tests.server.clients import Client, check, sharp_server
-from tests.server.killing import ENDS_S, kill_under_load
+from tests.server.killing import ENDS_S, NUM_CLIENTS, kill_under_load
 from tests.server.scale.cases import LIMITS, TOPOLOGIES, alone, sums
 from tests.server.scale.conftest import Expected, ask
 from tests.server.servers import Server, kill_scheduler
@@ -129,3 +130,28 @@ def test_tokenizer_workers(expected: Expected, logs: Path) -> None:
         )
         assert "refused:" in attached.stdout and "LED parameters" in attached.stdout, attached.stdout + attached.stderr
         assert client.get("/led/info")["counters"]["unresolved_requests"] == 1
+        check_worker_killed(server, expected)
+
+
+def check_worker_killed(server: Server, expected: Expected) -> None:
+    """The requests of a dead worker end in an error; those of the others go on, and another one takes its place."""
+    found = workers(server)
+    assert len(found) == 2
+    spared = kill_under_load(server.url, alone().body(), expected.texts[-1], found[0].kill, stop_s=20.0)
+    assert 0 < spared < NUM_CLIENTS
+    deadline = time.monotonic() + ENDS_S
+    while len(workers(server)) < 2:
+        assert time.monotonic() < deadline, "no worker took the place of the dead one"
+        time.sleep(0.5)
+    check_served(Client(server.url), expected)
+
+
+def workers(server: Server) -> list[psutil.Process]:
+    """Processes that take connections, but for the one that starts them."""
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    listening = psutil.CONN_LISTEN, server.port
+    return [
+        child
+        for child in children
+        if any((each.status, each.laddr.port) == listening for each in child.net_connections("inet") if each.laddr)
+    ]

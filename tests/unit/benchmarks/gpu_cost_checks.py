@@ -37,6 +37,7 @@ CEILINGS = {
     "advance_kernel": 3.5,
     "pack_flags_kernel": 3.5,
 }
+HARDLY_US = 6  # at one row, where both forms cost the same but for this
 # The same of what only other steps launch: seeded and in one pass at 32 rows, and a verification of 64 requests.
 OTHER_CEILINGS = {
     "one_pass_mask_kernel": 2.5,
@@ -146,6 +147,16 @@ def check_codes_loops_are_given_their_trips(plan: Plan) -> None:
 def check_forms_cross_where_auto_changes_them() -> None:
     """`one_pass.MAX_ROWS` is the model's, with four fifths of the rows in the pass."""
     assert crossing(MODEL) == one_pass.MAX_ROWS
+
+
+def check_auto_takes_the_cheaper_form() -> None:
+    """By the kept lines, of every model and on one rank and two, or one that is hardly dearer."""
+    lines = [json.loads(line) for line in command.RESULT.read_text().splitlines()]
+    newest = {(line["model"], line["rows"], line["tp"], line["form"]): line["gpu_us"] for line in lines}
+    for name, num_rows, tp in product(MODELS, ROWS, (1, 2)):
+        costs = {form: newest[name, num_rows, tp, form] for form in command.FORMS}
+        chosen = one_pass.form_of(num_rows, "auto", allows_dynamic_shapes=False)
+        assert costs[chosen] <= min(costs.values()) + HARDLY_US, (name, num_rows, tp)
 
 
 def check_likely_counts() -> None:

@@ -21,7 +21,7 @@ def kill_under_load(
 
     stop_s: clients without an error stop so long after the death; None: there must be none. Returns how many there are.
     """
-    is_killed, is_over = threading.Event(), threading.Event()
+    is_answered, is_killed, is_over = threading.Event(), threading.Event(), threading.Event()
 
     def attempt() -> httpx.Response | None:
         """None: an error, which the client is told; it may not wait for long."""
@@ -30,29 +30,30 @@ def kill_under_load(
             return answer if answer.status_code == 200 else None
         return None
 
-    def send_on(_: int) -> tuple[int, float | None]:
-        """Until the first error: how many answers there were, and when it came."""
-        num_answers = 0
+    def send_on(_: int) -> float | None:
+        """Until the first error: when it came."""
         while not is_over.is_set():
             answer = attempt()
             if answer is None:
                 assert is_killed.is_set(), "an error before anything was killed"
-                return num_answers, time.monotonic()
+                return time.monotonic()
             assert answer.json()["output_ids"] == text
-            num_answers += 1
-        return num_answers, None
+            is_answered.set()
+        return None
 
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         clients = [pool.submit(send_on, i) for i in range(NUM_CLIENTS)]
-        time.sleep(LOADED_S)
-        is_killed.set()
-        kill()
-        killed = time.monotonic()
-        wait(clients, 2 * ENDS_S if stop_s is None else stop_s)
-        is_over.set()
+        try:
+            time.sleep(LOADED_S)
+            assert is_answered.wait(ENDS_S), "no answer before anything was killed"
+            is_killed.set()
+            kill()
+            killed = time.monotonic()
+            wait(clients, 2 * ENDS_S if stop_s is None else stop_s)
+        finally:
+            is_over.set()
         outcomes = [client.result() for client in clients]
-    assert sum(num_answers for num_answers, _ in outcomes) > 0
-    assert all(end is None or end < killed + ENDS_S for _, end in outcomes)
-    num_spared = sum(end is None for _, end in outcomes)
+    assert all(end is None or end < killed + ENDS_S for end in outcomes)
+    num_spared = outcomes.count(None)
     assert stop_s is not None or num_spared == 0
     return num_spared

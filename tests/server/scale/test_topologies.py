@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -134,15 +133,11 @@ def test_tokenizer_workers(expected: Expected, logs: Path) -> None:
 
 
 def check_worker_killed(server: Server, expected: Expected) -> None:
-    """The requests of a dead worker end in an error; those of the others go on, and another one takes its place."""
+    """The requests of a dead worker end in an error; those of the other one go on, and new ones are answered."""
     found = workers(server)
     assert len(found) == 2
     spared = kill_under_load(server.url, alone().body(), expected.texts[-1], found[0].kill, stop_s=20.0)
     assert 0 < spared < NUM_CLIENTS
-    deadline = time.monotonic() + ENDS_S
-    while len(workers(server)) < 2:
-        assert time.monotonic() < deadline, "no worker took the place of the dead one"
-        time.sleep(0.5)
     check_served(Client(server.url), expected)
 
 

@@ -38,6 +38,7 @@ class ServerConfig:
     think_close: str | None = None
     backend: str = DEFAULTS["backend"]
     form: str = DEFAULTS["form"]
+    head_lse: str = DEFAULTS["head_lse"]
     methods: tuple[str, ...] = DEFAULTS["methods"]  # enabled beside "none"
     confident_layers: int = DEFAULTS["confident_layers"]
     num_layers: int | None = None  # of the served model, once known
@@ -66,10 +67,14 @@ class ServerConfig:
             value = getattr(self, argument.field)
             if value is not None:
                 argument.legal.check(argument.flag, value, self)
-        if self.form == "one_pass" and self.backend in ("reference", "eager"):
-            raise LedParamError(
-                f"--led-form one_pass needs --led-backend auto, torch, numba or triton, got {show(self.backend)}"
-            )
+        for flag, is_set in (
+            ("--led-form one_pass", self.form == "one_pass"),
+            ("--led-head-lse fp8", self.head_lse == "fp8"),
+        ):
+            if is_set and self.backend in ("reference", "eager"):
+                raise LedParamError(
+                    f"{flag} needs --led-backend auto, torch, numba or triton, got {show(self.backend)}"
+                )
 
 
 def export_config(config: ServerConfig | None) -> None:

@@ -108,8 +108,8 @@ def memory_plan(config: ServerConfig, sizes: Sizes) -> MemoryPlan:
     rows of prefill graphs, of eager prefills: the sampled rows of one layer's output and of its residual stream.
     soft tables: ids, weights and state of each slot. soft mixtures: the embeddings of every row's candidates, as the
         model's and twice as float32.
-    step: all latent rows of the largest batch and their partial sums, or more. logits of methods: the copies of
-        those that rewrite them.
+    step: all latent rows of the largest batch and their partial sums, or more. fp8 head: as if one rank had all of it.
+        logits of methods: the copies of those that rewrite them.
     """
     num_layers = len(captured_layers(config))
     row = sizes.hidden_size * sizes.itemsize if num_layers else 0
@@ -126,6 +126,7 @@ def memory_plan(config: ServerConfig, sizes: Sizes) -> MemoryPlan:
         "soft tables": is_soft * slot * sizes.max_rows,
         "soft mixtures": is_soft * mixture * mixed_rows,
         "step": max(STEP_BYTES, num_layers * sizes.max_rows * latent_row),
+        "fp8 head": (config.head_lse == "fp8") * sizes.vocab_size * (sizes.hidden_size + 4),
         "logits of methods": rewrites * LOGIT_COPIES * 4 * sizes.vocab_size * sizes.max_rows,
     }
     return MemoryPlan(parts, sizes.max_rows, sizes.graphs != GraphSizes())

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.hooks.table import numbers_of
 
-SINCE = "0.5.23"  # speculation, several tokenizer workers, data-parallel attention, pipelines
+SINCE = "0.5.23"  # speculation, tokenizer workers, data-parallel attention, pipelines, copies that follow the weights
 
 
 def refuse_release(flag: str) -> None:

@@ -15,6 +15,7 @@ from led_sglang.config.markers import find_markers, with_markers
 from led_sglang.config.server import ServerConfig
 from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.model_support import refuse_model
+from led_sglang.integration.release_support import refuse_release
 from led_sglang.integration.soft_support import refuse_soft
 from led_sglang.integration.speculative_support import refuse_speculation
 from led_sglang.integration.thinking.parser_markers import parser_markers
@@ -132,6 +133,8 @@ def resolve(config: ServerConfig, server_args: "ServerArgs") -> ServerConfig:
     refuse_model(resolved, model_config, view)
     _refuse_backend(resolved, view)
     _refuse_one_pass(resolved, view, model_config.hf_text_config)
+    if resolved.head_lse != "full":
+        refuse_release(f"--led-head-lse {resolved.head_lse}")
     vocab_size = resolved.vocab_size
     markers = find_markers(
         tokenizer, resolved, parser_markers(view, tokenizer), lambda: token_texts(tokenizer, vocab_size)

@@ -50,18 +50,29 @@ def fault_with(backend: str | Backend, head: Head, latents: Tensor, max_top_k: i
     latents: (D, any, H), of which shape and dtype are taken and nothing else. Many candidates in a small batch, few in
     a larger one, so that both tiles of the kernels run. Makes no collective. Raises nothing.
     """
-    own = replace(head, first_id=0, all_gather=None)
+    own = replace(head, first_id=0, all_gather=None, lse_copy=None)
+    fault = _fault_with("the head that is served", backend, own, latents, max_top_k)
+    if fault is None and head.lse_copy is not None:
+        some = min(CHUNK, head.num_rows)  # as its weight, what the copy says
+        bias = None if head.bias is None else head.bias[:some]
+        decoded = head.lse_copy.decoded(0, some, head.weight.dtype)
+        copied = replace(own, weight=decoded, num_rows=some, bias=bias, lse_copy=head.lse_copy.first(some))
+        fault = _fault_with("the copy of the head in 8 bits", backend, copied, latents, max_top_k)
+    return fault
+
+
+def _fault_with(what: str, backend: str | Backend, head: Head, latents: Tensor, max_top_k: int) -> str | None:
     generator = torch.Generator().manual_seed(0)
     for num_rows, top_k in ((4, MANY_CANDIDATES), (MANY_ROWS // max(len(latents), 1) + 1, TOP_K)):
         top_k = min(top_k, max_top_k, head.num_rows)
 
         def case(num_rows: int = num_rows, top_k: int = top_k) -> Case:
             shape = len(latents) + 1, num_rows, latents.shape[2]
-            return Case.of(own, shape, latents.dtype, top_k, generator)
+            return Case.of(head, shape, latents.dtype, top_k, generator)
 
         fault = _fault(backend, case)
         if fault is not None:
-            return f"with the head that is served, {fault}"
+            return f"with {what}, {fault}"
     return None
 
 

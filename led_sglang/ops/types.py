@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from led_sglang.ops.fp8.rows import Fp8Rows
 from led_sglang.wire import CONFIDENCE_BOUNDS, DEPTH_OFFSET
 
 # The captured states, or what gathers them: a step in which no row needs them does not.
@@ -43,9 +44,9 @@ class Head:
     # The engine's own product, (N, H) -> (N, V_shard) before scale and soft cap, where `weight` cannot be multiplied
     # with (quantised, LoRA): exact and slower. `weight` then gives dtype and device alone.
     project: Callable[[Tensor], Tensor] | None = None
-    # A row's numbers do not depend on the other rows of the batch, last bits included (deterministic inference). Needs
-    # products of matrices that do not either.
+    # A row's bits do not depend on the other rows of the batch. Needs products of matrices that do not either.
     is_batch_invariant: bool = False
+    lse_copy: Fp8Rows | None = None  # of `weight`, for log-sum-exps of a second pass; baselines take `weight`
 
 
 @dataclass(frozen=True)
@@ -246,8 +247,7 @@ class KnownLse:
 class LedStep:
     """One decoded step. Entries of rows that are not `ok` or not active are meaningless, `draws_inactive` apart.
 
-    Where a row neither explored nor asked for `trace`, `depth` is 1, `explore_probs` equal `exploit_probs` and
-    `entropy` is that of the exploit branch: the explore branch was not computed.
+    Of a row that neither explored nor asked for `trace` the explore branch's numbers are the exploit branch's, depth 1.
     """
 
     token_ids: Tensor  # (R,) int64

@@ -33,6 +33,8 @@ def run_with_head(
     steps = [_step(backend, own, latents, columns, width) for width in widths]
     if len(latents) and head.project is None:
         _pass(backend, own, latents, num_rows)
+        if head.lse_copy is not None:  # what the steps above have launched is the copy's
+            _pass(backend, own, latents, 1)
     _surroundings(backend, steps[0], len(latents) + 1, latents.device, tables)
     probs = torch.zeros(1, vocab_size, device=latents.device)
     _draw(backend, probs)

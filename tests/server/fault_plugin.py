@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from led_sglang.integration.hooks.table import EAGLE_SAMPLE, HOOK_TARGETS, PP_PREPARE, PP_RECEIVE
+from led_sglang.integration.hooks.table import EAGLE_SAMPLE, HOOK_TARGETS, PP_PREPARE, PP_RECEIVE, WEIGHTS_CHANGED
 from tests.server.servers import install_plugin
 
 NAN, INF = float("nan"), float("inf")
@@ -54,7 +54,8 @@ AT_START = (  # called before anybody is served, and never again
 IN_VERIFY = (EAGLE_SAMPLE,)  # called where drafts are verified, and nowhere else
 IN_PIPELINE = (PP_PREPARE, PP_RECEIVE)  # called where there are several pipeline stages
 BETWEEN_SERVERS = tuple(target for target in HOOK_TARGETS if ".disaggregation." in target)  # where two share a request
-ELSEWHERE = AT_START + IN_VERIFY + IN_PIPELINE + BETWEEN_SERVERS
+IN_UPDATES = (WEIGHTS_CHANGED,)  # called where the weights are another's from then on
+ELSEWHERE = AT_START + IN_VERIFY + IN_PIPELINE + BETWEEN_SERVERS + IN_UPDATES
 HOOKS = tuple(target for target in HOOK_TARGETS if target not in ELSEWHERE)
 INNER = {  # what the engine reaches by way of the hooks, with what it raises
     "scheduler.latents.capture.Capture.store": torch.OutOfMemoryError,

@@ -21,7 +21,7 @@ NODES = 4
 
 
 def scenarios(models: list[str], rows: list[int], ranks: list[int]) -> Iterator[Scenario]:
-    """Both forms, plain and seeded; a draft tree under verification, which is always coin first."""
+    """Both forms, plain and seeded; coin first, the head's copy in 8 bits and a draft tree under verification."""
     for name in models:
         for tp in ranks:
             for num_requests in rows:
@@ -29,6 +29,7 @@ def scenarios(models: list[str], rows: list[int], ranks: list[int]) -> Iterator[
                 for form in FORMS:
                     yield Scenario(model, num_requests, form, tp)
                     yield Scenario(model, num_requests, form, tp, is_seeded=True)
+                yield Scenario(model, num_requests, "coin_first", tp, head_lse="fp8")
                 yield Scenario(model, num_requests, "coin_first", tp, nodes=NODES)
 
 

@@ -18,6 +18,7 @@ from benchmarks.gpu.cost.models import Model
 from benchmarks.gpu.whole_step import WholeStep
 from led_sglang.integration.scheduler.ranks import CUDA_INTERVAL, RankCheck
 from led_sglang.ops import Head, LedRows, RowInputs
+from led_sglang.ops.fp8.rows import FORMAT, Fp8Rows
 from led_sglang.ops.types import Filters, StepInputs
 
 DEPTH = 8
@@ -35,6 +36,7 @@ class Scenario:
     form: str  # coin_first, one_pass
     tp: int = 1
     is_seeded: bool = False
+    head_lse: str = "full"  # or fp8: of a second pass
     nodes: int = 1  # token rows of a request: a draft tree under verification, without the engine's own acceptance
 
     @property
@@ -44,7 +46,8 @@ class Scenario:
     @property
     def name(self) -> str:
         """The form, and what is not a plain decode step."""
-        return self.form + "+seeded" * self.is_seeded + f"+nodes{self.nodes}" * (self.nodes > 1)
+        fp8 = "+fp8" * (self.head_lse == "fp8")
+        return self.form + fp8 + "+seeded" * self.is_seeded + f"+nodes{self.nodes}" * (self.nodes > 1)
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,10 @@ class _Step:
         model, num_rows, tp = scenario.model, scenario.num_rows, scenario.tp
         weight = torch.empty(model.vocab // tp, model.hidden, dtype=torch.bfloat16)
         gather = self._all_gather if tp > 1 else None
-        head = Head(weight, len(weight), all_gather=gather)
+        copy = None
+        if scenario.head_lse == "fp8":
+            copy = Fp8Rows(torch.empty(weight.shape, dtype=FORMAT), torch.empty(len(weight)))
+        head = Head(weight, len(weight), all_gather=gather, lse_copy=copy)
         latents = torch.empty(DEPTH - 1, num_rows, model.hidden, dtype=torch.bfloat16)
         hidden, logits = torch.empty(num_rows, model.hidden, dtype=torch.bfloat16), torch.empty(num_rows, model.vocab)
         number = torch.zeros(-(-num_rows // 16) * 16 + 16, dtype=torch.float64)[:num_rows]

@@ -167,10 +167,11 @@ def line_of(scenario: Scenario) -> dict[str, Any]:
     }
 
 
-def crossing(model: Model, most: int = 64) -> int:
+def crossing(model: Model, most: int = 64, head_lse: str = "full") -> int:
     """The largest batch, of up to so many rows, at which one pass is not the dearer form; 0: there is none."""
     for rows in range(most, 0, -1):
-        if _total(Scenario(model, rows, "one_pass")) <= _total(Scenario(model, rows, "coin_first")):
+        one_pass, coin_first = (Scenario(model, rows, form, head_lse=head_lse) for form in ("one_pass", "coin_first"))
+        if _total(one_pass) <= _total(coin_first):
             return rows
     return 0
 

@@ -53,7 +53,7 @@ def _head(launch: KernelLaunch, rows: Rows) -> Work:
     """As many programs as run at once share the pieces."""
     given, count = launch.arguments, _gathered(launch, rows)
     num_blocks, hidden, columns = ceil(count, given["BLOCK_N"]), given["hidden"], given["num_columns"]
-    weight, states = 2 * columns * hidden, 2 * count * hidden
+    weight, states = given["weight"].element_size() * columns * hidden, 2 * count * hidden
     cached = num_blocks * weight + states * given["num_tiles"]
     written = 2 * given["num_final"] * columns + 4 * count * given["num_tiles"]
     pieces, looks = num_blocks * given["num_tiles"], ceil(given["num_batch"], given["BLOCK_COUNT"])

@@ -46,6 +46,8 @@ PP_RECEIVE = S + "managers.scheduler_pp_mixin.SchedulerPPMixin._pp_prep_batch_re
 PREFILL = S + "disaggregation.prefill.SchedulerDisaggregationPrefillMixin."
 METADATA = S + "disaggregation.utils.MetadataBuffers."
 COMMIT = S + "disaggregation.decode.DecodeTransferQueue._commit_transfer_to_req"
+WEIGHTS_CHANGED = S + "managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager."
+WEIGHTS_CHANGED += "flush_cache_after_weight_update"
 TOKENIZER = S + "managers.tokenizer_manager.TokenizerManager."
 
 HOOK_TARGETS: dict[str, HookTarget] = {
@@ -222,6 +224,13 @@ HOOK_TARGETS: dict[str, HookTarget] = {
         ("self", "decode_req"),
         "the record of its first token is a decode server's request's",
         "scheduler.disaggregation.handoff.take_first",
+        since="0.5.23",
+    ),
+    WEIGHTS_CHANGED: HookTarget(
+        "before",
+        ("self", "recv_req", "success", "message"),
+        "the 8-bit copy of the LM head follows an update of the weights",
+        "scheduler.handlers.weights_changed",
         since="0.5.23",
     ),
     S + "managers.scheduler.Scheduler.get_internal_state": HookTarget(

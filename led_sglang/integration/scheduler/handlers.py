@@ -10,7 +10,7 @@ from led_sglang.integration.hooks import selfcheck
 from led_sglang.integration.hooks.guard import Call, always, call_original, change_nothing, handler
 from led_sglang.integration.scheduler import recovery, runtime, startup
 from led_sglang.integration.scheduler.batch import LedBatch, request_row_of
-from led_sglang.integration.scheduler.recovery import before_start, fail_step
+from led_sglang.integration.scheduler.recovery import before_start, count_failure, fail_step
 from led_sglang.integration.scheduler.step import sampler
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sglang.srt.layers.sampler import Sampler
     from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
     from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
     from sglang.srt.model_executor.model_runner import ModelRunner
     from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
@@ -56,6 +57,14 @@ def before_forward(
     if current is not None and self is current.runner:
         current.capture.begin(forward_batch)
         sampler.before_forward(current, forward_batch)
+
+
+@handler(count_failure, change_nothing, before_start)
+def weights_changed(self: "SchedulerWeightUpdaterManager", recv_req: object, success: bool, message: str) -> None:
+    """BEFORE SchedulerWeightUpdaterManager.flush_cache_after_weight_update."""
+    current = runtime.runtime()
+    if current is not None:
+        current.follow_weights()
 
 
 @handler(fail_step, call_original, always)

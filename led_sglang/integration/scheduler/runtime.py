@@ -27,7 +27,7 @@ from led_sglang.integration.memory import (
     tokens_per_request_of,
 )
 from led_sglang.integration.scheduler.latents.capture import Capture
-from led_sglang.integration.scheduler.latents.lm_head import build_head, head_group, why_no_one_pass
+from led_sglang.integration.scheduler.latents.lm_head import build_head, copy_for_lse, head_group, why_no_one_pass
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.integration.scheduler.latents.start_check import StartCheck
 from led_sglang.integration.scheduler.methods.soft_inputs import SoftInputs
@@ -91,7 +91,7 @@ class Runtime(Stage):
         self.num_led_layers = config.num_captured if "led" in config.methods else 0
         num_latents = config.max_depth - 1 if self.num_led_layers else 0
         self.one_pass_state = OnePassState(
-            config.form, self.backend, num_latents, max_rows, device, self.is_deterministic
+            config.form, self.backend, num_latents, max_rows, device, self.is_deterministic, config.head_lse
         )
         self.soft = SoftInputs(runner, config, self.fail_mixture) if is_soft_enabled(config) else None
         self.head: Head | None = None
@@ -199,13 +199,22 @@ class Runtime(Stage):
                 head_dtype(self.runner),
                 self.start_check.head_scale,
             )
-            self.head = replace(head, is_batch_invariant=self.is_deterministic)
+            copy = copy_for_lse(head) if self.config.head_lse == "fp8" else None
+            self.head = replace(head, is_batch_invariant=self.is_deterministic, lse_copy=copy)
             self.one_pass_state.fault = why_no_one_pass(logits_processor, lm_head, self.head)
             if self.one_pass_state.fault and self.config.form == "one_pass":
                 raise CaptureError(f"--led-form one_pass is not possible here: {self.one_pass_state.fault}; use auto")
         if not self.is_warm and not is_capturing():
             self.is_warm = True
             self._warm_up(self.head)
+
+    def follow_weights(self) -> None:
+        """After an update of the weights, which keep their places. No copy is left where it cannot follow."""
+        head = self.head
+        if head is not None and head.lse_copy is not None:
+            self.head = replace(head, lse_copy=None)
+            head.lse_copy.refresh(head.weight)
+            self.head = head
 
     def _warm_up(self, head: Head) -> None:
         if self.num_led_layers:
@@ -263,7 +272,10 @@ class Runtime(Stage):
     def _head_status(self) -> dict[str, Any]:
         """`engine_steps`: steps whose latent rows were multiplied by the engine's own head, exact and slower."""
         kind = None if self.head is None else "weight" if self.head.project is None else "engine"
-        return {"kind": kind, "engine_steps": self.num_engine_head_steps}
+        copy = None if self.head is None else self.head.lse_copy
+        num_bytes = 0 if copy is None else copy.num_bytes
+        steps = self.num_engine_head_steps
+        return {"kind": kind, "engine_steps": steps, "lse": self.config.head_lse, "copy_bytes": num_bytes}
 
 
 _runtime: Runtime | None = None

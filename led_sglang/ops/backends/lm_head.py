@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from led_sglang.ops.edits import LogitEdits, edited_logprobs
+from led_sglang.ops.fp8.rows import CHUNK
 from led_sglang.ops.types import Head, KnownLse
 
 TILE_ELEMENTS = 1 << 17  # float32 logits held at once on CPU: 512 KiB stays in the second-level cache
@@ -39,13 +40,18 @@ def finish_logits(logits: Tensor, head: Head, tau: Tensor) -> Tensor:
     return scale_and_cap(logits, head).div_(tau)
 
 
-def layer_logits(latents: Tensor, head: Head, start: int, stop: int) -> Tensor:
-    """(..., H) latents to (..., stop - start) float32 logits at temperature 1, which the caller owns."""
+def layer_logits(latents: Tensor, head: Head, start: int, stop: int, is_for_lse: bool = False) -> Tensor:
+    """(..., H) latents to (..., stop - start) float32 logits at temperature 1, which the caller owns.
+
+    is_for_lse: of the head's copy for log-sum-exps, where it has one.
+    """
     if head.project is not None:
         raw = engine_product(latents.flatten(0, -2), head)[:, start:stop].view(*latents.shape[:-1], stop - start)
         return scale_and_cap(raw.to(torch.float32, copy=True), head)
     bias = None if head.bias is None else head.bias[start:stop]
-    return scale_and_cap(F.linear(latents, head.weight[start:stop], bias).float(), head)
+    copy = head.lse_copy if is_for_lse else None
+    weight = head.weight[start:stop] if copy is None else copy.decoded(start, stop, latents.dtype)
+    return scale_and_cap(F.linear(latents, weight, bias).float(), head)
 
 
 def tile_logits(latents: Tensor, head: Head, tau: Tensor, start: int, stop: int) -> Tensor:
@@ -72,9 +78,11 @@ def latent_lse(latents: Tensor, head: Head, tau: Tensor, edits: LogitEdits | Non
     if head.project is not None:
         return engine_sums(latents, None, head, tau, edits)[0]
     width = tile_width(latents.shape[0], latents.device, head.is_batch_invariant)
+    if head.lse_copy is not None:
+        width = min(width, CHUNK)
     sums = []
     for start in range(0, head.num_rows, width):
-        logits = layer_logits(latents, head, start, min(start + width, head.num_rows))
+        logits = layer_logits(latents, head, start, min(start + width, head.num_rows), is_for_lse=True)
         sums.append(tile_sums(logits, tau, edits, head.first_id + start))
     if not sums:  # a rank that holds nothing but padding
         return tau.new_full((*(() if edits is None else (2,)), len(latents)), -torch.inf)
@@ -200,6 +208,11 @@ def complete_lse(
     )
 
 
+def is_one_weight(head: Head) -> bool:
+    """Log-sum-exps and candidates' logits may come of one product with the weight here."""
+    return head.project is None and head.all_gather is None and head.lse_copy is None
+
+
 def probs_of(lse: Tensor, logits: Tensor) -> Tensor:
     """(J, N), (J, N, K) -> (J, N, K); NaN where a layer is not finite."""
     # +inf - +inf is NaN: a row whose log-sum-exp overflowed must not pass as probability 0.
@@ -247,7 +260,7 @@ def latent_probs(
 ) -> Tensor:
     """Eq. 2, p^l(x_i): (J, N, H), (N, K), (N, 1) -> (J, N, K) float32; NaN where a layer is not finite."""
     num_layers, num_rows = latents.shape[:2]
-    is_whole = head.project is None and known_lse is None and head.all_gather is None
+    is_whole = is_one_weight(head) and known_lse is None
     width = tile_width(num_layers * num_rows, latents.device, head.is_batch_invariant)
     if is_whole and head.num_rows <= width:  # one tile: fewer calls
         flat, flat_tau = latents.flatten(0, 1), tau.repeat(num_layers, 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from led_sglang.ops.backends import step_loops
-from led_sglang.ops.backends.lm_head import latent_probs, layer_logits, tile_width
+from led_sglang.ops.backends.lm_head import is_one_weight, latent_probs, layer_logits, tile_width
 from led_sglang.ops.backends.torch_step import CHUNK_ELEMENTS, layers_of, pick_latents
 from led_sglang.ops.edits import LogitEdits, edited_logprobs
 from led_sglang.ops.rows import tree_loops
@@ -133,7 +133,7 @@ def layers_at(
         edits = edits.take(some)
     if known_lse is not None:
         known_lse = known_lse.compacted(some)
-    is_whole = head.project is None and known_lse is None and head.all_gather is None
+    is_whole = is_one_weight(head) and known_lse is None
     if not is_whole or head.num_rows > tile_width(num_layers * num_rows, hidden.device, head.is_batch_invariant):
         probs = latent_probs(hidden, torch.from_numpy(ids[index]), head, tau, known_lse, edits)
         return probs.contiguous().numpy()

@@ -17,17 +17,18 @@ COIN_THRESHOLD = 0.8
 # Where both forms cost the same on one H200, four fifths of the rows in the pass: `crossing` of benchmarks.gpu.cost,
 # whose test compares. Counted, not measured yet.
 MAX_ROWS = 35
+MAX_ROWS_OF = {"full": MAX_ROWS, "fp8": 19}  # by what a second pass reads
 
 
-def form_of(num_rows: int, requested: str, allows_dynamic_shapes: bool) -> str:
+def form_of(num_rows: int, requested: str, allows_dynamic_shapes: bool, head_lse: str = "full") -> str:
     """The form for a batch of so many rows: "one_pass" or "coin_first".
 
-    "auto": one pass up to MAX_ROWS with fixed shapes. With dynamic ones (CPU) the rows that explore are known at no
+    "auto": one pass up to MAX_ROWS_OF with fixed shapes. With dynamic ones (CPU) the rows that explore are known at no
     cost before the latents are touched, and a small product is bound by arithmetic: one pass gains nothing.
     """
     if requested != "auto":
         return requested
-    return "one_pass" if num_rows <= MAX_ROWS and not allows_dynamic_shapes else "coin_first"
+    return "one_pass" if num_rows <= MAX_ROWS_OF[head_lse] and not allows_dynamic_shapes else "coin_first"
 
 
 def one_pass_mask(rows: LedRows, inputs: StepInputs, coin_threshold: float) -> Tensor:

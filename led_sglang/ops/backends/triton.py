@@ -11,7 +11,7 @@ from led_sglang.ops.backends import one_pass, triton_step
 from led_sglang.ops.backends.torch import TorchBackend
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.kernels import draft_tree, filtered_draw, lm_head, one_pass_mask, row_inputs
-from led_sglang.ops.kernels.common import WIDTHS, sizes_up_to
+from led_sglang.ops.kernels.common import WIDTHS, is_interpreted, sizes_up_to
 from led_sglang.ops.rows.automaton import ThinkingTables
 from led_sglang.ops.rows.draft_tree import Drafts, DraftTree
 from led_sglang.ops.types import (
@@ -41,7 +41,7 @@ class TritonBackend(TorchBackend):
     @staticmethod
     def runs_on(device: torch.device) -> bool:
         """A CPU runs kernels under Triton's interpreter only."""
-        return device.type != "cpu" or lm_head.is_interpreted()
+        return device.type != "cpu" or is_interpreted()
 
     def warm_up(
         self,

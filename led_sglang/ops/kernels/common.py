@@ -6,6 +6,8 @@ row that has its sums already) is a runtime argument, and a size is rounded up t
 variants that are left before a server takes its first request.
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -14,6 +16,7 @@ from torch import Tensor
 from led_sglang.ops.types import ALIGNMENT
 
 WIDTHS = (8, 16, 64, 256)  # columns of candidates that kernels are compiled for; beyond, the next power of 4
+NUM_SMS = 132  # of an H200; of the GPU at hand where there is one
 
 
 def size_up(count: int, sizes: tuple[int, ...]) -> int:
@@ -46,6 +49,44 @@ def row_idx_of(index, rows, is_row, has_index):  # type: ignore[no-untyped-def]
     """Rows of the batch that our rows are: int64."""
     found = tl.load(index + rows, mask=is_row & (has_index != 0), other=0)
     return tl.where(has_index != 0, found, rows.to(tl.int64))
+
+
+@cache
+def num_sms(device: torch.device) -> int:
+    """Of the GPU; of an H200 where kernels are interpreted, or compiled only."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else NUM_SMS
+
+
+def is_interpreted() -> bool:
+    """Triton's interpreter (TRITON_INTERPRET=1) runs kernels on CPU tensors, slowly."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def is_missing(explore_mask, has_lse, rows, mask, has_known):  # type: ignore[no-untyped-def]
+    """Whether the sums of a row's latents are to be computed: needed, and not known already."""
+    is_needed = tl.load(explore_mask + rows, mask=mask, other=0) != 0
+    return is_needed & (tl.load(has_lse + rows, mask=mask & (has_known != 0), other=0) == 0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def list_missing(listed, ranks, explore_mask, has_lse, num_batch, has_known, BLOCK_COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Write the rows of the batch that are missing, in order, and each row's rank among them; return their number.
+
+    Every program writes all of it, the same.
+    """
+    found = 0
+    for start in range(0, num_batch, BLOCK_COUNT):
+        batch = start + tl.arange(0, BLOCK_COUNT)
+        is_row = batch < num_batch
+        lse_missing = is_missing(explore_mask, has_lse, batch, is_row, has_known)
+        upto = tl.cumsum(lse_missing.to(tl.int32), 0)
+        tl.store(listed + found + upto - 1, batch, mask=lse_missing)
+        tl.store(ranks + batch, tl.where(lse_missing, found + upto - 1, -1), mask=is_row)
+        found += tl.max(upto, 0)
+    tl.store(ranks + num_batch, found)
+    tl.debug_barrier()
+    return found
 
 
 @triton.jit

@@ -7,7 +7,6 @@ no program. Blocks of rows that read the same tile run side by side, so that it 
 """
 
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -15,12 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from led_sglang.ops.kernels.common import aligned, tanh
+from led_sglang.ops.kernels.common import aligned, is_interpreted, list_missing, num_sms, tanh
 from led_sglang.ops.types import Head, KnownLse
 
+STATE_UNIT = tl.constexpr(64.0)  # of bfloat16 states as float16: exact between 4e-3 and 4e6
+# Latent rows, needed or not, up to which a copy in 8 bits is read: a tenth of them is one block of rows. Of more blocks
+# each decodes the whole copy for itself, and the weight is the faster one.
+COPY_ROWS = 640
 BLOCK_COUNT = 256  # rows of the batch that a program looks at at once
 COUNTS = ["num_final", "num_batch", "num_sums", "has_known"]  # one code for any of them
-NUM_SMS = 132  # of an H200; of the GPU at hand where there is one
 
 
 class Tile(NamedTuple):
@@ -39,37 +41,13 @@ SMALL_TILE = Tile(rows=64, vocab=128, row_bytes=128, warps=4, stages=4, resident
 LARGE_TILE = Tile(rows=128, vocab=256, row_bytes=128, warps=8, stages=4, resident=1)
 
 
-def tile_of(num_rows: int, head: Head) -> Tile:
-    """For so many rows; a batch-invariant head has one tile, since a row's sum is made of sums over tiles."""
-    is_many = num_rows > SMALL_TILE.rows or head.is_batch_invariant
-    return LARGE_TILE if is_many and head.weight.dtype.itemsize <= 2 else SMALL_TILE
+def tile_of(num_rows: int, head: Head, is_copy: bool = False) -> Tile:
+    """For so many rows; a batch-invariant head has one tile, since a row's sum is made of sums over tiles.
 
-
-@triton.jit
-def is_missing(explore_mask, has_lse, rows, mask, has_known):  # type: ignore[no-untyped-def]
-    """Whether the sums of a row's latents are to be computed: needed, and not known already."""
-    is_needed = tl.load(explore_mask + rows, mask=mask, other=0) != 0
-    return is_needed & (tl.load(has_lse + rows, mask=mask & (has_known != 0), other=0) == 0)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def list_missing(listed, ranks, explore_mask, has_lse, num_batch, has_known, BLOCK_COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Write the rows of the batch that are missing, in order, and each row's rank among them; return their number.
-
-    Every program writes all of it, for itself: all write the same.
+    is_copy: the small one, whose programs decode while another one on their SM multiplies.
     """
-    found = 0
-    for start in range(0, num_batch, BLOCK_COUNT):
-        batch = start + tl.arange(0, BLOCK_COUNT)
-        is_row = batch < num_batch
-        lse_missing = is_missing(explore_mask, has_lse, batch, is_row, has_known)
-        upto = tl.cumsum(lse_missing.to(tl.int32), 0)
-        tl.store(listed + found + upto - 1, batch, mask=lse_missing)
-        tl.store(ranks + batch, tl.where(lse_missing, found + upto - 1, -1), mask=is_row)
-        found += tl.max(upto, 0)
-    tl.store(ranks + num_batch, found)
-    tl.debug_barrier()
-    return found
+    is_many = num_rows > SMALL_TILE.rows or head.is_batch_invariant
+    return LARGE_TILE if is_many and not is_copy and head.weight.dtype.itemsize <= 2 else SMALL_TILE
 
 
 @triton.jit(do_not_specialize=[*COUNTS, "num_layers", "rows_per_layer"])  # type: ignore[untyped-decorator]
@@ -82,6 +60,7 @@ def head_kernel(  # type: ignore[no-untyped-def]
     listed,  # (B,) int32, written: the rows that are missing
     ranks,  # (B + 1,) int32, written: each row's rank among them, -1 where it is not missing; their number
     weight,  # (num_columns, H)
+    row_scale,  # (num_columns,) float32, where IS_COPY
     bias,  # (num_vocab,)
     final_logits,  # (num_final, num_columns), written
     sums,  # (num_tiles, N) float32, written for latents: log-sum-exp over one tile of the vocabulary
@@ -98,6 +77,7 @@ def head_kernel(  # type: ignore[no-untyped-def]
     stride_weight,
     scale,
     softcap,
+    IS_COPY: tl.constexpr,  # weight: codes of eight bits, without final rows
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     WIDEN: tl.constexpr,
@@ -135,12 +115,17 @@ def head_kernel(  # type: ignore[no-untyped-def]
             w = tl.load(weight_at + start, mask=is_column[None, :] & is_dim[:, None], other=0.0)
             if WIDEN:
                 x, w = x.to(tl.float32), w.to(tl.float32)
+            elif IS_COPY:
+                x, w = operands(x, w)
             logits = tl.dot(x, w, logits, input_precision="ieee")
         if block * BLOCK_N < num_final:
             logits_at = final_logits + rows[:, None].to(tl.int64) * num_columns + ids[None, :]
             tl.store(logits_at, logits, mask=(rows < num_final)[:, None] & is_column[None, :])
         if (block + 1) * BLOCK_N > num_final:
             is_token = ids < num_vocab
+            if IS_COPY:
+                unit = STATE_UNIT if latents.dtype.element_ty == tl.bfloat16 else 1.0
+                logits *= unit * tl.load(row_scale + ids, mask=is_token, other=0.0)[None, :]
             if HAS_BIAS:
                 logits += tl.load(bias + ids, mask=is_token, other=0.0).to(tl.float32)[None, :]
             logits *= scale
@@ -149,6 +134,17 @@ def head_kernel(  # type: ignore[no-untyped-def]
             logits *= (1.0 / tl.load(tau + batch_row, mask=is_latent, other=1.0))[:, None]
             logits = tl.where(is_token[None, :], logits, float("-inf"))
             tl.store(sums + tile.to(tl.int64) * num_sums + rows, log_sum_exp(logits), mask=is_latent)
+
+
+@triton.jit
+def operands(x, w):  # type: ignore[no-untyped-def]
+    """Of a product with codes of eight bits: float16, into which a GPU decodes two of them in one instruction.
+
+    A bfloat16 state keeps its bits; from 4 million on it is infinite, and its row the engine's.
+    """
+    if x.dtype == tl.bfloat16:
+        x = (x.to(tl.float32) * (1.0 / STATE_UNIT)).to(tl.float16)
+    return x, w.to(x.dtype)
 
 
 @triton.jit
@@ -194,17 +190,6 @@ def most_tiles(num_columns: int) -> int:
     return triton.next_power_of_2(triton.cdiv(num_columns, width))  # type: ignore[no-any-return]
 
 
-@cache
-def num_sms(device: torch.device) -> int:
-    """Of the GPU; of an H200 where kernels are interpreted, or compiled only."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else NUM_SMS
-
-
-def is_interpreted() -> bool:
-    """Triton's interpreter (TRITON_INTERPRET=1) runs kernels on CPU tensors, slowly."""
-    return bool(triton.knobs.runtime.interpret)
-
-
 @dataclass(frozen=True)
 class LatentRows:
     """Latent rows of which some are needed: their hidden states, temperatures and what is known already."""
@@ -222,7 +207,9 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, lse: Tensor
     and else any value. The product is in the weight's dtype.
     """
     hidden, known_lse = latents.hidden, latents.known_lse
-    weight = head.weight if head.weight.stride(1) == 1 else head.weight.contiguous()
+    is_few = hidden.shape[0] * hidden.shape[1] <= COPY_ROWS or head.is_batch_invariant
+    copy = head.lse_copy if final is None and is_few else None
+    weight = copy.codes if copy is not None else head.weight if head.weight.stride(1) == 1 else head.weight.contiguous()
     stride_layer, stride_row, stride_dim = hidden.stride()
     if stride_dim != 1 or stride_row != hidden.shape[2] or stride_layer % stride_row:
         hidden = hidden.contiguous()  # whose strides along an axis of length 1 may still be any
@@ -230,9 +217,10 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, lse: Tensor
     num_final = 0 if final is None else len(final)
     final = hidden[0] if final is None else final.contiguous()
     num_rows = num_final + num_layers * num_batch
-    tile, device = tile_of(num_rows, head), hidden.device
+    tile, device = tile_of(num_rows, head, copy is not None), hidden.device
+    block_hidden = tile.row_bytes // hidden.element_size()
     num_tiles = triton.cdiv(num_columns, tile.vocab)
-    logits, sums = weight.new_empty(num_final, num_columns), torch.empty(num_tiles, num_rows, device=device)
+    logits, sums = head.weight.new_empty(num_final, num_columns), torch.empty(num_tiles, num_rows, device=device)
     explore_mask, tau = latents.explore_mask.contiguous(), latents.tau.float().contiguous()
     has_lse, known = (explore_mask, lse) if known_lse is None else (known_lse.has_lse.contiguous(), known_lse.lse)
     has_known = int(known_lse is not None)
@@ -249,6 +237,7 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, lse: Tensor
         listed,
         ranks,
         weight,
+        weight if copy is None else copy.scale,
         weight if head.bias is None else head.bias,
         logits,
         sums,
@@ -265,14 +254,15 @@ def head_sums(final: Tensor | None, latents: LatentRows, head: Head, lse: Tensor
         weight.stride(0),
         head.scale,
         float(head.softcap or 1.0),
+        IS_COPY=copy is not None,
         HAS_BIAS=head.bias is not None,
         HAS_SOFTCAP=head.softcap is not None,
         # The interpreter would multiply bfloat16's bit patterns as integers.
         WIDEN=weight.dtype == torch.bfloat16 and is_interpreted(),
-        IS_EVEN=width % (tile.row_bytes // weight.element_size()) == 0,
+        IS_EVEN=width % block_hidden == 0,
         BLOCK_N=tile.rows,
         BLOCK_V=tile.vocab,
-        BLOCK_H=tile.row_bytes // weight.element_size(),
+        BLOCK_H=block_hidden,
         BLOCK_COUNT=BLOCK_COUNT,
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -62,7 +62,7 @@ def plan() -> Plan:
 def check_the_last_line_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--json", "--models", MODEL.name, "--rows", "1", "--tp", "1"]) == 0
     lines = json.loads(capsys.readouterr().out.splitlines()[-1])
-    forms = ["coin_first", "coin_first+seeded", "one_pass", "one_pass+seeded", "coin_first+nodes4"]
+    forms = ["coin_first", "coin_first+seeded", "one_pass", "one_pass+seeded", "coin_first+fp8", "coin_first+nodes4"]
     assert [line["form"] for line in lines] == forms
     for line in lines:
         assert list(line) == KEYS and (line["model"], line["rows"], line["tp"], line["budget_us"]) == (
@@ -94,10 +94,14 @@ def check_no_kernel_exceeds_its_ceiling(plan: Plan) -> None:
 def check_the_kept_lines(plan: Plan) -> None:
     """Every model, batch size, form and number of ranks; numbers are those that the code of today gives."""
     lines = [json.loads(line) for line in command.RESULT.read_text().splitlines()]
-    forms = [*[form + seeded for form, seeded in product(command.FORMS, ("", "+seeded"))], "coin_first+nodes4"]
+    forms = [
+        *[form + seeded for form, seeded in product(command.FORMS, ("", "+seeded"))],
+        "coin_first+fp8",
+        "coin_first+nodes4",
+    ]
     wanted = set(product(MODELS, ROWS, forms, (1, 2)))
     newest = {(line["model"], line["rows"], line["form"], line["tp"]): line for line in lines}
-    assert newest.keys() == wanted and len(wanted) == 180
+    assert newest.keys() == wanted and len(wanted) == 216
     for (name, rows, _, tp), line in newest.items():
         assert list(line)[: len(KEYS)] == KEYS and {"date", "commit", "torch", "triton"} <= set(line)
         assert 0 < line["gpu_us"] and 0 < line["host_us"] and 1 <= len(line["largest"]) <= 6
@@ -132,6 +136,20 @@ def check_the_head_is_read_once_whatever_is_read_through_it(plan: Plan) -> None:
     assert products * 2048 >= 60 * 7 * MODEL.vocab * MODEL.hidden  # no multiplication is missing
 
 
+def check_a_copy_in_8_bits_is_half_of_the_bytes() -> None:
+    """And is decoded without conversions of single numbers, of which a GPU does few; more latents read the weight."""
+    few, many = (plan_of(Scenario(MODEL, rows, "coin_first", head_lse="fp8")) for rows in (64, 256))
+    head = next(launch for launch in few.launches if launch.kernel == "head_kernel")
+    work = work_of(head, Rows(6, 0, 6))
+    weight = MODEL.vocab * MODEL.hidden
+    assert weight < work.memory_bytes < 1.01 * weight
+    pipes = kernel_of(head.binary).path(work.trips).pipes
+    assert pipes["xu"] < pipes["lsu"] / 4
+    assert kernel_us(head, work) < 120
+    other = next(launch for launch in many.launches if launch.kernel == "head_kernel")
+    assert head.arguments["weight"].element_size() == 1 and other.arguments["weight"].element_size() == 2
+
+
 def check_codes_loops_are_given_their_trips(plan: Plan) -> None:
     candidates = next(launch for launch in plan.launches if launch.kernel == "candidates_kernel")
     code = Code(candidates.binary.asm["cubin"])
@@ -147,6 +165,7 @@ def check_codes_loops_are_given_their_trips(plan: Plan) -> None:
 def check_forms_cross_where_auto_changes_them() -> None:
     """`one_pass.MAX_ROWS` is the model's, with four fifths of the rows in the pass."""
     assert crossing(MODEL) == one_pass.MAX_ROWS
+    assert crossing(MODEL, 24, "fp8") == one_pass.MAX_ROWS_OF["fp8"]
 
 
 def check_auto_takes_the_cheaper_form() -> None:

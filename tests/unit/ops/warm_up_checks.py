@@ -22,6 +22,7 @@ from led_sglang.integration.scheduler.batch import LedBatch, RequestRow, _to_dev
 from led_sglang.integration.scheduler.latents.one_pass import OnePassState
 from led_sglang.ops import Head, LogitEdits, ThinkingAutomaton, led_step
 from led_sglang.ops.backends.triton import TritonBackend
+from led_sglang.ops.fp8.rows import FORMAT, Fp8Rows
 from led_sglang.ops.types import Counters, Filters
 
 triton.runtime.driver.set_active(Hopper())
@@ -49,6 +50,7 @@ HEADS = {
     "float32, capped, biased": Head(weight(VOCAB, torch.float32), VOCAB, bias=torch.empty(VOCAB), softcap=30),  # type: ignore[arg-type]
     "quantised": Head(weight(VOCAB), VOCAB, project=lambda rows: rows.new_empty(len(rows), VOCAB)),
     "deterministic": Head(weight(VOCAB), VOCAB, is_batch_invariant=True),
+    "in 8 bits": Head(weight(VOCAB), VOCAB, lse_copy=Fp8Rows(weight(VOCAB, FORMAT), torch.empty(VOCAB))),
 }
 
 
@@ -72,7 +74,15 @@ def serve(batch: Batch, head: Head) -> None:
     """One step as `integration.step` and `integration.sampler` make it, of a fresh batch."""
     num_rows, one_pass_state = (
         len(batch.rows),
-        OnePassState("auto", BACKEND, NUM_LATENTS - 1, MAX_ROWS, CPU, head.is_batch_invariant),
+        OnePassState(
+            "auto",
+            BACKEND,
+            NUM_LATENTS - 1,
+            MAX_ROWS,
+            CPU,
+            head.is_batch_invariant,
+            "full" if head.lse_copy is None else "fp8",
+        ),
     )
     buffer = torch.empty(NUM_LATENTS, MAX_ROWS, HIDDEN, dtype=head.weight.dtype)
     info = SimpleNamespace(
@@ -189,6 +199,8 @@ def check_how_many_there_are() -> None:
         "softmax_kernel": 1,
     }
     assert sum(counts.values()) == 30
+    more = Counter(launch.kernel for launch in warm(HEADS["in 8 bits"]))
+    assert more - counts == {"head_kernel": 1}  # of the copy; the weight is read in one pass, and by many rows
 
 
 @pytest.mark.parametrize("max_top_k", [1, 8, 64, 65, 1024, 5000])

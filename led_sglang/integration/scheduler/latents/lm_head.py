@@ -7,6 +7,7 @@ from torch import Tensor, dtype, empty
 
 from led_sglang.integration.faults import CaptureError
 from led_sglang.integration.scheduler.ranks import row_group
+from led_sglang.ops.fp8.rows import Fp8Rows
 from led_sglang.ops.types import Head
 
 if TYPE_CHECKING:
@@ -54,6 +55,16 @@ def build_head(
         all_gather=all_gather if is_sharded else None,
         project=None if is_dense else _engine_product(logits_processor, lm_head),
     )
+
+
+def copy_for_lse(head: Head) -> Fp8Rows:
+    """Of `--led-head-lse fp8`. Raises CaptureError for a head that has no weight to copy."""
+    if head.project is not None:
+        raise CaptureError(
+            "--led-head-lse fp8 is not possible here: the LM head is quantised, or in another dtype than the model, "
+            "and the engine multiplies with it. Start with --led-head-lse full"
+        )
+    return Fp8Rows.of(head.weight)
 
 
 def head_group(lm_head: "ParallelLMHead | None") -> "GroupCoordinator | None":

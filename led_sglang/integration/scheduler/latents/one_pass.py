@@ -34,6 +34,7 @@ class OnePassState:
         max_rows: int,
         device: torch.device,
         is_batch_invariant: bool = False,
+        head_lse: str = "full",
     ) -> None:
         """is_batch_invariant: always coin first, since the final logits of the two forms differ in their last bits.
 
@@ -44,7 +45,7 @@ class OnePassState:
                 "--led-form one_pass is not possible with --enable-deterministic-inference: a row's numbers would "
                 "depend on the size of its batch; use auto or coin_first"
             )
-        self.requested = form
+        self.requested, self.head_lse = form, head_lse
         self.is_batch_invariant = is_batch_invariant
         self.num_layers = num_layers
         self.device = device
@@ -71,7 +72,7 @@ class OnePassState:
             return "coin_first"
         if not self.backend.supports_one_pass:
             return "coin_first"
-        return one_pass.form_of(size, self.requested, self.backend.allows_dynamic_shapes)
+        return one_pass.form_of(size, self.requested, self.backend.allows_dynamic_shapes, self.head_lse)
 
     def on_graph_warmup(self, num_rows: int, is_captured: bool) -> None:
         """The engine warms up a decode batch of so many rows, or captures the graph of it.

@@ -65,7 +65,7 @@ def test_every_hook_of_the_table_is_broken_by_the_test_of_faults() -> None:
     """A new one is too: each that is called while serving is broken by a `test_faults.py` of tests/server.
 
     Those between pipeline stages by pipeline/test_outputs.py in tests/unit/integration/scheduler, and those between two
-    servers by disaggregation/test_handoff.py beside it.
+    servers by disaggregation/test_handoff.py beside it; that of an update of the weights by latents/test_head_copy.py.
     """
     at_start = {target for target, guarded in HANDLERS.items() if guarded.is_start_only}
     assert at_start == set(fault_plugin.AT_START)

@@ -8,9 +8,10 @@ import torch
 from led_sglang.cpu_platform import deterministic
 from led_sglang.ops import led_step
 from led_sglang.ops.backends import lm_head as torch_head
+from led_sglang.ops.fp8.rows import Fp8Rows
 from led_sglang.ops.kernels import final_layer, lm_head
-from led_sglang.ops.kernels.common import WIDTHS, width_of
-from led_sglang.ops.kernels.lm_head import is_interpreted, latent_lse
+from led_sglang.ops.kernels.common import WIDTHS, is_interpreted, width_of
+from led_sglang.ops.kernels.lm_head import latent_lse
 from tests.unit.ops.cases.op_cases import Case, make_case, make_inputs, make_rows
 
 CROWDS = (1, 9, 10, 64)
@@ -80,6 +81,21 @@ def check_normalizers() -> None:
             found.append(latent_lse(case.latents, case.head, tau, explore_mask, None)[:, 0])
         else:
             found.append(torch_head.complete_lse(case.latents, case.head, tau, None)[:, 0])
+    assert all(torch.equal(found[0], other) for other in found[1:]), found
+
+
+def check_normalizers_of_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 8 bits, which is read for any number of rows."""
+    monkeypatch.setattr(lm_head, "COPY_ROWS", 8)
+    monkeypatch.setattr(torch_head, "CHUNK", 128)
+    found = []
+    for num_rows in CROWDS[:3]:
+        case = crowd(num_rows, False, 300)
+        head, tau = replace(case.head, lse_copy=Fp8Rows.of(case.head.weight)), torch.full((num_rows, 1), 0.7)
+        if is_interpreted():
+            found.append(latent_lse(case.latents, head, tau, torch.ones(num_rows, dtype=torch.bool), None)[:, 0])
+        else:
+            found.append(torch_head.complete_lse(case.latents, head, tau, None)[:, 0])
     assert all(torch.equal(found[0], other) for other in found[1:]), found
 
 

@@ -9,7 +9,7 @@ from tests.unit.ops.cases.processes import names, require
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
-SCRIPTS = [HERE / name for name in ("step_checks.py", "filtered_draw_checks.py", "projected_checks.py")]
+SCRIPTS = [HERE / f"{name}_checks.py" for name in ("step", "filtered_draw", "projected", "fp8")]
 CHECKS = [pytest.param(script, name, id=f"{script.stem}-{name}") for script in SCRIPTS for name in names(script)]
 
 

@@ -13,6 +13,7 @@ from tests.server.killing import ENDS_S, kill_under_load
 from tests.server.servers import Server, kill_scheduler
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
+AT_ONCE = {"SGLANG_CUDA_COREDUMP_BEFORE_CRASH_WAIT_SECS": "0"}  # a dying server waits a minute for dumps
 SEEDED = {"sampling_seed": 5, "temperature": 1.0}
 
 
@@ -55,10 +56,10 @@ def test_data_parallel_engines(expected: dict[str, Any], logs: Path) -> None:
 def test_two_nodes(expected: dict[str, Any], logs: Path) -> None:
     meeting = HeldPort()
     shared = ("--tp-size", "2", "--nnodes", "2", "--dist-init-addr", f"127.0.0.1:{meeting.number}")
-    second = Server(*shared, "--node-rank", "1", log=logs / "second_node.log")
+    second = Server(*shared, "--node-rank", "1", log=logs / "second_node.log", environment=AT_ONCE)
     try:
         with (
-            Server(*shared, "--node-rank", "0", log=logs / "first_node.log") as first,
+            Server(*shared, "--node-rank", "0", log=logs / "first_node.log", environment=AT_ONCE) as first,
             httpx.Client(base_url=first.url, timeout=120) as client,
         ):
             answer = traced(client)

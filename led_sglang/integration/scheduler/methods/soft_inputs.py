@@ -41,6 +41,7 @@ class SoftInputs:
         self.weights = torch.zeros(slots, MAX_SOFT_TOP_K, dtype=torch.float32, device=device)
         self.is_soft = torch.zeros(slots, dtype=torch.bool, device=device)
         self.num_low_entropy = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.allows_dynamic_shapes = device.type == "cpu"
         self._batch: Any = None
         self._fail = fail
         self._install(runner.model)
@@ -92,10 +93,17 @@ class SoftInputs:
         if self._batch is None or not self._batch.forward_mode.is_decode():
             return embedded
         slots = self._batch.req_pool_indices
-        ids, weights = self.ids[slots], self.weights[slots]  # (rows, K)
-        embeddings = look_up(ids.flatten()).view(*ids.shape, -1)  # (rows, K, H)
-        mixed = (weights[..., None] * embeddings.float()).sum(1).to(embedded.dtype)
-        return torch.where(self.is_soft[slots][:, None], mixed, embedded)
+        is_soft = self.is_soft[slots]
+        if self.allows_dynamic_shapes:  # all ranks look up alike: their tables are equal
+            rows = is_soft.nonzero().flatten()
+            return embedded.index_copy(0, rows, self._mixed(slots[rows], embedded, look_up)) if len(rows) else embedded
+        return torch.where(is_soft[:, None], self._mixed(slots, embedded, look_up), embedded)
+
+    def _mixed(self, slots: Tensor, embedded: Tensor, look_up: Any) -> Tensor:
+        """(n,) slots to (n, H) mixtures of their candidates' embeddings."""
+        ids, weights = self.ids[slots], self.weights[slots]  # (n, K)
+        embeddings = look_up(ids.flatten()).view(*ids.shape, -1)  # (n, K, H)
+        return (weights[..., None] * embeddings.float()).sum(1).to(embedded.dtype)
 
 
 def keep_out_of_prefix_cache(req: "Req") -> None:

@@ -62,6 +62,28 @@ def test_only_soft_slots_are_mixed(engine: tuple[SoftInputs, EmbeddingModel, Ten
         assert torch.equal(out[row], table[token])
 
 
+@pytest.mark.parametrize(("slots", "num_soft"), [([0, 2, 1], 0), ([0, 3, 2], 1), ([3, 3, 4, 1], 2)])
+@pytest.mark.parametrize("allows_dynamic_shapes", [True, False])
+def test_where_rows_may_be_counted_only_soft_ones_are_looked_up_again(
+    slots: list[int], num_soft: int, allows_dynamic_shapes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a batch without them nothing is, beside the engine's own rows: no lookup, and so no sum over ranks."""
+    model, num_ids = EmbeddingModel(), []
+    look_up = model.model.embed_tokens.forward
+
+    def counted(ids: Tensor) -> Tensor:
+        num_ids.append(ids.numel())
+        return look_up(ids)
+
+    monkeypatch.setattr(model.model.embed_tokens, "forward", counted)
+    inputs = SoftInputs(runner(model), CONFIG, raise_fault)
+    inputs.allows_dynamic_shapes = allows_dynamic_shapes
+    inputs.is_soft[3] = True
+    run(model, [4] * len(slots), batch(slots))
+    num_mixed = num_soft if allows_dynamic_shapes else len(slots)
+    assert num_ids == [len(slots), *([num_mixed * MAX_SOFT_TOP_K] if num_mixed else [])]
+
+
 @pytest.mark.parametrize("case", ["extend", "forgotten", "outside a step"])
 def test_everything_else_is_the_engines_lookup(case: str, engine: tuple[SoftInputs, EmbeddingModel, Tensor]) -> None:
     inputs, model, table = engine
@@ -82,6 +104,7 @@ def test_a_replay_follows_the_slots_that_it_is_given(engine: tuple[SoftInputs, E
     Recorded as a trace of tensor operations; the dummy rows of a capture sit in slot 0 and are not soft.
     """
     inputs, model, table = engine
+    inputs.allows_dynamic_shapes = False
     static = batch([0, 0, 0])
     ids, positions = torch.zeros(3, dtype=torch.int64), torch.arange(3)
 

@@ -19,8 +19,9 @@ WITH_RANKS = [name for name, row in ENTRIES.items() if row.has_ranks]  # one of 
 
 
 def rows() -> list[object]:
-    """The quick ones run always."""
-    return [pytest.param(name, marks=() if row.is_quick else pytest.mark.full) for name, row in ENTRIES.items()]
+    """The quick ones run always, in `make test` too."""
+    marks = {True: pytest.mark.quick, False: pytest.mark.full}
+    return [pytest.param(name, marks=marks[row.is_quick]) for name, row in ENTRIES.items()]
 
 
 def require(answer: dict[str, object], name: str) -> None:

@@ -40,6 +40,14 @@ LINEAR = {  # three value heads a key head: others take a kernel that a CPU has 
     "linear_key_head_dim": 32,
     "linear_value_head_dim": 32,
 }
+YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
 PLAIN = ("--attention-backend", "triton")  # `torch_kernels.PlainAttention`
 STATES = (*PLAIN, "--mamba-radix-cache-strategy", "no_buffer", "--disable-overlap-schedule", "--disable-radix-cache")
 HALF_BLOCKS = ["mamba", "mlp", "attention"] * (NUM_LAYERS // 3)
@@ -259,6 +267,7 @@ ENTRIES |= {  # what `torch_kernels` and `recurrent` compute parts of
             "kimi_k2",
         ),
         is_quick=True,
+        has_ranks=True,
     ),
     "glm4_moe_lite": Entry(
         "GLM-4.7-Flash",
@@ -332,10 +341,8 @@ ENTRIES |= {  # what `torch_kernels` and `recurrent` compute parts of
         arguments=STATES,
         parsers=("nemotron_3",),
         is_quick=True,
+        has_ranks=True,
     ),
-}
-
-NOT_SHOWN: dict[str, Entry] = {  # their configuration alone is read, by --check: no run has compared their layers yet
     "gpt_oss": Entry(
         "gpt-oss",
         "GptOssForCausalLM",
@@ -344,8 +351,8 @@ NOT_SHOWN: dict[str, Entry] = {  # their configuration alone is read, by --check
             "GptOssConfig",
             **EXPERTS | {"intermediate_size": 128},
             head_dim=32,
-            sliding_window=64,
-            rope_parameters={"rope_type": "default", "rope_theta": 150000.0},
+            sliding_window=4,  # the start's prompts are longer
+            rope_parameters={"rope_theta": 150000.0} | YARN,
         ),
         arguments=(*PLAIN, "--moe-runner-backend", "triton"),
         parsers=("gpt-oss",),

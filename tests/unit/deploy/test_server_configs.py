@@ -134,17 +134,16 @@ def write_config(name: str, folder: Path) -> None:
     """What --check reads of a checkpoint: its configuration and its tokenizer, no weights."""
     from transformers import AutoTokenizer
 
-    from tests.models.zoo import ENTRIES, NOT_SHOWN, write_served_config
+    from tests.models.zoo import ENTRIES, write_served_config
     from tests.server.checkpoints import ARCHITECTURES, serve_as_mimo
 
-    rows = ENTRIES | NOT_SHOWN
-    entry = ARCHITECTURES.get(name) or rows[name]
+    entry = ARCHITECTURES.get(name) or ENTRIES[name]
     config = entry.config()
     config.max_position_embeddings = 131072  # the files ask for the models' real lengths
     config.architectures = [entry.served_as]
     config.save_pretrained(folder)
     if name not in ARCHITECTURES:
-        write_served_config(rows[name], folder)
+        write_served_config(ENTRIES[name], folder)
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
     tokenizer.save_pretrained(folder)
@@ -154,10 +153,9 @@ def write_config(name: str, folder: Path) -> None:
 
 def arguments_here(name: str) -> list[str]:
     """What the model wants of a machine without a GPU; the files are for one with."""
-    from tests.models.zoo import ENTRIES, NOT_SHOWN
+    from tests.models.zoo import ENTRIES
 
-    rows = ENTRIES | NOT_SHOWN
-    return list(rows[name].arguments) if name in rows else []
+    return list(ENTRIES[name].arguments) if name in ENTRIES else []
 
 
 @pytest.mark.timeout(600)

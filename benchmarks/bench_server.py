@@ -144,9 +144,16 @@ def line(options: argparse.Namespace, method: str, concurrency: int, cell: Cell)
     def median(values: list[float]) -> float:
         return round(statistics.median(values), 4)
 
+    def first_token_ms(side: str) -> float | None:
+        """None where all answers of the window had begun before it."""
+        values = [second for pair in pairs for second in getattr(pair, side).first_token_s]
+        return 1000 * median(values) if values else None
+
     ratios = [pair.ratio for pair in pairs]
     return {
         "method": method,
+        "model": Path(options.model_path).name if options.model_path else "embedded",
+        "server_args": options.server_args,
         "ignore_eos": options.ignore_eos,
         "concurrency": concurrency,
         "baseline_tok_s": median([pair.baseline.tokens_per_s for pair in pairs]),
@@ -156,8 +163,8 @@ def line(options: argparse.Namespace, method: str, concurrency: int, cell: Cell)
         "ratio_min": round(min(ratios), 4),
         "ratio_max": round(max(ratios), 4),
         "cpu_ratio": median([pair.cpu_ratio for pair in pairs]),
-        "baseline_ttft_ms_p50": 1000 * median([t for pair in pairs for t in pair.baseline.first_token_s]),
-        "led_ttft_ms_p50": 1000 * median([t for pair in pairs for t in pair.led.first_token_s]),
+        "baseline_ttft_ms_p50": first_token_ms("baseline"),
+        "led_ttft_ms_p50": first_token_ms("led"),
         "baseline_itl_ms_p50": gaps("baseline", 0.5),
         "led_itl_ms_p50": gaps("led", 0.5),
         "baseline_itl_ms_p99": gaps("baseline", 0.99),

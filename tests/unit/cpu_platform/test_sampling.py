@@ -1,4 +1,4 @@
-"""The sampler of few tokens draws what SGLang's own of the whole vocabulary draws from."""
+"""The samplers of few tokens draw what SGLang's own of the whole vocabulary draw from."""
 
 from itertools import product
 from typing import Any
@@ -26,6 +26,8 @@ def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     original = getattr(sampler, NAME)
     monkeypatch.setattr(sampler, NAME, getattr(original, "__wrapped__", original))
+    plain = sampler.sampling_from_probs_torch
+    monkeypatch.setattr(sampler, "sampling_from_probs_torch", getattr(plain, "__wrapped__", plain))
     monkeypatch.setattr(torch, "multinomial", weights_of)
     return seen
 
@@ -84,3 +86,46 @@ def test_one_row_that_needs_all_is_enough(widths: list[int]) -> None:
     assert widths == [VOCAB_SIZE] * 2
     sampling.install()  # a second time wraps nothing
     assert not hasattr(getattr(sampler, NAME).__wrapped__, "__wrapped__")
+
+
+@pytest.mark.parametrize("vocab_size", [1, 7, sampling.PART, sampling.PART + 1, 3 * sampling.PART + 5])
+def test_the_law_of_a_draw_without_filters(vocab_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uniform numbers on a grid give each token its share of them, to one of the grid; no weight, none."""
+    weights = torch.rand(vocab_size, generator=torch.Generator().manual_seed(4))
+    weights[1::3] = 0.0
+    num_draws = 20_000
+    grid = (torch.arange(num_draws, dtype=torch.float64) + 0.5) / num_draws
+    monkeypatch.setattr(torch, "rand", lambda *shape, dtype: grid.view(shape))
+    tokens = sampling.draw(5 * weights.expand(num_draws, -1))
+    counts = torch.bincount(tokens, minlength=vocab_size)
+    assert (counts - num_draws * weights.double() / weights.double().sum()).abs().max() < 1.01
+    assert not counts[weights == 0].any()
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+def test_the_ends_of_the_uniform_numbers(uniform: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.zeros(64, 2 * sampling.PART + 9)
+    rows[:, sampling.PART - 3 : sampling.PART + 3] = torch.rand(64, 6, generator=torch.Generator().manual_seed(5)) + 0.1
+    monkeypatch.setattr(torch, "rand", lambda *shape, dtype: torch.full(shape, uniform, dtype=dtype))
+    expected = sampling.PART - 3 if uniform == 0 else sampling.PART + 2
+    assert sampling.draw(rows).tolist() == [expected] * 64
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_nothing_to_draw_from(value: float) -> None:
+    weights = torch.rand(2, 10)
+    weights[1] = value
+    with pytest.raises(RuntimeError, match="nothing to draw from"):
+        sampling.draw(weights)
+
+
+def test_sglangs_sampler_without_filters_draws_so(widths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With seeds it is SGLang's own: what a seed gives is the same on every platform."""
+    seeds = torch.tensor([1, 2])
+    monkeypatch.setattr(sampler, "sampling_from_probs_torch", lambda *arguments: arguments)
+    sampling.install()
+    probs = torch.eye(VOCAB_SIZE)[[5, 2000]]
+    tokens = sampler.sampling_from_probs_torch(probs)
+    assert tokens.tolist() == [5, 2000] and tokens.dtype == torch.int32 and not widths
+    passed_on = sampler.sampling_from_probs_torch(probs, seeds, None)
+    assert passed_on[0] is probs and passed_on[1] is seeds

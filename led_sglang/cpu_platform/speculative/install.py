@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from led_sglang.cpu_platform import deterministic
+from led_sglang.cpu_platform import seeded_draw
 from led_sglang.cpu_platform.speculative import cache_slots, trees, verification
 
 __all__ = ["REPLACEMENTS", "install", "offer_ninja", "replace"]
@@ -26,7 +26,7 @@ REPLACEMENTS: dict[str, Any] = {
     ),
     _OPS + "sampling.renorm.top_k_renorm_prob": verification.top_k_renorm_prob,
     _OPS + "sampling.renorm.top_p_renorm_prob": verification.top_p_renorm_prob,
-    _OPS + "sampling.murmur_hash.murmur_hash32": deterministic.murmur_hash32,
+    _OPS + "sampling.murmur_hash.murmur_hash32": seeded_draw.murmur_hash32,
     _OPS + "speculative.cache_locs.assign_draft_cache_locs_contiguous_func": (
         cache_slots.assign_draft_cache_locs_contiguous
     ),

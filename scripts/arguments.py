@@ -38,7 +38,10 @@ def flags() -> dict[str, str]:
 
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
-    spellings = {action.dest: action.option_strings for action in parser._actions if action.option_strings}
+    spellings: dict[str, list[str]] = {}
+    for action in parser._actions:  # some have a deprecated flag beside their own, as another action
+        spellings.setdefault(action.dest, []).extend(action.option_strings)
+    spellings = {field: found for field, found in spellings.items() if found}
     own = {field: "--" + field.replace("_", "-") for field in spellings}
     return {field: own[field] if own[field] in found else max(found, key=len) for field, found in spellings.items()}
 

@@ -25,7 +25,7 @@ SERVED = {  # rows of tests.server.checkpoints: family, reasoning parser, test
     "qwen3_moe": ("Qwen3-MoE", "qwen3-thinking", "tests/server/test_models.py"),
     "qwen2": ("Qwen2, QwQ, R1-Distill-Qwen", "deepseek-r1", "tests/server/test_models.py"),
     "llama": ("Llama, R1-Distill-Llama", "deepseek-r1", "tests/server/test_models.py"),
-    "mimo": ("MiMo-7B", "mimo", "tests/server/test_models.py"),
+    "mimo": ("MiMo-7B", "qwen3", "tests/server/test_models.py"),
 }
 
 

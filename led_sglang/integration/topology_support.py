@@ -31,6 +31,11 @@ def _refuse_workers(args: Any) -> None:
     if num_workers == 1:
         return
     refuse_release(f"--tokenizer-worker-num {num_workers}")
+    if getattr(args, "api_key", None):
+        raise CaptureError(
+            f"SGLang does not serve --tokenizer-worker-num {num_workers} with --api-key: each worker would end at its "
+            f"start. Leave one of the two out, or let the gateway before the server ask for the key"
+        )
     if app != WORKER_APP:
         raise CaptureError(
             f"LED does not work with --tokenizer-worker-num {num_workers} and {ENV_APP}={app}: requests of that app do "

@@ -320,7 +320,7 @@ ENTRIES |= {  # what `torch_kernels` and `recurrent` compute parts of
         parsers=("gemma4",),
     ),
     "nemotron_h": Entry(
-        "Nemotron-H, Nemotron 3",
+        "Nemotron-H (without experts)",
         "NemotronHForCausalLM",
         "stream",
         lambda: transformers.NemotronHConfig(

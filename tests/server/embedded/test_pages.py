@@ -71,10 +71,20 @@ def led_tokens(url: str) -> int:
     return int(httpx.get(f"{url}/led/info").json()["counters"]["led_tokens"])
 
 
-def test_every_page_of_the_folder_has_something_that_runs() -> None:
+def test_the_pages_that_show_a_command_run_it() -> None:
     shown = {block.page for block in blocks("run")}
     assert shown >= {"clients", "is-led-on", "load-test", "depth-and-k", "migrate-from-the-fork"}
     assert {block.name for block in blocks("sends")} == {block.name for block in blocks("body")} != set()
+
+
+def test_the_page_of_the_api_names_what_info_has(embedded_server: Server) -> None:
+    """Every key of the answer down to two levels; those of the hooks, methods and reasons are values."""
+    info = httpx.get(f"{embedded_server.url}/led/info").json()
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8").partition("## GET /led/info")[2]
+    names = {name: value for name, value in info.items() if name != "hooks"}
+    for part in ("start_check", "markers", "form", "head", "counters", "limits"):
+        names |= names[part]
+    assert not [name for name in names if f'"{name}"' not in page]
 
 
 @pytest.mark.parametrize("block", RUN)

@@ -91,6 +91,29 @@ def test_every_place_shows_one() -> None:
     assert len(models) == 19, "the paper's five, what people serve, the embedded one, its forerunner, one with a draft"
 
 
+HEADS = {  # of attention, as the models' own config.json has them
+    "Qwen/QwQ-32B": 40,
+    "deepseek-ai/DeepSeek-R1-0528": 128,
+    "deepseek-ai/DeepSeek-V3.2": 128,
+    "moonshotai/Kimi-K2-Thinking": 64,
+    "zai-org/GLM-4.7": 96,
+    "MiniMaxAI/MiniMax-M2": 48,
+    "Qwen/Qwen3-Next-80B-A3B-Thinking": 16,
+    "Qwen/Qwen3-4B-Thinking-2507": 32,
+    "Qwen/Qwen3-8B": 32,
+}
+
+
+@pytest.mark.parametrize("words", STARTS)
+def test_the_ranks_divide_the_heads(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else SGLang asserts while it builds the model."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv(ENV_CONFIG, raising=False)
+    server_args, _ = launch.server_arguments(*split_arguments(words))
+    if server_args.tp_size > 1:
+        assert HEADS[server_args.model_path] % server_args.tp_size == 0
+
+
 @pytest.mark.parametrize("words", STARTS)
 def test_it_serves_the_model_it_shows(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)

@@ -55,6 +55,13 @@ def test_workers_of_another_app(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_topology(CONFIG, args_of())
 
 
+def test_workers_and_a_key() -> None:
+    """SGLang's workers assert that there is none, one by one, behind a start that seemed to go on."""
+    with pytest.raises(CaptureError, match="--tokenizer-worker-num 2 with --api-key"):
+        refuse_topology(CONFIG, args_of(tokenizer_worker_num=2, api_key="secret"))
+    refuse_topology(CONFIG, args_of(api_key="secret"))
+
+
 def test_a_head_that_is_cut_over_other_ranks() -> None:
     with pytest.raises(CaptureError, match=r"--attn-dp-size 2 without --enable-dp-lm-head: .*Add the flag"):
         refuse_topology(CONFIG, args_of(attn_dp_size=2))

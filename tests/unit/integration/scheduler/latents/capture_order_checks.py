@@ -45,7 +45,9 @@ class Server:
     """A runtime at the moment at which graphs are captured."""
 
     def __init__(self, num_ranks: int, max_rows: int, is_warmed_up: bool, form: str) -> None:
-        config = SimpleNamespace(backend="triton", form=form, max_top_k=64, max_depth=len(LAYERS), methods=("led",))
+        config = SimpleNamespace(
+            backend="triton", form=form, head_lse="full", max_top_k=64, max_depth=len(LAYERS), methods=("led",)
+        )
         made, self.processor = object.__new__(Runtime), Processor()
         served = object.__new__(ServedBackend)
         served.__dict__.update(requested="triton", device=CPU, backend=TritonBackend(), fault=None)

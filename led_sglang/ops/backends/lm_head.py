@@ -113,7 +113,10 @@ def candidate_logits(
         return engine_sums(latents.flatten(0, 1), ids, head, taus, edits)[1].view(num_layers, *candidate_ids.shape)
     local_ids = local_candidates(candidate_ids, head)
     directions = head.weight[local_ids].float()  # (N, K, H)
-    logits = torch.bmm(directions, latents.float().permute(1, 2, 0)).permute(2, 0, 1)  # (J, N, K)
+    if head.is_batch_invariant:  # a batched product's order of sums may follow the other rows' depth and candidates
+        logits = torch.stack([(directions * hidden.float()[:, None]).sum(-1) for hidden in latents])
+    else:
+        logits = torch.bmm(directions, latents.float().permute(1, 2, 0)).permute(2, 0, 1)  # (J, N, K)
     if head.bias is not None:
         logits = logits + head.bias[local_ids].float()
     logits = scale_and_cap(logits, head)

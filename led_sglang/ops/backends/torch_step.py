@@ -158,8 +158,8 @@ def exploit_step(final: FinalLayer, exploit: Tensor, explored: Tensor, rows: Led
 
 def entropy_of(probs: Tensor) -> Tensor:
     """Of each distribution along the last axis, in nats (Eq. 5)."""
-    entropy: Tensor = torch.special.entr(probs).sum(-1)
-    return entropy
+    entropy: Tensor = torch.special.entr(probs).sum(-1, dtype=torch.float64)  # in any width the same float32
+    return entropy.to(probs.dtype)
 
 
 def explore_rows(

@@ -269,6 +269,14 @@ ENTRIES |= {  # what `torch_kernels` and `recurrent` compute parts of
         is_quick=True,
         has_ranks=True,
     ),
+    "deepseek_v2": Entry(
+        "DeepSeek V2",
+        "DeepseekV2ForCausalLM",
+        "stream",
+        configured("DeepseekV2Config", **LATENT | SMALL_EXPERTS, first_k_dense_replace=1, n_group=1, topk_group=1),
+        changes={"moe_layer_freq": 1, "scoring_func": "softmax", "topk_method": "greedy"},
+        arguments=PLAIN,
+    ),
     "glm4_moe_lite": Entry(
         "GLM-4.7-Flash",
         "Glm4MoeLiteForCausalLM",

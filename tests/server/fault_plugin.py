@@ -135,8 +135,10 @@ def rows_with(led: Any, faults: Any) -> Iterator[tuple[int, str]]:
 
 
 def poison_logits(result: Any, self: Any, input_ids: Any, hidden: Any, head: Any, batch: Any, *args: Any) -> None:
-    for row, name in rows_with(getattr(batch.sampling_info, "led", None), LOGITS):
-        logits = result.next_token_logits[row]
+    led = getattr(batch.sampling_info, "led", None)
+    for row, name in rows_with(led, LOGITS):
+        nodes = len(result.next_token_logits) // len(led.request_rows)  # of a verification, the request's token first
+        logits = result.next_token_logits[row * nodes]
         logits[logits.argmax() if name == "one nan logit" else slice(None)] = LOGITS[name]
 
 

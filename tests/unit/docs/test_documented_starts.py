@@ -91,16 +91,18 @@ def test_every_place_shows_one() -> None:
     assert len(models) == 19, "the paper's five, what people serve, the embedded one, its forerunner, one with a draft"
 
 
-HEADS = {  # of attention, as the models' own config.json has them
+HEADS = {  # of attention, from the models' cards: their files are out of reach here
     "Qwen/QwQ-32B": 40,
     "deepseek-ai/DeepSeek-R1-0528": 128,
     "deepseek-ai/DeepSeek-V3.2": 128,
     "moonshotai/Kimi-K2-Thinking": 64,
-    "zai-org/GLM-4.7": 96,
+    "zai-org/GLM-4.7-FP8": 96,
     "MiniMaxAI/MiniMax-M2": 48,
     "Qwen/Qwen3-Next-80B-A3B-Thinking": 16,
     "Qwen/Qwen3-4B-Thinking-2507": 32,
     "Qwen/Qwen3-8B": 32,
+    "Qwen/Qwen3-30B-A3B-Thinking-2507": 32,
+    "Qwen/Qwen3.5-27B": 24,
 }
 
 

@@ -125,6 +125,11 @@ def candidate_logits(
     return only_local(logits.div_(tau), candidate_ids, head)
 
 
+def sum_of(values: Tensor) -> Tensor:
+    """(..., K) to (..., 1), one candidate after the other: zeros behind, for rows with more of them, change no bit."""
+    return values.cumsum(-1)[..., -1:]
+
+
 def only_local(logits: Tensor, candidate_ids: Tensor, head: Head) -> Tensor:
     if head.all_gather is None:
         return logits

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from led_sglang.ops.backends.lm_head import latent_probs
+from led_sglang.ops.backends.lm_head import latent_probs, sum_of
 from led_sglang.ops.edits import LogitEdits
 from led_sglang.ops.rows.draft_tree import DraftTree, reachable
 from led_sglang.ops.types import Head, KnownLse, Latents, LedRows, LedStep, StepInputs
@@ -63,7 +63,7 @@ def led_step(
 ) -> LedStep:
     """See `led_sglang.ops.led_step`."""
     final = final_layer(final_logits, rows, allows_dynamic_shapes)
-    exploit = final.probs / final.probs.sum(-1, keepdim=True)
+    exploit = final.probs / sum_of(final.probs)
     # `a >= b` on booleans is `a or not b`: tails explores, and so does a row without the exploit branch.
     explored = (inputs.coin_uniform + final.confidence < 1.0).ge(rows.exploit).logical_and(inputs.active)
     needs_latents = explored | (rows.trace & inputs.active) if rows.any_trace else explored
@@ -158,8 +158,7 @@ def exploit_step(final: FinalLayer, exploit: Tensor, explored: Tensor, rows: Led
 
 def entropy_of(probs: Tensor) -> Tensor:
     """Of each distribution along the last axis, in nats (Eq. 5)."""
-    entropy: Tensor = torch.special.entr(probs).sum(-1, dtype=torch.float64)  # in any width the same float32
-    return entropy.to(probs.dtype)
+    return sum_of(torch.special.entr(probs)).squeeze(-1)
 
 
 def explore_rows(
@@ -228,10 +227,10 @@ def explore_branch(
         latent = latent_probs(hidden, take(final.candidate_ids), head, take(final.tau), known_lse, some)
         layers = torch.cat([layers, latent]).masked_fill_(is_dropped, 0.0)  # (J+1, N, K)
     if rows.any_normalize:
-        normalized = layers / layers.sum(-1, keepdim=True).clamp_min(TINY)
+        normalized = layers / sum_of(layers).clamp_min(TINY)
         layers = torch.where(take(rows.normalize_layers)[:, None], normalized, layers)
     sums = layers.cumsum(0)
-    aggregates = sums / sums.sum(-1, keepdim=True)  # Eq. 4
+    aggregates = sums / sum_of(sums)  # Eq. 4
     entropies = entropy_of(aggregates)  # (J+1, N)
     if rows.mixed_depth:
         is_beyond = torch.arange(num_layers + 1, device=entropies.device)[:, None] >= take(rows.depth)  # (J+1, N)

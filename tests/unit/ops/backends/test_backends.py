@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from led_sglang.ops import BACKENDS, LedStep, backend_for, led_step
+from led_sglang.ops.backends.lm_head import sum_of
 from led_sglang.ops.backends.numba import NumbaBackend
 from tests.unit.ops.cases.op_cases import CPU_BACKENDS, make_case, others
 from tests.unit.ops.cases.oracle import check
@@ -274,3 +275,15 @@ def test_compiled_ties_go_to_the_smaller_id():
     logits[0, 4321] = 1.0
     case = replace(make_case(1, 5000, top_k=4), final_logits=logits)
     assert case.run("numba").candidate_ids.tolist() == [[4321, 0, 1, 2]]
+
+
+@pytest.mark.parametrize("num_rows", [1, 9, 64])
+def test_a_sum_over_candidates_does_not_know_how_many_others_have(num_rows):
+    """A row's own, alone and with the zeros that a row beside it with a larger k brings: the same bits in any width."""
+    for own in range(1, 41):
+        values = torch.rand(num_rows, own, generator=torch.Generator().manual_seed(own))
+        alone = [sum_of(row[None]) for row in values]
+        for width in (own, own + 1, 48, 64, 256):
+            together = sum_of(torch.nn.functional.pad(values, (0, width - own)))
+            assert torch.equal(together, torch.cat(alone)), (own, width)
+        torch.testing.assert_close(together[:, 0], values.double().sum(-1).float())

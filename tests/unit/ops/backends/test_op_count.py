@@ -51,7 +51,7 @@ def record(run: Any) -> Recorder:
 
 @pytest.mark.parametrize(
     ("backend", "explore", "limit"),
-    [("torch", False, 19), ("torch", True, 41), ("numba", False, 2), ("numba", True, 6)],
+    [("torch", False, 19), ("torch", True, 40), ("numba", False, 2), ("numba", True, 6)],
 )
 def test_number_of_calls(backend, explore, limit):
     case = make_case(1, 512, hidden=128, depth=8, explore=explore)

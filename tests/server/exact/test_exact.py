@@ -220,4 +220,7 @@ def test_two_tensor_parallel_ranks(two_rank_server: Server, client: Client, orac
     assert two_rank_server.process.wait(60) != 0
     # Whoever notices first: SGLang's watchdog, or the other rank.
     said = two_rank_server.end_of_log(20000)
-    assert "crashed with exit code -9" in said or "Connection closed by peer" in said
+    assert any(
+        words in said
+        for words in ("crashed with exit code -9", "Connection closed by peer", "Connection reset by peer")
+    )
